@@ -1,0 +1,44 @@
+# One environment, made on first use and kept; LEJEPA_VENV=/elsewhere shares one between checkouts.
+PYTHON ?= python3
+VENV ?= $(or $(LEJEPA_VENV),.venv)
+BIN := $(VENV)/bin
+READY := $(VENV)/.lejepa-med-ready
+
+.PHONY: demo test test-all check bench help clean
+
+help:
+	@echo "make demo    pretrain on a made archive (or ARCHIVE=... MODALITY=mri|histology|galaxy|images), probe it, serve it"
+	@echo "make test    lint, types and tests"
+	@echo "make check   lint and types only"
+	@echo "make test-all   tests with the slow ones"
+	@echo "make bench   every number that the README quotes (hours)"
+
+# The stamp is renewed when the dependencies change.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "lejepa-med needs Python 3.11 or newer; set PYTHON=python3.12 or so"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes and about 6 GB on first use: PyTorch)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m examples.demo.run $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(if $(MODALITY),--modality "$(MODALITY)") $(DEMO)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: check
+	$(BIN)/python -m pytest -m "not gpu"
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.sigreg --out benchmarks/results/sigreg-cpu.md
+	$(BIN)/python -m benchmarks.quality --data "$(LEJEPA_REAL_DATA)" --out benchmarks/results
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

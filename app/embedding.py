@@ -1,0 +1,104 @@
+"""Embedding of received files: decode on a few threads, batch in front of the encoder, one result an item."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from app.errors import ProblemError, describe
+from app.inference import Batcher, Vector
+from app.items import Source, prepare
+from app.schemas import Problem
+from app.settings import Settings
+from data_adapters.base import Adapter, Record
+from data_adapters.errors import BadFileError, UserError
+
+WINDOW = 32  # items of one request between decoding and its vector: bounds memory, and fills batches
+Decoded = tuple[int, "Future[Vector]"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One item's vector (dim,) float32, or the problem that stands for it."""
+
+    file_index: int
+    items: int = 0
+    vector: np.ndarray | None = None
+    problem: Problem | None = None
+
+
+class Embedding:
+    """The way from records to vectors, shared by requests and jobs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Stop decoding; what waits is given up."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(
+        self, adapter: Adapter, batcher: Batcher, found: Sequence[Source], *, patient: bool = False
+    ) -> Iterator[Result]:
+        """Results in the order of `found`. Blocks: call it on a thread.
+
+        Args:
+            adapter: of the encoder.
+            batcher: of the encoder.
+            found: the items.
+            patient: wait while the encoder's queue is full (jobs) instead of failing (requests).
+
+        Raises:
+            ProblemError: 503, the queue is full.
+        """
+        waiting: deque[tuple[Source, Future[Decoded] | None]] = deque()
+        try:
+            for source in found:
+                record = source.record
+                future = None if record is None else self._pool.submit(self._decode, adapter, batcher, record, patient)
+                waiting.append((source, future))
+                if len(waiting) >= WINDOW:
+                    yield _collect(*waiting.popleft())
+            while waiting:
+                yield _collect(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                if future is not None:
+                    future.cancel()
+
+    def _decode(self, adapter: Adapter, batcher: Batcher, record: Record, patient: bool) -> Decoded:
+        tensor = prepare(adapter, record, settings=self._settings)
+        return len(tensor), _submit(batcher.submit, tensor, patient)
+
+
+def _submit(submit: "Callable[[Tensor], Future[Vector]]", tensor: Tensor, patient: bool) -> "Future[Vector]":
+    while True:
+        try:
+            return submit(tensor)
+        except ProblemError:
+            if not patient:
+                raise
+            time.sleep(0.1)
+
+
+def _collect(source: Source, future: "Future[Decoded] | None") -> Result:
+    if future is None:
+        return Result(source.file_index, problem=source.problem)
+    try:
+        count, vector = future.result()
+        return Result(source.file_index, items=count, vector=_finite(vector.result()))
+    except UserError as error:
+        return Result(source.file_index, problem=describe(error))
+
+
+def _finite(vector: np.ndarray) -> np.ndarray:
+    if not np.isfinite(vector).all():
+        raise BadFileError(
+            "The encoder gives no finite vector for this image.", remedy="Check the image's intensities for extremes."
+        )
+    return vector

@@ -1,0 +1,153 @@
+"""Errors as RFC 9457 problem+json that name the remedy, without paths, names or internals."""
+
+import logging
+import traceback
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.schemas import Problem
+from data_adapters.base import Rejected
+from data_adapters.errors import BadFileError, UserError
+from lejepa_med.errors import EncoderError
+
+log = logging.getLogger("lejepa_med.app")
+MEDIA_TYPE = "application/problem+json"
+CHECK_FILE = "Check that the file is complete and of the format that its suffix says."
+
+
+class ProblemError(Exception):
+    """An answer other than success. `kind` is a stable word that programs can test."""
+
+    def __init__(self, status: int, kind: str, detail: str, *, remedy: str = "", **extra: Any) -> None:
+        super().__init__(kind)
+        self.headers: dict[str, str] = extra.pop("headers", {})
+        self.problem = problem(status, kind, detail, remedy=remedy, **extra)
+
+
+def as_error(found: Problem) -> ProblemError:
+    """A ProblemError for a ready Problem."""
+    error = ProblemError(found.status, "", "")
+    error.problem = found
+    return error
+
+
+def problem(status: int, kind: str, detail: str, *, remedy: str = "", **extra: Any) -> Problem:
+    """A Problem with the status's standard title."""
+    return Problem(
+        type=f"urn:lejepa-med:problem:{kind}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        remedy=remedy,
+        **extra,
+    )
+
+
+def not_found(what: str, *, remedy: str) -> ProblemError:
+    """404 for one thing that the client named; the name is not repeated."""
+    return ProblemError(404, "not-found", f"There is no such {what}.", remedy=remedy)
+
+
+def describe(error: Exception) -> Problem:
+    """The Problem of any exception; what is unexpected is logged under a reference and not shown."""
+    if isinstance(error, ProblemError):
+        return error.problem
+    if isinstance(error, EncoderError):
+        # Its words are for the operator and may hold the folder's path.
+        reference = log_unexpected(error)
+        return problem(
+            422,
+            "encoder-unusable",
+            "The encoder cannot be loaded by this installation.",
+            remedy="The operator sees the cause in the log of the service, or pretrains again.",
+            reference=reference,
+        )
+    if isinstance(error, BadFileError):
+        return problem(422, "bad-file", error.cause, remedy=error.remedy or CHECK_FILE)
+    if isinstance(error, UserError):
+        return problem(422, "not-possible", error.cause, remedy=error.remedy)
+    return problem(
+        500,
+        "internal",
+        "The service failed while it handled this; nothing is wrong with the request as far as it knows.",
+        remedy="Try again; if it stays, give the reference to the operator, who finds it in the log.",
+        reference=log_unexpected(error),
+    )
+
+
+def describe_rejected(found: Rejected) -> Problem:
+    """The Problem of a refused file. The remedy of a foreign reader's exception may hold a path, so it stays here."""
+    foreign = found.reason.startswith("unreadable (")
+    return problem(422, "bad-file", found.reason, remedy=CHECK_FILE if foreign else found.remedy or CHECK_FILE)
+
+
+def first_bad(bad: Problem, index: int, file_index: int) -> ProblemError:
+    """The problem of one item as the problem of the whole request, where every item must be good."""
+    detail = f"Item {index} (file {file_index}) cannot be used: {bad.detail}"
+    kind = bad.type.rsplit(":", 1)[-1]
+    return ProblemError(bad.status, kind, detail, remedy=bad.remedy, index=index, file_index=file_index)
+
+
+def log_unexpected(error: BaseException) -> str:
+    """Log the type and the code positions, never the message, which may hold a path or an identifier."""
+    reference = uuid.uuid4().hex[:12]
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+    log.error("unexpected %s, reference %s, at %s", type(error).__name__, reference, where)
+    return reference
+
+
+def respond(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The HTTP answer for a Problem."""
+    content = found.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(content, status_code=found.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem document."""
+
+    async def on_problem(request: Request, error: Exception) -> JSONResponse:
+        headers = error.headers if isinstance(error, ProblemError) else None
+        return respond(describe(error), headers)
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        known = {404: "GET /openapi.json lists the routes.", 405: "GET /openapi.json lists the methods of each route."}
+        remedy = known.get(error.status_code, "")
+        phrase = HTTPStatus(error.status_code).phrase
+        kind = phrase.lower().replace(" ", "-")
+        return respond(problem(error.status_code, kind, f"{phrase}.", remedy=remedy), error.headers)
+
+    async def on_validation(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return respond(invalid(error.errors()))
+
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(UserError, on_problem)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+
+
+def invalid(errors: Any) -> Problem:
+    """The Problem of values that do not fit the schema; the values themselves are not repeated."""
+    issues = [{"at": _place(e), "issue": str(e["msg"])} for e in errors]
+    return problem(
+        422,
+        "invalid-request",
+        "; ".join(f"{issue['at']}: {issue['issue']}" for issue in issues[:10]),
+        remedy="Compare the request with the schema in GET /openapi.json.",
+        errors=issues[:100],
+    )
+
+
+def _place(error: Any) -> str:
+    # The name of a field that the schema does not have is the client's own text.
+    unknown = error["type"] == "extra_forbidden"
+    return ".".join(str(part) for part in (*error["loc"][:-1], "(unknown field)" if unknown else error["loc"][-1]))

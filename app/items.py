@@ -1,0 +1,151 @@
+"""From received files to prepared tensors: what is in each file, and the adapter's own preprocessing of it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from app.errors import CHECK_FILE, ProblemError, describe, describe_rejected
+from app.schemas import Problem
+from app.settings import Settings
+from app.unzip import unzip
+from app.uploads import Upload
+from data_adapters.base import Adapter, Record
+from data_adapters.errors import BadFileError, MissingExtraError, UserError
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where to look in a slide or tile: `region` is x, y, width, height in level-0 pixels, `mpp` um per pixel."""
+
+    region: tuple[int, int, int, int] | None = None
+    mpp: float | None = None
+
+    @classmethod
+    def parse(cls, region: str | None, mpp: str | None) -> "Field":
+        """From the form's text fields; empty text is no value.
+
+        Raises:
+            ProblemError: 422 for text that is no region or no scale.
+        """
+        box: tuple[int, int, int, int] | None = None
+        if region:
+            if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*){3}", region):
+                raise ProblemError(
+                    422,
+                    "invalid-request",
+                    "region is not four whole numbers.",
+                    remedy="Give x,y,width,height in pixels of the largest level, such as 2048,1024,512,512.",
+                )
+            x, y, width, height = (int(part) for part in region.split(","))
+            if not (width and height):
+                raise ProblemError(422, "invalid-request", "region is empty.", remedy="Give a width and a height.")
+            box = (x, y, width, height)
+        scale: float | None = None
+        if mpp:
+            try:
+                scale = float(mpp)
+            except ValueError:
+                scale = math.nan
+            if not 0.01 <= scale <= 100:
+                raise ProblemError(
+                    422, "invalid-request", "mpp is not between 0.01 and 100.", remedy="Give um per pixel, e.g. 0.25."
+                )
+        return cls(region=box, mpp=scale)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One item of a request: a record to prepare, or the problem that stands for it."""
+
+    file_index: int
+    record: Record | None = None
+    problem: Problem | None = None
+
+
+def sources(adapter: Adapter, uploads: Sequence[Upload], field: Field, *, settings: Settings) -> list[Source]:
+    """Every item in the files, in the files' order. Reads headers only; a bad file becomes one Source with a problem.
+
+    Raises:
+        MissingExtraError: the reader of this modality is not installed.
+        UserError: the modality knows no regions.
+    """
+    if field.region is not None and adapter.name != "histology":
+        raise UserError(
+            f"The encoder's modality '{adapter.name}' has no regions.", remedy="Leave out the field 'region'."
+        )
+    found: list[Source] = []
+    unzipped = 0
+    for upload in uploads:
+        try:
+            if upload.size == 0:
+                raise BadFileError("The file is empty.", remedy="Check the file at its source and send it again.")
+            root = upload.path
+            if root.suffix == ".zip":
+                root = root.with_suffix(".d")
+                if not root.is_dir():  # a job that continues finds it unpacked
+                    budget = settings.max_unzipped_bytes - unzipped
+                    unzipped += unzip(upload.path, root, settings=settings, budget=budget)
+            found.extend(_scan(adapter, root, upload.index, field))
+        except BadFileError as error:
+            found.append(Source(upload.index, problem=describe(error)))
+    return found
+
+
+def _scan(adapter: Adapter, root: Path, index: int, field: Field) -> Iterator[Source]:
+    if root.is_file() and field != Field() and adapter.name == "histology":
+        # A scan would judge the whole slide first (its own mpp, its tissue), which a stated region does not need.
+        yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field))
+        return
+    empty = True
+    for item in adapter.scan(root):
+        empty = False
+        if isinstance(item, Record):
+            yield Source(index, record=_aim(item, field))
+        else:
+            yield Source(index, problem=describe_rejected(item))
+    if empty:
+        raise BadFileError(
+            f"The file holds nothing that the {adapter.name} adapter reads.",
+            remedy="Send an image of the encoder's modality; GET /v1/encoders names it.",
+        )
+
+
+def _aim(record: Record, field: Field) -> Record:
+    extra: dict[str, object] = {}
+    if field.region is not None:
+        extra["region"] = list(field.region)
+    if field.mpp is not None:
+        extra["mpp"] = field.mpp
+    return dataclasses.replace(record, meta={**record.meta, **extra}) if extra else record
+
+
+def prepare(adapter: Adapter, record: Record, *, settings: Settings) -> Tensor:
+    """The adapter's prepared pixels (n, C, H, W), within the limits.
+
+    Raises:
+        BadFileError: the pixels cannot be read right, or there are more than the service decodes.
+    """
+    size = record.meta.get("size", ())
+    # Slides are read by region and never decoded whole; their readers have limits of their own.
+    if adapter.name != "histology" and math.prod(int(side) for side in size) > settings.max_pixels:
+        raise BadFileError(
+            f"The image has more than {settings.max_pixels} pixels or voxels.",
+            remedy="Send a smaller part of it; the operator sets the limit (LEJEPA_MAX_PIXELS).",
+        )
+    try:
+        tensor = adapter.prepare(record)
+    except (UserError, MissingExtraError):
+        raise
+    except Exception as error:
+        # Foreign readers raise what they like on damaged files, and their words may hold a path.
+        raise BadFileError(f"The image cannot be decoded ({type(error).__name__}).", remedy=CHECK_FILE) from None
+    if len(tensor) > settings.max_tiles:
+        raise BadFileError(
+            f"The item has more than {settings.max_tiles} slices or tiles.", remedy="Send a smaller part of it."
+        )
+    return tensor

@@ -1,0 +1,56 @@
+"""GET /v1/encoders: what the service can embed with."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.errors import ProblemError, not_found
+from app.forms import PROBLEM_RESPONSES
+from app.library import LIST
+from app.routes import Running
+from app.schemas import Encoder, EncoderDetail, Encoders
+from lejepa_med.models.folder import fingerprint
+
+router = APIRouter(prefix="/v1/encoders", tags=["encoders"], responses={404: PROBLEM_RESPONSES[404]})
+PUBLIC = ("version", "backbone", "objective", "metrics", "spec")  # the rest may name places of the operator's machine
+
+
+@router.get("", summary="List the encoders")
+def list_encoders(service: Running) -> Encoders:
+    """Encoders of the runs directory; a new run appears by itself."""
+    library = service.library
+    return Encoders(encoders=[Encoder(**_facts(i, f, library.info(f))) for i, f in library.encoders().items()])
+
+
+@router.get("/{encoder_id}", summary="One encoder")
+def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
+    """What the encoder expects and gives."""
+    folder = service.library.encoders().get(encoder_id)
+    if folder is None:
+        raise not_found("encoder", remedy=LIST)
+    info = service.library.info(folder)
+    if not info:
+        raise ProblemError(
+            422, "encoder-unusable", "The encoder's folder is damaged.", remedy="The operator copies the folder again."
+        )
+    return EncoderDetail(
+        **_facts(encoder_id, folder, info),
+        fingerprint=fingerprint(info),
+        dim=info["dim"],
+        image_size=info["spec"]["global_size"],
+        channels=info["spec"]["channels"],
+        info={key: info[key] for key in PUBLIC if key in info},
+    )
+
+
+def _facts(encoder_id: str, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
+    modality = str(info.get("adapter", {}).get("adapter", "unknown"))
+    # A lab's own adapter is known by file or module; the class name is enough for a client.
+    return {
+        "id": encoder_id,
+        "name": name,
+        "modality": modality.rpartition(":")[2].rpartition("/")[2],
+        "available": bool(info),
+    }

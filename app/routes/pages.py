@@ -1,0 +1,90 @@
+"""The pages for people: an overview at /, the routes at /docs. Nothing is loaded from elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse
+from jinja2 import Environment
+
+router = APIRouter(include_in_schema=False)
+WEB = Path(__file__).parent.parent / "web"
+
+
+@router.get("/")
+def index() -> FileResponse:
+    """The overview; index.js fills it from the API."""
+    return FileResponse(WEB / "index.html", media_type="text/html")
+
+
+@router.get("/web/index.js")
+def script() -> FileResponse:
+    """Script of the overview."""
+    return FileResponse(WEB / "index.js", media_type="text/javascript")
+
+
+@router.get("/docs")
+def docs(request: Request) -> HTMLResponse:
+    """The routes with their fields and a curl example each, made from the OpenAPI document."""
+    schema = request.app.openapi()
+    template = Environment(autoescape=True).from_string((WEB / "docs.html.j2").read_text(encoding="utf-8"))
+    base = str(request.base_url).rstrip("/")
+    routes = [
+        _route(schema, path, method, operation, base)
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return HTMLResponse(template.render(schema=schema, routes=routes))
+
+
+def _route(schema: dict[str, Any], path: str, method: str, operation: dict[str, Any], base: str) -> dict[str, Any]:
+    content = operation.get("requestBody", {}).get("content", {})
+    return {
+        "method": method.upper(),
+        "path": path,
+        "summary": operation.get("summary", ""),
+        "description": operation.get("description", ""),
+        "parameters": [
+            (p["name"], p.get("description", ""), p.get("required", False)) for p in operation.get("parameters", [])
+        ],
+        "form": _fields(content.get("multipart/form-data", {}).get("schema", {})),
+        "json": _fields(content.get("application/json", {}).get("schema", {})),
+        "curls": _curls(path, method, content, base),
+        "answers": [(status, answer.get("description", "")) for status, answer in operation["responses"].items()],
+    }
+
+
+def _fields(schema: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    required = schema.get("required", [])
+    return [
+        (name, value.get("description", ""), name in required) for name, value in schema.get("properties", {}).items()
+    ]
+
+
+def _curls(path: str, method: str, content: dict[str, Any], base: str) -> list[str]:
+    address = base + "/".join(f"${part[1:-1].upper()}" if part.startswith("{") else part for part in path.split("/"))
+    verb = "" if method == "get" else f" -X {method.upper()}"
+    if not content:
+        return [f'curl{verb} "{address}"']
+    found = []
+    if "multipart/form-data" in content:
+        required = content["multipart/form-data"]["schema"].get("required", [])
+        labels = ' -F \'labels=["spiral", "elliptical", ...]\'' if "labels" in required else ""
+        found.append(f'curl "{address}" -F files=@IMAGE{labels}')
+    if "application/json" in content:
+        body = json.dumps(_example(content["application/json"]["schema"]))
+        found.append(f"curl \"{address}\" -H 'Content-Type: application/json' -d '{body}'")
+    return found
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    """A value for the required fields, from the schema's own examples."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    if schema.get("type") == "object":
+        wanted = schema.get("required", [])
+        return {name: _example(value) for name, value in schema["properties"].items() if name in wanted}
+    if schema.get("type") == "array":
+        return [_example(schema["items"])]
+    return "..."

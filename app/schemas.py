@@ -1,0 +1,233 @@
+"""What goes over the wire. These schemas are the service's contract: fields are added, never renamed."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Strict(BaseModel):
+    """A request body: unknown fields are errors, so that a misspelt option is never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document. `remedy` says what to do."""
+
+    type: str = Field(examples=["urn:lejepa-med:problem:bad-file"])
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["The image is cut off."])
+    remedy: str = Field(default="", examples=["Copy the file again from its source."])
+    index: int | None = Field(default=None, description="which item of the request, from 0")
+    file_index: int | None = Field(default=None, description="which file of the request, from 0")
+    errors: list[dict[str, str]] | None = Field(default=None, description="each value that does not fit the schema")
+    reference: str | None = Field(default=None, description="where the operator finds it in the log")
+
+
+class Encoder(BaseModel):
+    """One encoder of the runs directory."""
+
+    id: str = Field(examples=["galaxies"])
+    name: str = Field(examples=["galaxies"], description="name of its run")
+    modality: str = Field(examples=["galaxy"], description="adapter that reads its files")
+    available: bool = Field(description="false where its folder is damaged or incomplete")
+
+
+class Encoders(BaseModel):
+    """All encoders, by id."""
+
+    encoders: list[Encoder]
+
+
+class EncoderDetail(Encoder):
+    """One encoder with what it expects and gives."""
+
+    fingerprint: str = Field(description="SHA-256 over weights and preprocessing; vectors compare only if it is equal")
+    dim: int = Field(examples=[512], description="length of a vector")
+    image_size: int = Field(examples=[224], description="side of the square that the encoder sees, pixels")
+    channels: int = Field(examples=[3])
+    info: dict[str, Any] = Field(description="public part of lejepa_med.json: method, metrics, code version")
+
+
+class EmbeddedItem(BaseModel):
+    """The vector of one item (image, volume, series, slide, region), or why there is none."""
+
+    index: int = Field(examples=[0], description="position among the items of this answer")
+    file_index: int = Field(examples=[0], description="position of its file in the request")
+    items: int = Field(examples=[1], description="slices or tiles whose vectors were averaged; 0 with an error")
+    vector: list[float] | None = Field(default=None, examples=[[0.12, -0.03]])
+    error: Problem | None = None
+
+
+class Embeddings(BaseModel):
+    """Vectors in the order of the files; a file with several items (a zip, an HDF5 table) gives several."""
+
+    encoder: str = Field(examples=["galaxies"])
+    fingerprint: str
+    dim: int = Field(examples=[512])
+    items: list[EmbeddedItem]
+
+
+class LabelledId(Strict):
+    """One labelled item of an embedding table."""
+
+    id: str = Field(max_length=200, examples=["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
+    label: Label = Field(examples=["spiral"])
+    group: str | None = Field(
+        default=None,
+        max_length=200,
+        description="what must stay on one side of a split (patient, slide case); by default the table's group",
+    )
+
+
+class ProbeRequest(Strict):
+    """Train a probe on items that are embedded already."""
+
+    name: Name | None = Field(default=None, examples=["morphology"])
+    encoder: str | None = Field(default=None, description="encoder id; checked against the table's when given")
+    archive: str = Field(examples=["galaxies-val"], description="name of an embedding table, see GET /v1/archives")
+    labels: list[LabelledId] = Field(min_length=2, max_length=100_000)
+    folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+
+class Probe(BaseModel):
+    """A trained probe."""
+
+    id: str
+    name: str = Field(examples=["morphology"])
+    encoder: str = Field(description="id of the encoder at the time of training, or the table's name for it")
+    fingerprint: str = Field(description="fingerprint of the encoder whose vectors it reads")
+    labels: list[str] = Field(examples=[["elliptical", "spiral"]], description="classes, in the order of probabilities")
+    count: int = Field(examples=[200], description="labelled items that it was trained on")
+    created: datetime
+
+
+class Probes(BaseModel):
+    """All probes, newest first."""
+
+    probes: list[Probe]
+
+
+class ProbeDetail(Probe):
+    """A probe with the quality that cross-validation measured."""
+
+    metrics: dict[str, Any] = Field(description="balanced accuracy with interval, AUROC, confusion matrix, per class")
+    receipt: dict[str, Any] = Field(description="folds, seed and group counts of the cross-validation")
+
+
+class PredictionRequest(Strict):
+    """Predict items that are embedded already."""
+
+    archive: str = Field(examples=["galaxies-val"])
+    ids: list[str] = Field(min_length=1, max_length=100_000)
+
+
+class PredictedItem(BaseModel):
+    """One prediction, or why there is none."""
+
+    index: int
+    file_index: int | None = Field(default=None, description="position of its file in the request; none for ids")
+    id: str | None = Field(default=None, description="the id that was asked for; none for files")
+    label: str | None = Field(default=None, examples=["spiral"], description="class of the logistic probe")
+    probabilities: dict[str, float] | None = Field(default=None, examples=[{"elliptical": 0.1, "spiral": 0.9}])
+    knn_label: str | None = Field(default=None, description="class of the nearest labelled neighbours")
+    nearest_cosine: float | None = Field(default=None, description="similarity of the nearest labelled image")
+    note: str | None = Field(default=None, description="only where the image is unlike the labelled ones")
+    error: Problem | None = None
+
+
+class Predictions(BaseModel):
+    """Predictions in the order of the files or ids."""
+
+    probe: str
+    items: list[PredictedItem]
+
+
+class Archive(BaseModel):
+    """An embedding table of the runs directory."""
+
+    name: str = Field(examples=["galaxies-val"])
+    count: int = Field(examples=[1000])
+    dim: int = Field(examples=[512])
+    fingerprint: str = Field(description="fingerprint of the encoder that made it")
+    encoder: str | None = Field(default=None, description="id of that encoder, where it is in the runs directory")
+
+
+class Archives(BaseModel):
+    """All embedding tables, by name."""
+
+    archives: list[Archive]
+
+
+class ArchiveId(BaseModel):
+    """One item of a table."""
+
+    id: str
+    group: str
+
+
+class ArchiveIds(BaseModel):
+    """A page of ids, in the table's order."""
+
+    archive: str
+    total: int
+    offset: int
+    items: list[ArchiveId]
+    next: str | None = Field(default=None, description="link to the next page")
+
+
+class JobEvent(BaseModel):
+    """One line of a job's log."""
+
+    at: datetime
+    message: str
+
+
+class Job(BaseModel):
+    """Long work. Poll it until `state` is succeeded, failed or cancelled."""
+
+    id: str
+    kind: Literal["train-probe"]
+    state: JobState
+    stage: str = Field(default="", examples=["embedding"])
+    progress: float = Field(ge=0, le=1, examples=[0.4])
+    eta_seconds: float | None = Field(default=None, examples=[12.5])
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    attempts: int = Field(description="how often it was started; more than one after a restart of the service")
+    result: str | None = Field(default=None, examples=["/v1/probes/0b8c"], description="link, once it succeeded")
+    error: Problem | None = None
+
+
+class JobDetail(Job):
+    """A job with its log."""
+
+    events: list[JobEvent]
+
+
+class Jobs(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[Job]
+
+
+class Health(BaseModel):
+    """Whether the process lives."""
+
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """Whether the service can work: the store can be written and an encoder loads."""
+
+    status: Literal["ready", "not ready"]
+    store: bool
+    encoders: dict[str, bool]

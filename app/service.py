@@ -1,0 +1,106 @@
+"""The parts of a running service, put together, and the order in which they start and stop."""
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+from io import TextIOWrapper
+
+import torch
+
+from app.embedding import Embedding
+from app.jobs import DbosEngine, JobEngine
+from app.library import Library
+from app.settings import Settings
+from app.store import JobRow, Store
+from app.training import KIND, Training
+from app.uploads import leftovers
+from data_adapters.errors import UserError
+
+log = logging.getLogger("lejepa_med.app")
+
+
+class Service:
+    """State of one process. `start` takes the data directory for itself, `stop` gives it back."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.library = Library(settings)
+        self.embedding = Embedding(settings)
+        self.store: Store
+        self.training: Training
+        self.engine: JobEngine
+        self._lock: TextIOWrapper | None = None
+
+    def start(self) -> None:
+        """Open the store, clean up after a kill, and continue the jobs that were accepted.
+
+        Raises:
+            UserError: the data directory cannot be written, or another service works on it.
+        """
+        data = self.settings.data
+        try:
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)  # uploads of waiting jobs lie in it
+            self._lock = (data / "service.lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another service works on the data directory {data}.",
+                remedy="Stop it, or give this one another --data-dir.",
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"The data directory {data} cannot be written ({error.strerror}).",
+                remedy="Give a writable folder with --data-dir (LEJEPA_DATA_DIR).",
+            ) from error
+        # Decoded uploads must not stay on disk, so the adapters' cache of volumes is off in this process.
+        os.environ["LEJEPA_CACHE"] = "off"
+        torch.set_num_threads(self.settings.threads)
+        for folder in leftovers(self.settings):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.store = Store(data / "service.sqlite")
+        self.training = Training(self.settings, self.store, self.library, self.embedding)
+        self._clean_ended_jobs()
+        self.engine = DbosEngine(self.training, database=data / "jobs.sqlite", workers=self.settings.job_workers)
+        self.engine.start()
+        for row in self.store.unfinished():
+            # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
+            self.engine.submit(row.id)
+
+    def stop(self) -> bool:
+        """Stop everything; True when a job was running, which continues at the next start."""
+        active = self.engine.stop()
+        self.library.close()
+        self.embedding.close()
+        self.store.close()
+        if self._lock is not None:
+            self._lock.close()
+        return active
+
+    def queue_job(self, job_id: str) -> JobRow:
+        """Accept a job whose inputs are durable: its row first, then the queue."""
+        row = self.store.add_job(job_id, KIND)
+        self.engine.submit(job_id)
+        return row
+
+    def cancel_job(self, job_id: str) -> bool:
+        """Give a job the outcome 'cancelled'; False when it has another one already."""
+        before = self.store.job(job_id)
+        if not self.store.finish_job(job_id, "cancelled"):
+            return False
+        self.engine.cancel(job_id)
+        if before is not None and before.state == "queued":
+            self.training.clean(job_id)
+        return True
+
+    def _clean_ended_jobs(self) -> None:
+        for parent in ("jobs", "probes"):
+            folder = self.settings.data / parent
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                self.training.clean(entry.name)
+
+
+def new_id() -> str:
+    """A random id of 128 bits; ids are names, not secrets."""
+    return secrets.token_hex(16)

@@ -1,0 +1,261 @@
+"""Multipart requests, streamed to files below the data directory. A client's file name is never used as a path."""
+
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from io import BufferedWriter
+from pathlib import Path
+
+import python_multipart
+from anyio.to_thread import run_sync
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
+
+from app.errors import ProblemError
+from app.settings import Settings
+
+HOP = 1 << 20  # bytes that are collected before they are parsed and written on a thread
+MAX_FIELDS = 50
+MAX_HEADER_BYTES = 16 << 10  # of one part; names of fields and files
+COMPRESSED = ("gz", "bz2", "xz", "fz")
+INSIDE_COMPRESSED = ("nii", "fits", "fit", "fts", "dcm")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One received file; `index` is its place among the request's files."""
+
+    index: int
+    path: Path
+    size: int
+
+
+@dataclass
+class Form:
+    """A received multipart request. `folder` holds its files and is removed with the request unless it was moved."""
+
+    folder: Path
+    fields: dict[str, str] = field(default_factory=dict)
+    uploads: list[Upload] = field(default_factory=list)
+
+
+def safe_suffix(name: str) -> str:
+    """The suffix of a client's file name, as far as a reader needs it: '.nii.gz', '.dcm', or nothing.
+
+    At most 16 characters of [a-z0-9.]; '1.2.840.5' has none, and 'smith.nii' keeps only '.nii'.
+    """
+    parts = re.split(r"[/\\]", name)[-1].lower().split(".")[1:]
+    if not parts or not re.fullmatch(r"(?=.*[a-z])[a-z0-9]{1,8}", parts[-1]):
+        return ""
+    if parts[-1] in COMPRESSED and len(parts) > 1 and parts[-2] in INSIDE_COMPRESSED:
+        return f".{parts[-2]}.{parts[-1]}"
+    return f".{parts[-1]}"
+
+
+def too_large(limit: int, what: str) -> ProblemError:
+    """413 with the limit in it."""
+    return ProblemError(
+        413,
+        "too-large",
+        f"{what} is larger than the limit of {limit} bytes.",
+        remedy="Send fewer or smaller files in one request; the operator sets the limit "
+        "(LEJEPA_MAX_UPLOAD_BYTES, LEJEPA_MAX_JSON_BYTES).",
+        headers={"Connection": "close"},
+    )
+
+
+def check_declared(request: Request, limit: int) -> None:
+    """Refuse by Content-Length before a byte is read; what arrives is counted besides."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large(limit, "The request")
+
+
+async def read_json(request: Request, settings: Settings) -> bytes:
+    """The body of a JSON request, counted."""
+    check_declared(request, settings.max_json_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > settings.max_json_bytes:
+            raise too_large(settings.max_json_bytes, "The request")
+    return bytes(body)
+
+
+@asynccontextmanager
+async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
+    """Stream a multipart request into a new folder; the folder goes when the block ends.
+
+    Raises:
+        ProblemError: 415 for another content type, 413 beyond a limit, 400 for a broken or cut-off body.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise ProblemError(
+            415,
+            "not-multipart",
+            "Files are sent as multipart/form-data.",
+            remedy="With curl: -F files=@FILE (curl then sets the content type with its boundary).",
+        )
+    check_declared(request, settings.max_upload_bytes)
+    folder = settings.data / "tmp" / secrets.token_hex(8)
+    form = Form(folder=folder)
+    try:
+        await run_sync(lambda: folder.mkdir(parents=True))
+        sink = _Sink(form, settings, boundary)
+        try:
+            async for chunk in _gathered(request, settings.max_upload_bytes):
+                await run_sync(sink.write, chunk)
+            await run_sync(sink.finish)
+        finally:
+            sink.close()
+        yield form
+    except ClientDisconnect:
+        raise _broken() from None
+    finally:
+        await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+async def _gathered(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body in pieces of about HOP bytes, so that one thread hop serves many network reads."""
+    total = 0
+    waiting = bytearray()
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > limit:
+            raise too_large(limit, "The request")
+        waiting += chunk
+        if len(waiting) >= HOP:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting)
+
+
+class _Sink:
+    """Callbacks of the multipart parser: files to disk, fields to memory."""
+
+    def __init__(self, form: Form, settings: Settings, boundary: bytes) -> None:
+        self.form, self.settings = form, settings
+        self.ended = False
+        self.file: BufferedWriter | None = None
+        self.parser = python_multipart.MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self.on_part_begin,
+                "on_part_data": self.on_part_data,
+                "on_part_end": self.on_part_end,
+                "on_header_field": self.on_header_field,
+                "on_header_value": self.on_header_value,
+                "on_header_end": self.on_header_end,
+                "on_headers_finished": self.on_headers_finished,
+                "on_end": self.on_end,
+            },
+        )
+
+    def write(self, chunk: bytes) -> None:
+        """Parse a piece of the body. Blocks on the disk, so it runs on a thread."""
+        try:
+            self.parser.write(chunk)
+        except FormParserError:
+            raise _broken() from None
+
+    def finish(self) -> None:
+        """Check that the last boundary arrived."""
+        try:
+            self.parser.finalize()
+        except FormParserError:
+            raise _broken() from None
+        if not self.ended:
+            raise _broken()
+
+    def close(self) -> None:
+        """Close a file that a failure left open."""
+        if self.file is not None:
+            self.file.close()
+
+    def on_part_begin(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.header, self.value, self.data = b"", b"", bytearray()
+        self.size = 0
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self.header += data[start:end]
+        self._check_header()
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self.value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        if len(self.header) + len(self.value) > MAX_HEADER_BYTES:
+            raise _broken()
+
+    def on_header_end(self) -> None:
+        self.headers[self.header.lower()] = self.value
+        self.header, self.value = b"", b""
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self.headers.get(b"content-disposition", b""))
+        self.name = options.get(b"name", b"").decode("utf-8", "replace")
+        if b"filename" not in options:
+            if len(self.form.fields) >= MAX_FIELDS:
+                raise ProblemError(422, "too-many-fields", f"A form has at most {MAX_FIELDS} fields.")
+            return
+        if self.name != "files":
+            raise ProblemError(422, "invalid-request", "Files are sent in form fields with the name 'files'.")
+        index = len(self.form.uploads)
+        if index >= self.settings.max_files:
+            raise ProblemError(
+                413,
+                "too-many-files",
+                f"A request has at most {self.settings.max_files} files.",
+                remedy="Send the files in several requests.",
+            )
+        suffix = safe_suffix(options[b"filename"].decode("utf-8", "replace"))
+        self.path = self.form.folder / f"{index:05d}{suffix}"
+        self.file = self.path.open("xb")
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.size += end - start
+        if self.file is not None:
+            self.file.write(memoryview(data)[start:end])
+            return
+        if self.size > self.settings.max_json_bytes:
+            raise too_large(self.settings.max_json_bytes, "A form field")
+        self.data += data[start:end]
+
+    def on_part_end(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+            self.form.uploads.append(Upload(index=len(self.form.uploads), path=self.path, size=self.size))
+            return
+        if self.name in self.form.fields:
+            raise ProblemError(422, "invalid-request", "A form field is given twice.", remedy="Send each field once.")
+        self.form.fields[self.name] = self.data.decode("utf-8", "replace")
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+def _broken() -> ProblemError:
+    return ProblemError(
+        400,
+        "broken-multipart",
+        "The multipart body is broken or ends too early.",
+        remedy="Send the request again; do not set the content type's boundary by hand.",
+        headers={"Connection": "close"},
+    )
+
+
+def leftovers(settings: Settings) -> Iterator[Path]:
+    """Folders of requests that a killed service left behind."""
+    folder = settings.data / "tmp"
+    if folder.is_dir():
+        yield from folder.iterdir()

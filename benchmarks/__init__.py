@@ -1,0 +1,1 @@
+"""Every number that the documentation quotes, by a command."""

@@ -1,0 +1,87 @@
+"""What a scanner does to the intensities of an MR image, for float32 images in [0, 1] of shape (H, W, C).
+
+Each function draws its parameters from `rng` and returns a new float32 image in [0, 1] of the same shape. Ranges: nnssl
+(gamma, brightness, contrast, low resolution), 3DINO and MONAI (Gibbs), capped so that anatomy stays recognisable.
+"""
+
+import cv2
+import numpy as np
+
+CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
+
+
+def _clipped(image: np.ndarray) -> np.ndarray:
+    return np.clip(image, 0, 1, out=image)
+
+
+def _channels(image: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """OpenCV drops a single channel; put it back."""
+    return image.reshape(*image.shape[:2], like.shape[2])
+
+
+def gamma(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.7, high: float = 1.5) -> np.ndarray:
+    """Tissue contrast: x ** g, g uniform in [low, high]."""
+    return _channels(cv2.pow(image, float(rng.uniform(low, high))), image)
+
+
+def brightness_contrast(image: np.ndarray, *, rng: np.random.Generator, limit: float = 0.25) -> np.ndarray:
+    """Receiver gain and contrast: factors uniform in [1 - limit, 1 + limit].
+
+    Brightness is a factor and no offset, and contrast turns about the foreground's mean only there, so air stays black.
+    """
+    gain, contrast = (float(f) for f in rng.uniform(1 - limit, 1 + limit, 2))
+    foreground = image > 0
+    mean = float(image.mean(where=foreground)) if foreground.any() else 0.0
+    out = (image - mean) * np.float32(contrast * gain)
+    out += np.float32(mean * gain)
+    out *= foreground
+    return _clipped(out)
+
+
+def bias_field(image: np.ndarray, *, rng: np.random.Generator, sigma: float = 0.15) -> np.ndarray:
+    """Coil sensitivity: exp of a smooth log-field, 4 x 4 normal draws of `sigma` upsampled with cubic splines.
+
+    sigma .15 gives factors of about .75 to 1.35. (MONAI's RandBiasField default has positive coefficients only and
+    reaches a factor of 2.8, always brightest in the same corner.)
+    """
+    control = (rng.standard_normal((CONTROL_POINTS, CONTROL_POINTS)) * sigma).astype(np.float32)
+    field = np.exp(cv2.resize(control, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_CUBIC))
+    return _clipped(image * field[:, :, None])
+
+
+def rician_noise(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.005, high: float = 0.04) -> np.ndarray:
+    """Noise of magnitude images: |x + n1 + i n2|, n1 and n2 normal, std uniform in [low, high] (Gudbjartsson 1995)."""
+    std = np.float32(rng.uniform(low, high))
+    noise = rng.standard_normal((2, *image.shape), dtype=np.float32)
+    noise *= std
+    noise[0] += image
+    return _clipped(np.hypot(noise[0], noise[1]))
+
+
+def low_resolution(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.5) -> np.ndarray:
+    """Coarser sampling along one in-plane axis, zoom uniform in [low, 1], and interpolation back."""
+    height, width = image.shape[:2]
+    zoom = rng.uniform(low, 1)
+    along_rows = bool(rng.integers(2))
+    small = (width, max(1, round(height * zoom))) if along_rows else (max(1, round(width * zoom)), height)
+    coarse = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return _channels(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), image)
+
+
+def gibbs(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.2, high: float = 0.6) -> np.ndarray:
+    """Ringing: k-space is cut at radius (1 - alpha) sqrt(2)/2 cycles per pixel, alpha uniform in [low, high].
+
+    The radius is that of MONAI's GibbsNoise, whose default alpha of up to 1 leaves an empty image.
+    """
+    radius = (1 - rng.uniform(low, high)) * np.sqrt(2) / 2
+    height, width = image.shape[:2]
+    distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    spectrum = np.fft.rfft2(image, axes=(0, 1))
+    spectrum *= (distance <= radius)[:, :, None]
+    ringing = np.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
+    return _clipped(ringing.astype(np.float32, copy=False))
+
+
+def blur(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.25, high: float = 1.0) -> np.ndarray:
+    """Gaussian blur, sigma uniform in [low, high] pixels: fine detail is the signal, so it stays weak."""
+    return _channels(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(low, high))), image)

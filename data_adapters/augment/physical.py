@@ -1,0 +1,126 @@
+"""What sky, telescope and detector do to a galaxy image: dust, seeing, noise, and the asinh stretch for the encoder.
+
+Images are (height, width, bands) float32 flux, background subtracted. The distributions are those that Stein et al.
+(2021, "Self-supervised similarity search for large scientific datasets") measured on the DESI Legacy Surveys; the
+values are log-normal (shape, location, scale): location + scale * exp(shape * N(0, 1)).
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+# Extinction A_b / E(B-V) of the DECam filters (legacysurvey.org, from Schlafly & Finkbeiner 2011).
+EXTINCTION = {"u": 3.995, "g": 3.214, "r": 2.165, "i": 1.592, "z": 1.211, "Y": 1.064}
+EBV = (0.673, 0.0011, 0.0334)  # E(B-V), mag
+SEEING_SCALE = 0.262  # arcsec per pixel, for which SEEING holds
+SEEING = {"g": (0.211, 1.081, 1.315), "r": (0.301, 1.239, 0.916), "z": (0.347, 1.193, 0.823)}  # Gaussian sigma, pixels
+NOISE = {"g": (0.226, -0.0007, 0.0038), "r": (0.243, -0.0024, 0.0067), "z": (0.133, -0.0143, 0.0261)}  # nanomaggies
+REFERENCE_BAND = "r"  # stands for bands without a measured distribution
+MIN_SIGMA = 0.2  # pixels; a narrower Gaussian changes nothing that the pixel grid can show
+
+
+def lognormal(rng: np.random.Generator, parameters: tuple[float, float, float]) -> float:
+    """One draw from a log-normal distribution given as (shape, location, scale)."""
+    shape, location, scale = parameters
+    return location + scale * float(np.exp(shape * rng.standard_normal()))
+
+
+def dust_transmission(bands: Sequence[str], rng: np.random.Generator) -> np.ndarray | None:
+    """Factor per band, (bands,) float32, that replaces the image's foreground dust by another sightline's.
+
+    10 ** (-0.4 * A_b / E(B-V) * dE), dE the difference of two draws of E(B-V): redder as often as bluer. None, without
+    a draw, where a band's extinction is unknown, since reddening some bands only would invent a colour.
+    """
+    if any(band not in EXTINCTION for band in bands):
+        return None
+    excess = lognormal(rng, EBV) - lognormal(rng, EBV)
+    return np.asarray([10 ** (-0.4 * EXTINCTION[band] * excess) for band in bands], np.float32)
+
+
+def added_seeing(bands: Sequence[str], pixel_scale: float, rng: np.random.Generator) -> list[float]:
+    """Gaussian sigma per band, in pixels of `pixel_scale` arcsec, that takes the image to another night's seeing.
+
+    sqrt(b^2 - a^2) of two draws; 0 where the other night was better, since an image cannot be sharpened.
+    """
+    factor = SEEING_SCALE / pixel_scale
+    return [factor * _excess(rng, SEEING.get(band, SEEING[REFERENCE_BAND])) for band in bands]
+
+
+def added_noise(bands: Sequence[str], sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Noise per band, (bands,) float32, to add to an image whose noise is `sigma`, so that it looks less exposed.
+
+    sqrt(b^2 - a^2) of two draws, as a multiple of the draw `a`, which stands for this image: so it holds in any unit.
+    """
+    out = []
+    for band, own in zip(bands, sigma, strict=True):
+        parameters = NOISE.get(band, NOISE[REFERENCE_BAND])
+        mine, other = lognormal(rng, parameters), lognormal(rng, parameters)
+        out.append(own * np.sqrt(max((other / mine) ** 2 - 1, 0.0)) if mine > 0 else 0.0)
+    return np.asarray(out, np.float32)
+
+
+def _excess(rng: np.random.Generator, parameters: tuple[float, float, float]) -> float:
+    mine, other = lognormal(rng, parameters), lognormal(rng, parameters)
+    return float(np.sqrt(max(other**2 - mine**2, 0.0)))
+
+
+def blur(image: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
+    """Gaussian blur of each band of (H, W, bands) by its own sigma in pixels; the flux of each band is kept."""
+    if max(sigmas) < MIN_SIGMA:
+        return image
+    out = np.empty_like(image)
+    for k, sigma in enumerate(sigmas):
+        band = np.ascontiguousarray(image[..., k])
+        out[..., k] = (
+            band if sigma < MIN_SIGMA else cv2.GaussianBlur(band, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+        )
+    return out
+
+
+def noisy(image: np.ndarray, sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`image` (H, W, bands) with white Gaussian noise of standard deviation `sigma` (bands,)."""
+    grain = rng.standard_normal(image.shape, dtype=np.float32)
+    rows = grain.reshape(image.shape[0], -1)
+    rows *= _along_row(sigma, image.shape[1])
+    grain += image
+    return grain
+
+
+def _along_row(per_band: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
+    """One value a band as one value an element of an image row: numpy is slow over a last axis of three."""
+    return np.tile(np.asarray(per_band, np.float32), width)
+
+
+def robust_sigma(image: np.ndarray) -> np.ndarray:
+    """Noise per band, (bands,) float32: 1.4826 times the median absolute deviation, from about 2000 pixels.
+
+    The sources fill a small part of a cut-out, which the median passes over.
+    """
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 2000)))
+    sample = np.ascontiguousarray(image[::step, ::step].reshape(-1, image.shape[2]).T)
+    deviation = np.abs(sample - np.median(sample, axis=1, keepdims=True))
+    return np.asarray(1.4826 * np.median(deviation, axis=1), np.float32)
+
+
+def asinh_stretch(image: np.ndarray, scales: Sequence[float], *, q: float, m: float) -> np.ndarray:
+    """Flux (H, W, bands) -> float32 in [0, 1] with colours kept: the asinh stretch of Lupton et al. (2004).
+
+    With x_b = flux_b * scales[b] + m and I = mean_b max(x_b, 0), a band becomes x_b * asinh(q I) / (sqrt(q) I), cut to
+    [0, 1]; q sets where the curve turns logarithmic, m lifts the sky above black (Legacy Surveys viewer: q 20, m .03).
+    """
+    height, width, bands = image.shape
+    rows = np.ascontiguousarray(image).reshape(height, -1) * _along_row(scales, width)
+    rows += np.float32(m)
+    x: np.ndarray = rows.reshape(image.shape)
+    intensity = np.maximum(x[..., 0], 0)
+    for band in range(1, bands):
+        intensity += np.maximum(x[..., band], 0)
+    intensity *= np.float32(1 / bands)
+    np.maximum(intensity, np.float32(1e-6), out=intensity)
+    gain = np.arcsinh(np.float32(q) * intensity)
+    gain /= intensity
+    gain *= np.float32(1 / np.sqrt(q))
+    rows *= np.repeat(gain, bands, axis=1)
+    np.clip(rows, 0, 1, out=rows)
+    return x

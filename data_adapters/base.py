@@ -1,0 +1,290 @@
+"""The contract between an archive and the trainer: Spec, Record, Adapter, and BaseAdapter to derive from.
+
+A new modality derives from BaseAdapter and writes three methods: `inspect` (headers of one file -> records), `read`
+(one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from data_adapters.catalog import Catalog
+from data_adapters.errors import BadFileError, MissingExtraError
+
+ViewKind = Literal["global", "local"]
+Image = np.ndarray  # (H, W, C): uint8, or float32 in [0, 1]
+Augment = Callable[[Any, np.random.Generator], Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What the encoder receives from an adapter.
+
+    Sizes are pixels. `mean` and `std` are per channel, for values in [0, 1] (uint8 is divided by 255 first); the
+    encoder applies them, so that views and `prepare` both carry plain pixels.
+    """
+
+    channels: int
+    global_size: int
+    local_size: int
+    n_global: int
+    n_local: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pool: Literal["mean"] = "mean"
+
+    @property
+    def n_views(self) -> int:
+        """Number of views of one sample."""
+        return self.n_global + self.n_local
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One archive item: a volume, a series, a slide, a tile or a cut-out.
+
+    Attributes:
+        uri: absolute path of the file (or of the first file of a series); it never leaves this machine.
+        item: which item inside the file (an HDF5 row, a DICOM series), empty where the file is the item.
+        group: what must stay on one side of a split: patient, slide case, sky cell.
+        label: a class name when a catalogue gives one; never used for pretraining.
+        split: the catalogue's split name, or empty.
+        samples: how many training samples an epoch draws from this record (tiles of a slide, slabs of a volume).
+        meta: JSON values: `size` (pixels or voxels), `bits`, and where known `spacing` (mm), `mpp`, `bands`, `files`
+            (further absolute paths of a series), plus what the adapter's own `read` needs.
+    """
+
+    uri: str
+    group: str
+    item: str = ""
+    label: str | None = None
+    split: str = ""
+    samples: int = 1
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A file that scan refuses. `reason` is a short phrase, equal for equal causes, so that reasons can be counted."""
+
+    uri: str
+    reason: str
+    remedy: str = ""
+
+
+class AdapterOptions(BaseModel):
+    """Options that every adapter has. They are saved with the encoder, so they define its preprocessing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_global: int = Field(default=2, ge=1, description="global views of each sample")
+    n_local: int = Field(default=6, ge=0, description="local views of each sample")
+    global_size: int = Field(default=224, ge=16, description="side of a global view and of embedding, pixels")
+    local_size: int = Field(default=96, ge=16, description="side of a local view, pixels")
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What the trainer, `embed` and the service need from a modality."""
+
+    name: ClassVar[str]
+
+    @property
+    def spec(self) -> Spec:
+        """What the encoder receives."""
+
+    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
+        """Headers only, in a deterministic order. `root` may be one file or a folder."""
+
+    def fit(self, records: Sequence[Record]) -> "Adapter":
+        """The adapter with what it must learn from the archive before training (bands, scales); saved by describe()."""
+
+    def read(self, record: Record, rng: np.random.Generator) -> Any:
+        """One training source: region, slab or cut-out. Raises BadFileError."""
+
+    def views(self, source: Any, rng: np.random.Generator) -> list[Tensor]:
+        """`n_global` then `n_local` tensors (C, size, size), uint8 or float32 in [0, 1]."""
+
+    def prepare(self, record: Record) -> Tensor:
+        """Deterministic pixels for embedding, (n, C, global_size, global_size); the n vectors are pooled."""
+
+    def verify(self, record: Record) -> None:
+        """Raise BadFileError where the pixels cannot be read right; used by scan."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which `data_adapters.from_description` builds an equal adapter."""
+
+
+def to_tensor(image: Image) -> Tensor:
+    """(H, W, C) or (H, W) array -> (C, H, W) tensor of the same values; uint8 and float32 only.
+
+    Raises:
+        TypeError: another dtype; intensity must be mapped by the modality's policy, never by the dtype's range.
+    """
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype not in (np.uint8, np.float32):
+        raise TypeError(f"views and prepared images are uint8 or float32, not {image.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+# Files that accompany an archive and are no images; scan passes over them without a word.
+SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Files below `root` in sorted order, without sidecars; a file yields itself.
+
+    Hidden files and folders (leading dot) are passed over, links to folders are not followed.
+    """
+    if root.is_file():
+        yield root
+        return
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and not name.lower().endswith(SIDECARS):
+                yield Path(folder, name)
+
+
+def rejected(path: Path | str, error: Exception) -> Rejected:
+    """The Rejected for a failed read. Foreign readers raise what they like on damaged files; the walk must go on.
+
+    Raises:
+        MissingExtraError: the reader is not installed, which is no fault of the file.
+    """
+    if isinstance(error, MissingExtraError):
+        raise error
+    if isinstance(error, BadFileError):
+        return Rejected(uri=str(path), reason=error.cause, remedy=error.remedy)
+    return Rejected(uri=str(path), reason=f"unreadable ({type(error).__name__})", remedy=str(error)[:200])
+
+
+class BaseAdapter:
+    """Scan by suffix, seeded views, and a describe() that rebuilds the adapter. Derive one class per modality."""
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    Options: ClassVar[type[AdapterOptions]] = AdapterOptions
+    # Raise when pixels that `prepare` gives change: an encoder then refuses to run under the other version.
+    version: ClassVar[int] = 1
+
+    def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
+        self.options: Any = options if options is not None else self.Options(**kwargs)
+        self._augments: dict[tuple[ViewKind, int], Augment] | None = None
+
+    # --- what a modality writes -------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        """RGB with values centred at .5; override for other channels or statistics."""
+        return self.make_spec(channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    def inspect(self, path: Path, root: Path) -> Iterable[Record]:
+        """Headers of one file -> its records (usually one). Raise BadFileError to refuse the file."""
+        raise NotImplementedError(f"{type(self).__name__} must define inspect()")
+
+    def read(self, record: Record, rng: np.random.Generator) -> Any:
+        """One training source. Raise BadFileError on bad data."""
+        raise NotImplementedError(f"{type(self).__name__} must define read()")
+
+    def augment(self, kind: ViewKind, size: int) -> Augment:
+        """A callable (source, rng) -> (size, size, C) image. Built once per process, called once per view."""
+        raise NotImplementedError(f"{type(self).__name__} must define augment()")
+
+    def prepare(self, record: Record) -> Tensor:
+        """Deterministic pixels for embedding, (n, C, size, size)."""
+        raise NotImplementedError(f"{type(self).__name__} must define prepare()")
+
+    def fit(self, records: Sequence[Record]) -> "BaseAdapter":
+        """Return the adapter with options learnt from the archive; the default learns nothing.
+
+        Called once, after scan and before training. What is learnt goes into the options, so that describe() saves it.
+        """
+        return self
+
+    # --- what it gets -----------------------------------------------------------------------------------------------
+
+    def make_spec(self, *, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Spec:
+        """A Spec with the options' sizes and view counts."""
+        o = self.options
+        return Spec(
+            channels=channels,
+            mean=mean,
+            std=std,
+            n_global=o.n_global,
+            n_local=o.n_local,
+            global_size=o.global_size,
+            local_size=o.local_size,
+        )
+
+    def verify(self, record: Record) -> None:
+        """Decode the record once, so that scan finds damage that headers hide. Raise BadFileError.
+
+        The default is the whole of `prepare`; override where a cheaper read proves the same.
+        """
+        self.prepare(record)
+
+    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
+        """Headers of every file below `root` (or of the file `root`), in sorted order; no file is lost without a word.
+
+        A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path.
+        """
+        root = root.resolve()
+        for found in self.inspect_all(walk(root), root):
+            if isinstance(found, Record) and catalog is not None:
+                yield catalog.apply(found, root)
+            else:
+                yield found
+
+    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+        """Inspect file by file; override where several files make one record (a DICOM series)."""
+        for path in paths:
+            yield from self.try_inspect(path, root)
+
+    def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
+        """`inspect`, with any failure turned into a Rejected."""
+        if not path.name.lower().endswith(self.suffixes):
+            reason = f"not a format that the {self.name} adapter reads"
+            return [Rejected(uri=str(path), reason=reason, remedy=f"It reads {', '.join(self.suffixes)}.")]
+        try:
+            return list(self.inspect(path, root))
+        except Exception as error:
+            return [rejected(path, error)]
+
+    def views(self, source: Any, rng: np.random.Generator) -> list[Tensor]:
+        """`n_global` then `n_local` views; view v uses the v-th child of `rng`, so views are independent."""
+        if self._augments is None:
+            o = self.options
+            self._augments = {
+                ("global", o.global_size): self.augment("global", o.global_size),
+                ("local", o.local_size): self.augment("local", o.local_size),
+            }
+        o = self.options
+        plan: list[tuple[ViewKind, int]] = [("global", o.global_size)] * o.n_global
+        plan += [("local", o.local_size)] * o.n_local
+        return [
+            to_tensor(self._augments[kind, size](source, child))
+            for (kind, size), child in zip(plan, rng.spawn(len(plan)), strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """The adapter's reference, pipeline version and options as JSON."""
+        from data_adapters.registry import reference
+
+        return {
+            "adapter": reference(self),
+            "version": self.version,
+            "options": self.options.model_dump(mode="json"),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pipelines and open handles are rebuilt in each worker: a handle must not cross a process border.
+        return {**self.__dict__, "_augments": None}

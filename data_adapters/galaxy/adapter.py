@@ -1,0 +1,233 @@
+"""Archives of galaxies: FITS cut-outs, Galaxy10-style HDF5, or JPEG/PNG with a catalogue."""
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from data_adapters import raster
+from data_adapters.augment import physical
+from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
+from data_adapters.catalog import Catalog
+from data_adapters.errors import BadFileError, UserError
+from data_adapters.galaxy import fits, hdf5
+from data_adapters.galaxy.bands import choose
+from data_adapters.galaxy.flux import clean_flux
+from data_adapters.galaxy.learn import learn
+from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
+from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
+from data_adapters.galaxy.sky import parse_angle, sky_cell
+from data_adapters.galaxy.warp import whole
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class GalaxyAdapter(BaseAdapter):
+    """Galaxies as flux or as pictures, one source in the middle of each cut-out.
+
+    A record's group is the catalogue's, else the sky cell of its position (catalogue, HDF5 columns or WCS; HEALPix
+    nside 64), else the file's name (with the row, in HDF5). `fit` settles kind, bands, scales and pixel scale; until
+    then flux can be read but not turned into views.
+    """
+
+    name: ClassVar[str] = "galaxy"
+    suffixes: ClassVar[tuple[str, ...]] = (*fits.SUFFIXES, *hdf5.SUFFIXES, *raster.SUFFIXES)
+    Options: ClassVar[type[GalaxyOptions]] = GalaxyOptions
+
+    def __init__(self, options: GalaxyOptions | None = None, **kwargs: Any) -> None:
+        super().__init__(options, **kwargs)
+        self._files = hdf5.Hdf5Files()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_files": hdf5.Hdf5Files()}
+
+    # --- what the encoder receives ----------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """Flux or picture: as set or learnt, else as the bands and scales suggest, else picture."""
+        o = self.options
+        if o.kind != "auto":
+            return str(o.kind)
+        known_as_picture = self.bands in (None, *PICTURE_BANDS.values()) and o.scales is None
+        return "picture" if known_as_picture else "flux"
+
+    @property
+    def bands(self) -> tuple[str, ...] | None:
+        """The bands in channel order; None until they are set or learnt."""
+        return split_bands(self.options.bands)
+
+    @property
+    def spec(self) -> Spec:
+        """One channel a band. RGB pictures are centred by ImageNet's statistics, everything else at .5."""
+        channels = len(self.bands) if self.bands else 3
+        if self.kind == "picture" and channels == 3:
+            return self.make_spec(channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return self.make_spec(channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+    def fit(self, records: Sequence[Record]) -> "GalaxyAdapter":
+        """The adapter with kind, bands, scales and pixel scale learnt from `records`; see `learn`.
+
+        Raises:
+            UserError: the archive mixes kinds or bands.
+        """
+        fitted = copy.copy(self)  # through __getstate__, so without pipelines and open files
+        fitted.options = self.options.model_copy(update=learn(self.options, records, self.pixels))
+        return fitted
+
+    # --- records ----------------------------------------------------------------------------------------------------
+
+    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
+        """As BaseAdapter, and then groups: they need the positions that the catalogue may have added."""
+        for found in super().scan(root, catalog=catalog):
+            if isinstance(found, Rejected) or found.group:
+                yield found
+                continue
+            try:
+                yield dataclasses.replace(found, group=_group(found))
+            except BadFileError as error:
+                yield rejected(found.uri, error)
+
+    def inspect(self, path: Path, root: Path) -> Iterable[Record]:
+        """Headers of one file -> its records, with an empty group that `scan` fills."""
+        suffix = path.name.lower()
+        if suffix.endswith(fits.SUFFIXES):
+            return [self._inspect_fits(path)]
+        if suffix.endswith(hdf5.SUFFIXES):
+            return self._inspect_hdf5(path)
+        return [self._inspect_picture(path)]
+
+    def _inspect_fits(self, path: Path) -> Record:
+        self._check_kind("flux")
+        image, place = fits.fits_info(path, self.bands)
+        meta = self._meta("flux", image.bands, image.width, image.height, image.bits)
+        if image.unit:
+            meta["unit"] = image.unit
+        return Record(uri=str(path), group="", meta={**meta, **place})
+
+    def _inspect_hdf5(self, path: Path) -> list[Record]:
+        file = self._files.get(path)
+        table = hdf5.table_layout(file, self.bands)
+        self._check_kind(table.kind)
+        meta = self._meta(table.kind, table.bands, table.width, table.height, table.bits)
+        labels, measured = hdf5.columns(file, table)
+        return [
+            Record(uri=str(path), item=str(row), group="", label=label, meta={**meta, **extra})
+            for row, (label, extra) in enumerate(zip(labels, measured, strict=True))
+        ]
+
+    def _inspect_picture(self, path: Path) -> Record:
+        self._check_kind("picture")
+        info = raster.raster_info(path)
+        if info.bits != 8 or info.channels not in PICTURE_BANDS:
+            raise BadFileError(
+                f"a picture with {info.channels} channels of {info.bits} bits, neither display colours nor known flux",
+                remedy="Save flux as FITS, or the picture as 8-bit grey or RGB.",
+            )
+        _, bands = choose(PICTURE_BANDS[info.channels], info.channels, self.bands)
+        return Record(uri=str(path), group="", meta=self._meta("picture", bands, info.width, info.height, info.bits))
+
+    def _check_kind(self, kind: str) -> None:
+        if self.options.kind not in ("auto", kind):
+            raise BadFileError(
+                f"holds {kind}, but the archive's kind is {self.options.kind}",
+                remedy="Keep pictures and flux in separate archives, each with an encoder of its own.",
+            )
+
+    def _meta(self, kind: str, bands: Sequence[str], width: int, height: int, bits: int) -> dict[str, Any]:
+        if min(width, height) < MIN_SIDE:
+            raise BadFileError(f"a side of less than {MIN_SIDE} pixels", remedy="Cut out with more sky around.")
+        if max(width, height) > self.options.max_side:
+            raise BadFileError(
+                f"a side of more than {self.options.max_side} pixels",
+                remedy="Cut out the sources (astropy.nddata.Cutout2D), or raise the option max_side.",
+            )
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise BadFileError("a strip, more than four times as long as wide", remedy="Cut out the sources.")
+        return {"kind": kind, "bands": ",".join(bands), "size": [width, height], "bits": bits}
+
+    # --- pixels -----------------------------------------------------------------------------------------------------
+
+    def pixels(self, record: Record) -> np.ndarray:
+        """The whole cut-out: (H, W, bands) float32 flux after `clean_flux`, or (H, W, C) uint8.
+
+        Raises:
+            BadFileError: damaged, blank or dead, or of other kind or bands than the archive.
+        """
+        path = Path(record.uri)
+        suffix = path.name.lower()
+        if suffix.endswith(fits.SUFFIXES):
+            self._check_kind("flux")
+            return clean_flux(fits.read_fits(path, self.bands), background=self.options.background)
+        if suffix.endswith(hdf5.SUFFIXES):
+            file = self._files.get(path)
+            table = hdf5.table_layout(file, self.bands)
+            self._check_kind(table.kind)
+            row = hdf5.read_row(file, table, int(record.item))
+            return row if table.kind == "picture" else clean_flux(row, background=self.options.background)
+        self._check_kind("picture")
+        picture = raster.read_raster(path)
+        picture = picture[:, :, None] if picture.ndim == 2 else picture
+        if picture.dtype != np.uint8 or picture.shape[2] not in PICTURE_BANDS:
+            raise BadFileError("a picture that is neither 8-bit grey nor 8-bit RGB", path=path)
+        choose(PICTURE_BANDS[picture.shape[2]], picture.shape[2], self.bands)
+        return picture
+
+    def read(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """The whole cut-out, see `pixels`; nothing in it is random."""
+        return self.pixels(record)
+
+    def verify(self, record: Record) -> None:
+        """Read the pixels; the stretch, which needs `fit`, cannot fail on them."""
+        self.pixels(record)
+
+    def augment(self, kind: ViewKind, size: int) -> Augment:
+        """The recipe of flux or of pictures.
+
+        Raises:
+            UserError: flux before `fit`.
+        """
+        o = self.options
+        area = o.global_area if kind == "global" else o.local_area
+        if self.kind == "picture":
+            return PictureRecipe(size=size, area=area, resolution=o.global_size / 224)
+        bands, scales = self._fitted()
+        pixel_scale = o.pixel_scale or physical.SEEING_SCALE
+        return FluxRecipe(
+            size=size, area=area, bands=bands, scales=scales, pixel_scale=pixel_scale, q=o.stretch_q, m=o.stretch_m
+        )
+
+    def prepare(self, record: Record) -> Tensor:
+        """The whole cut-out, (1, C, size, size); of an oblong one the middle square, where the source is.
+
+        Raises:
+            BadFileError: see `pixels`.
+            UserError: flux before `fit`.
+        """
+        pixels = self.pixels(record)
+        image = whole(pixels, self.options.global_size)
+        if pixels.dtype != np.uint8:
+            _, scales = self._fitted()
+            image = physical.asinh_stretch(image, scales, q=self.options.stretch_q, m=self.options.stretch_m)
+        return to_tensor(image)[None]
+
+    def _fitted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        bands, scales = self.bands, self.options.scales
+        if bands is None or scales is None or len(bands) != len(scales):
+            raise UserError(
+                "The galaxy adapter does not know the archive's bands and scales yet.",
+                remedy="Call adapter.fit(records), or set the options bands and scales.",
+            )
+        return bands, scales
+
+
+def _group(record: Record) -> str:
+    if "ra" in record.meta and "dec" in record.meta:
+        ra, dec = parse_angle(record.meta["ra"], hours=True), parse_angle(record.meta["dec"], hours=False)
+        return sky_cell(float("nan") if ra is None else ra, float("nan") if dec is None else dec)
+    stem = Path(record.uri).name.split(".")[0]
+    return f"{stem}-{record.item}" if record.item else stem

@@ -1,0 +1,170 @@
+"""FITS cut-outs: where the image lies among the extensions, and its flux as native float32."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_adapters.errors import BadFileError, MissingExtraError, require
+from data_adapters.galaxy.bands import COMPANION, FILTER_NAME, NAME_BANDS, choose, header_band, plane_bands
+from data_adapters.galaxy.sky import locate
+
+SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".fits.z")
+MAX_PLANES = 32  # a longer third axis is a spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitsImage:
+    """What the headers tell: the chosen planes in channel order, and where they lie."""
+
+    bands: tuple[str, ...]
+    width: int
+    height: int
+    bits: int
+    unit: str
+    planes: tuple[tuple[int, int | None], ...]  # (extension, plane of a cube or None)
+
+
+def fits_info(path: Path | str, wanted: tuple[str, ...] | None) -> tuple[FitsImage, dict[str, float]]:
+    """Headers only: the image, and its place as `sky.locate` tells it.
+
+    `wanted`: the archive's bands, or None for those that the file names.
+
+    Raises:
+        BadFileError: no image, several images that are no bands of one, unnamed or other bands.
+    """
+    with _opened(path) as hdus:
+        image = _layout(hdus, wanted)
+        return image, locate(hdus[image.planes[0][0]].header, hdus[0].header)
+
+
+def read_fits(path: Path | str, wanted: tuple[str, ...] | None) -> np.ndarray:
+    """Flux as stored (BSCALE, BZERO and BLANK applied): (height, width, bands) float32 in native byte order.
+
+    Raises:
+        BadFileError: as `fits_info`, or damaged data.
+    """
+    with _opened(path) as hdus:
+        image = _layout(hdus, wanted)
+        out = np.empty((image.height, image.width, len(image.bands)), np.float32)
+        for channel, (extension, plane) in enumerate(image.planes):
+            pixels = np.squeeze(hdus[extension].data)
+            out[..., channel] = pixels if plane is None else pixels[plane]
+        return out
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    fits = require("astropy.io.fits", extra="galaxy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy comments on every non-standard card; damage raises below
+        try:
+            # memmap leaves file handles open in long runs (astropy issue 3827), and big-endian pages in memory.
+            with fits.open(path, memmap=False) as hdus:
+                yield hdus
+        except (BadFileError, MissingExtraError):
+            raise
+        except ModuleNotFoundError as error:
+            raise BadFileError(
+                "compressed by Unix compress (.Z)", remedy="Uncompress it and save it as .fits or .fits.gz.", path=path
+            ) from error
+        except Exception as error:  # truncated data raise TypeError, OSError, EOFError or zlib.error
+            raise BadFileError(
+                "damaged or truncated FITS file", remedy="Copy the file again from its source.", path=path
+            ) from error
+
+
+def _layout(hdus: Any, wanted: tuple[str, ...] | None) -> FitsImage:
+    primary = hdus[0].header
+    images = [k for k, hdu in enumerate(hdus) if _holds_image(hdu)]
+    if len(images) > 1:
+        images = [k for k in images if not COMPANION.fullmatch(hdus[k].name or "")] or images
+    if not images:
+        raise BadFileError(_what_else(hdus), remedy="Give image extensions with at least two axes.")
+    if len(images) == 1:
+        (extension,) = images
+        found, count = _single(hdus[extension], primary)
+        chosen, names = choose(found, count, wanted)
+        cube = len(_shape(hdus[extension])) == 3
+        planes = tuple((extension, k if cube else None) for k in chosen)
+    else:
+        found, extensions = _several(hdus, images, wanted)
+        chosen, names = choose(found, len(extensions), wanted)
+        planes = tuple((extensions[k], None) for k in chosen)
+    first = hdus[planes[0][0]]
+    height, width = _shape(first)[-2:]
+    if any(_shape(hdus[k])[-2:] != (height, width) for k, _ in planes):
+        raise BadFileError("bands of different sizes", remedy="Resample the bands to one pixel grid.")
+    return FitsImage(
+        bands=tuple(names),
+        width=width,
+        height=height,
+        bits=abs(int(first.header["BITPIX"])),
+        unit=_unit(first.header, primary),
+        planes=planes,
+    )
+
+
+def _shape(hdu: Any) -> tuple[int, ...]:
+    """The data's shape without axes of length one (radio maps have two for frequency and polarisation)."""
+    return tuple(n for n in hdu.shape if n != 1)
+
+
+def _holds_image(hdu: Any) -> bool:
+    fits = require("astropy.io.fits", extra="galaxy")
+    if isinstance(hdu, fits.GroupsHDU) or not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU):
+        return False
+    return len(_shape(hdu)) >= 2
+
+
+def _what_else(hdus: Any) -> str:
+    fits = require("astropy.io.fits", extra="galaxy")
+    if isinstance(hdus[0], fits.GroupsHDU):
+        return "random groups (interferometer visibilities), not an image"
+    if any(isinstance(hdu, fits.BinTableHDU | fits.TableHDU) for hdu in hdus):
+        return "only tables, no image"
+    return "no image in the file"
+
+
+def _single(hdu: Any, primary: Any) -> tuple[tuple[str, ...] | None, int]:
+    """Band names and number of planes of the only image."""
+    shape = _shape(hdu)
+    if len(shape) == 2:
+        name = header_band(hdu.header, primary)
+        return (None if name is None else (name,)), 1
+    if len(shape) > 3 or shape[0] > MAX_PLANES:
+        if len(shape) == 3 and shape[2] <= MAX_PLANES:
+            raise BadFileError("a cube with the bands on the last axis", remedy="Save it as (bands, height, width).")
+        raise BadFileError("a cube of more than 32 planes or four axes", remedy="Extract the images of the bands.")
+    return plane_bands(hdu.header, shape[0]) or plane_bands(primary, shape[0]), shape[0]
+
+
+def _several(hdus: Any, images: list[int], wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[int]]:
+    """Names and extension numbers of per-band images; extensions beyond `wanted` are passed over."""
+    flat = [k for k in images if len(_shape(hdus[k])) == 2]
+    named: dict[str, int] = {}
+    for k in flat:
+        extension = hdus[k].name
+        by_extension = extension if FILTER_NAME.fullmatch(extension) or extension in (wanted or ()) else None
+        name = header_band(hdus[k].header) or by_extension
+        if name is None and wanted is not None:
+            continue
+        if name is None or name in named:
+            raise BadFileError("several images in one file that are not named as bands", remedy=NAME_BANDS)
+        named[name] = k
+    if len(flat) != len(images) or not named:
+        raise BadFileError("several images in one file that are not named as bands", remedy=NAME_BANDS)
+    return tuple(named), list(named.values())
+
+
+def _unit(*headers: Any) -> str:
+    """BUNIT in lower case; Legacy Surveys cut-outs carry none and are in nanomaggies."""
+    for header in headers:
+        unit = header.get("BUNIT")
+        if isinstance(unit, str) and unit.strip():
+            return unit.strip().lower()
+    return "nanomaggy" if any(header.get("SURVEY") == "LegacySurvey" for header in headers) else ""

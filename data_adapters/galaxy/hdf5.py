@@ -1,0 +1,174 @@
+"""HDF5 tables of cut-outs in the manner of Galaxy10: `images` with one row a galaxy, and columns beside it."""
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_adapters.errors import BadFileError, MissingExtraError, require
+from data_adapters.galaxy.bands import choose
+from data_adapters.galaxy.options import MIN_SIDE, PICTURE_BANDS
+
+SUFFIXES = (".h5", ".hdf5")
+IMAGES = ("images", "image")
+LABELS = ("ans", "label", "labels")
+COLUMNS = {"ra": "ra", "dec": "dec", "pxscale": "pixel_scale", "redshift": "redshift"}  # column -> key of meta
+MAX_OPEN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The layout of one file: rows, the image's axes, and the planes to use in channel order."""
+
+    dataset: str
+    rows: int
+    axes: str  # of one row: "HW", "HWC" or "CHW"
+    width: int
+    height: int
+    kind: str
+    bits: int
+    bands: tuple[str, ...]
+    chosen: tuple[int, ...]
+
+
+class Hdf5Files:
+    """The eight files last used, open. A handle must not cross a fork, so each process opens its own."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+
+    def get(self, path: Path | str) -> Any:
+        """The open file.
+
+        Raises:
+            BadFileError: it is no HDF5 file or is damaged.
+        """
+        if self._process != os.getpid():
+            self._process, self._open = os.getpid(), OrderedDict()
+        try:
+            stat = os.stat(path)
+            key = (str(path), stat.st_mtime_ns, stat.st_size)  # a file written anew is another file
+            if key in self._open:
+                self._open.move_to_end(key)
+                return self._open[key]
+            file = require("h5py", extra="galaxy").File(path, "r")
+        except MissingExtraError:
+            raise
+        except Exception as error:
+            raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.", path=path) from error
+        self._open[key] = file
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)  # closes with its last reference: another thread may be reading
+        return file
+
+
+def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
+    """How the rows of an open file are to be read.
+
+    Raises:
+        BadFileError: no dataset of images, an unclear layout, or other bands than `wanted`.
+    """
+    h5py = require("h5py", extra="galaxy")
+    name = next((key for key in IMAGES if key in file), None)
+    # Only what lies in this very file: a link or virtual dataset could point at any file of the machine.
+    if name is None or not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise BadFileError("no dataset 'images' in the file", remedy="Store the cut-outs as 'images', one row each.")
+    images = file[name]
+    if not isinstance(images, h5py.Dataset) or images.external or images.is_virtual:
+        raise BadFileError("no dataset 'images' in the file", remedy="Store the cut-outs as 'images', one row each.")
+    if images.dtype.kind not in "uif":
+        raise BadFileError("images that are no numbers", remedy="Store integers or floats.")
+    axes = _axes(images.shape)
+    size = dict(zip(axes, images.shape[1:], strict=True))
+    picture = images.dtype == np.uint8
+    count = size.get("C", 1)
+    if picture and count not in PICTURE_BANDS:
+        raise BadFileError(f"8-bit pictures with {count} channels", remedy="Store grey or RGB, or flux as floats.")
+    chosen, bands = choose(PICTURE_BANDS[count] if picture else _named(images, file, count), count, wanted)
+    return Table(
+        dataset=name,
+        rows=images.shape[0],
+        axes=axes,
+        width=size["W"],
+        height=size["H"],
+        kind="picture" if picture else "flux",
+        bits=images.dtype.itemsize * 8,
+        bands=tuple(bands),
+        chosen=tuple(chosen),
+    )
+
+
+def read_row(file: Any, table: Table, row: int) -> np.ndarray:
+    """One image, (height, width, bands): uint8 for pictures, native float32 for flux.
+
+    Raises:
+        BadFileError: the row is not there or its data are damaged.
+    """
+    if not 0 <= row < table.rows:
+        raise BadFileError("a row that the HDF5 file does not have", remedy="Scan the archive again.")
+    try:
+        pixels = np.asarray(file[table.dataset][row])
+    except Exception as error:  # h5py raises OSError or RuntimeError on damaged chunks
+        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.") from error
+    if table.axes == "HW":
+        pixels = pixels[..., None]
+    elif table.axes == "CHW":
+        pixels = np.moveaxis(pixels, 0, -1)
+    pixels = pixels[..., list(table.chosen)]
+    return np.ascontiguousarray(pixels, dtype=np.uint8 if table.kind == "picture" else np.float32)
+
+
+def columns(file: Any, table: Table) -> tuple[list[str | None], list[dict[str, float]]]:
+    """Label and measured values of every row, as far as the file has them."""
+    labels: list[str | None] = [None] * table.rows
+    key = next((name for name in LABELS if _is_column(file, name, table.rows)), None)
+    if key is not None:
+        values = file[key][:]
+        labels = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
+    meta: list[dict[str, float]] = [{} for _ in range(table.rows)]
+    for column, target in COLUMNS.items():
+        if _is_column(file, column, table.rows) and file[column].dtype.kind in "uif":
+            for row, value in zip(meta, file[column][:].tolist(), strict=True):
+                if np.isfinite(value):
+                    row[target] = float(value)
+    return labels, meta
+
+
+def _is_column(file: Any, name: str, rows: int) -> bool:
+    h5py = require("h5py", extra="galaxy")
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return False
+    column = file[name]
+    return isinstance(column, h5py.Dataset) and column.shape == (rows,) and not column.external
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+    """Axes of one row. The channel axis is the one shorter than any side may be."""
+    if len(shape) == 3:
+        return "HW"
+    if len(shape) == 4 and shape[3] < MIN_SIDE <= min(shape[1:3]):
+        return "HWC"
+    if len(shape) == 4 and shape[1] < MIN_SIDE <= min(shape[2:]):
+        return "CHW"
+    raise BadFileError(
+        "images whose axes are unclear", remedy="Store (rows, height, width, channels), sides of at least 16 pixels."
+    )
+
+
+def _named(images: Any, file: Any, count: int) -> tuple[str, ...] | None:
+    """Band names in the attribute `bands` of the dataset or the file: 'g,r,z', 'grz' or a list."""
+    for holder in (images, file):
+        value = holder.attrs.get("bands")
+        if value is None:
+            continue
+        if isinstance(value, bytes):
+            value = value.decode()
+        names = (value.split(",") if "," in value else list(value)) if isinstance(value, str) else np.ravel(value)
+        text = tuple(n.decode() if isinstance(n, bytes) else str(n).strip() for n in names)
+        if len(text) == count and len(set(text)) == count:
+            return text
+    return None

@@ -1,0 +1,81 @@
+"""What the adapter learns from an archive before training: its kind, its bands, the scale of each band, the pixels."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from data_adapters.base import Record
+from data_adapters.errors import BadFileError, UserError
+from data_adapters.galaxy.options import GalaxyOptions
+
+SAMPLE = 256  # records that are read to measure the scales
+PERCENTILE = 99.5
+# Factors on nanomaggies of the Legacy Surveys viewer, for pixels of .262 arcsec.
+VIEWER_SCALES = {"g": 6.0, "r": 3.4, "i": 3.0, "z": 2.2}
+VIEWER_PIXEL = 0.262  # arcsec
+NANOMAGGIES = ("nanomaggy", "nanomaggies", "nanomaggie", "nmgy")
+
+
+def learn(options: GalaxyOptions, records: Sequence[Record], read: Callable[[Record], np.ndarray]) -> dict[str, Any]:
+    """Values for the options `kind`, `bands`, `scales` and `pixel_scale`.
+
+    Scales: those of the Legacy Surveys viewer where every record is in nanomaggies of known bands (scaled to the area
+    of the pixel), else 1 / the median over up to 256 evenly spaced records of each band's 99.5 % quantile.
+
+    Raises:
+        UserError: the archive mixes kinds or bands, or is empty, or no sampled record has a signal.
+    """
+    if not records:
+        raise UserError("There are no galaxies to learn from.", remedy="Scan a folder with FITS, HDF5 or pictures.")
+    kind = _only(records, "kind", remedy="Set the option kind to flux or picture, or split the archive.")
+    bands = _only(records, "bands", remedy="Set the option bands to one of these lists, or split the archive by bands.")
+    known = [record.meta["pixel_scale"] for record in records if "pixel_scale" in record.meta]
+    pixel_scale = options.pixel_scale or (float(f"{median(known):.4g}") if known else None)
+    found = {"kind": kind, "bands": bands, "pixel_scale": pixel_scale}
+    if kind == "picture":
+        return found
+    names = bands.split(",")
+    if options.scales is not None:
+        if len(options.scales) != len(names):
+            raise UserError(
+                f"The option scales has {len(options.scales)} values, but the bands are {bands}.",
+                remedy="Give one scale for each band, in the same order.",
+            )
+        return {**found, "scales": options.scales}
+    calibrated = all(record.meta.get("unit") in NANOMAGGIES for record in records)
+    if calibrated and all(name in VIEWER_SCALES for name in names):
+        area = (VIEWER_PIXEL / (pixel_scale or VIEWER_PIXEL)) ** 2  # a larger pixel collects more flux
+        return {**found, "scales": tuple(float(f"{VIEWER_SCALES[name] * area:.4g}") for name in names)}
+    return {**found, "scales": _measure(records, read, names)}
+
+
+def _only(records: Sequence[Record], key: str, *, remedy: str) -> str:
+    counts = Counter(str(record.meta[key]) for record in records)
+    if len(counts) > 1:
+        listed = "; ".join(f"{value} in {count} records" for value, count in counts.most_common())
+        raise UserError(f"The archive mixes {key}: {listed}.", remedy=remedy)
+    return next(iter(counts))
+
+
+def _measure(
+    records: Sequence[Record], read: Callable[[Record], np.ndarray], names: Sequence[str]
+) -> tuple[float, ...]:
+    ordered = sorted(records, key=lambda record: (record.uri, record.item))
+    chosen = np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int))
+    peaks = []
+    for index in chosen:
+        try:
+            flux = read(ordered[index])
+        except BadFileError:  # the trainer counts and reports unreadable records
+            continue
+        peaks.append(np.percentile(flux.reshape(-1, flux.shape[2]), PERCENTILE, axis=0))
+    typical = np.median(peaks, axis=0) if peaks else np.zeros(len(names))
+    if not (typical > 0).all():
+        raise UserError(
+            "The brightness of the bands cannot be measured: the archive shows no signal above the background.",
+            remedy="Check the images, or set the option scales, one factor for each band.",
+        )
+    return tuple(float(f"{1 / value:.4g}") for value in typical)

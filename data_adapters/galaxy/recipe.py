@@ -1,0 +1,73 @@
+"""One view of a galaxy: what the sky, the telescope and the pointing change, and nothing else.
+
+No hue, saturation or grey (colour tells stellar population and redshift), no solarisation, no small crops that miss
+the source. Sources: Stein et al. 2021 (geometry, dust, seeing, noise), AstroCLIP (order: flux first, stretch last).
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data_adapters.augment import physical
+from data_adapters.galaxy.warp import draw_geometry, resample
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxRecipe:
+    """(H, W, bands) float32 flux -> (size, size, bands) float32 in [0, 1]."""
+
+    size: int
+    area: tuple[float, float]
+    bands: tuple[str, ...]
+    scales: tuple[float, ...]
+    pixel_scale: float
+    q: float
+    m: float
+
+    def __call__(self, flux: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Geometry, then dust, seeing and noise with probability .5 each, then the stretch with q off by up to 25 %."""
+        height, width = flux.shape[:2]
+        geometry = draw_geometry(rng, height=height, width=width, size=self.size, area=self.area)
+        view = resample(flux, geometry, self.size)
+        if rng.random() < 0.5:
+            transmission = physical.dust_transmission(self.bands, rng)
+            view = view if transmission is None else view * transmission
+        if rng.random() < 0.5:
+            seeing = physical.added_seeing(self.bands, self.pixel_scale, rng)
+            view = physical.blur(view, [sigma / geometry.zoom for sigma in seeing])
+        if rng.random() < 0.5:
+            noise = physical.added_noise(self.bands, physical.robust_sigma(flux), rng)
+            # A view pixel is the mean of zoom^2 image pixels, which has 1 / zoom of their noise.
+            view = physical.noisy(view, noise / max(geometry.zoom, 1.0), rng)
+        q = self.q * rng.uniform(0.75, 1.25) if rng.random() < 0.3 else self.q
+        return physical.asinh_stretch(view, self.scales, q=q, m=self.m)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRecipe:
+    """(H, W, C) uint8 -> (size, size, C) uint8. The stretch is already in the pixels, so flux cannot be changed."""
+
+    size: int
+    area: tuple[float, float]
+    resolution: float  # global_size / 224: the blur below is in pixels of a 224 px view
+
+    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Geometry, then brightness and contrast, blur, and noise with probability .3 each."""
+        height, width = picture.shape[:2]
+        view = resample(
+            picture, draw_geometry(rng, height=height, width=width, size=self.size, area=self.area), self.size
+        )
+        if rng.random() < 0.3:
+            contrast, brightness = 1 + rng.uniform(-0.1, 0.1), 255 * rng.uniform(-0.1, 0.1)
+            table = np.clip(contrast * (np.arange(256) - 127.5) + 127.5 + brightness, 0, 255).round().astype(np.uint8)
+            view = cv2.LUT(view, table).reshape(view.shape)
+        if rng.random() < 0.3:
+            sigma = self.resolution * rng.uniform(0.1, 1.5)
+            if sigma >= physical.MIN_SIGMA:
+                view = cv2.GaussianBlur(view, (0, 0), sigma, borderType=cv2.BORDER_REFLECT).reshape(view.shape)
+        if rng.random() < 0.3:
+            strength = np.float32(255 * rng.uniform(0.01, 0.03))
+            grain = rng.standard_normal(view.shape, dtype=np.float32) * strength + view
+            view = cv2.convertScaleAbs(np.maximum(grain, 0, out=grain)).reshape(view.shape)  # rounds, stops at 255
+        return view

@@ -1,0 +1,1 @@
+"""Histology: whole slides through openslide, and folders of tiles."""

@@ -1,0 +1,246 @@
+"""The histology adapter: slides and tiles -> records, regions at a stated mpp, views, tiles for embedding."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_adapters.base import (
+    AdapterOptions,
+    Augment,
+    BaseAdapter,
+    Record,
+    Rejected,
+    Spec,
+    ViewKind,
+    rejected,
+    to_tensor,
+)
+from data_adapters.catalog import Catalog
+from data_adapters.errors import BadFileError
+from data_adapters.histology import dicom, files, groups, regions, scale
+from data_adapters.histology.handles import Handles
+from data_adapters.histology.options import HistologyOptions
+from data_adapters.histology.recipe import Recipe, Source
+from data_adapters.histology.slide import resize
+from data_adapters.histology.tiles import SUFFIXES as TILE_SUFFIXES
+from data_adapters.histology.tiles import read_tile
+from data_adapters.histology.tissue import Tissue
+
+# Known to labs, unknown to openslide: the reason says more than "not a format".
+_FOREIGN = {
+    **dict.fromkeys(
+        (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff"),
+        (
+            "slide format that this adapter does not read",
+            "Convert it to pyramidal TIFF or DICOM.",
+        ),
+    ),
+    **dict.fromkeys(
+        (".h5", ".hdf5"),
+        ("HDF5 tiles are not read by this adapter", "Export the tiles as PNG, in one folder for each slide."),
+    ),
+}
+
+
+class HistologyAdapter(BaseAdapter):
+    """Whole slides (Aperio, Hamamatsu, MIRAX, Leica, Ventana, Philips, pyramidal TIFF, DICOM) and folders of tiles.
+
+    A slide is read region by region at a stated um per pixel; nothing is cut to disk. `Record.meta` may carry `mpp`
+    (um per pixel at level 0, from the file or a catalogue) and `region` ([left, top, width, height], level-0 pixels),
+    which confines `prepare` to a rectangle.
+    """
+
+    name: ClassVar[str] = "histology"
+    suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES)
+    Options: ClassVar[type[AdapterOptions]] = HistologyOptions
+    version: ClassVar[int] = 1
+
+    def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
+        super().__init__(options, **kwargs)
+        self._handles = Handles()
+
+    @property
+    def spec(self) -> Spec:
+        """RGB with ImageNet's statistics, which initial checkpoints expect."""
+        return self.make_spec(channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+    # --- scan -------------------------------------------------------------------------------------------------------
+
+    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
+        """Headers and overviews. mpp is judged last, because the catalogue may supply or correct it."""
+        for found in super().scan(root, catalog=catalog):
+            if isinstance(found, Rejected):
+                yield found
+                continue
+            try:
+                yield self.settle(found)
+            except BadFileError as error:
+                for path in (found.uri, *found.meta.get("files", ())):
+                    yield rejected(path, error)
+
+    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+        """File by file; the files of one DICOM slide (one folder, one series) make one record, at the end."""
+        groups.forget_folders()
+        series: dict[tuple[Path, str], list[Path]] = {}
+        mirax: dict[Path, bool] = {}
+        for path in paths:
+            folder = path.parent
+            if folder not in mirax:
+                mirax[folder] = bool(folder.name) and folder.with_name(folder.name + ".mrxs").is_file()
+            if mirax[folder]:
+                continue  # the data of an .mrxs slide, which stands beside the folder of its name
+            if path.suffix.lower() != ".dcm":
+                yield from self.try_inspect(path, root)
+                continue
+            try:
+                series.setdefault((path.parent, dicom.slide_instance(path).series), []).append(path)
+            except BadFileError as error:
+                yield rejected(path, error)
+        for first, *others in series.values():
+            for found in self.try_inspect(first, root):
+                if isinstance(found, Record):
+                    further = {"files": [str(p) for p in others]} if others else {}
+                    yield dataclasses.replace(found, meta={**found.meta, **further})
+                else:
+                    yield found
+                    yield from (dataclasses.replace(found, uri=str(p)) for p in others)
+
+    def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
+        """As the base, with a better reason for formats that labs have and openslide lacks."""
+        if path.suffix.lower() in _FOREIGN:
+            reason, remedy = _FOREIGN[path.suffix.lower()]
+            return [Rejected(uri=str(path), reason=reason, remedy=remedy)]
+        return super().try_inspect(path, root)
+
+    def inspect(self, path: Path, root: Path) -> Iterable[Record]:
+        """One slide or one tile."""
+        if not files.is_slide(path):
+            base = root if root.is_dir() else root.parent
+            group = groups.tile_group(path, base, by=self.options.tile_group)
+            return [Record(uri=str(path), group=group, meta=files.tile_meta(path, self.options))]
+        group = groups.slide_group(path)
+        if path.suffix.lower() == ".dcm":
+            group = dicom.slide_instance(path).case or group
+        meta = files.slide_meta(path, self._handles, self.options, tissue=True)
+        return [Record(uri=str(path), group=group, meta=meta)]
+
+    def settle(self, record: Record) -> Record:
+        """A scanned record with its catalogue values -> the same with `samples`, or refused.
+
+        Raises:
+            BadFileError: mpp missing, absurd or too coarse; slide too small or with too little tissue for one region.
+        """
+        own = record.meta[files.KEY]
+        if own["kind"] == "tile":
+            scale.native_mpp(record.meta)
+            return record
+        side = self.options.tile_px * scale.downsample(record.meta, self.options)
+        if side > min(own["size"]):
+            raise files.too_small(self.options, Path(record.uri))
+        tissue = Tissue.unpack(own["tissue"])
+        _, most = tissue.best(side=side, size=tuple(own["size"]))
+        if most < self.options.min_tissue:
+            raise BadFileError(
+                "no region with enough tissue", remedy="Reduce min_tissue, or check the options stain and mpp."
+            )
+        fits = int(tissue.area / side**2)
+        return dataclasses.replace(record, samples=min(max(fits, 1), self.options.samples_per_slide))
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def read(self, record: Record, rng: np.random.Generator) -> Source:
+        """A tile, or a random tissue region of a slide at a random mpp, (tile_px, tile_px, 3).
+
+        Raises:
+            BadFileError: the pixels cannot be read right.
+        """
+        path, meta = Path(record.uri), self._meta(record, tissue=True)
+        own, side_px = meta[files.KEY], self.options.tile_px
+        if own["kind"] == "tile":
+            return Source(pixels=self._tile(path), scaled=False)
+        size = tuple(own["size"])
+        side = side_px * scale.draw_downsample(meta, self.options, size, rng)
+        corner = Tissue.unpack(own["tissue"]).draw(rng, side=side, size=size, least=self.options.min_tissue)
+        pixels = self._handles.read(path, corner=corner, extent=(side, side), out=(side_px, side_px))
+        return Source(pixels=pixels, scaled=True)
+
+    def augment(self, kind: ViewKind, size: int) -> Augment:
+        """The recipe of one kind of view."""
+        return Recipe(kind, size, self.options)
+
+    # --- embedding --------------------------------------------------------------------------------------------------
+
+    def prepare(self, record: Record) -> Tensor:
+        """Pixels for embedding, (n, 3, global_size, global_size) uint8.
+
+        - Tile: n = 1, scaled until its shorter side is global_size, then the central square.
+        - Slide: up to `tiles` tissue tiles of a regular grid at `mpp`.
+        - Slide with a marked region: the region in tiles at `mpp`; without known mpp, scaled by its shorter side.
+
+        Raises:
+            BadFileError: the pixels cannot be read right, or the region lies outside or is too small.
+        """
+        path, out = Path(record.uri), self.options.global_size
+        marked = isinstance(record.meta.get("region"), list | tuple)
+        meta = self._meta(record, tissue=not marked)
+        own = meta[files.KEY]
+        if own["kind"] == "tile":
+            pixels = self._tile(path)
+            fields = [_fit(_cut(pixels, regions.marked_region(meta, pixels.shape[1::-1])), out)]
+        else:
+            size = (int(own["size"][0]), int(own["size"][1]))
+            side, corners = self._fields(meta, own, size, regions.marked_region(meta, size))
+            fields = [self._handles.read(path, corner=c, extent=(side, side), out=(out, out)) for c in corners]
+        return torch.stack([to_tensor(field) for field in fields])
+
+    def _fields(
+        self, meta: dict[str, Any], own: dict[str, Any], size: tuple[int, int], region: regions.Region | None
+    ) -> tuple[float, list[tuple[float, float]]]:
+        """Side (level-0 pixels) and corners of the tiles that stand for a slide or a region of it."""
+        o = self.options
+        if region is None:
+            side = o.global_size * scale.downsample(meta, o)
+            tissue = Tissue.unpack(own["tissue"])
+            return side, tissue.grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
+        unknown = o.mpp is not None and scale.native_mpp(meta) is None
+        side = min(region[2:]) if unknown else o.global_size * scale.downsample(meta, o)
+        return side, regions.cover(region, side=side, count=o.tiles)
+
+    # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def _tile(self, path: Path) -> np.ndarray:
+        return read_tile(path, grey=self.options.stain == "any")
+
+    def _meta(self, record: Record, *, tissue: bool) -> dict[str, Any]:
+        """The record's meta; for a record that no scan made (an upload), completed from the file."""
+        own = record.meta.get(files.KEY)
+        if own is not None and (own["kind"] == "tile" or "tissue" in own or not tissue):
+            return dict(record.meta)
+        path = Path(record.uri)
+        if files.is_slide(path):
+            return {**files.slide_meta(path, self._handles, self.options, tissue=tissue), **record.meta}
+        return {**files.tile_meta(path, self.options), **record.meta}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_handles": Handles(self._handles.limit)}
+
+
+def _cut(pixels: np.ndarray, region: regions.Region | None) -> np.ndarray:
+    if region is None:
+        return pixels
+    x, y, w, h = (round(v) for v in region)
+    return pixels[y : y + h, x : x + w]
+
+
+def _fit(pixels: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) -> (side, side, 3): shorter side to `side`, then the central square."""
+    height, width = pixels.shape[:2]
+    factor = side / min(height, width)
+    fitted = resize(pixels, (max(side, round(width * factor)), max(side, round(height * factor))))
+    top, left = (fitted.shape[0] - side) // 2, (fitted.shape[1] - side) // 2
+    return np.ascontiguousarray(fitted[top : top + side, left : left + side])

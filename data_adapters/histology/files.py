@@ -1,0 +1,122 @@
+"""One file -> what the manifest keeps of it: is it a slide or a tile, how large, at which mpp, and where is tissue."""
+
+from pathlib import Path
+from typing import Any
+
+from data_adapters.errors import BadFileError, require
+from data_adapters.histology import slide, tiles
+from data_adapters.histology.handles import Handles, undecodable
+from data_adapters.histology.options import HistologyOptions
+from data_adapters.histology.tissue import Tissue, tissue_mask
+
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".dcm")
+TIFF_SUFFIXES = (".tif", ".tiff")
+# A plain tiled TIFF with one level and longer sides than this is a slide without a pyramid, not a tile.
+LARGEST_TILE = 4096
+KEY = "histology"  # of what this adapter keeps in Record.meta, out of the way of a catalogue's columns
+
+
+def is_slide(path: Path) -> bool:
+    """Whether `path` is read as a slide.
+
+    Slide suffixes are slides. A TIFF is one when openslide knows its vendor, or when it is a tiled pyramid of several
+    levels, or larger than LARGEST_TILE. Everything else is a tile.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TIFF_SUFFIXES:
+        return suffix in SLIDE_SUFFIXES
+    vendor = slide.detect(path)
+    if vendor != "generic-tiff":
+        return vendor is not None
+    try:
+        opened = slide.open_slide(path)
+    except BadFileError:
+        return False  # a compression that openslide lacks: Pillow reads it, or names the reason
+    return bool(opened.level_count > 1 or max(opened.dimensions) > LARGEST_TILE)
+
+
+def tile_meta(path: Path, options: HistologyOptions) -> dict[str, Any]:
+    """Meta of a tile, from its header.
+
+    Raises:
+        BadFileError: see `tiles.tile_header`.
+    """
+    size = tiles.tile_header(path, grey=options.stain == "any").size
+    return {"size": list(size), "bits": 8, KEY: {"kind": "tile", "size": list(size)}}
+
+
+def slide_meta(path: Path, handles: Handles, options: HistologyOptions, *, tissue: bool) -> dict[str, Any]:
+    """Meta of a slide, from its header and, with `tissue`, its overview.
+
+    `mpp` is there when the file tells one, be it sane or not: the catalogue may still correct it.
+
+    Raises:
+        BadFileError: not readable as one 8-bit colour picture, damaged, or without tissue.
+    """
+    opened = handles.get(path)
+    head = slide.header(opened, path)
+    if head.vendor == "generic-tiff":
+        _check_plain_tiff(path, grey=options.stain == "any")
+    own: dict[str, Any] = {
+        "kind": "slide",
+        "size": list(head.size),
+        "downsamples": list(head.downsamples),
+        "vendor": head.vendor,
+    }
+    if tissue:
+        if min(head.size) < 2 * slide.FINEST_CELL:
+            raise too_small(options, path)
+        try:
+            rgb, covered, cell = slide.overview(opened, path)
+        except require("openslide", extra="histology").OpenSlideError as error:
+            handles.drop(path)
+            raise undecodable(path) from error
+        found = Tissue(mask=tissue_mask(rgb, covered, stain=options.stain), cell=cell)
+        if not found.mask.any():
+            raise BadFileError(
+                "no tissue found on the slide",
+                remedy="Check the option stain (he, ihc, any); leave out blank and control slides.",
+                path=path,
+            )
+        own["tissue"] = found.pack()
+    meta: dict[str, Any] = {"size": list(head.size), "bits": 8, KEY: own}
+    return meta if head.mpp is None else {**meta, "mpp": head.mpp}
+
+
+def too_small(options: HistologyOptions, path: Path) -> BadFileError:
+    """The error for a slide that does not hold one training region."""
+    return BadFileError(
+        "slide smaller than one region",
+        remedy=f"Regions are {options.tile_px} pixels at the wanted mpp; reduce tile_px or mpp.",
+        path=path,
+    )
+
+
+def _check_plain_tiff(path: Path, *, grey: bool) -> None:
+    """Refuse what openslide would bend: it makes one 8-bit RGB picture of any plain TIFF, also of stacks or 16 bits."""
+    tifffile = require("tifffile", extra="histology")
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            bits, samples, photometric = page.bitspersample, page.samplesperpixel, int(page.photometric)
+            # openslide shows the first of several full pictures and is silent about the others.
+            equal = [p for p in file.pages if not p.is_reduced and p.shape[:2] == page.shape[:2]]
+    except tifffile.TiffFileError as error:
+        raise undecodable(path) from error
+    if len(equal) > 1:
+        raise BadFileError(
+            "several pictures in one slide file",
+            remedy="Export one scene or focus plane as RGB; channels and stacks are not slides.",
+            path=path,
+        )
+    if bits != 8:
+        raise BadFileError(
+            f"slide with {bits} bits a channel", remedy="Convert it to 8-bit RGB with a stated mapping.", path=path
+        )
+    colour = samples in (3, 4) and photometric in (2, 6)  # RGB, YCbCr
+    if not colour and not (grey and samples == 1 and photometric == 1):
+        raise BadFileError(
+            "slide that is not RGB",
+            remedy="Export it as 8-bit RGB; greyscale is read with stain=any.",
+            path=path,
+        )

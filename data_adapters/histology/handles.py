@@ -1,0 +1,99 @@
+"""A few open slides per process."""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_adapters.errors import BadFileError, require
+from data_adapters.histology.slide import open_slide, read_field
+
+CACHE_BYTES = 64 * 2**20  # decoded tiles, shared by all handles: about 1 MB a handle instead of 10
+
+
+class Handles:
+    """Least-recently-used openslide handles, opened lazily, never carried across a process border.
+
+    Handles are let go, not closed, so one that another thread still reads from lives until that read ends.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+        self._pid = os.getpid()
+        self._inherited: list[Any] = []
+        self._cache: Any = None
+
+    def __reduce__(self) -> tuple[type["Handles"], tuple[int]]:
+        return Handles, (self.limit,)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, path: Path) -> Any:
+        """The handle of `path`; a file that changed on disk is opened anew.
+
+        Raises:
+            BadFileError: openslide cannot open the file, or it is gone.
+        """
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise BadFileError(
+                "file not found or not readable", remedy="Check that the archive is mounted.", path=path
+            ) from error
+        key = (str(path), stat.st_mtime_ns, stat.st_size)
+        with self._lock:
+            self._leave_parent()
+            if key in self._open:
+                self._open.move_to_end(key)
+                return self._open[key]
+        slide = open_slide(path)
+        with self._lock:
+            if self._cache is None:
+                self._cache = require("openslide", extra="histology").OpenSlideCache(CACHE_BYTES)
+            slide.set_cache(self._cache)
+            self._open[key] = slide
+            while len(self._open) > self.limit:
+                self._open.popitem(last=False)
+        return slide
+
+    def drop(self, path: Path) -> None:
+        """Forget the handle of `path`: after one error openslide answers every call with that error."""
+        with self._lock:
+            for key in [k for k in self._open if k[0] == str(path)]:
+                del self._open[key]
+
+    def read(
+        self, path: Path, *, corner: tuple[float, float], extent: tuple[float, float], out: tuple[int, int]
+    ) -> np.ndarray:
+        """`read_field` of the slide at `path`: (out height, out width, 3) uint8 RGB.
+
+        Raises:
+            BadFileError: the slide cannot be opened or the region cannot be decoded.
+        """
+        slide = self.get(path)
+        try:
+            return read_field(slide, corner=corner, extent=extent, out=out)
+        except require("openslide", extra="histology").OpenSlideError as error:
+            self.drop(path)
+            raise undecodable(path) from error
+
+    def _leave_parent(self) -> None:
+        # After a fork the parent still uses its handles; keeping the references closes nothing behind its back.
+        if self._pid != os.getpid():
+            self._inherited += [self._open, self._cache]
+            self._open, self._cache, self._pid = OrderedDict(), None, os.getpid()
+
+
+def undecodable(path: Path) -> BadFileError:
+    """The error for slide data that openslide opens but cannot decode."""
+    return BadFileError(
+        "slide whose pixels cannot be decoded",
+        remedy="The file is damaged or incomplete; copy it again from the scanner or archive.",
+        path=path,
+    )

@@ -1,0 +1,45 @@
+"""Pseudonyms: what leaves the machine are salted hashes of paths and groups, never the names themselves.
+
+The salt is a secret of this installation, so nobody can test a guessed patient name against a published table. The same
+file of the same archive keeps its id across scans, which is what joins labels to embeddings.
+"""
+
+import hashlib
+import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
+
+
+def salt_file() -> Path:
+    """Where the installation's secret lies: $XDG_DATA_HOME/lejepa-med/salt, by default below ~/.local/share."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "lejepa-med" / "salt"
+
+
+def salt() -> bytes:
+    """The secret: LEJEPA_SALT when set (to share ids between machines), else the installation's file, made once."""
+    given = os.environ.get("LEJEPA_SALT")
+    return given.encode() if given else _stored_salt(salt_file())
+
+
+@lru_cache(maxsize=4)
+def _stored_salt(file: Path) -> bytes:
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex(32))
+        try:
+            os.link(draft, file)  # fails if another process was first: then its salt is the one
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return file.read_text().strip().encode()
+
+
+def pseudonym(kind: str, *parts: str) -> str:
+    """A 128-bit hex pseudonym of `parts` under the installation's salt; `kind` keeps ids and groups apart."""
+    message = "\x00".join((kind, *parts)).encode()
+    return hashlib.blake2b(message, key=hashlib.sha256(salt()).digest(), digest_size=16).hexdigest()

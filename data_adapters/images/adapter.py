@@ -1,0 +1,111 @@
+"""Plain images of any field: a folder of pictures or arrays, one embedding each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from data_adapters import raster
+from data_adapters.base import Augment, BaseAdapter, Record, Spec, ViewKind, to_tensor
+from data_adapters.errors import BadFileError
+from data_adapters.images import arrays, recipe
+from data_adapters.images.intensity import map_intensity, require_policy
+from data_adapters.images.options import MIN_SIDE, ImagesOptions
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImagesAdapter(BaseAdapter):
+    """Pictures and NumPy arrays with the option's number of channels.
+
+    A grey image becomes three equal channels where three are asked for; any other difference is refused. A record's
+    group is the catalogue's, else the file's path without suffix, or its folder with `group_by="folder"`.
+    """
+
+    name: ClassVar[str] = "images"
+    suffixes: ClassVar[tuple[str, ...]] = (*raster.SUFFIXES, ".npy")
+    Options: ClassVar[type[ImagesOptions]] = ImagesOptions
+
+    @property
+    def spec(self) -> Spec:
+        """ImageNet's statistics for three channels, .5 and .5 otherwise."""
+        channels = self.options.channels
+        if channels == 3:
+            return self.make_spec(channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return self.make_spec(channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+    def inspect(self, path: Path, root: Path) -> Iterable[Record]:
+        """The header of one file -> one record."""
+        if path.name.lower().endswith(".npy"):
+            height, width, channels, dtype = arrays.npy_info(path)
+        else:
+            info = raster.raster_info(path)
+            height, width, channels, dtype = info.height, info.width, info.channels, info.dtype
+        if min(height, width) < MIN_SIDE:
+            raise BadFileError(f"a side of less than {MIN_SIDE} pixels", remedy="Leave out thumbnails.", path=path)
+        self._check_channels(channels)
+        require_policy(dtype, self.options.intensity)
+        meta = {"size": [width, height], "bits": dtype.itemsize * 8, "channels": channels}
+        return [Record(uri=str(path), group=self._group(path, root), meta=meta)]
+
+    def _group(self, path: Path, root: Path) -> str:
+        base = root if root.is_dir() else root.parent
+        inside = path.relative_to(base)
+        if self.options.group_by == "folder" and inside.parent != Path("."):
+            return inside.parent.as_posix()
+        return inside.with_suffix("").as_posix()
+
+    def _check_channels(self, channels: int) -> None:
+        wanted = self.options.channels
+        if channels != wanted and (channels, wanted) != (1, 3):
+            raise BadFileError(
+                f"{channels} channels, where the option channels is {wanted}",
+                remedy="Set channels to the archive's number, and split archives that mix several.",
+            )
+
+    def pixels(self, record: Record) -> np.ndarray:
+        """(H, W, channels) uint8, or float32 in [0, 1] after the intensity policy.
+
+        Raises:
+            BadFileError: damaged, of another number of channels, or of a depth without a policy.
+        """
+        path = Path(record.uri)
+        image = arrays.read_npy(path) if path.name.lower().endswith(".npy") else raster.read_raster(path)
+        image = image[:, :, None] if image.ndim == 2 else image
+        self._check_channels(image.shape[2])
+        o = self.options
+        image = map_intensity(image, policy=o.intensity, bounds=o.intensity_range)
+        return np.repeat(image, 3, axis=2) if (image.shape[2], o.channels) == (1, 3) else image
+
+    def read(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """The whole image, see `pixels`; nothing in it is random."""
+        return self.pixels(record)
+
+    def verify(self, record: Record) -> None:
+        """Read the pixels."""
+        self.pixels(record)
+
+    def augment(self, kind: ViewKind, size: int) -> Augment:
+        """The option's recipe."""
+        o = self.options
+        area = o.global_area if kind == "global" else o.local_area
+        colour = o.channels == 3 and o.intensity == "dtype8"
+        return recipe.build(o.recipe, size=size, area=area, colour=colour, mirror=o.hflip)
+
+    def prepare(self, record: Record) -> Tensor:
+        """The middle square of the image, resized to (1, C, size, size): areas when it shrinks, linear when it grows.
+
+        The same as resizing the short side and cropping the middle. Raises BadFileError as `pixels` does.
+        """
+        image = self.pixels(record)
+        height, width, size = *image.shape[:2], self.options.global_size
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square: Any = np.ascontiguousarray(image[top : top + side, left : left + side])
+        if side != size:
+            way = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+            square = cv2.resize(square, (size, size), interpolation=way)
+        return to_tensor(square)[None]

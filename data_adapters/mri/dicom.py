@@ -1,0 +1,210 @@
+"""One DICOM file: is it one, what is it, and may it be learnt from."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_adapters.errors import BadFileError, require
+
+SUFFIXES = (".dcm", ".ima")
+MAGIC_OFFSET, MAGIC = 128, b"DICM"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, .7.1 to .7.4
+DEFLATED = "1.2.840.10008.1.2.1.99"
+GREY = ("MONOCHROME1", "MONOCHROME2")
+LOCALIZER = re.compile(r"\b(localizer|localiser|scout|survey|3.?plane)\b", re.IGNORECASE)
+NO_PATIENT = re.compile(r"(anon[a-z]*|unknown|none|0*)", re.IGNORECASE)  # what de-identifiers write for everybody
+TAGS = (
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID Modality ImageType BurnedInAnnotation "
+    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored PhotometricInterpretation "
+    "ImagePositionPatient ImageOrientationPatient PixelSpacing Manufacturer MagneticFieldStrength"
+).split()
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts of one file that decide about series, geometry and group. `patient` never leaves the scan."""
+
+    path: Path
+    series: str
+    instance: str
+    patient: str
+    frames: int
+    rows: int
+    columns: int
+    bits: int
+    position: tuple[float, ...] | None  # ImagePositionPatient, mm
+    orientation: tuple[float, ...] | None  # ImageOrientationPatient
+    pixel_mm: tuple[float, float] | None  # (row, column) distance
+    facts: dict[str, Any]  # what may be stored: manufacturer, field strength (tesla), derived
+
+
+def is_dicom(path: Path) -> bool:
+    """By content where the preamble is present; by suffix, or its absence, where a header follows without one."""
+    with path.open("rb") as stream:
+        head = stream.read(MAGIC_OFFSET + len(MAGIC))
+    if head[MAGIC_OFFSET:] == MAGIC:
+        return True
+    name = path.name.lower()
+    if name.endswith(SUFFIXES):
+        return True
+    # A bare data set begins with group 0002 or 0008 (little or big endian). Names such as 1.2.840.5 end in digits.
+    bare = path.suffix == "" or path.suffix[1:].isdigit()
+    return bare and head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08") and len(head) > MAGIC_OFFSET
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Pydicom's warnings quote header values, which may be a patient's; they are not for the log."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_header(path: Path, *, modalities: tuple[str, ...]) -> Header:
+    """Read and judge one file's header; pixels are not decoded.
+
+    Raises:
+        BadFileError: not an MR image with pixels, or a kind of image that must not be learnt from.
+    """
+    pydicom = require("pydicom", extra="mri")
+    with quiet(), path.open("rb") as stream:
+        try:
+            data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS, force=True)
+            known = "SOPClassUID" in data
+        except Exception as error:  # pydicom raises many types on damage
+            raise BadFileError("not a readable DICOM file", remedy="Export it again.", path=path) from error
+        if not known:
+            raise BadFileError("not a readable DICOM file", remedy="Export it again.", path=path)
+        try:
+            _judge(data, modalities)
+            _check_pixels(data, stream)
+            return _header(data, path)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:  # a value that its type does not allow
+            raise BadFileError("damaged DICOM header", remedy="Export it again.", path=path) from error
+
+
+def _judge(data: Any, modalities: tuple[str, ...]) -> None:
+    modality = str(data.get("Modality", "") or "none")
+    if str(data.SOPClassUID).startswith(SECONDARY_CAPTURE):
+        raise BadFileError("secondary capture (a screenshot or scanned image)", remedy="Give the original MR images.")
+    if modality not in modalities:
+        raise BadFileError(
+            f"DICOM modality {modality}, not {' or '.join(modalities)}",
+            remedy="Keep other objects outside the archive, or set the option modalities.",
+        )
+    if str(data.get("BurnedInAnnotation", "") or "").upper() == "YES":
+        raise BadFileError("text is burned into the image", remedy="Give the images without annotations.")
+    photometric = str(data.get("PhotometricInterpretation", "") or "")
+    if int(data.get("SamplesPerPixel", 1) or 1) != 1 or (photometric and photometric not in GREY):
+        raise BadFileError("colour DICOM image", remedy="Give the grey-value MR images.")
+    kinds = [str(kind).upper() for kind in _listed(data.get("ImageType"))]
+    if "LOCALIZER" in kinds or LOCALIZER.search(str(data.get("SeriesDescription", "") or "")):
+        raise BadFileError("localizer", remedy="None needed: planning scans are left out.")
+    if "MOSAIC" in kinds:
+        raise BadFileError("Siemens mosaic (many slices in one picture)", remedy="Convert the series with dcm2niix.")
+
+
+def _check_pixels(data: Any, stream: BinaryIO) -> None:
+    """Pixel data must be there and, where it is not compressed, be as long as the header says."""
+    syntax = str(getattr(data, "file_meta", {}).get("TransferSyntaxUID", ""))
+    if syntax != DEFLATED:  # a deflated file has been read to its end by now
+        start = stream.tell()
+        length = stream.seek(0, 2) - start
+        if length < 8 or not data.get("Rows") or not data.get("Columns"):
+            raise BadFileError("DICOM object without pixels", remedy="Keep only images in the archive.")
+        compressed = bool(syntax) and _encapsulated(syntax)
+        frames = int(data.get("NumberOfFrames", 1) or 1)
+        expected = int(data.Rows) * int(data.Columns) * frames * int(data.BitsAllocated) // 8
+        if not compressed and length < expected:
+            raise BadFileError("truncated or damaged data", remedy="Copy the file again.")
+
+
+def _encapsulated(syntax: str) -> bool:
+    uid = require("pydicom.uid", extra="mri").UID(syntax)
+    return uid.is_transfer_syntax and bool(uid.is_compressed) if not uid.is_private else True
+
+
+def _header(data: Any, path: Path) -> Header:
+    spacing = _floats(data.get("PixelSpacing"), 2)
+    if spacing is not None and min(spacing) <= 0:
+        raise BadFileError("pixel spacing is zero", remedy="Correct the header, or export the series again.")
+    patient = str(data.get("PatientID", "") or "").strip()
+    facts: dict[str, Any] = {"derived": "DERIVED" in [str(k).upper().strip() for k in _listed(data.get("ImageType"))]}
+    if data.get("Manufacturer"):
+        facts["manufacturer"] = str(data.Manufacturer).strip()
+    if data.get("MagneticFieldStrength"):
+        facts["tesla"] = float(data.MagneticFieldStrength)
+    return Header(
+        path=path,
+        series=str(data.get("SeriesInstanceUID", "") or ""),
+        instance=str(data.get("SOPInstanceUID", "") or ""),
+        patient="" if NO_PATIENT.fullmatch(patient) else patient,
+        frames=int(data.get("NumberOfFrames", 1) or 1),
+        rows=int(data.Rows),
+        columns=int(data.Columns),
+        bits=int(data.get("BitsStored") or data.BitsAllocated),
+        position=_floats(data.get("ImagePositionPatient"), 3),
+        orientation=_floats(data.get("ImageOrientationPatient"), 6),
+        pixel_mm=(spacing[0], spacing[1]) if spacing is not None else None,
+        facts=facts,
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    """A DICOM value of any multiplicity as a list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _floats(value: Any, n: int) -> tuple[float, ...] | None:
+    listed = [float(v) for v in _listed(value)]
+    return tuple(listed) if len(listed) == n and bool(np.isfinite(listed).all()) else None
+
+
+def open_dataset(path: Path) -> Any:
+    """The whole data set; a missing transfer syntax is taken from how the header was encoded.
+
+    Raises:
+        BadFileError: the file is damaged.
+    """
+    pydicom = require("pydicom", extra="mri")
+    try:
+        data = pydicom.dcmread(path, force=True)
+        if "TransferSyntaxUID" not in data.file_meta:
+            implicit, little = data.original_encoding
+            uid = require("pydicom.uid", extra="mri")
+            explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+            data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise BadFileError("truncated or damaged data", remedy="Copy the file again.", path=path) from error
+    return data
+
+
+def load_slice(path: Path) -> np.ndarray:
+    """(H, W) float32 of a single image, with rescale slope and intercept, bright is high.
+
+    Raises:
+        BadFileError: pixels that cannot be decoded.
+    """
+    pixels = require("pydicom.pixels", extra="mri")
+    with quiet():
+        data = open_dataset(path)
+        try:
+            array = pixels.apply_rescale(data.pixel_array, data).astype(np.float32)
+        except Exception as error:  # decoders raise what they like
+            raise BadFileError(
+                "pixels cannot be decoded", remedy="Export it uncompressed, or copy the file again.", path=path
+            ) from error
+    if array.ndim != 2:
+        raise BadFileError("several frames without geometry", remedy="Export single frames or NIfTI.", path=path)
+    bright: np.ndarray = -array if data.PhotometricInterpretation == "MONOCHROME1" else array
+    return bright

@@ -1,0 +1,178 @@
+"""Several DICOM images -> one volume: a classic series, or an Enhanced multi-frame file.
+
+Order and geometry come from position and orientation (highdicom), never from InstanceNumber or file names.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_adapters.errors import BadFileError, require
+from data_adapters.mri.dicom import Header, load_slice, open_dataset, quiet
+from data_adapters.mri.volume import Volume
+
+GEOMETRY_TOLERANCE = 1e-3  # of direction cosines and, relative, of the pixel spacing within a series
+
+
+@dataclass(frozen=True)
+class Grid:
+    """RAS `size` (voxels) and `spacing` (mm) of the volume that a series makes."""
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+def group_series(headers: Iterable[Header]) -> tuple[list[list[Header]], list[Header]]:
+    """Files by series, and the files that repeat an image already seen (same SOPInstanceUID).
+
+    An Enhanced multi-frame file, and a file without SeriesInstanceUID, stands for itself.
+    """
+    groups: dict[tuple[str, str], list[Header]] = {}
+    seen: set[str] = set()
+    copies: list[Header] = []
+    for header in headers:
+        if header.instance and header.instance in seen:
+            copies.append(header)
+            continue
+        seen.add(header.instance)
+        alone = header.frames > 1 or not header.series
+        groups.setdefault((header.series, str(header.path) if alone else ""), []).append(header)
+    return list(groups.values()), copies
+
+
+def series_grid(headers: Sequence[Header]) -> Grid:
+    """Check that single-frame images form one regular volume, by their headers.
+
+    Raises:
+        BadFileError: geometry missing or mixed, repeated positions, or gaps.
+    """
+    first = headers[0]
+    if any(h.position is None or h.orientation is None or h.pixel_mm is None for h in headers):
+        raise BadFileError("series without positions", remedy="Convert it to NIfTI, or give single slices.")
+    reference = _plane(first)
+    if any((h.rows, h.columns) != (first.rows, first.columns) or not _close(_plane(h), reference) for h in headers):
+        raise BadFileError(
+            "mixed geometry in one series", remedy="Split the series by orientation and size (dcm2niix does it)."
+        )
+    positions = [h.position for h in headers]
+    if len({tuple(np.round(p, 3)) for p in positions if p is not None}) < len(headers):
+        raise BadFileError(
+            "several images at one position (echoes, b-values or time points)",
+            remedy="Convert the series with dcm2niix, which writes one file each.",
+        )
+    spatial = require("highdicom.spatial", extra="mri")
+    spacing, _ = spatial.get_volume_positions(positions, first.orientation)
+    if spacing is None:
+        raise BadFileError("slices are missing or unevenly spaced", remedy="Copy the whole series again.")
+    assert first.orientation is not None and first.pixel_mm is not None  # checked above
+    return _ras_grid(
+        orientation=first.orientation,
+        size=(first.columns, first.rows, len(headers)),
+        spacing=(first.pixel_mm[1], first.pixel_mm[0], float(spacing)),
+    )
+
+
+def multiframe_grid(path: Path) -> Grid:
+    """Check that the frames of an Enhanced image form one regular volume.
+
+    Raises:
+        BadFileError: they do not.
+    """
+    with quiet():
+        geometry = _enhanced(path).get_volume_geometry()
+        if geometry is None:
+            raise _no_volume(path)
+        geometry = geometry.to_patient_orientation("RAS")
+    x, y, z = geometry.spatial_shape
+    a, b, c = (round(float(mm), 4) for mm in geometry.spacing)
+    return Grid(size=(x, y, z), spacing=(a, b, c))
+
+
+def load_series(files: Sequence[str]) -> Volume:
+    """Decode a classic series to RAS order and float32, each slice with its own rescale slope.
+
+    Raises:
+        BadFileError: a file is damaged, or the images form no regular volume.
+    """
+    highdicom = require("highdicom", extra="mri")
+    with quiet():
+        data = [open_dataset(Path(name)) for name in files]
+        try:
+            volume = highdicom.get_volume_from_series(data, dtype=np.float32, apply_real_world_transform=False)
+        except Exception as error:
+            raise _undecodable(error, [Path(name) for name in files]) from error
+        return _ras(volume)
+
+
+def load_multiframe(path: Path) -> Volume:
+    """Decode an Enhanced multi-frame image to RAS order and float32.
+
+    Raises:
+        BadFileError: a damaged file, or frames that form no regular volume.
+    """
+    with quiet():
+        image = _enhanced(path)
+        if image.get_volume_geometry() is None:
+            raise _no_volume(path)
+        try:
+            volume = image.get_volume(dtype=np.float32, apply_real_world_transform=False)
+        except Exception as error:
+            raise BadFileError("pixels cannot be decoded", remedy="Copy the file again.", path=path) from error
+        return _ras(volume)
+
+
+def _enhanced(path: Path) -> Any:
+    highdicom = require("highdicom", extra="mri")
+    try:
+        return highdicom.imread(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise BadFileError("multi-frame image without frame geometry", remedy=_CONVERT, path=path) from error
+
+
+_CONVERT = "Convert it with dcm2niix."
+
+
+def _no_volume(path: Path) -> BadFileError:
+    return BadFileError("frames form no single regular volume", remedy=_CONVERT, path=path)
+
+
+def _undecodable(error: Exception, files: Sequence[Path]) -> BadFileError:
+    """Name the file at fault: pixels first, geometry otherwise."""
+    for file in files:
+        try:
+            load_slice(file)
+        except BadFileError as found:
+            return found
+    return BadFileError(f"images form no regular volume ({type(error).__name__})", remedy=_CONVERT, path=files[0])
+
+
+def _ras(volume: Any) -> Volume:
+    canonical = volume.to_patient_orientation("RAS")
+    a, b, c = (float(mm) for mm in canonical.spacing)
+    return Volume(array=np.asarray(canonical.array, np.float32), spacing=(a, b, c))
+
+
+def _plane(header: Header) -> np.ndarray:
+    return np.array([*(header.orientation or ()), *np.log(header.pixel_mm or ())])
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE))
+
+
+def _ras_grid(*, orientation: Sequence[float], size: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
+    """Size and spacing along (columns, rows, slices), sorted onto the closest patient axes."""
+    row_direction, column_direction = np.array(orientation[:3]), np.array(orientation[3:])
+    directions = np.abs([row_direction, column_direction, np.cross(row_direction, column_direction)])
+    first = int(directions[0].argmax())
+    second = int(np.where(np.arange(3) == first, -1, directions[1]).argmax())
+    axes = (first, second, 3 - first - second)
+    by_axis = {axis: (n, round(mm, 4)) for axis, n, mm in zip(axes, size, spacing, strict=True)}
+    return Grid(
+        size=(by_axis[0][0], by_axis[1][0], by_axis[2][0]), spacing=(by_axis[0][1], by_axis[1][1], by_axis[2][1])
+    )

@@ -1,0 +1,234 @@
+"""The command line: `lejepa-med COMMAND --help` lists its settings. Heavy imports wait for the command."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
+
+from lejepa_med.config import PretrainConfig, Section, issues
+from lejepa_med.errors import UserError
+
+
+class ScanCommand(Section):
+    """Look through an archive: write manifest.parquet and rejected.csv, and print what was found."""
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images")
+    modality: str = Field(description="mri, histology, galaxy, images, a plug-in, or ./file.py:Class")
+    out: Path = Field(description="folder for manifest.parquet and rejected.csv")
+    catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
+    verify: bool = Field(default=True, description="decode every file once")
+    options: dict[str, Any] = Field(default={}, description="options of the modality")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        import data_adapters
+        from lejepa_med.training.archive import scan
+
+        adapter = data_adapters.create(self.modality, **self.options)
+        found = scan(adapter, self.archive, catalog=self.catalog, verify=self.verify, console=_console())
+        found.write(self.out)
+        print(f"wrote {self.out}/manifest.parquet and {self.out}/rejected.csv")
+
+
+class PretrainCommand(PretrainConfig):
+    """Pretrain an encoder on an unlabelled archive. Settings left out are chosen, printed and saved."""
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images")
+    resume: bool = Field(default=False, description="continue the run in --out: repeat the command with this flag")
+    overwrite: bool = Field(default=False, description="delete the run in --out first")
+
+    def cli_cmd(self) -> None:
+        """Run the command; exit code 3 says that the run was stopped and can be resumed."""
+        from lejepa_med.training.loop import pretrain
+
+        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite"})
+        result = pretrain(PretrainConfig(**given), resume=self.resume, overwrite=self.overwrite)
+        if not result.finished:
+            sys.exit(3)
+        print(f"encoder: {result.folder}/encoder\nreport:  {result.folder}/report.html")
+
+
+class EmbedCommand(Section):
+    """Embed an archive: a Parquet table of ids, groups and vectors. Repeated, it goes on after an interruption."""
+
+    encoder: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
+    archive: CliPositionalArg[Path] = Field(description="folder with the images, or a manifest.parquet of scan")
+    out: Path = Field(description="folder of the table")
+    catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, mpp, ra, dec")
+    verify: bool = Field(default=False, description="decode every file once before embedding")
+    batch_size: int = Field(default=64, ge=1, description="slices or tiles in one forward pass")
+    workers: int = Field(default=2, ge=0, description="processes that read and prepare")
+    device: str = Field(default="cpu", description="cpu or cuda")
+    random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from data_adapters.manifest import Manifest
+        from lejepa_med.embed import embed_archive
+        from lejepa_med.models.folder import load_encoder, randomised
+        from lejepa_med.training.archive import progress_bar, scan
+
+        console = _console()
+        encoder = load_encoder(self.encoder, device=self.device)
+        if self.random:
+            encoder = randomised(encoder)
+        if self.archive.suffix == ".parquet":
+            manifest = Manifest.read(self.archive)
+        else:
+            found = scan(encoder.adapter, self.archive, catalog=self.catalog, verify=self.verify, console=console)
+            manifest = found.manifest
+        with progress_bar(console, "embed") as bar:
+            task = bar.add_task("", total=len(manifest))
+            info = embed_archive(
+                encoder,
+                manifest,
+                self.out,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        print(f"wrote {info['embedded']:,} vectors of {info['dim']} numbers to {self.out} ({info['failed']:,} failed)")
+
+
+class ProbeCommand(Section):
+    """Train a probe on embeddings and a few labels: logistic regression and k-NN, cross-validated by group."""
+
+    embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
+    labels: CliPositionalArg[Path] = Field(description="CSV with columns path or id, and label")
+    archive: Path | None = Field(default=None, description="the archive's folder, where labels name files by path")
+    out: Path = Field(description="folder of the probe")
+    folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
+    seed: int = Field(default=0, ge=0, description="seed of the folds and the interval")
+    split: str | None = Field(default=None, description="use only the rows of this split of the CSV")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.embed import EmbeddingTable
+        from lejepa_med.evaluation.labels import join, read_labels
+        from lejepa_med.evaluation.probe import fit_probe
+        from lejepa_med.evaluation.show import print_probe
+        from lejepa_med.training.archive import progress_bar
+
+        console = _console()
+        table = EmbeddingTable.open(self.embeddings)
+        rows = read_labels(self.labels, split=self.split)
+        chosen, labels, groups = join(table, rows, archive=self.archive or self.labels.parent)
+        with progress_bar(console, "probe") as bar:
+            task = bar.add_task("", total=100)
+            probe = fit_probe(
+                table.vectors[chosen],
+                labels,
+                groups,
+                seed=self.seed,
+                folds=self.folds,
+                encoder=table.encoder,
+                progress=lambda fraction, _stage: bar.update(task, completed=round(100 * fraction)),
+            )
+        probe.save(self.out)
+        print_probe(probe.metrics)
+        print(f"wrote {self.out}")
+
+
+class PredictCommand(Section):
+    """Apply a probe to an embedding table: a CSV of ids, labels and probabilities."""
+
+    probe: CliPositionalArg[Path] = Field(description="probe folder of: lejepa-med probe")
+    embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
+    out: Path = Field(description="CSV file to write")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.embed import EmbeddingTable
+        from lejepa_med.evaluation.labels import write_predictions
+        from lejepa_med.evaluation.probe import Probe
+
+        probe, table = Probe.load(self.probe), EmbeddingTable.open(self.embeddings)
+        if probe.encoder != table.encoder:
+            raise UserError(
+                "The probe was trained on the vectors of another encoder than this table holds.",
+                remedy="Embed the archive with the probe's encoder, or train a probe on this table.",
+            )
+        write_predictions(self.out, table.ids, probe.predict(table.vectors), probe.classes)
+        print(f"wrote {len(table.ids):,} predictions to {self.out}")
+
+
+class ServeCommand(Section):
+    """Serve the encoders and embedding tables below a folder over REST."""
+
+    runs: CliPositionalArg[Path] = Field(description="folder that holds run folders")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
+    data_dir: Path | None = Field(default=None, description="folder for probes, jobs and uploads; None: beside runs")
+    device: str = Field(default="cpu", description="cpu or cuda")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
+    allow_unauthenticated: bool = Field(default=False, description="permit an address other than loopback")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from data_adapters.errors import require
+
+        for module in ("fastapi", "uvicorn", "sqlalchemy", "dbos", "python_multipart"):
+            require(module, extra="serve")
+        from importlib import import_module
+
+        # by name: the method's package must not depend on the service; only this entry point knows both
+        import_module("app.main").run(runs_dir=self.runs, **self.model_dump(exclude={"runs"}, exclude_unset=True))
+
+
+class Cli(BaseSettings):
+    """In-domain self-supervised pretraining (LeJEPA) on your own archive, embeddings and small-label probes."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="lejepa-med",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_use_class_docs_for_groups=True,
+        cli_exit_on_error=False,
+        env_prefix="LEJEPA_CLI_UNUSED_",  # settings come from flags and files only
+    )
+
+    scan: CliSubCommand[ScanCommand]
+    pretrain: CliSubCommand[PretrainCommand]
+    embed: CliSubCommand[EmbedCommand]
+    probe: CliSubCommand[ProbeCommand]
+    predict: CliSubCommand[PredictCommand]
+    serve: CliSubCommand[ServeCommand]
+
+    def cli_cmd(self) -> None:
+        """Run the chosen command."""
+        CliApp.run_subcommand(self)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `lejepa-med`. What a user can mend is printed in one line; exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        CliApp.run(Cli, cli_args=arguments or ["--help"])
+    except UserError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        _fail(f"{issues(error)}. See lejepa-med {arguments[0]} --help.")
+    except SettingsError as error:
+        _fail(f"{error}. See lejepa-med {arguments[0]} --help.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"lejepa-med: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+if __name__ == "__main__":
+    main()

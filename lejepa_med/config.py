@@ -1,0 +1,172 @@
+"""One tree of settings: these names are the command line's flags, the keys of config.yaml, and the Python arguments.
+
+A value of None is chosen from the machine and the archive by `resolve`, printed, and saved; a saved run has no None.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lejepa_med.atomic import write_text
+from lejepa_med.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """The archive and how it is read."""
+
+    catalog: Path | None = None
+    """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec"""
+    split: str | None = None
+    """pretrain only on this split of the catalogue"""
+    verify: bool = True
+    """decode every file once during scan, so that damage is found before training"""
+    workers: int = Field(default=2, ge=0)
+    """processes that read and augment"""
+    bad_limit: float = Field(default=0.01, ge=0, le=1)
+    """stop when more than this fraction of reads fails"""
+    options: dict[str, Any] = {}
+    """options of the modality, such as bands=g,r,z or mpp=0.5"""
+
+
+class ViewsConfig(Section):
+    """The views of one sample; None: chosen by architecture and machine."""
+
+    n_global: int | None = Field(default=None, ge=1)
+    """global views: their mean is the target"""
+    n_local: int | None = Field(default=None, ge=0)
+    """local (small) views"""
+    global_size: int | None = Field(default=None, ge=16)
+    """side of a global view and of the images to embed, pixels"""
+    local_size: int | None = Field(default=None, ge=16)
+    """side of a local view, pixels"""
+
+
+class ModelConfig(Section):
+    """Encoder and projector."""
+
+    backbone: str | None = None
+    """any timm architecture; None: resnet18 on a CPU, vit_small_patch16_224 on a GPU"""
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """stochastic depth; None: .1 for ViT, 0 for CNN"""
+    projector_hidden: int | None = Field(default=None, ge=8)
+    """hidden width of the projector; None: 2048, or 1024 for up to 5,000 images"""
+    projector_depth: int = Field(default=3, ge=1)
+    """linear layers of the projector"""
+    projector_dim: int = Field(default=64, ge=2)
+    """output dimension, on which the objective acts"""
+
+
+class ObjectiveConfig(Section):
+    """LeJEPA: (1 - lamb) * invariance + lamb * SIGReg (arXiv 2511.08544)."""
+
+    lamb: float | None = Field(default=None, gt=0, lt=1)
+    """the one trade-off; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    slices: int | None = Field(default=None, ge=1)
+    """random directions of each step; None: 256 on a CPU, 1024 on a GPU"""
+    knots: int = Field(default=17, ge=3)
+    """quadrature points on [0, t_max]"""
+    t_max: float = Field(default=3.0, gt=0)
+    """upper limit of the integral over the characteristic function"""
+
+
+class OptimConfig(Section):
+    """AdamW, linear warm-up, cosine decay."""
+
+    lr: float | None = Field(default=None, gt=0)
+    """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT"""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """not applied to norms and biases; None: 5e-4 for CNN, 5e-2 for ViT"""
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """fraction of all steps"""
+    final_lr: float = Field(default=1e-3, ge=0, le=1)
+    """last learning rate as a fraction of the peak"""
+    clip: float = Field(default=1.0, gt=0)
+    """largest norm of the gradient"""
+
+
+class TrainConfig(Section):
+    """The run."""
+
+    epochs: int | None = Field(default=None, ge=0)
+    """passes over the archive; 0 writes a randomly initialised encoder; None: from minutes, or 100"""
+    minutes: float | None = Field(default=None, gt=0)
+    """instead of epochs: measure the speed first, then choose the epochs that fit"""
+    batch_size: int | None = Field(default=None, ge=2)
+    """samples of one step over all processes; None: 256, less for an archive under 512 samples"""
+    seed: int = Field(default=0, ge=0)
+    """seed of weights, order, views and directions"""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    """the objective is always float32; None: bf16 where the device has it, else float32"""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """device kind"""
+    log_every: int = Field(default=10, ge=1)
+    """steps between two records of metrics.jsonl"""
+    checkpoint_minutes: float = Field(default=5.0, ge=0)
+    """time between two checkpoints; also one at the end and at Ctrl-C or SIGTERM"""
+
+
+class PretrainConfig(Section):
+    """Everything that defines a pretraining run."""
+
+    archive: Path
+    """folder with the images"""
+    out: Path
+    """the run's folder"""
+    modality: str
+    """mri, histology, galaxy, images, an installed plug-in, or ./file.py:Class"""
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def save_config(config: PretrainConfig, file: Path) -> None:
+    """Write config.yaml, atomically."""
+    write_text(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def load_config(file: Path) -> PretrainConfig:
+    """Read config.yaml.
+
+    Raises:
+        ConfigError: all issues of the file at once.
+    """
+    try:
+        return PretrainConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}.", remedy="Give the folder of a run, or start anew."
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(f"{file} has wrong settings: {issues(error)}.", remedy="Correct the file.") from error
+
+
+def issues(error: ValidationError) -> str:
+    """All issues of a validation in one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
+def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
+    """Settings that were given explicitly and differ from a saved run, as 'name: given, saved'."""
+
+    def walk(one: BaseModel, other: BaseModel, prefix: str) -> list[str]:
+        found: list[str] = []
+        for name in sorted(one.model_fields_set):
+            a, b = getattr(one, name), getattr(other, name)
+            if isinstance(a, BaseModel):
+                found += walk(a, b, f"{prefix}{name}.")
+            elif a is not None and a != b and str(a) != str(b):
+                found.append(f"{prefix}{name}: given {a}, the run has {b}")
+        return found
+
+    return walk(given, saved, "")

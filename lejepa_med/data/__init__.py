@@ -1,0 +1,1 @@
+"""Manifest rows become batches of views, reproducibly."""

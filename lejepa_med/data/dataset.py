@@ -1,0 +1,105 @@
+"""One training sample: (epoch, row, sample) -> views. A pure function of these numbers and of the run's seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_adapters.base import Adapter, rejected
+from data_adapters.manifest import Manifest
+from lejepa_med.errors import BadFileError, TrainingError
+
+Key = tuple[int, int, int]  # epoch, row of the manifest, which of the row's samples
+MAX_ATTEMPTS = 16
+
+
+@dataclass(frozen=True)
+class BadRead:
+    """A read that failed during training and was replaced by another row."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The views of one source: `n_global` then `n_local` tensors (C, size, size)."""
+
+    views: list[Tensor]
+    row: int
+    bad: tuple[BadRead, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B samples.
+
+    Attributes:
+        global_views: (n_global, B, C, global_size, global_size).
+        local_views: (n_local, B, C, local_size, local_size), or None.
+        rows: manifest row of each sample, (B,).
+        bad: reads that failed and were replaced.
+    """
+
+    global_views: Tensor
+    local_views: Tensor | None
+    rows: Tensor
+    bad: tuple[BadRead, ...]
+
+    def pin_memory(self) -> "Batch":
+        """Page-locked copies, for an asynchronous transfer to the GPU."""
+        local = None if self.local_views is None else self.local_views.pin_memory()
+        return Batch(self.global_views.pin_memory(), local, self.rows, self.bad)
+
+
+class ViewDataset(Dataset[Sample]):
+    """Reads and augments by key. It keeps no random state, so workers and restarts cannot change a view."""
+
+    def __init__(self, manifest: Manifest, adapter: Adapter, *, seed: int) -> None:
+        self.records = manifest.records()
+        self.adapter = adapter
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The views of `key`; a row that cannot be read is replaced by one drawn from the same key, and reported.
+
+        Raises:
+            TrainingError: 16 rows in turn could not be read.
+        """
+        epoch, row, sample = key
+        bad: list[BadRead] = []
+        for attempt in range(MAX_ATTEMPTS):
+            rng = np.random.default_rng((self.seed, epoch, row, sample, attempt))
+            try:
+                source = self.adapter.read(self.records[row], rng)
+                return Sample(views=self.adapter.views(source, rng), row=row, bad=tuple(bad))
+            except BadFileError as error:
+                bad.append(BadRead(row, error.cause))
+            except (OSError, ValueError, EOFError, RuntimeError) as error:
+                # foreign readers raise these on damaged files; a programming error (TypeError, KeyError) must surface
+                bad.append(BadRead(row, rejected(self.records[row].uri, error).reason))
+            row = int(np.random.default_rng((self.seed, *key, attempt, 1)).integers(len(self.records)))
+        raise TrainingError(
+            f"{MAX_ATTEMPTS} archive items in turn could not be read (the last: {bad[-1].reason}).",
+            remedy="Check that the archive is still mounted, then scan it again with: lejepa-med scan ARCHIVE",
+        )
+
+
+def collate(samples: list[Sample], *, n_global: int) -> Batch:
+    """Stack views view by view: (V, B, C, H, W)."""
+
+    def stack(views: range) -> Tensor:
+        return torch.stack([torch.stack([sample.views[v] for sample in samples]) for v in views])
+
+    n_views = len(samples[0].views)
+    return Batch(
+        global_views=stack(range(n_global)),
+        local_views=stack(range(n_global, n_views)) if n_views > n_global else None,
+        rows=torch.tensor([sample.row for sample in samples]),
+        bad=tuple(read for sample in samples for read in sample.bad),
+    )

@@ -1,0 +1,213 @@
+"""An archive becomes an embedding table: Parquet shards of ids, groups and vectors, resumable after any interruption.
+
+OUT/part-00000.parquet ...   id, group, label, vector (fixed-size list of float32); no paths, no names
+OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
+OUT/plan.json                whose table this is, so that two are never mixed
+OUT/embedding.json           encoder fingerprint, archive digest, counts; written last, so it marks a whole table
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_adapters.manifest import Manifest
+from lejepa_med.atomic import write_text
+from lejepa_med.errors import UserError
+from lejepa_med.evaluation.features import embed_records
+from lejepa_med.models.folder import LoadedEncoder
+
+DONE = "embedding.json"
+PLAN = "plan.json"
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class EmbeddingTable:
+    """A finished table in memory.
+
+    Attributes:
+        name: the folder's name.
+        ids: salted ids, (N).
+        groups: salted groups, (N).
+        labels: label or None, (N).
+        vectors: (N, dim) float32.
+        encoder: fingerprint of the encoder that made it.
+    """
+
+    name: str
+    ids: list[str]
+    groups: list[str]
+    labels: list[str | None]
+    vectors: np.ndarray
+    encoder: str
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "EmbeddingTable":
+        """Read a finished table.
+
+        Raises:
+            UserError: the folder holds none, or an unfinished one.
+        """
+        info = read_info(folder)
+        table = pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
+        vectors = table.column("vector").combine_chunks()
+        return cls(
+            name=folder.name,
+            ids=table.column("id").to_pylist(),
+            groups=table.column("group").to_pylist(),
+            labels=table.column("label").to_pylist(),
+            vectors=np.asarray(vectors.flatten(), np.float32).reshape(len(table), info["dim"]),
+            encoder=info["encoder"],
+            info=info,
+        )
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """embedding.json of a finished table; UserError where there is none."""
+    try:
+        return json.loads((folder / DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        state = "an unfinished embedding table" if (folder / PLAN).is_file() else "no embedding table"
+        raise UserError(
+            f"{folder} holds {state}.", remedy="Make or finish it with: lejepa-med embed ENCODER ARCHIVE --out FOLDER"
+        ) from error
+
+
+def find_tables(runs: Path) -> list[Path]:
+    """Finished embedding tables at most three levels below `runs`, sorted."""
+    return sorted({file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + DONE)})
+
+
+def embed_archive(
+    encoder: LoadedEncoder,
+    manifest: Manifest,
+    out: Path,
+    *,
+    shard_rows: int = 2048,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Embed every row of `manifest` into `out`; a shard that is there already is kept, so a second call goes on.
+
+    Args:
+        encoder: the encoder; its own preprocessing is used.
+        manifest: of the archive, from scan.
+        out: folder of the table.
+        shard_rows: rows of one Parquet file, which is also what an interruption costs at most.
+        batch_size: slices or tiles in one forward pass.
+        workers: reading processes.
+        progress: called with (rows done, rows in all).
+
+    Returns:
+        The content of embedding.json.
+
+    Raises:
+        UserError: `out` holds the table of another encoder or archive, or nothing could be embedded.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    ids = manifest.column("id")
+    plan = {
+        "encoder": encoder.fingerprint,
+        "encoder_name": encoder.name,
+        "dim": encoder.dim,
+        "archive": archive_digest(manifest),
+        "rows": len(manifest),
+        "shard_rows": shard_rows,
+    }
+    _claim(out, plan)
+    groups, labels = manifest.column("group"), manifest.column("label")
+    done = 0
+    for shard, start in enumerate(range(0, len(manifest), shard_rows)):
+        rows = range(start, min(start + shard_rows, len(manifest)))
+        file, failures = out / f"part-{shard:05d}.parquet", out / f"failed-{shard:05d}.csv"
+        if not file.is_file():
+            kept: list[int] = []
+            vectors: list[np.ndarray] = []
+            failed: list[tuple[str, str]] = []
+            records = [manifest.record(row) for row in rows]
+            for feature in embed_records(encoder, records, batch_size=batch_size, workers=workers):
+                row = start + feature.index
+                if feature.vector is None:
+                    failed.append((ids[row], feature.error))
+                else:
+                    kept.append(row)
+                    vectors.append(feature.vector)
+                if progress is not None:
+                    progress(done + feature.index + 1, len(manifest))
+            write_text(failures, _csv(failed))
+            _write_shard(file, kept, np.stack(vectors) if vectors else np.empty((0, encoder.dim)), ids, groups, labels)
+        done = rows.stop
+        if progress is not None:
+            progress(done, len(manifest))
+    return _finish(out, plan)
+
+
+def archive_digest(manifest: Manifest) -> str:
+    """A hash of what lies in the archive: ids and content digests of all rows."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, content in zip(manifest.column("id"), manifest.column("digest"), strict=True):
+        digest.update(f"{name}:{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Note in the folder whose table it is, so that shards of two encoders are never mixed."""
+    if (out / PLAN).is_file():
+        before = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        if before != plan:
+            changed = sorted(key for key in plan if before.get(key) != plan[key])
+            raise UserError(
+                f"{out} holds an embedding table of another origin (it differs in: {', '.join(changed)}).",
+                remedy="Give another --out, or delete that folder.",
+            )
+    elif any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no embedding table.", remedy="Give a new folder as --out.")
+    else:
+        write_text(out / PLAN, json.dumps(plan, indent=1) + "\n")
+
+
+def _write_shard(
+    file: Path, rows: list[int], vectors: np.ndarray, ids: list[str], groups: list[str], labels: list[str | None]
+) -> None:
+    values = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+    table = pa.table(
+        {
+            "id": pa.array([ids[row] for row in rows], pa.string()),
+            "group": pa.array([groups[row] for row in rows], pa.string()),
+            "label": pa.array([labels[row] for row in rows], pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+        }
+    )
+    draft = file.with_name(f".{file.name}.draft")
+    pq.write_table(table, draft)
+    draft.rename(file)
+
+
+def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    embedded = sum(pq.read_metadata(file).num_rows for file in out.glob("part-*.parquet"))
+    if embedded == 0:
+        raise UserError(
+            "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out}/failed-*.csv."
+        )
+    info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded}
+    write_text(out / DONE, json.dumps(info, indent=1) + "\n")
+    return info
+
+
+def _csv(failed: list[tuple[str, str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["id", "reason"])
+    writer.writerows(failed)
+    return stream.getvalue()

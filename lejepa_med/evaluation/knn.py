@@ -1,0 +1,87 @@
+"""Exact nearest neighbours by cosine similarity."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 4_000_000  # similarities held at once: 16 MB in float32
+
+
+def normalise(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows of unit length, (n, dim) float32. A zero row stays zero, so its similarity to everything is 0."""
+    wide = np.asarray(vectors, dtype=np.float64)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.ascontiguousarray(wide / np.where(length > 0, length, 1.0), dtype=np.float32)
+
+
+def top_cosine(
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
+    k: int,
+    *,
+    skip_self: bool = False,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k references most similar to each query: indices and cosines, (queries, k), most similar first.
+
+    Both inputs come from `normalise`. With `skip_self`, query i is reference i and is not its own neighbour.
+    """
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    cosines = np.empty((len(queries), k), dtype=np.float32)
+    step = max(1, CHUNK // len(references))
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step] @ references.T
+        rows = np.arange(len(block))
+        if skip_self:
+            block[rows, rows + start] = -np.inf
+        found = np.sort(np.argpartition(-block, k - 1, axis=1)[:, :k], axis=1)
+        values = np.take_along_axis(block, found, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        indices[start : start + step] = np.take_along_axis(found, order, axis=1)
+        cosines[start : start + step] = np.take_along_axis(values, order, axis=1)
+    return indices, np.clip(cosines, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Shares of the k neighbours' votes (n, classes), the winning class (n,), the nearest cosine (n,)."""
+
+    shares: NDArray[np.float64]
+    winners: NDArray[np.int64]
+    nearest: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A k-NN classifier: unit vectors (n, dim) with class codes (n,), and the weight of a vote for each class."""
+
+    references: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    k: int
+
+    @classmethod
+    def fit(cls, vectors: NDArray[Any], labels: NDArray[np.int64], *, most: int = 20, balanced: bool) -> "Neighbours":
+        """At most `most` neighbours vote (20: the protocol of DINO, Caron et al. 2021).
+
+        With `balanced`, a vote counts by the inverse frequency of its class, as "balanced" does in the logistic
+        regression, and no more vote than the rarest class has examples. Otherwise each vote counts alike.
+        """
+        counts = np.bincount(labels)
+        weights = len(labels) / (len(counts) * counts) if balanced else np.ones(len(counts))
+        k = min(most, int(counts.min()) if balanced else len(labels))
+        return cls(references=normalise(vectors), labels=labels, weights=weights, k=k)
+
+    def vote(self, vectors: NDArray[Any]) -> Votes:
+        """Votes for vectors (n, dim). A tie goes to the class whose neighbours are nearer in sum."""
+        indices, cosines = top_cosine(normalise(vectors), self.references, self.k)
+        rows = np.repeat(np.arange(len(indices)), self.k)
+        columns = self.labels[indices].ravel()
+        counts = np.zeros((len(indices), len(self.weights)))
+        nearness = np.zeros_like(counts)
+        np.add.at(counts, (rows, columns), self.weights[columns])
+        np.add.at(nearness, (rows, columns), cosines.ravel().astype(np.float64))
+        tied = counts >= counts.max(axis=1, keepdims=True) * (1 - 1e-9)
+        winners = np.argmax(np.where(tied, nearness, -np.inf), axis=1)
+        return Votes(shares=counts / counts.sum(1, keepdims=True), winners=winners, nearest=cosines[:, 0])

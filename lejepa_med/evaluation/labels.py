@@ -1,0 +1,109 @@
+"""labels.csv meets an embedding table: by salted id, or by path through the installation's salt."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_adapters.identity import pseudonym
+from lejepa_med.atomic import write_text
+from lejepa_med.embed import EmbeddingTable
+from lejepa_med.errors import UserError
+from lejepa_med.evaluation.probe import Prediction
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One labelled item: by `id`, or by `path` (and `item`); `group` overrides the table's group when given."""
+
+    label: str
+    id: str = ""
+    path: str = ""
+    item: str = ""
+    group: str = ""
+
+
+def read_labels(file: Path, *, split: str | None = None) -> list[LabelRow]:
+    """Rows of a CSV with columns `label` and `id` or `path` (optionally item, group, split); others are skipped.
+
+    Raises:
+        UserError: missing file or columns, or no labelled row.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            columns = reader.fieldnames or []
+            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"The labels {file} cannot be read: {error}.", remedy="Give a UTF-8 CSV file.") from error
+    if "label" not in columns or not {"id", "path"} & set(columns):
+        raise UserError(
+            f"The labels {file} have the columns {', '.join(columns) or '(none)'}.",
+            remedy="They need 'label' and one of 'path' (relative to the archive) or 'id'.",
+        )
+    found = [
+        LabelRow(
+            label=r["label"],
+            id=r.get("id", ""),
+            path=r.get("path", ""),
+            item=r.get("item", ""),
+            group=r.get("group", ""),
+        )
+        for r in rows
+        if r["label"] and (split is None or r.get("split") == split)
+    ]
+    if not found:
+        where = f" in the split '{split}'" if split is not None else ""
+        raise UserError(f"The labels {file} hold no labelled row{where}.", remedy="Fill the column 'label'.")
+    return found
+
+
+def join(table: EmbeddingTable, rows: Sequence[LabelRow], *, archive: Path) -> tuple[list[int], list[str], list[str]]:
+    """Rows of the table with their labels and groups.
+
+    Args:
+        table: the embeddings.
+        rows: of read_labels.
+        archive: folder to which the rows' paths are relative, as in the scan.
+
+    Returns:
+        Indices into the table, labels, groups; rows without an embedding are left out.
+
+    Raises:
+        UserError: no row matches, or one item has two labels.
+    """
+    position = {name: index for index, name in enumerate(table.ids)}
+    labels: dict[int, tuple[str, str]] = {}
+    for row in rows:
+        path = Path(row.path)
+        if path.is_absolute() and path.is_relative_to(archive.resolve()):
+            path = path.relative_to(archive.resolve())
+        name = row.id or pseudonym("id", path.as_posix(), row.item)
+        index = position.get(name)
+        if index is None:
+            continue
+        group = pseudonym("group", row.group) if row.group else table.groups[index]
+        if labels.setdefault(index, (row.label, group))[0] != row.label:
+            raise UserError(f"'{row.path or row.id}' has two labels.", remedy="Keep one label for each item.")
+    if not labels:
+        raise UserError(
+            f"Not one of the {len(rows)} labelled rows matches the {len(table.ids)} embedded items.",
+            remedy="Paths must be relative to the archive's folder as it was embedded, and ids come from this "
+            "installation's salt (LEJEPA_SALT to share it).",
+        )
+    chosen = sorted(labels)
+    return chosen, [labels[i][0] for i in chosen], [labels[i][1] for i in chosen]
+
+
+def write_predictions(
+    file: Path, ids: Sequence[str], predictions: Sequence[Prediction], classes: Sequence[str]
+) -> None:
+    """CSV: id, label, knn_label, and one probability column for each class."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["id", "label", "knn_label", *(f"p({name})" for name in classes)])
+    for name, p in zip(ids, predictions, strict=True):
+        writer.writerow([name, p.label, p.knn_label, *(f"{p.probabilities[c]:.6f}" for c in classes)])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, stream.getvalue())

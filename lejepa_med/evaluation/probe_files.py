@@ -1,0 +1,85 @@
+"""A probe's folder: probe.json (what it is) and probe.safetensors (its numbers). Never pickle."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from data_adapters.errors import UserError
+
+FORMAT = 1
+DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
+TRAIN_AGAIN = "Train the probe again from its labels."
+
+
+def write_folder(folder: Path, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Write both files beside `folder`, flush them to the disk, and rename the whole into place.
+
+    A process killed at any moment leaves either no `folder` or a complete one, and at most a hidden `.NAME.*` next to
+    it. A probe that stands there is moved aside first and removed last.
+
+    Raises:
+        UserError: `folder` exists and is not a probe.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not (folder / DOCUMENT).is_file():
+        raise UserError(f"{folder} exists and is not a probe.", remedy="Give the name of a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+    document = {"format": FORMAT, **document, "arrays_sha256": hashlib.sha256(weights).hexdigest()}
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        fresh = Path(scratch, "new")
+        fresh.mkdir()
+        for name, content in ((ARRAYS, weights), (DOCUMENT, text.encode())):
+            with open(fresh / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _flush(fresh)
+        if folder.exists():
+            os.rename(folder, Path(scratch, "old"))
+        os.rename(fresh, folder)
+        _flush(folder.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Make the folder's entries durable, where the system can (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The document and the arrays that `write_folder` wrote.
+
+    Raises:
+        UserError: no probe there, written by a later format, or damaged.
+    """
+    try:
+        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+        weights = (folder / ARRAYS).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no probe in {folder} ({Path(error.filename).name} is missing).",
+            remedy="Give the folder that 'lejepa-med probe' wrote.",
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{folder / DOCUMENT} is damaged: {error}.", remedy=TRAIN_AGAIN) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / DOCUMENT} is not in format {FORMAT}, the one this installation reads.",
+            remedy="Install the lejepa-med release that wrote it, or train the probe again.",
+        )
+    if hashlib.sha256(weights).hexdigest() != document.get("arrays_sha256"):
+        raise UserError(f"{folder / ARRAYS} does not match its probe.json.", remedy=TRAIN_AGAIN)
+    return document, load(weights)

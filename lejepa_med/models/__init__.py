@@ -1,0 +1,1 @@
+"""Encoders (timm), the projector, and the encoder folder."""

@@ -1,0 +1,231 @@
+"""The encoder folder: timm weights, the preprocessing that belongs to them, and a model card; checked by loading it.
+
+config.json          timm: architecture and arguments
+model.safetensors    timm: weights
+lejepa_med.json      adapter recipe, method, data fingerprint, training state, code version
+README.md            model card
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from jinja2 import Template
+from safetensors.torch import save_file
+from torch import Tensor
+
+import data_adapters
+from data_adapters.base import Adapter, Spec
+from lejepa_med import __version__
+from lejepa_med.atomic import new_folder
+from lejepa_med.errors import EncoderError
+from lejepa_med.models.encoder import Encoder, create_encoder
+
+INFO = "lejepa_med.json"
+FORMAT = 1
+
+
+def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: dict[str, Any] | None = None) -> None:
+    """Write the folder, load it back through timm, compare, and only then put it in place.
+
+    Args:
+        encoder: on any device; its weights are written as float32 on the CPU.
+        adapter: its description is the preprocessing that every later use of the encoder applies.
+        folder: replaced atomically when it exists.
+        details: `objective`, `training`, `data` and `metrics` of the run, for lejepa_med.json and the model card.
+
+    Raises:
+        EncoderError: what was read back differs from what was written.
+    """
+    spec = adapter.spec
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    info = {
+        "format": FORMAT,
+        "version": __version__,
+        "backbone": encoder.name,
+        "model_args": encoder.model_args,
+        "dim": encoder.dim,
+        "spec": dataclasses.asdict(spec),
+        "adapter": adapter.describe(),
+        **(details or {}),
+    }
+    with new_folder(folder) as draft:
+        save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+        os.chmod(draft / "model.safetensors", 0o644)  # safetensors makes it private; a container's user must read it
+        _write_json(draft / "config.json", _timm_config(encoder, spec))
+        info["weights_sha256"] = _sha256(draft / "model.safetensors")
+        _write_json(draft / INFO, info)
+        name = folder.parent.name if folder.name == "encoder" else folder.name
+        (draft / "README.md").write_text(_model_card(name, info), encoding="utf-8")
+        _check(encoder, draft, spec)
+
+
+def _timm_config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
+    size = (spec.channels, spec.global_size, spec.global_size)
+    return {
+        "architecture": encoder.name,
+        "num_classes": 0,
+        "num_features": encoder.dim,
+        "model_args": encoder.model_args,
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": "img_size" in encoder.model_args and "dynamic_img_size" not in encoder.model_args,
+            "mean": spec.mean,
+            "std": spec.std,
+            "num_classes": 0,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "first_conv": None,
+            "classifier": None,
+        },
+    }
+
+
+def _model_card(name: str, info: dict[str, Any]) -> str:
+    source = files("lejepa_med.models").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
+    blank = {"objective": {}, "training": {}, "data": {}}
+    return Template(source).render(name=name, info={**blank, **info}) + "\n"
+
+
+@torch.no_grad()
+def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
+    """Compare the written weights with the live ones, then a forward pass of the reloaded model with a second one."""
+    loaded = timm.create_model(f"local-dir:{draft}", pretrained=True)
+    live = encoder.backbone.state_dict()
+    read = loaded.state_dict()
+    same = live.keys() == read.keys() and all(torch.equal(read[name], live[name].cpu()) for name in live)
+    loaded.eval()
+    pixels = torch.rand(
+        1, spec.channels, spec.global_size, spec.global_size, generator=torch.Generator().manual_seed(0)
+    )
+    shape = tuple(loaded(pixels).shape)
+    if not same or shape != (1, encoder.dim):
+        raise EncoderError(
+            "The encoder folder, read back through timm, differs from the encoder in memory.",
+            remedy="Nothing was replaced. Check the disk, and the installed timm version against pyproject.toml.",
+        )
+
+
+def _on_cpu(encoder: Encoder) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in encoder.parameters())
+
+
+class LoadedEncoder:
+    """An encoder folder in use: the adapter for pixels, the model for vectors."""
+
+    def __init__(self, *, module: Encoder, adapter: Adapter, info: dict[str, Any], name: str, device: str) -> None:
+        self.module = module.to(device).eval()
+        self.adapter = adapter
+        self.info = info
+        self.name = name
+        self.device = device
+        self.dim = module.dim
+        self.fingerprint = fingerprint(info)
+
+    @torch.inference_mode()
+    def embed(self, items: Sequence[Tensor], *, batch_size: int = 64) -> np.ndarray:
+        """Embed prepared items.
+
+        Args:
+            items: one (n, C, H, W) tensor for each item, as `adapter.prepare` gives it; n slices or tiles.
+            batch_size: slices or tiles in one forward pass.
+
+        Returns:
+            (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Always computed in
+            float32, so that training-time evaluation, `embed`, probes and the service agree.
+        """
+        if not items:
+            return np.empty((0, self.dim), np.float32)
+        pixels = torch.cat(list(items))
+        vectors = torch.cat([self.module(chunk.to(self.device)).float().cpu() for chunk in pixels.split(batch_size)])
+        pooled = [part.mean(dim=0) for part in vectors.split([len(item) for item in items])]
+        return torch.stack(pooled).numpy()
+
+
+def fingerprint(info: dict[str, Any]) -> str:
+    """SHA-256 over weights and preprocessing: equal fingerprints give equal vectors."""
+    text = json.dumps([info["weights_sha256"], info["adapter"], info["spec"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """lejepa_med.json of an encoder folder.
+
+    Raises:
+        EncoderError: the folder is no encoder folder, or was written by a newer release.
+    """
+    try:
+        info: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"{folder} is not an encoder folder (no readable {INFO}).",
+            remedy="Give RUN/encoder of a finished or interrupted run of: lejepa-med pretrain",
+        ) from error
+    if info.get("format") != FORMAT:
+        raise EncoderError(
+            f"{folder} has encoder format {info.get('format')}, this release reads format {FORMAT}.",
+            remedy=f"Install lejepa-med {info.get('version')}.",
+        )
+    return info
+
+
+def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
+    """Load RUN/encoder (or RUN).
+
+    Raises:
+        EncoderError: no encoder folder, damaged weights, or another version of the preprocessing.
+    """
+    folder = Path(path)
+    if not (folder / INFO).is_file() and (folder / "encoder" / INFO).is_file():
+        folder = folder / "encoder"
+    info = read_info(folder)
+    if _sha256(folder / "model.safetensors") != info["weights_sha256"]:
+        raise EncoderError(
+            f"The weights in {folder} do not match {INFO}: a copy was cut short, or files of two encoders were mixed.",
+            remedy="Copy the whole folder again, or write it anew with: lejepa-med pretrain --resume",
+        )
+    adapter = data_adapters.from_description(info["adapter"])
+    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    module = Encoder(backbone, name=info["backbone"], model_args=info["model_args"], spec=adapter.spec)
+    name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
+    return LoadedEncoder(module=module, adapter=adapter, info=info, name=name, device=device)
+
+
+def find_encoders(runs: Path) -> list[Path]:
+    """Encoder folders at most three levels below `runs`, sorted."""
+    found = {file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + INFO)}
+    return sorted(
+        folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(runs).parts)
+    )
+
+
+def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
+    """The same architecture and preprocessing with fresh weights: the control beside which every probe is reported."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = create_encoder(encoder.module.name, encoder.adapter.spec)
+    info = {**encoder.info, "weights_sha256": f"random:{seed}"}
+    name = f"{encoder.name}-random"
+    return LoadedEncoder(module=module, adapter=encoder.adapter, info=info, name=name, device=encoder.device)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise EncoderError(
+            f"{file} cannot be read ({type(error).__name__}).", remedy="Copy the whole encoder folder again."
+        ) from error

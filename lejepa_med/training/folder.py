@@ -1,0 +1,89 @@
+"""The run folder: which files it holds, and who may write into it.
+
+config.yaml manifest.parquet rejected.csv metrics.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
+bad_files.jsonl   only when reads failed during training
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lejepa_med.atomic import recover
+from lejepa_med.config import PretrainConfig, differences, load_config
+from lejepa_med.errors import ConfigError
+
+
+class RunFolder:
+    """Paths of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.manifest = root / "manifest.parquet"
+        self.metrics = root / "metrics.jsonl"
+        self.bad_files = root / "bad_files.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.encoder = root / "encoder"
+        self.report = root / "report.html"
+
+    def start(self, *, overwrite: bool) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+            ConfigError: it is not empty and `overwrite` is not given, or it holds something that is no run.
+        """
+        if self.root.exists() and any(self.root.iterdir()):
+            if not overwrite:
+                raise ConfigError(
+                    f"The run folder {self.root} is not empty.",
+                    remedy="Continue that run with --resume, replace it with --overwrite, or give another --out.",
+                )
+            if not self.config.is_file() and not self.manifest.is_file():
+                raise ConfigError(
+                    f"{self.root} is not empty and holds no run, so --overwrite will not delete it.",
+                    remedy="Give another --out, or empty the folder yourself.",
+                )
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def reopen(self, given: PretrainConfig) -> PretrainConfig:
+        """The saved settings of a run to resume.
+
+        Raises:
+            ConfigError: there is no run, or settings given now differ from it.
+        """
+        if not self.config.is_file():
+            raise ConfigError(
+                f"{self.root} holds no run to resume (no config.yaml).", remedy="Start it without --resume."
+            )
+        saved = load_config(self.config)
+        changed = differences(given, saved)
+        if changed:
+            raise ConfigError(
+                f"A resumed run keeps its settings, but these differ: {'; '.join(changed)}.",
+                remedy="Leave them out to resume, or start a new run with another --out.",
+            )
+        recover(self.encoder)
+        return saved
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop records after `step`: the interrupted part will be run again."""
+        for file in (self.metrics, self.bad_files):
+            if file.is_file():
+                kept = [line for line in read_lines(file) if line["step"] <= step]
+                draft = file.with_name(f".{file.name}.draft")
+                draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+                draft.replace(file)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Records of a .jsonl file; a last line cut off by a kill is passed over."""
+    records: list[dict[str, Any]] = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records

@@ -1,0 +1,375 @@
+"""pretrain: archive -> run folder. Read `pretrain`, then `fit`, then `train_step`: that is the whole of it."""
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning_fabric as lightning
+import torch
+from rich.console import Console
+
+import data_adapters
+from data_adapters.base import Adapter
+from data_adapters.manifest import Manifest
+from lejepa_med.config import PretrainConfig, save_config
+from lejepa_med.data.dataset import Batch, ViewDataset
+from lejepa_med.data.loader import TimedBatches, make_loader
+from lejepa_med.data.sampler import EpochBatches
+from lejepa_med.errors import ConfigError
+from lejepa_med.models.batchnorm import convert_batchnorm
+from lejepa_med.models.folder import save_encoder
+from lejepa_med.objective.lejepa import LeJEPA
+from lejepa_med.objective.sigreg import SIGReg
+from lejepa_med.training.archive import open_archive, scan
+from lejepa_med.training.badfiles import BadFiles
+from lejepa_med.training.checkpoint import load_checkpoint, not_finite, save_checkpoint
+from lejepa_med.training.evaluate import write_run_report
+from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.log import RunLog
+from lejepa_med.training.model import ViewModel, build_model
+from lejepa_med.training.monitor import RunningMean, effective_rank
+from lejepa_med.training.resolve import resolve_archive, resolve_machine
+from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.stop import StopSignal
+
+CALIBRATION_STEPS = 6
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        step: last finished step.
+        steps: of the whole run.
+        finished: False after Ctrl-C or SIGTERM; then `--resume` continues.
+    """
+
+    folder: Path
+    step: int
+    steps: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step == self.steps
+
+
+@dataclass
+class State:
+    """What changes during a run."""
+
+    model: Any  # ViewModel, wrapped by Fabric
+    optimizer: Any
+    module: ViewModel
+    step: int = 0
+
+
+def pretrain(
+    config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> RunResult:
+    """Pretrain an encoder on an archive.
+
+    Args:
+        config: settings; None values are chosen from the machine and the archive.
+        resume: continue the run in `config.out`, bit for bit.
+        overwrite: delete the run in `config.out` first.
+        console: where progress is shown.
+
+    Raises:
+        UserError: bad settings, an unreadable archive, too many bad files, or numbers that stopped being finite.
+    """
+    fabric = make_fabric(config)
+    console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
+    run = RunFolder(config.out)
+    if resume:
+        config = run.reopen(config)
+        manifest, adapter = open_archive(run.manifest)
+    else:
+        config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
+    state = build_state(fabric, config, adapter)
+    state.step = (
+        load_checkpoint(run.checkpoints, model=state.module, optimizer=_inner(state.optimizer)) if resume else 0
+    )
+    steps = fit(fabric, config, run, state, manifest, adapter, console=console)
+    if fabric.is_global_zero:
+        write_run_report(run, config, manifest, console=console, finished=state.step == steps)
+    fabric.barrier()
+    return RunResult(folder=run.root, step=state.step, steps=steps)
+
+
+def make_fabric(config: PretrainConfig) -> lightning.Fabric:
+    """Devices and precision; under torchrun, one process each of its ranks."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    accelerator = config.train.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    elif accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("PyTorch sees no CUDA device.", remedy="Use --train.accelerator cpu, or mend the GPU driver.")
+    resolved = resolve_machine(config, device=accelerator)
+    fabric = lightning.Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=resolved.train.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _begin(
+    fabric: lightning.Fabric, run: RunFolder, config: PretrainConfig, *, overwrite: bool, console: Console
+) -> tuple[PretrainConfig, Manifest, Adapter]:
+    """Scan on rank 0, resolve the settings, write the first files; the other ranks read them."""
+    if fabric.is_global_zero:
+        run.start(overwrite=overwrite)
+        config = resolve_machine(config, device=fabric.device.type)
+        views = config.views.model_dump()
+        adapter = data_adapters.create(config.modality, **{**views, **config.data.options})
+        result = scan(adapter, config.archive, catalog=config.data.catalog, verify=config.data.verify, console=console)
+        manifest = result.manifest
+        if config.data.split is not None:
+            manifest = manifest.of_split(config.data.split)
+        adapter = adapter.fit(manifest.records())
+        manifest = dataclasses.replace(manifest, adapter=adapter.describe())
+        dataclasses.replace(result, manifest=manifest).write(run.root)
+        config = resolve_archive(config, items=len(manifest), samples=sum(manifest.column("samples")))
+        if config.train.epochs is None:
+            epochs = epochs_that_fit(fabric, config, manifest, adapter, console=console)
+            config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+        save_config(config, run.config)
+    fabric.barrier()
+    saved = run.reopen(config)
+    return saved, *open_archive(run.manifest)
+
+
+def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter) -> State:
+    """Model and optimiser at step 0; a function of the seed."""
+    module = build_model(config.model, adapter.spec, seed=config.train.seed)
+    if fabric.world_size > 1:
+        module = convert_batchnorm(module)  # type: ignore[assignment]
+    model, optimizer = fabric.setup(module, make_optimizer(module, config.optim))
+    return State(model=model, optimizer=optimizer, module=module)
+
+
+def fit(
+    fabric: lightning.Fabric,
+    config: PretrainConfig,
+    run: RunFolder,
+    state: State,
+    manifest: Manifest,
+    adapter: Adapter,
+    *,
+    console: Console,
+) -> int:
+    """Train from `state.step` to the end or to a stop signal; returns the number of steps of the whole run."""
+    dataset, batches = make_data(fabric, config, manifest, adapter, first_step=state.step)
+    steps = batches.steps_per_epoch * batches.epochs
+    objective = make_objective(config)
+    bad = BadFiles(run.bad_files, manifest, limit=config.data.bad_limit)
+    save = Saver(fabric, config, run, state, manifest, adapter, steps=steps)
+    if fabric.is_global_zero:
+        run.truncate_metrics(state.step)
+    means, first_step = RunningMean(), state.step
+    quiet = not fabric.is_global_zero
+    with (
+        RunLog(run.root, steps=steps, first_step=first_step, console=console, quiet=quiet) as log,
+        StopSignal() as stop,
+    ):
+        if state.step == steps:
+            save.now()
+        timed = TimedBatches(make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric)))
+        started, waited, counted = time.perf_counter(), 0.0, 0
+        for batch in timed:
+            values = train_step(fabric, config, state, objective, batch, steps=steps)
+            features, z = values.pop("features"), values.pop("z")
+            means.add(**values)
+            counted += batch.global_views.shape[1] * fabric.world_size
+            if not quiet:
+                bad.add(batch.bad, step=state.step, reads=batch.global_views.shape[1])
+            log.step(state.step)
+            if state.step % config.train.log_every == 0 or state.step == steps:
+                now = time.perf_counter()
+                record = {
+                    "step": state.step,
+                    "epoch": round(state.step / batches.steps_per_epoch, 4),
+                    **means.take(),
+                    "lr": learning_rate(state.step - 1, steps=steps, config=config.optim),
+                    "effective_rank": effective_rank(features),
+                    "effective_rank_projector": effective_rank(z),
+                    "images_per_second": counted / (now - started),
+                    "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
+                    "session_steps": state.step - first_step,
+                }
+                started, waited, counted = now, timed.waited, 0
+                if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
+                    raise not_finite(state.step)
+                log.record(record)
+            stopping = state.step < steps and stop.requested(fabric, step=state.step, every=config.train.log_every)
+            if stopping or state.step == steps or save.due(fabric):
+                save.now()
+            if stopping:
+                log.say(f"Stopped at step {state.step} of {steps}; everything is saved. Continue with --resume.")
+                break
+    return steps
+
+
+def train_step(
+    fabric: lightning.Fabric,
+    config: PretrainConfig,
+    state: State,
+    objective: LeJEPA,
+    batch: Batch,
+    *,
+    steps: int,
+) -> dict[str, torch.Tensor]:
+    """One optimiser step; advances `state.step`. Returns scalars, features (B, dim) and z (B, K), all detached."""
+    rate = learning_rate(state.step, steps=steps, config=config.optim)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    # whatever draws inside the model (drop path) depends on seed, step and rank only, so nothing of it must be saved
+    torch.manual_seed((config.train.seed * 1_000_003 + state.step) * 1_009 + fabric.global_rank)
+    local = None if batch.local_views is None else fabric.to_device(batch.local_views)
+    z, features = state.model(fabric.to_device(batch.global_views), local)
+    n_global = batch.global_views.shape[0]
+    losses = objective(
+        z[:n_global], z[n_global:] if local is not None else None, seed=config.train.seed, step=state.step
+    )
+    fabric.backward(losses.loss)
+    norm = fabric.clip_gradients(state.model, state.optimizer, max_norm=config.optim.clip, error_if_nonfinite=False)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    return {
+        "loss": losses.loss.detach(),
+        "invariance": losses.invariance,
+        "sigreg": losses.sigreg,
+        "gradient_norm": norm.detach(),
+        "features": features.detach(),
+        "z": z[0].detach(),
+    }
+
+
+def make_objective(config: PretrainConfig) -> LeJEPA:
+    """The loss of these settings."""
+    o = config.objective
+    assert o.lamb is not None and o.slices is not None
+    return LeJEPA(o.lamb, SIGReg(slices=o.slices, knots=o.knots, t_max=o.t_max))
+
+
+def make_data(
+    fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter, *, first_step: int
+) -> tuple[ViewDataset, EpochBatches]:
+    """Dataset and batch plan from `first_step` on."""
+    assert config.train.batch_size is not None
+    dataset = ViewDataset(manifest, adapter, seed=config.train.seed)
+    batches = EpochBatches(
+        manifest.column("samples"),
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs if config.train.epochs is not None else 1_000_000,
+        seed=config.train.seed,
+        first_step=first_step,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    return dataset, batches
+
+
+def epochs_that_fit(
+    fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter, *, console: Console
+) -> int:
+    """Epochs that fit into `train.minutes`, from the speed of a few real steps on a model that is then thrown away."""
+    if fabric.world_size > 1:
+        raise ConfigError("--train.minutes measures one process.", remedy="Give --train.epochs under torchrun.")
+    assert config.train.minutes is not None
+    state = build_state(fabric, config, adapter)
+    objective = make_objective(config)
+    dataset, batches = make_data(fabric, config, manifest, adapter, first_step=0)
+    loader = make_loader(dataset, batches, workers=config.data.workers)
+    console.print(f"measuring the speed, to choose the epochs that fit into {config.train.minutes:g} minutes ...")
+    started = 0.0
+    for count, batch in enumerate(loader):
+        if count == 2:  # the first steps pay for memory and kernels
+            started = time.perf_counter()
+        train_step(fabric, config, state, objective, batch, steps=10_000)
+        if count == 1 + CALIBRATION_STEPS:
+            break
+    seconds = (time.perf_counter() - started) / CALIBRATION_STEPS
+    epochs = max(1, int(config.train.minutes * 60 / (seconds * batches.steps_per_epoch)))
+    console.print(f"{seconds:.2f} s a step of {config.train.batch_size}: {epochs} epochs")
+    return epochs
+
+
+class Saver:
+    """Checkpoint and encoder folder, together."""
+
+    def __init__(
+        self,
+        fabric: lightning.Fabric,
+        config: PretrainConfig,
+        run: RunFolder,
+        state: State,
+        manifest: Manifest,
+        adapter: Adapter,
+        *,
+        steps: int,
+    ) -> None:
+        self.fabric, self.config, self.run, self.state = fabric, config, run, state
+        self.manifest, self.adapter, self.steps = manifest, adapter, steps
+        self.last = time.perf_counter()
+
+    def due(self, fabric: lightning.Fabric) -> bool:
+        """Whether the interval has passed; rank 0's clock decides for all."""
+        if self.state.step % self.config.train.log_every:
+            return False
+        due = time.perf_counter() - self.last > self.config.train.checkpoint_minutes * 60
+        return bool(fabric.broadcast(due)) if fabric.world_size > 1 else due
+
+    def now(self) -> None:
+        """Write both; rank 0 writes, all wait."""
+        if self.fabric.is_global_zero:
+            module, step = self.state.module, self.state.step
+            save_checkpoint(self.run.checkpoints, step=step, model=module, optimizer=_inner(self.state.optimizer))
+            save_encoder(module.encoder, self.adapter, self.run.encoder, details=self._details(step))
+        self.fabric.barrier()
+        self.last = time.perf_counter()
+
+    def _details(self, step: int) -> dict[str, Any]:
+        from lejepa_med.embed import archive_digest
+
+        return {
+            "objective": self.config.objective.model_dump(mode="json"),
+            "training": {
+                "step": step,
+                "steps": self.steps,
+                "epochs": self.config.train.epochs,
+                "batch_size": self.config.train.batch_size,
+                "seed": self.config.train.seed,
+                "precision": self.config.train.precision,
+                "optim": self.config.optim.model_dump(mode="json"),
+                "model": self.config.model.model_dump(mode="json"),
+            },
+            "data": {
+                "records": len(self.manifest),
+                "groups": len(set(self.manifest.column("group"))),
+                "fingerprint": archive_digest(self.manifest),
+            },
+        }
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # type: ignore[no-any-return]
+
+
+def _on_gpu(fabric: lightning.Fabric) -> bool:
+    return bool(fabric.device.type == "cuda")
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

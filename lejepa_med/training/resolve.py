@@ -1,0 +1,82 @@
+"""Settings left open become numbers: from the machine before the scan, from the archive after it."""
+
+import torch
+
+from lejepa_med.config import PretrainConfig
+from lejepa_med.models.encoder import is_convolutional
+
+
+def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
+    """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda'.
+
+    CNN: same-size views, as in the paper's in-domain runs; ViT: 2 global and 6 local views (multi-crop). The small
+    sizes on a CPU are what trains in minutes there.
+    """
+    on_cpu = device == "cpu"
+    backbone = config.model.backbone or ("resnet18" if on_cpu else "vit_small_patch16_224")
+    cnn = is_convolutional(backbone)
+    if cnn:
+        views = {"n_global": 4, "n_local": 0, "global_size": 64 if on_cpu else 128}
+    else:
+        views = {"n_global": 2, "n_local": 2 if on_cpu else 6, "global_size": 64 if on_cpu else 224}
+    views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
+    views.setdefault("local_size", _local_size(views["global_size"]))
+    chosen_model = {"backbone": backbone, "drop_path": _first(config.model.drop_path, 0.0 if cnn else 0.1)}
+    chosen_optim = {
+        "lr": _first(config.optim.lr, 2e-3 if cnn else 5e-4),
+        "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
+    }
+    precision = config.train.precision or ("bf16-mixed" if not on_cpu or _cpu_has_bf16() else "32-true")
+    return config.model_copy(
+        update={
+            "views": config.views.model_copy(update=views),
+            "model": config.model.model_copy(update=chosen_model),
+            "objective": config.objective.model_copy(
+                update={"slices": _first(config.objective.slices, 256 if on_cpu else 1024)}
+            ),
+            "optim": config.optim.model_copy(update=chosen_optim),
+            "train": config.train.model_copy(update={"precision": precision}),
+        }
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bf16 arithmetic has instructions here (AVX512-BF16, AMX); emulated, it is far slower than float32."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+
+
+def _local_size(global_size: int) -> int:
+    """The multiple of 16 next to 3/7 of the global side: 96 for 224, as in the paper's multi-crop."""
+    return max(16, round(global_size * 3 / 7 / 16) * 16)
+
+
+def resolve_archive(config: PretrainConfig, *, items: int, samples: int) -> PretrainConfig:
+    """Choose batch size, lambda, projector width and epochs for `items` records and `samples` an epoch."""
+    views = (config.views.n_global or 0) + (config.views.n_local or 0)
+    batch = config.train.batch_size or min(256, max(2, samples // 2))
+    epochs = config.train.epochs
+    if epochs is None and config.train.minutes is None:
+        epochs = 100
+    hidden = _first(config.model.projector_hidden, 1024 if items <= 5000 else 2048)
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"projector_hidden": hidden}),
+            "objective": config.objective.model_copy(
+                update={"lamb": _first(config.objective.lamb, default_lambda(views, batch))}
+            ),
+            "train": config.train.model_copy(update={"batch_size": batch, "epochs": epochs}),
+        }
+    )
+
+
+def default_lambda(views: int, batch: int) -> float:
+    """.01 / .02 / .05 for 2 / 4 / 8 views (LeJEPA, Table 7), raised by 256/B below a batch of 128, at most .2.
+
+    The second rule is inferred, not published: the gradient of SIGReg grows linearly with the batch.
+    """
+    lamb = 0.05 if views >= 8 else 0.02 if views >= 3 else 0.01
+    return min(0.2, lamb * 256 / batch) if batch < 128 else lamb
+
+
+def _first(given: float | None, otherwise: float) -> float:
+    return otherwise if given is None else given

@@ -1,0 +1,65 @@
+"""A runs directory with one small random encoder for each modality, an embedding table, and the app over it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+
+from fastapi.testclient import TestClient
+
+import data_adapters
+from app.main import create_app
+from app.settings import Settings
+from data_adapters.manifest import scan_archive
+from lejepa_med.embed import embed_archive
+from lejepa_med.models.encoder import create_encoder
+from lejepa_med.models.folder import load_encoder, save_encoder
+from tests.app.helpers import picture
+
+SMALL = {"global_size": 32, "local_size": 32, "n_local": 0}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "images": {},
+    "mri": {"slices": 3},
+    "histology": {"tile_px": 64, "tiles": 4},
+    "galaxy": {"kind": "flux", "bands": "g,r,z", "scales": (1.0, 1.0, 1.0), "pixel_scale": 0.262},
+}
+
+
+def make_encoder(folder: Path, modality: str, *, seed: int = 0) -> None:
+    """A resnet18 with random weights under `folder`/encoder."""
+    torch.manual_seed(seed)
+    adapter = data_adapters.create(modality, **SMALL, **OPTIONS[modality])
+    save_encoder(create_encoder("resnet18", adapter.spec), adapter, folder / "encoder")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four encoders (ids images, mri, histology, galaxy) and the embedding table 'table' of 24 pictures."""
+    root = tmp_path_factory.mktemp("service") / "runs"
+    for modality in OPTIONS:
+        make_encoder(root / modality, modality)
+    archive = root.parent / "archive"
+    archive.mkdir()
+    for number in range(24):
+        cv2.imwrite(str(archive / f"{number:02d}.png"), picture(number, bright=number % 2 == 1))
+    encoder = load_encoder(root / "images" / "encoder")
+    embed_archive(encoder, scan_archive(encoder.adapter, archive).manifest, root / "table")
+    return root
+
+
+@pytest.fixture(scope="session")
+def settings(runs: Path) -> Settings:
+    return Settings(
+        runs_dir=runs, threads=1, max_upload_bytes=4 << 20, max_json_bytes=64 << 10, max_unzipped_bytes=32 << 20
+    )
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        yield client

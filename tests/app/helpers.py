@@ -1,0 +1,44 @@
+"""Uploads, and waiting for jobs."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+def picture(seed: int, *, bright: bool, side: int = 40) -> np.ndarray:
+    """(side, side, 3) uint8 noise, bright or dark: classes that even random features tell apart."""
+    noise = np.random.default_rng(seed).integers(0, 40, (side, side, 3), dtype=np.uint8)
+    return noise + np.uint8(180 if bright else 20)
+
+
+def png(seed: int = 0, *, bright: bool = True, side: int = 40) -> bytes:
+    return cv2.imencode(".png", picture(seed, bright=bright, side=side))[1].tobytes()
+
+
+def files(*contents: bytes, name: str = "image.png") -> list[tuple[str, tuple[str, bytes]]]:
+    """The `files` argument of httpx."""
+    return [("files", (name, content)) for content in contents]
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:
+    """Wait for what happens soon after an answer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def wait(client: Any, job: str, *, seconds: float = 30) -> dict[str, Any]:
+    """The job once it has an outcome; progress must never fall on the way."""
+    end, progress = time.monotonic() + seconds, 0.0
+    while time.monotonic() < end:
+        found = client.get(f"/v1/jobs/{job}").json()
+        assert found["progress"] >= progress
+        progress = found["progress"]
+        if found["state"] not in ("queued", "running"):
+            return dict(found)
+        time.sleep(0.05)
+    raise AssertionError(f"job not ended after {seconds} s: {found}")

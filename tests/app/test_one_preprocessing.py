@@ -1,0 +1,94 @@
+"""One array, four ways to its vector: training-time evaluation, `embed`, a probe, and HTTP. They must agree."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from data_adapters.manifest import scan_archive
+from lejepa_med.embed import EmbeddingTable, embed_archive
+from lejepa_med.evaluation.features import embed_records
+from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.models.folder import load_encoder
+from tests.app.helpers import files, png, wait
+
+Maker = Callable[[Path, int], Path]
+
+
+def make_picture(folder: Path, number: int) -> Path:
+    file = folder / f"{number}.png"
+    file.write_bytes(png(number, bright=number % 2 == 1))
+    return file
+
+
+def make_volume(folder: Path, number: int) -> Path:
+    from tests.data.mri import phantom, write_nifti
+
+    field = phantom(seed=number)
+    return write_nifti(folder / f"{number}.nii.gz", field + np.float32(number % 2) * np.roll(field, 4, axis=0))
+
+
+def make_slide(folder: Path, number: int) -> Path:
+    from tests.data.histology import write_slide
+
+    file = folder / f"slide{number}.tif"
+    write_slide(file, width=400 + 40 * number, height=400, mpp=0.5)
+    return file
+
+
+def make_cutout(folder: Path, number: int) -> Path:
+    from astropy.io import fits
+
+    flux = np.random.default_rng(number).normal(0.1, 0.05, (3, 48, 48)).astype(np.float32)
+    flux[:, 20:28, 18 - 6 * (number % 2) : 28 + 6 * (number % 2)] += 2
+    file = folder / f"{number}.fits"
+    fits.PrimaryHDU(flux, fits.Header([("BANDS", "grz"), ("BUNIT", "nanomaggy")])).writeto(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("modality", "make"),
+    [("images", make_picture), ("mri", make_volume), ("histology", make_slide), ("galaxy", make_cutout)],
+)
+def test_four_paths_one_vector(modality: str, make: Maker, client: TestClient, runs: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    made = [make(archive, number) for number in range(6)]
+    encoder = load_encoder(runs / modality)
+    manifest = scan_archive(encoder.adapter, archive).manifest
+    order = [made.index(archive / path) for path in manifest.column("path")]
+
+    evaluated = np.stack([f.vector for f in embed_records(encoder, manifest.records()) if f.vector is not None])
+    embed_archive(encoder, manifest, tmp_path / "table", workers=2)
+    table = EmbeddingTable.open(tmp_path / "table")
+    answer = client.post(
+        "/v1/embeddings",
+        files=[("files", (path.name, path.read_bytes())) for path in made],
+        data={"encoder": modality},
+    )
+    served = np.array([item["vector"] for item in answer.json()["items"]], np.float32)[order]
+    np.testing.assert_allclose(table.vectors, evaluated, atol=1e-5)
+    np.testing.assert_allclose(served, evaluated, atol=1e-5)
+    assert np.abs(evaluated[0] - evaluated[1]).max() > 1e-3  # the items are not all alike
+
+    labels = [("even", "odd")[index % 2] for index in order]
+    local = fit_probe(table.vectors, labels, table.groups, encoder=table.encoder, folds=2)
+    local.save(tmp_path / "probe")
+    expected = Probe.load(tmp_path / "probe").predict(evaluated)
+    started = client.post(
+        "/v1/probes",
+        files=files(*(path.read_bytes() for path in made), name="x" + "".join(made[0].suffixes)),
+        data={"encoder": modality, "folds": "2", "labels": json.dumps([("even", "odd")[n % 2] for n in range(6)])},
+    )
+    assert started.status_code == 202, started.text
+    job = wait(client, started.json()["id"])
+    assert job["state"] == "succeeded", job
+    predicted = client.post(
+        f"{job['result']}/predictions", files=[("files", (path.name, path.read_bytes())) for path in made]
+    ).json()["items"]
+    for place, index in enumerate(order):
+        assert predicted[index]["label"] == expected[place].label
+        assert predicted[index]["probabilities"] == pytest.approx(expected[place].probabilities, abs=2e-3)

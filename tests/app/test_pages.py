@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+ROUTES = {
+    "/v1/encoders": {"get"},
+    "/v1/encoders/{encoder_id}": {"get"},
+    "/v1/embeddings": {"post"},
+    "/v1/probes": {"get", "post"},
+    "/v1/probes/{probe_id}": {"get"},
+    "/v1/probes/{probe_id}/predictions": {"post"},
+    "/v1/archives": {"get"},
+    "/v1/archives/{name}/ids": {"get"},
+    "/v1/jobs": {"get"},
+    "/v1/jobs/{job_id}": {"get", "delete"},
+    "/healthz": {"get"},
+    "/readyz": {"get"},
+}
+
+
+def test_openapi_lists_the_routes_with_their_bodies_and_no_dead_reference(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert {path: set(methods) for path, methods in schema["paths"].items()} == ROUTES
+    bodies = schema["paths"]["/v1/probes"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"multipart/form-data", "application/json"}
+    assert "labels" in bodies["application/json"]["schema"]["properties"]
+    names = set(schema["components"]["schemas"])
+    assert set(re.findall(r'#/components/schemas/(\w+)"', client.get("/openapi.json").text)) <= names
+    assert "$defs" not in client.get("/openapi.json").text
+
+
+@pytest.mark.parametrize("page", ["/", "/docs", "/web/index.js"])
+def test_pages_load_nothing_from_elsewhere(client: TestClient, page: str) -> None:
+    answer = client.get(page)
+    assert answer.status_code == 200
+    foreign = re.findall(r"https?://(?!testserver|www\.w3\.org/2000/svg)[^\s\"']+", answer.text)
+    assert foreign == []
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_docs_show_every_route_with_curl(client: TestClient) -> None:
+    text = client.get("/docs").text
+    for path in ROUTES:
+        assert path in text
+    assert text.count("<pre>curl") >= sum(map(len, ROUTES.values()))
+
+
+def test_encoders(client: TestClient, runs: Path) -> None:
+    listed = client.get("/v1/encoders").json()["encoders"]
+    assert [(e["id"], e["modality"], e["available"]) for e in listed] == [
+        ("galaxy", "galaxy", True),
+        ("histology", "histology", True),
+        ("images", "images", True),
+        ("mri", "mri", True),
+    ]
+    detail = client.get("/v1/encoders/mri").json()
+    assert (detail["dim"], detail["image_size"], detail["channels"]) == (512, 32, 1)
+    assert len(detail["fingerprint"]) == 64
+    assert str(runs) not in client.get("/v1/encoders/mri").text
+
+
+def test_damaged_encoder_is_told_and_the_others_work(client: TestClient, runs: Path) -> None:
+    folder = runs / "damaged" / "encoder"
+    folder.mkdir(parents=True)
+    for name in ("lejepa_med.json", "config.json"):
+        (folder / name).write_bytes((runs / "images" / "encoder" / name).read_bytes())
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    try:
+        ready = client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["encoders"]["damaged"] is False and ready.json()["encoders"]["images"] is True
+        used = client.post("/v1/embeddings", files=[("files", ("a.png", b"x"))], data={"encoder": "damaged"})
+        assert (used.status_code, used.json()["type"]) == (422, "urn:lejepa-med:problem:encoder-unusable")
+        assert str(runs) not in used.text
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        folder.parent.rmdir()

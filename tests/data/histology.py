@@ -1,0 +1,159 @@
+"""Miniature slides and tiles in real formats: H&E-like tissue by Beer-Lambert from haematoxylin and eosin."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pydicom.encaps
+import tifffile
+from PIL import Image
+
+HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
+EOSIN = np.array([0.07, 0.99, 0.11])
+
+
+def he_picture(*, width: int, height: int, seed: int = 0, blobs: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """(height, width, 3) uint8 picture on near-white glass, and its (height, width) bool tissue."""
+    rng = np.random.default_rng(seed)
+    tissue = np.zeros((height, width), np.uint8)
+    for _ in range(blobs):
+        centre = (int(rng.uniform(0.25, 0.75) * width), int(rng.uniform(0.25, 0.75) * height))
+        axes = (int(rng.uniform(0.15, 0.3) * width), int(rng.uniform(0.15, 0.3) * height))
+        cv2.ellipse(tissue, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    fibres = cv2.GaussianBlur(rng.random((height, width), dtype=np.float32), (0, 0), 4)
+    eosin = 0.35 + 0.25 * (fibres - fibres.min()) / np.ptp(fibres)
+    nuclei = np.zeros((height, width), np.float32)
+    for x, y in zip(*(rng.integers(0, side, width * height // 500) for side in (width, height)), strict=True):
+        cv2.circle(nuclei, (int(x), int(y)), int(rng.integers(3, 6)), float(rng.uniform(0.7, 1.2)), -1)
+    stains = np.dstack([eosin * tissue, nuclei * tissue, rng.standard_normal((height, width), dtype=np.float32)])
+    density = cv2.transform(stains, np.column_stack([EOSIN, HAEMATOXYLIN, np.full(3, 0.004)]).astype(np.float32))
+    return np.clip(244 * cv2.exp(-density), 0, 255).astype(np.uint8), tissue.astype(bool)
+
+
+def write_pyramid(
+    path: Path,
+    picture: np.ndarray,
+    *,
+    mpp: float | tuple[float, float] | None = 0.5,
+    levels: int = 3,
+    compression: str = "deflate",
+    description: str | None = None,
+    tile: int = 256,
+) -> Path:
+    """A tiled TIFF whose further pages are halved by areas; openslide reads it as generic-tiff.
+
+    With an Aperio `description` openslide takes it for an SVS. `mpp` None writes no resolution tags.
+    """
+    resolution = None
+    if mpp is not None:
+        x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+        resolution = (1e4 / x, 1e4 / y)
+    common = {"compression": compression, "photometric": "rgb" if picture.ndim == 3 else "minisblack"}
+    common |= {"resolution": resolution, "resolutionunit": "CENTIMETER"} if resolution else {}
+    with tifffile.TiffWriter(path) as file:
+        for level in range(levels):
+            if level:
+                half = (picture.shape[1] // 2, picture.shape[0] // 2)
+                picture = cv2.resize(picture, half, interpolation=cv2.INTER_AREA)
+            file.write(
+                picture,
+                tile=(tile, tile),
+                subfiletype=int(level > 0),
+                metadata=None,
+                description=description if level == 0 else None,
+                **common,
+            )
+    return path
+
+
+def write_slide(
+    path: Path, *, width: int = 1200, height: int = 1000, seed: int = 0, mpp: float | None = 0.5, levels: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """A pyramid of `he_picture`; returns the picture and its tissue."""
+    picture, tissue = he_picture(width=width, height=height, seed=seed)
+    write_pyramid(path, picture, mpp=mpp, levels=levels)
+    return picture, tissue
+
+
+def write_tiles(
+    folder: Path, *, slides: Sequence[str], per_slide: int = 2, side: int = 96, seed: int = 0
+) -> list[Path]:
+    """PNG tiles full of tissue, one sub-folder a slide."""
+    paths = []
+    for s, name in enumerate(slides):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for t in range(per_slide):
+            picture, _ = he_picture(width=4 * side, height=4 * side, seed=seed + 100 * s + t)
+            middle = picture[3 * side // 2 : 5 * side // 2, 3 * side // 2 : 5 * side // 2]
+            paths.append(folder / name / f"tile_{t}.png")
+            Image.fromarray(middle).save(paths[-1])
+    return paths
+
+
+def write_svs(path: Path, picture: np.ndarray, *, mpp: float = 0.5) -> Path:
+    """An Aperio slide as scanners write it: level 0, thumbnail, level 1, and the label with the patient's name."""
+    height, width = picture.shape[:2]
+    half = cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(picture, (width // 8, height // 8), interpolation=cv2.INTER_AREA)
+    label = np.full((64, 64, 3), (255, 0, 0), np.uint8)
+    about = f"Aperio Image Library v11.2.1\r\n{width}x{height} (256x256) JPEG/RGB Q=90|AppMag = 20|MPP = {mpp}"
+    jpeg = {"compression": "jpeg", "compressionargs": {"level": 95}, "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as file:
+        file.write(picture, tile=(256, 256), description=about, **jpeg)
+        file.write(small, rowsperstrip=16, description=about, **jpeg)
+        file.write(half, tile=(256, 256), description=about, **jpeg)
+        file.write(label, subfiletype=1, compression="lzw", metadata=None, description="Aperio\r\nlabel 64x64")
+    return path
+
+
+def write_dicom_slide(folder: Path, picture: np.ndarray, *, mpp: float = 0.5, series: str = "1.2.3.4") -> list[Path]:
+    """A DICOM whole slide of two levels, one file each, tiles as JPEG (Supplement 145, TILED_FULL)."""
+    paths = []
+    for level in range(2):
+        if level:
+            half = (picture.shape[1] // 2, picture.shape[0] // 2)
+            picture = cv2.resize(picture, half, interpolation=cv2.INTER_AREA)
+        paths.append(folder / f"level_{level}.dcm")
+        _dicom_level(picture, level=level, mpp=mpp * 2**level, series=series).save_as(
+            paths[-1], enforce_file_format=True
+        )
+    return paths
+
+
+def _dicom_level(picture: np.ndarray, *, level: int, mpp: float, series: str, tile: int = 256) -> pydicom.Dataset:
+    height, width = picture.shape[:2]
+    frames = []
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            part = picture[top : top + tile, left : left + tile]
+            padding = ((0, tile - part.shape[0]), (0, tile - part.shape[1]), (0, 0))
+            stream = io.BytesIO()
+            Image.fromarray(np.pad(part, padding, mode="edge")).save(stream, "JPEG", quality=95, subsampling=0)
+            frames.append(stream.getvalue())
+    data = pydicom.Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.77.1.6", f"{series}.{level + 1}"
+    data.StudyInstanceUID, data.SeriesInstanceUID = f"{series}.0.1", series
+    data.FrameOfReferenceUID, data.PatientID, data.Modality = f"{series}.0.2", "case-7", "SM"
+    data.ImageType = (
+        ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"] if level == 0 else ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"]
+    )
+    data.Rows = data.Columns = tile
+    data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = width, height
+    data.NumberOfFrames, data.DimensionOrganizationType = len(frames), "TILED_FULL"
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    spacing = pydicom.Dataset()
+    spacing.PixelSpacing = [mpp / 1000, mpp / 1000]
+    shared = pydicom.Dataset()
+    shared.PixelMeasuresSequence = [spacing]
+    data.SharedFunctionalGroupsSequence = [shared]
+    data.PixelData = pydicom.encaps.encapsulate(frames)
+    data["PixelData"].is_undefined_length = True
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    return data

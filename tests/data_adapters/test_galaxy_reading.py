@@ -1,0 +1,293 @@
+import gzip
+
+import numpy as np
+import pytest
+from astropy.io import fits as astropy_fits
+
+from data_adapters.base import Record, Rejected
+from data_adapters.catalog import Catalog
+from data_adapters.errors import BadFileError
+from data_adapters.galaxy.adapter import GalaxyAdapter
+from data_adapters.galaxy.sky import parse_angle, sky_cell
+from tests.data import galaxy as make
+
+
+def scan(root, catalog=None, **options):
+    return list(GalaxyAdapter(**options).scan(root, catalog=catalog))
+
+
+def read(path, **options):
+    adapter = GalaxyAdapter(background="none", **options)
+    (record,) = adapter.scan(path)
+    assert isinstance(record, Record), record
+    return record, adapter.read(record, np.random.default_rng(0))
+
+
+def reason(path, **options):
+    """Why scan, or else reading, refuses a file."""
+    adapter = GalaxyAdapter(**options)
+    (found,) = adapter.scan(path)
+    if isinstance(found, Rejected):
+        text = found.reason + found.remedy
+        assert path.name not in text
+        return found.reason
+    with pytest.raises(BadFileError) as caught:
+        adapter.verify(found)
+    return caught.value.cause
+
+
+def test_cube_keeps_every_flux_value_and_its_place(tmp_path):
+    flux = make.source()
+    record, pixels = read(make.write_cube(tmp_path / "a.fits", flux))
+    assert pixels.dtype == np.float32
+    assert pixels.dtype.isnative
+    np.testing.assert_array_equal(pixels, flux)
+    meta = record.meta
+    assert (meta["kind"], meta["bands"], meta["size"], meta["unit"]) == ("flux", "g,r,z", [48, 48], "nanomaggy")
+    assert (meta["ra"], meta["dec"]) == pytest.approx((150, 2))
+    assert meta["pixel_scale"] == pytest.approx(make.PIXEL)
+    assert record.group == sky_cell(150, 2)
+
+
+def test_background_is_the_border_median_of_each_band(tmp_path):
+    sky = np.asarray([300.0, 40.0, 0.0], np.float32)
+    path = make.write_cube(tmp_path / "a.fits", make.source(noise=0) + sky)
+    (record,) = scan(path)
+    pixels = GalaxyAdapter().read(record, np.random.default_rng(0))
+    np.testing.assert_allclose(pixels, make.source(noise=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["EXTNAME", "FILTER", "BAND"])
+def test_one_extension_a_band(tmp_path, key):
+    flux = make.source()
+    record, pixels = read(make.write_band_extensions(tmp_path / "a.fits", flux, key=key))
+    assert record.meta["bands"] == "g,r,z"
+    np.testing.assert_array_equal(pixels, flux)
+
+
+def test_bands_option_orders_and_selects(tmp_path):
+    flux = make.source(bands="griz")
+    path = make.write_cube(tmp_path / "a.fits", flux, bands="griz")
+    record, pixels = read(path, bands="z,r,g")
+    assert record.meta["bands"] == "z,r,g"
+    np.testing.assert_array_equal(pixels, flux[..., [3, 1, 0]])
+    extensions = make.write_band_extensions(tmp_path / "b.fits", make.source())
+    _, pixels = read(extensions, bands="z,g")
+    np.testing.assert_array_equal(pixels, make.source()[..., [2, 0]])
+
+
+def test_unnamed_planes_need_the_option(tmp_path):
+    path = make.write_cube(tmp_path / "a.fits", make.source(), bands=None)
+    assert "does not name" in reason(path)
+    assert "3 unnamed planes" in reason(path, bands="g,r")
+    record, pixels = read(path, bands="g,r,z")
+    assert record.meta["bands"] == "g,r,z"
+    np.testing.assert_array_equal(pixels, make.source())
+
+
+def test_other_bands_are_refused_at_scan(tmp_path):
+    path = make.write_cube(tmp_path / "a.fits", make.source(bands="gr"), bands="gr")
+    assert reason(path, bands="g,r,z") == "bands g,r differ from the archive's g,r,z"
+
+
+@pytest.mark.parametrize("algorithm", ["RICE_1", "HCOMPRESS_1", "GZIP_1"])
+def test_compressed_counts(tmp_path, algorithm):
+    counts = np.round(make.source(bands="r")[..., 0] * 1e4).astype(np.int16)
+    record, pixels = read(make.write_compressed(tmp_path / "a.fits.fz", counts, algorithm=algorithm))
+    assert record.meta["bands"] == "r"
+    np.testing.assert_array_equal(pixels[..., 0], counts.astype(np.float32))
+
+
+def test_scaled_integers_and_blank(tmp_path):
+    path = make.write_scaled(tmp_path / "a.fits", make.source(bands="r"))
+    _, pixels = read(path)
+    np.testing.assert_array_equal(pixels[..., 0], astropy_fits.getdata(path).astype(np.float32))
+    np.testing.assert_allclose(pixels, make.source(bands="r"), atol=1e-5)
+    counts = np.arange(400, dtype=np.int16).reshape(20, 20)
+    blank = make.write_single(tmp_path / "b.fits", counts, BLANK=7)
+    _, pixels = read(blank)
+    assert pixels[0, 7, 0] == 0
+    assert pixels[0, 8, 0] == 8
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", ">i4", "u1", ">u2"])
+def test_dtypes_and_gzip(tmp_path, dtype):
+    image = np.round(np.abs(make.source(bands="r")[..., 0]) * 2000).astype(dtype)
+    path = make.write_single(tmp_path / "a.fits", image)
+    packed = tmp_path / "b.fits.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        record, pixels = read(file)
+        assert record.meta["bands"] == "unnamed"
+        np.testing.assert_array_equal(pixels[..., 0], image.astype(np.float32))
+
+
+def test_axes_of_length_one_are_dropped(tmp_path):
+    image = make.source(bands="r")[..., 0]
+    _, pixels = read(make.write_single(tmp_path / "radio.fits", image[None, None]))
+    np.testing.assert_array_equal(pixels[..., 0], image)
+
+
+def test_few_blank_pixels_become_empty_sky_and_many_are_refused(tmp_path):
+    image = make.source(bands="r")[..., 0] + 500
+    image[:4, :20] = np.nan
+    image[30, 30] = np.inf
+    path = make.write_single(tmp_path / "few.fits", image)
+    (record,) = scan(path)
+    pixels = GalaxyAdapter().read(record, np.random.default_rng(0))
+    assert np.isfinite(pixels).all()
+    assert not pixels[:4, :20].any()
+    assert abs(np.median(pixels[:2, 22:])) < 0.01
+    image[:, :6] = np.nan
+    assert "10 % blank" in reason(make.write_single(tmp_path / "many.fits", image))
+
+
+def test_one_bad_band_refuses_the_cube(tmp_path):
+    flux = make.source()
+    flux[..., 1] = 3.0
+    assert "dead band" in reason(make.write_cube(tmp_path / "dead.fits", flux))
+    flux[..., 1] = np.nan
+    assert "blank" in reason(make.write_cube(tmp_path / "blank.fits", flux))
+
+
+def test_what_is_no_cutout_is_refused(tmp_path):
+    single = make.source(bands="r")[..., 0]
+    assert reason(make.write_table(tmp_path / "table.fits")) == "only tables, no image"
+    astropy_fits.PrimaryHDU().writeto(tmp_path / "empty.fits")
+    assert reason(tmp_path / "empty.fits") == "no image in the file"
+    visibilities = np.zeros((2, 1, 1, 1, 20, 20), np.float32)
+    groups = astropy_fits.GroupData(visibilities, parnames=["UU"], pardata=[np.arange(2.0)], bitpix=-32)
+    astropy_fits.GroupsHDU(groups).writeto(tmp_path / "groups.fits")
+    assert "random groups" in reason(tmp_path / "groups.fits")
+    assert "less than 16" in reason(make.write_single(tmp_path / "tiny.fits", single[:12]))
+    assert "strip" in reason(make.write_single(tmp_path / "strip.fits", np.tile(single, (5, 1))))
+    assert "more than 64 pixels" in reason(make.write_single(tmp_path / "wide.fits", np.tile(single, 2)), max_side=64)
+    assert "last axis" in reason(make.write_single(tmp_path / "last.fits", make.source()))
+    spectrum = np.zeros((40, 20, 40), np.float32)
+    assert "more than 32 planes" in reason(make.write_single(tmp_path / "spectrum.fits", spectrum))
+
+
+def test_chips_of_a_mosaic_are_no_bands(tmp_path):
+    chips = [astropy_fits.ImageHDU(make.source(bands="r", seed=k)[..., 0], name="SCI") for k in range(3)]
+    astropy_fits.HDUList([astropy_fits.PrimaryHDU(), *chips]).writeto(tmp_path / "a.fits")
+    assert "not named as bands" in reason(tmp_path / "a.fits")
+
+
+def test_errors_and_masks_beside_one_image_are_passed_over(tmp_path):
+    image = make.source(bands="r")[..., 0]
+    science = astropy_fits.ImageHDU(image, name="SCI")
+    science.header["FILTER"] = "F160W"
+    beside = [astropy_fits.ImageHDU(np.ones_like(image), name=name) for name in ("ERR", "DQ", "WHT")]
+    astropy_fits.HDUList([astropy_fits.PrimaryHDU(), science, *beside]).writeto(tmp_path / "a.fits")
+    record, pixels = read(tmp_path / "a.fits")
+    assert record.meta["bands"] == "F160W"
+    np.testing.assert_array_equal(pixels[..., 0], image)
+
+
+@pytest.mark.parametrize("part", [0.95, 0.6, 0.2, 0.01])
+@pytest.mark.parametrize("packed", [False, True])
+def test_truncated_fits_is_refused(tmp_path, part, packed):
+    path = make.write_cube(tmp_path / "a.fits", make.source(64))
+    data = path.read_bytes()
+    # FITS pads its last block with zeros; cut the data themselves.
+    data = data[: 2880 + 64 * 64 * 3 * 4]
+    data = gzip.compress(data) if packed else data
+    path = tmp_path / ("b.fits.gz" if packed else "b.fits")
+    path.write_bytes(data[: int(len(data) * part)])
+    assert reason(path) == "damaged or truncated FITS file"
+
+
+def test_unix_compress_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "a.fits.Z").write_bytes(b"\x1f\x9d\x90" + bytes(100))
+    (found,) = scan(tmp_path)
+    assert isinstance(found, Rejected)
+    assert "gz" in found.remedy or "Copy" in found.remedy
+
+
+def test_hdf5_pictures_have_rows_labels_and_cells(tmp_path):
+    path = make.write_hdf5(tmp_path / "Galaxy10.h5")
+    adapter = GalaxyAdapter()
+    records = list(adapter.scan(path))
+    assert [record.item for record in records] == [str(row) for row in range(6)]
+    assert [record.label for record in records] == ["0", "1", "2", "0", "1", "2"]
+    assert len({record.group for record in records}) == 6
+    assert records[0].group == sky_cell(150, -30)
+    assert records[3].meta["pixel_scale"] == pytest.approx(make.PIXEL)
+    for row, record in enumerate(records):
+        np.testing.assert_array_equal(adapter.read(record, np.random.default_rng(0)), make.picture(seed=row))
+
+
+def test_hdf5_flux_is_channels_last_float32(tmp_path):
+    path = make.write_hdf5(tmp_path / "flux.hdf5", channels_first_flux=True)
+    adapter = GalaxyAdapter(background="none")
+    records = list(adapter.scan(path))
+    assert records[2].meta["kind"] == "flux"
+    assert records[2].meta["bands"] == "g,r,z"
+    np.testing.assert_array_equal(adapter.read(records[2], np.random.default_rng(0)), make.source(seed=2))
+
+
+def test_hdf5_without_images_or_damaged_is_refused(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["spectra"] = np.zeros((3, 5))
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["images"] = np.zeros((3, 5))
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["images"] = h5py.ExternalLink(str(tmp_path / "d.h5"), "images")
+    data = make.write_hdf5(tmp_path / "d.h5").read_bytes()
+    (tmp_path / "e.h5").write_bytes(data[: len(data) // 2])
+    found = {path.name[0]: reason(path) for path in sorted(tmp_path.iterdir()) if path.name != "d.h5"}
+    assert found == {
+        "a": "no dataset 'images' in the file",
+        "b": "images whose axes are unclear",
+        "c": "no dataset 'images' in the file",
+        "e": "damaged or truncated HDF5 file",
+    }
+
+
+def test_catalogue_gives_positions_and_group(tmp_path):
+    catalog = Catalog(make.write_pictures(tmp_path))
+    records = scan(tmp_path, catalog)
+    assert [record.group for record in records] == ["field-1", sky_cell(30, 5), sky_cell(50, 10), "galaxy3"]
+    assert [record.label for record in records] == ["spiral", "elliptical"] * 2
+    assert records[0].meta["bands"] == "r,g,b"
+
+
+def test_a_position_off_the_sky_is_refused(tmp_path):
+    make.write_pictures(tmp_path)
+    (tmp_path / "labels.csv").write_text("path,ra,dec\ngalaxy0.png,10,99\ngalaxy1.png,abc,1\n")
+    found = scan(tmp_path, Catalog(tmp_path / "labels.csv"))
+    assert [isinstance(item, Rejected) for item in found] == [True, True, False, False]
+
+
+def test_sky_cells_of_neighbours_and_the_pole():
+    assert sky_cell(10.0, 5.0) == sky_cell(370.0 - 360.0, 5.0001)
+    assert sky_cell(10.0, 5.0) == sky_cell(-350.0, 5.0)
+    assert sky_cell(10.0, 5.0) != sky_cell(20.0, 5.0)
+    assert sky_cell(0.0, 90.0)
+
+
+def test_angles():
+    assert parse_angle("11:47:19.05", hours=True) == pytest.approx(176.829375)
+    assert parse_angle("-00:30:00", hours=False) == pytest.approx(-0.5)
+    assert parse_angle("12.5", hours=True) == 12.5
+    assert parse_angle("none", hours=True) is None
+    assert parse_angle(float("nan"), hours=True) is None
+
+
+def test_sixteen_bit_picture_is_refused(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).save(tmp_path / "a.png")
+    assert "16 bits" in reason(tmp_path / "a.png")
+
+
+def test_kind_option_refuses_the_other_kind(tmp_path):
+    make.write_cube(tmp_path / "a.fits", make.source())
+    make.write_pictures(tmp_path, count=1)
+    flux = scan(tmp_path, kind="flux")
+    assert [type(item) for item in flux] == [Record, Rejected]
+    picture = scan(tmp_path, kind="picture")
+    assert [type(item) for item in picture] == [Rejected, Record]
+    assert "kind is picture" in picture[0].reason

@@ -1,0 +1,208 @@
+"""One volume in every format, orientation and order reads back to the same RAS array."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_adapters.base import Record, Rejected
+from data_adapters.mri import dicom, exported, nifti, series
+from data_adapters.mri.adapter import MRIAdapter
+from data_adapters.mri.volume import Volume, normalise, slicing_plane, stack_volume
+from tests.data.mri import (
+    SHAPE,
+    SPACING,
+    dataset,
+    phantom,
+    save_dicom,
+    slice_images,
+    write_enhanced,
+    write_nifti,
+    write_series,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("LEJEPA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def scan(path: Path, **options) -> list[Record]:
+    found = list(MRIAdapter(**options).scan(path))
+    assert not [item for item in found if isinstance(item, Rejected)]
+    return found
+
+
+def expect(volume: Volume, array: np.ndarray) -> None:
+    np.testing.assert_array_equal(volume.array, array.astype(np.float32))
+    assert volume.spacing == pytest.approx(SPACING, rel=1e-5)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAS", "PIR", "SLA", "ASR"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.nii", nib.Nifti1Image),
+        ("a.nii.gz", nib.Nifti1Image),
+        ("b.nii.gz", nib.Nifti2Image),
+        ("c.hdr", nib.Nifti1Pair),
+        ("d.mgh", nib.MGHImage),
+        ("d.mgz", nib.MGHImage),
+    ],
+)
+def test_nibabel_formats(tmp_path, name, kind, axes):
+    array = phantom()
+    write_nifti(tmp_path / name, array, axes=axes, kind=kind)
+    (record,) = scan(tmp_path)
+    assert record.meta["size"] == list(SHAPE)
+    assert record.meta["spacing"] == pytest.approx(SPACING, rel=1e-4)
+    assert len(record.meta["files"]) == (2 if name == "c.hdr" else 1)
+    expect(nifti.load(Path(record.uri), volume=None), array)
+
+
+def test_data_file_of_a_pair_leads_to_its_header(tmp_path):
+    write_nifti(tmp_path / "c.hdr", phantom(), kind=nib.Nifti1Pair)
+    (record,) = scan(tmp_path / "c.img")
+    assert Path(record.uri).name == "c.hdr"
+
+
+def test_scaled_integers(tmp_path):
+    image = nib.Nifti1Image(phantom(), np.diag([*SPACING, 1.0]))
+    image.header.set_slope_inter(0.5, -3)
+    # set_slope_inter on an int image: nibabel stores the raw integers and the scaling.
+    nib.save(image, tmp_path / "a.nii")
+    stored = np.asarray(nib.load(tmp_path / "a.nii").dataobj, np.float32)
+    np.testing.assert_array_equal(nifti.load(tmp_path / "a.nii", volume=None).array, stored)
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("first", 0), (1, 1), ("mean", None)])
+def test_four_dimensions(tmp_path, choice, expected):
+    parts = [phantom(seed=0), phantom(seed=1)]
+    write_nifti(tmp_path / "a.nii.gz", np.stack(parts, axis=3))
+    (record,) = scan(tmp_path, volume=choice)
+    wanted = np.mean(parts, axis=0) if expected is None else parts[expected]
+    expect(nifti.load(Path(record.uri), volume=choice), wanted)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_dicom_series(tmp_path, plane, compress):
+    array = phantom()
+    paths = write_series(tmp_path, array, plane=plane, compress=compress)
+    (record,) = scan(tmp_path)
+    assert record.meta["size"] == list(SHAPE)
+    assert record.meta["spacing"] == pytest.approx(SPACING)
+    assert sorted(record.meta["files"]) == sorted(map(str, paths))
+    expect(series.load_series(record.meta["files"]), array)
+
+
+def test_dicom_is_found_by_content_and_split_by_series(tmp_path):
+    write_series(tmp_path, phantom(seed=1), series=1, suffix="")
+    write_series(tmp_path, phantom(seed=2), series=2, suffix=".img")
+    records = scan(tmp_path)
+    assert [len(record.meta["files"]) for record in records] == [SHAPE[2], SHAPE[2]]
+    expect(series.load_series(records[0].meta["files"]), phantom(seed=1))
+    expect(series.load_series(records[1].meta["files"]), phantom(seed=2))
+
+
+def test_dicom_without_preamble(tmp_path):
+    data = dataset(phantom()[:, :, 10])
+    data.save_as(tmp_path / "a.ima", implicit_vr=True, little_endian=True)
+    (record,) = scan(tmp_path)
+    np.testing.assert_array_equal(dicom.load_slice(Path(record.uri)), phantom()[:, :, 10])
+
+
+def test_rescale_slope_of_each_slice(tmp_path):
+    array = phantom()
+    for index, path in enumerate(write_series(tmp_path, array)):
+        data = dicom.open_dataset(path)
+        data.RescaleSlope, data.RescaleIntercept = 1 + index / 4, -5
+        data.save_as(path)
+    (record,) = scan(tmp_path)
+    expected = array.astype(np.float32) * (1 + np.arange(SHAPE[2]) / 4) - 5
+    np.testing.assert_allclose(series.load_series(record.meta["files"]).array, expected, rtol=1e-6)
+
+
+def test_enhanced_multiframe(tmp_path):
+    array = phantom()
+    write_enhanced(tmp_path / "e.dcm", array)
+    (record,) = scan(tmp_path)
+    assert (record.meta["reader"], record.meta["size"]) == ("multiframe", list(SHAPE))
+    assert record.meta["spacing"] == pytest.approx(SPACING)
+    expect(series.load_multiframe(Path(record.uri)), array)
+
+
+def test_nifti_and_dicom_give_equal_pixels(tmp_path):
+    array = phantom()
+    write_nifti(tmp_path / "n" / "a.nii.gz", array, axes="LPI")
+    write_series(tmp_path / "d", array, plane="sagittal")
+    write_enhanced(tmp_path / "e" / "e.dcm", array)
+    adapter = MRIAdapter(global_size=32, slices=4)
+    prepared = [adapter.prepare(record) for record in scan(tmp_path)]
+    assert len(prepared) == 3
+    for other in prepared[1:]:
+        np.testing.assert_array_equal(prepared[0], other)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_slices_are_displayed_as_scanners_show_them(plane):
+    array = phantom()
+    stack = stack_volume(Volume(array=array, spacing=(1, 1, 1)), plane=plane)
+    np.testing.assert_array_equal(stack.slices, slice_images(normalise(array), plane).astype(np.float16))
+
+
+def test_lesion_is_seen_left_and_up_in_an_axial_slice():
+    stack = stack_volume(Volume(array=phantom(), spacing=(1, 1, 1)), plane="axial")
+    rows, columns = np.nonzero(stack.slices[13] == stack.slices[13].max())
+    assert rows.mean() < stack.slices.shape[1] / 2  # anterior is at the top
+    assert columns.mean() < stack.slices.shape[2] / 2  # the patient's right is on the left-hand side
+
+
+def test_anisotropic_pixels_become_square():
+    stack = stack_volume(Volume(array=phantom(), spacing=SPACING), plane="coronal")
+    assert stack.slices.shape == (SHAPE[1], SHAPE[2] * 2, SHAPE[0])
+    assert stack.step == SPACING[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "plane", "expected"),
+    [
+        ((9, 9, 9), (1, 1, 5), "acquired", "axial"),
+        ((9, 9, 9), (5, 1, 1), "acquired", "sagittal"),
+        ((9, 9, 9), (1, 1, 1), "acquired", "axial"),
+        ((9, 9, 9), (5, 1, 1), "axial", "axial"),
+        ((9, 1, 9), (1, 1, 1), "axial", "coronal"),
+    ],
+)
+def test_slicing_plane(shape, spacing, plane, expected):
+    assert slicing_plane(shape=shape, spacing=spacing, plane=plane) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "scale"),
+    [("a.png", "L", 1), ("a.png", "I;16", 200), ("a.tif", "I;16", 200), ("a.png", "RGB", 1), ("a.png", "P", 1)],
+)
+def test_exported_slices(tmp_path, name, mode, scale):
+    pixels = (phantom()[:, :, 10] / 6).astype(np.uint8)
+    image = Image.fromarray(pixels.astype(np.uint16) * scale) if mode == "I;16" else Image.fromarray(pixels)
+    (image if mode == "I;16" else image.convert(mode)).save(tmp_path / name)
+    (record,) = scan(tmp_path)
+    assert record.meta["bits"] == (16 if mode == "I;16" else 8)
+    np.testing.assert_array_equal(exported.load(Path(record.uri)), pixels.astype(np.float32) * scale)
+
+
+def test_intensity_does_not_depend_on_dtype_or_scale(tmp_path):
+    array = phantom()
+    kinds = [array, array.astype(np.float32) * 0.001, array.astype(np.float64) * 40 + 1000]
+    given = [normalise(kind) for kind in kinds]
+    np.testing.assert_allclose(given[1], given[0], atol=1e-5)
+    np.testing.assert_allclose(given[2], given[0], atol=1e-5)
+    assert given[0].min() == 0 and given[0].max() == 1
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    image = phantom()[:, :, 10]
+    path = save_dicom(tmp_path / "a.dcm", dataset(image, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(dicom.load_slice(path), -image.astype(np.float32))

@@ -1,0 +1,338 @@
+"""Bad input is refused with a reason that says nothing about the patient; and which patient a file belongs to."""
+
+import gzip
+import shutil
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_adapters.base import Record, Rejected
+from data_adapters.errors import BadFileError
+from data_adapters.manifest import scan_archive
+from data_adapters.mri.adapter import MRIAdapter
+from tests.data.mri import SPACING, dataset, nifti, phantom, save_dicom, write_enhanced, write_nifti, write_series
+
+
+def reasons(path: Path, **options) -> set[str]:
+    """Reasons that scan or verify give; every file must be refused."""
+    adapter = MRIAdapter(**options)
+    given = set()
+    for found in adapter.scan(path):
+        if isinstance(found, Rejected):
+            assert found.remedy
+            given.add(found.reason)
+        else:
+            with pytest.raises(BadFileError) as error:
+                adapter.verify(found)
+            assert error.value.remedy
+            assert str(path) not in error.value.cause + error.value.remedy
+            given.add(error.value.cause)
+    return given
+
+
+def test_four_dimensions(tmp_path):
+    write_nifti(tmp_path / "a.nii", np.stack([phantom()] * 2, axis=3))
+    assert reasons(tmp_path) == {"4-D: several volumes in one file"}
+    assert reasons(tmp_path, volume=2) == {"4-D: fewer volumes than the option volume asks for"}
+
+
+def test_one_volume_in_four_dimensions_is_read(tmp_path):
+    write_nifti(tmp_path / "a.nii", phantom()[..., None])
+    assert reasons_of_readable(tmp_path) == []
+
+
+def reasons_of_readable(path: Path, **options) -> list[str]:
+    adapter = MRIAdapter(**options)
+    found = list(adapter.scan(path))
+    for record in found:
+        if isinstance(record, Record):
+            adapter.verify(record)
+    return [item.reason for item in found if isinstance(item, Rejected)]
+
+
+def test_vectors_and_colour_and_complex(tmp_path):
+    vectors = np.stack([phantom()] * 3, axis=3)[:, :, :, None]
+    nib.save(nib.Nifti1Image(vectors, np.eye(4)), tmp_path / "v.nii")
+    assert reasons(tmp_path / "v.nii") == {"five dimensions (vectors or tensors)"}
+    colour = np.zeros((9, 9, 9), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(colour, np.eye(4)), tmp_path / "c.nii")
+    assert reasons(tmp_path / "c.nii") == {"colour (RGB) volume"}
+    nib.save(nib.Nifti1Image(phantom().astype(np.complex64), np.eye(4)), tmp_path / "z.nii")
+    assert reasons(tmp_path / "z.nii") == {"complex values"}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.nan, "contains NaN or infinite values"),
+        (np.inf, "contains NaN or infinite values"),
+        (None, "empty: all values are equal"),
+    ],
+)
+def test_unusable_values(tmp_path, value, reason):
+    array = phantom().astype(np.float32)
+    if value is None:
+        array[:] = 7
+    else:
+        array[3, 4, 5] = value
+    write_nifti(tmp_path / "a.nii.gz", array)
+    assert reasons(tmp_path) == {reason}
+
+
+def test_label_maps(tmp_path):
+    write_nifti(tmp_path / "seg.nii.gz", (phantom() // 200).astype(np.uint8))
+    assert reasons(tmp_path) == {"a mask or label map (at most 16 whole-numbered values)"}
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz"])
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_truncated_volumes(tmp_path, name, kept):
+    path = write_nifti(tmp_path / name, phantom(), kind=nib.MGHImage if name.endswith("mgz") else nib.Nifti1Image)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    assert reasons(tmp_path) == {"truncated or damaged data"}
+
+
+def test_wrong_checksum_is_found(tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", phantom())
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    good = gzip.compress(bytes(raw))
+    raw[5000] ^= 255
+    # A stream that inflates without a fault, but whose checksum is that of other data.
+    deflate = zlib.compressobj(wbits=-15)
+    path.write_bytes(good[:10] + deflate.compress(bytes(raw)) + deflate.flush() + good[-8:])
+    nib.load(path).get_fdata()  # nibabel sees nothing
+    assert reasons(tmp_path) == {"truncated or damaged data"}
+
+
+def test_voxel_sizes_that_disagree(tmp_path):
+    image = nifti(phantom(), spacing=(1.3, 1.3, 10))
+    image.header.set_sform(np.eye(4), code=1)
+    nib.save(nib.Nifti1Image(image.dataobj, None, image.header), tmp_path / "a.nii")
+    assert reasons(tmp_path) == {"voxel sizes of the header and the affine differ"}
+
+
+def test_left_and_right_that_disagree(tmp_path):
+    image = nifti(phantom())
+    image.set_qform(np.diag([-1, 1.25, 2, 1]), code=1)
+    image.set_sform(np.diag([1, 1.25, 2, 1]), code=1)
+    nib.save(image, tmp_path / "a.nii")
+    assert reasons(tmp_path) == {"sform and qform disagree about left and right"}
+
+
+def test_unrecorded_sides_are_refused_only_where_they_matter(tmp_path):
+    image = nifti(phantom())
+    image.set_qform(None, code=0)
+    image.set_sform(None, code=0)
+    nib.save(image, tmp_path / "a.nii")
+    assert reasons_of_readable(tmp_path) == []
+    assert reasons(tmp_path, flip=False) == {"the file does not record which side is left"}
+
+
+def test_pairs_without_partner(tmp_path):
+    write_nifti(tmp_path / "c.hdr", phantom(), kind=nib.Nifti1Pair)
+    (tmp_path / "c.hdr").rename(tmp_path / "other.hdr")
+    assert reasons(tmp_path) == {"a file of the pair is missing"}
+    assert len(list(MRIAdapter().scan(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"SeriesDescription": "3-plane scout"}, "localizer"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "Siemens mosaic (many slices in one picture)"),
+        ({"BurnedInAnnotation": "YES"}, "text is burned into the image"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture (a screenshot or scanned image)"),
+        ({"Modality": "CT"}, "DICOM modality CT, not MR"),
+        ({"Modality": "RTDOSE"}, "DICOM modality RTDOSE, not MR"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour DICOM image"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour DICOM image"),
+        ({"PixelData": None}, "DICOM object without pixels"),
+        ({"Rows": 900}, "truncated or damaged data"),
+        ({"PixelSpacing": [0, 0]}, "pixel spacing is zero"),
+    ],
+)
+def test_dicom_that_is_no_mr_image(tmp_path, tags, reason):
+    save_dicom(tmp_path / "a.dcm", dataset(phantom()[:, :, 10], **tags))
+    assert reasons(tmp_path) == {reason}
+
+
+def test_other_modalities_on_request(tmp_path):
+    save_dicom(tmp_path / "a.dcm", dataset(phantom()[:, :, 10], Modality="CT"))
+    assert reasons_of_readable(tmp_path, modalities=("MR", "CT")) == []
+
+
+def test_series_with_a_gap(tmp_path):
+    write_series(tmp_path, phantom())[5].unlink()
+    assert reasons(tmp_path) == {"slices are missing or unevenly spaced"}
+    assert len(list(MRIAdapter().scan(tmp_path))) == 19  # every file is accounted for
+
+
+def test_series_of_mixed_geometry(tmp_path):
+    write_series(tmp_path / "a", phantom(), plane="axial")
+    path = tmp_path / "b.dcm"
+    save_dicom(path, dataset(phantom()[:, 3, :], instance=99, ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+                             ImagePositionPatient=[0, 0, 0], PixelSpacing=[1, 1]))  # fmt: skip
+    assert reasons(tmp_path) == {"mixed geometry in one series"}
+
+
+def test_series_with_two_echoes(tmp_path):
+    write_series(tmp_path / "a", phantom(seed=0))
+    for index, path in enumerate(write_series(tmp_path / "b", phantom(seed=1))):
+        data = dataset_of(path)
+        data.SOPInstanceUID = f"1.2.3.{index}"
+        data.save_as(path)
+    assert reasons(tmp_path) == {"several images at one position (echoes, b-values or time points)"}
+
+
+def dataset_of(path: Path):
+    import pydicom
+
+    return pydicom.dcmread(path)
+
+
+def test_series_without_positions(tmp_path):
+    write_series(tmp_path, phantom(), ImagePositionPatient=[])
+    assert reasons(tmp_path) == {"series without positions"}
+
+
+def test_localizer_does_not_spoil_its_series(tmp_path):
+    write_series(tmp_path, phantom())
+    save_dicom(tmp_path / "loc.dcm", dataset(phantom()[:, :, 1], instance=99, ImageType=["ORIGINAL", "LOCALIZER"]))
+    records = [item for item in MRIAdapter().scan(tmp_path) if isinstance(item, Record)]
+    assert [len(record.meta["files"]) for record in records] == [20]
+    assert reasons_of_readable(tmp_path) == ["localizer"]
+
+
+def test_copies_of_one_image_are_used_once(tmp_path):
+    path = save_dicom(tmp_path / "a.dcm", dataset(phantom()[:, :, 10]))
+    shutil.copy(path, tmp_path / "b.dcm")
+    assert reasons_of_readable(tmp_path) == ["copy of another DICOM image"]
+
+
+def test_enhanced_with_missing_frames(tmp_path):
+    data = dataset_of(write_enhanced(tmp_path / "e.dcm", phantom()))
+    data.PerFrameFunctionalGroupsSequence[4].PlanePositionSequence[0].ImagePositionPatient = [0, 0, 1000]
+    data.save_as(tmp_path / "e.dcm")
+    assert reasons(tmp_path) == {"frames form no single regular volume"}
+
+
+def test_damaged_compressed_slice_in_a_series(tmp_path):
+    path = write_series(tmp_path, phantom(), compress=True)[7]
+    path.write_bytes(path.read_bytes()[:-400])
+    assert len(reasons(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("RGB", "colour image"), ("RGBA", "partly transparent image"), ("1", "pixels of type 1, no grey values")],
+)
+def test_exported_slices_that_are_not_grey(tmp_path, mode, reason):
+    pixels = (phantom()[:, :, 10] / 6).astype(np.uint8)
+    if mode == "RGB":
+        image = Image.fromarray(np.stack([pixels, pixels, pixels // 2], axis=2))
+    elif mode == "RGBA":
+        image = Image.fromarray(np.stack([pixels] * 4, axis=2))
+    else:
+        image = Image.fromarray(pixels > 20)
+    image.save(tmp_path / "a.png")
+    assert reasons(tmp_path) == {reason}
+
+
+def test_exported_slices_that_are_damaged(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    for name in ("a.jpg", "a.png"):
+        Image.fromarray(noise).save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1500])
+    pages = [Image.fromarray(noise)] * 2
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "flat.png")
+    assert reasons(tmp_path) == {
+        "truncated or damaged data",
+        "several pages in one image",
+        "not a readable image",
+        "empty: all values are equal",
+    }
+
+
+def test_foreign_and_empty_files(tmp_path):
+    (tmp_path / "a.nii").write_bytes(b"")
+    (tmp_path / "b.dcm").write_bytes(b"x" * 300)
+    (tmp_path / "c.docx").write_bytes(b"x")
+    (tmp_path / "d.dcm.gz").write_bytes(gzip.compress(b"x"))
+    given = {Path(item.uri).name: item.reason for item in MRIAdapter().scan(tmp_path)}
+    assert given == {
+        "a.nii": "not a readable volume file",
+        "b.dcm": "not a readable DICOM file",
+        "c.docx": "not a format that the mri adapter reads",
+        "d.dcm.gz": "compressed DICOM file (.dcm.gz)",
+    }
+
+
+def test_too_few_pixels(tmp_path):
+    write_nifti(tmp_path / "a.nii", phantom(shape=(6, 30, 20)))
+    assert reasons(tmp_path) == {"slices have fewer than 8 pixels on a side"}
+
+
+def test_sizes_that_no_scanner_makes(tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", phantom())
+    header = nib.load(path).header
+    header.set_data_shape((2000, 2000, 2000))
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(400)))
+    assert reasons(tmp_path) == {"more than 10^9 voxels"}
+
+
+def test_file_that_vanished(tmp_path):
+    path = write_nifti(tmp_path / "a.nii", phantom())
+    adapter = MRIAdapter()
+    (record,) = adapter.scan(tmp_path)
+    path.unlink()
+    for call in (adapter.verify, adapter.prepare, lambda r: adapter.read(r, np.random.default_rng(0))):
+        with pytest.raises(BadFileError, match="a file of the record is missing"):
+            call(record)
+
+
+def test_no_identifier_in_what_is_stored(tmp_path):
+    write_series(tmp_path, phantom(), patient="SECRET-77")
+    manifest = scan_archive(MRIAdapter(), tmp_path).manifest
+    assert "SECRET" not in str(manifest.rows.to_pylist())
+    (record,) = MRIAdapter().scan(tmp_path)
+    assert record.group == "SECRET-77"
+    assert not {"SECRET-77", "Doe^Jane"} & {str(value) for value in record.meta.values()}
+
+
+def groups(root: Path, *names: str, **options) -> list[str]:
+    for index, name in enumerate(names):
+        write_nifti(root / name, phantom(seed=index))
+    return [record.group for record in MRIAdapter(**options).scan(root)]
+
+
+def test_group_is_the_bids_subject(tmp_path):
+    names = ("raw/sub-01/ses-1/anat/sub-01_ses-1_T1w.nii", "fmriprep/sub-01/sub-01_T2w.nii", "raw/sub-2/a.nii")
+    assert groups(tmp_path, *names) == ["sub-01", "sub-01", "sub-2"]
+
+
+def test_group_is_the_first_folder_that_differs(tmp_path):
+    assert groups(tmp_path, "all/p1/T1.nii", "all/p1/x/T2.nii", "all/p2/T1.nii") == ["p1", "p1", "p2"]
+
+
+def test_group_is_the_name_without_contrast(tmp_path):
+    names = ("t1/IXI012-HH-1211_T1.nii.gz", "t1/IXI012-HH-1211_T2.nii.gz", "t1/IXI013_flair.nii", "t1/t1.nii")
+    assert groups(tmp_path, *names) == ["IXI012-HH-1211", "IXI012-HH-1211", "IXI013", "t1"]
+
+
+def test_group_by_option(tmp_path):
+    names = ("a/p1/T1.nii", "a/p2/T1.nii", "b/p1/T1.nii")
+    assert groups(tmp_path, *names, group_by="folder") == ["a/p1", "a/p2", "b/p1"]
+    assert groups(tmp_path, *names, group_by="file") == ["a/p1/T1", "a/p2/T1", "b/p1/T1"]
+
+
+def test_common_patient_ids_of_deidentifiers_do_not_join_patients(tmp_path):
+    for index in (1, 2):
+        write_series(tmp_path / f"p{index}", phantom(seed=index), series=index, patient="Anonymous", spacing=SPACING)
+    assert [record.group for record in MRIAdapter().scan(tmp_path)] == ["p1", "p2"]

@@ -1,0 +1,127 @@
+"""Embedding an archive: whole, resumable, without names in the table."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+
+import data_adapters
+from data_adapters.errors import UserError
+from data_adapters.manifest import Manifest, scan_archive
+from lejepa_med.embed import EmbeddingTable, embed_archive, find_tables
+from lejepa_med.evaluation.labels import join, read_labels
+from lejepa_med.models.encoder import create_encoder
+from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised, save_encoder
+from tests.conftest import write_pictures
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
+    adapter = data_adapters.create("images", global_size=32, n_global=2, n_local=0)
+    folder = tmp_path_factory.mktemp("runs") / "run" / "encoder"
+    save_encoder(create_encoder("resnet10t", adapter.spec), adapter, folder)
+    return load_encoder(folder)
+
+
+@pytest.fixture
+def manifest(pictures: Path, encoder: LoadedEncoder) -> Manifest:
+    return scan_archive(encoder.adapter, pictures).manifest
+
+
+def test_a_table_is_whole_and_readable_elsewhere(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    info = embed_archive(encoder, manifest, tmp_path / "t", shard_rows=20, progress=lambda *a: seen.append(a))
+    table = EmbeddingTable.open(tmp_path / "t")
+    assert info["rows"] == info["embedded"] == 48 and info["failed"] == 0 and seen[-1] == (48, 48)
+    assert table.ids == manifest.column("id") and table.vectors.shape == (48, encoder.dim)
+    assert table.encoder == encoder.fingerprint
+    assert find_tables(tmp_path) == [tmp_path / "t"]
+    frame = ds.dataset([str(p) for p in sorted((tmp_path / "t").glob("*.parquet"))]).to_table()
+    assert frame.column_names == ["id", "group", "label", "vector"]
+    direct = encoder.embed([encoder.adapter.prepare(manifest.record(row)) for row in range(48)])
+    assert np.allclose(table.vectors, direct, atol=1e-5)
+
+
+def test_interrupted_and_repeated_equals_uninterrupted(
+    encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path
+) -> None:
+    embed_archive(encoder, manifest, tmp_path / "whole", shard_rows=10)
+
+    def stop_at_23(done: int, _total: int) -> None:
+        if done == 23:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_archive(encoder, manifest, tmp_path / "cut", shard_rows=10, progress=stop_at_23)
+    with pytest.raises(UserError, match="unfinished"):
+        EmbeddingTable.open(tmp_path / "cut")
+    kept = {file: os.stat(file).st_mtime_ns for file in (tmp_path / "cut").glob("part-*.parquet")}
+    assert len(kept) == 2
+    embed_archive(encoder, manifest, tmp_path / "cut", shard_rows=10)
+    assert all(os.stat(file).st_mtime_ns == time for file, time in kept.items())  # done work is not done again
+    one, two = EmbeddingTable.open(tmp_path / "whole"), EmbeddingTable.open(tmp_path / "cut")
+    assert one.ids == two.ids and np.array_equal(one.vectors, two.vectors)
+
+
+def test_two_encoders_never_mix(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
+    embed_archive(encoder, manifest, tmp_path / "t")
+    with pytest.raises(UserError, match=r"another origin.*encoder"):
+        embed_archive(randomised(encoder), manifest, tmp_path / "t")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        embed_archive(encoder, manifest, tmp_path / "mine")
+
+
+def test_a_broken_file_costs_one_row(encoder: LoadedEncoder, tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "a", count=12)
+    manifest = scan_archive(encoder.adapter, root).manifest
+    (root / "0007.png").write_bytes(b"no picture")
+    info = embed_archive(encoder, manifest, tmp_path / "t")
+    assert (info["embedded"], info["failed"]) == (11, 1)
+    failed = (tmp_path / "t" / "failed-00000.csv").read_text().splitlines()
+    assert failed[1].startswith(manifest.column("id")[7] + ",") and len(failed) == 2
+
+
+def test_names_of_the_archive_are_nowhere_in_the_table(encoder: LoadedEncoder, tmp_path: Path) -> None:
+    root = tmp_path / "MUELLER_ANNA_1961"
+    write_pictures(root, count=8)
+    for number, file in enumerate(sorted(root.glob("*.png"))):
+        file.rename(root / f"patient-schmidt-{number}.png")
+    (root / "patient-schmidt-3.png").write_bytes(b"broken")
+    manifest = scan_archive(encoder.adapter, root, verify=False).manifest
+    embed_archive(encoder, manifest, tmp_path / "t")
+    for file in (tmp_path / "t").iterdir():
+        content = file.read_bytes().lower()
+        assert b"schmidt" not in content and b"mueller" not in content, file.name
+
+
+def test_labels_join_by_path_and_by_id(
+    encoder: LoadedEncoder, manifest: Manifest, pictures: Path, tmp_path: Path
+) -> None:
+    embed_archive(encoder, manifest, tmp_path / "t")
+    table = EmbeddingTable.open(tmp_path / "t")
+    rows, labels, groups = join(table, read_labels(pictures / "labels.csv"), archive=pictures)
+    assert rows == list(range(48)) and labels[:2] == ["stripes", "rings"]
+    assert len(set(groups)) == 24
+    by_id = tmp_path / "by-id.csv"
+    by_id.write_text("id,label\n" + "".join(f"{table.ids[i]},x{i % 2}\n" for i in (4, 9)))
+    assert join(table, read_labels(by_id), archive=tmp_path)[:2] == ([4, 9], ["x0", "x1"])
+    assert len(read_labels(pictures / "labels.csv", split="val")) == 12
+    every = read_labels(pictures / "labels.csv")
+    with pytest.raises(UserError, match="Not one of the 48"):
+        join(table, [dataclasses.replace(row, path=f"no/{row.path}") for row in every], archive=pictures)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name,label\na,b\n", "need 'label'"), ("path,label\na,\n", "no labelled row"), ("", "need 'label'")],
+)
+def test_label_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_labels(file)
