@@ -178,6 +178,9 @@ class BaseAdapter:
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         self.options: Any = options if options is not None else self.Options(**kwargs)
+        # the name under which registry.create finds this class again; it sets its own for plug-ins and files
+        built_in = type(self).__module__.startswith("data_adapters.")
+        self.reference = self.name if built_in else f"{type(self).__module__}:{type(self).__qualname__}"
         self._augments: dict[tuple[ViewKind, int], Augment] | None = None
 
     # --- what a modality writes -------------------------------------------------------------------------------------
@@ -277,10 +280,8 @@ class BaseAdapter:
 
     def describe(self) -> dict[str, Any]:
         """The adapter's reference, pipeline version and options as JSON."""
-        from data_adapters.registry import reference
-
         return {
-            "adapter": reference(self),
+            "adapter": self.reference,
             "version": self.version,
             "options": self.options.model_dump(mode="json"),
         }

@@ -78,19 +78,8 @@ def create(name: str, **options: Any) -> Adapter:
             f"Options of the modality '{name}' are not accepted: {issues}.",
             remedy=f"Its options are: {', '.join(cls.Options.model_fields)}.",
         ) from error
-    adapter.__dict__["_reference"] = name
+    adapter.reference = name
     return adapter
-
-
-def reference(adapter: Any) -> str:
-    """The name under which `create` finds this adapter's class again."""
-    given = adapter.__dict__.get("_reference")
-    if given:
-        return str(given)
-    cls = type(adapter)
-    built_in = {target: name for name, target in BUILT_IN.items()}
-    target = f"{cls.__module__}:{cls.__qualname__}"
-    return built_in.get(target, target)
 
 
 def from_description(description: dict[str, Any]) -> Adapter:

@@ -100,7 +100,7 @@ class TrainConfig(Section):
     minutes: float | None = Field(default=None, gt=0)
     """instead of epochs: measure the speed first, then choose the epochs that fit"""
     batch_size: int | None = Field(default=None, ge=2)
-    """samples of one step over all processes; None: 256, less for an archive under 512 samples"""
+    """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU"""
     seed: int = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None

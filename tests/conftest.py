@@ -1,6 +1,10 @@
 """Fixtures for all tests: a salt of the test's own, the real data, and a small archive of pictures."""
 
 import os
+
+# one thread, here and in the processes that tests start: bit-identical runs need equal thread counts
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

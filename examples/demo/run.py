@@ -22,6 +22,7 @@ from examples.demo.archives import Archive
 from examples.demo.common import LABELS, read_labels
 from examples.demo.compare import compare, items_of, show_next
 from examples.demo.probing import Client
+from lejepa_med.config import load_config
 
 MARK = ".lejepa-demo"
 EXIT_STOPPED = 3  # lejepa-med pretrain: saved and can be resumed
@@ -132,7 +133,10 @@ class Demo:
         self.say(f"Pretrain on it without labels (LeJEPA), about {self.minutes:g} minutes; Ctrl-C pauses")
         run = self.place.run
         if self._finished():
+            before = load_config(run / "config.yaml").train.minutes
             self.note(f"kept from an earlier demo: {run}")
+            if before is not None and before != self.minutes:
+                self.note(f"it was given {before:g} minutes; to pretrain anew, start with --fresh")
             return
         command = ["pretrain", str(archive.images), "--modality", self.place.modality, "--out", str(run)]
         command += ["--train.minutes", f"{self.minutes:g}"]

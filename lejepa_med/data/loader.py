@@ -4,9 +4,10 @@ import signal
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lejepa_med.data.dataset import Batch, ViewDataset, collate
 from lejepa_med.data.sampler import EpochBatches
@@ -15,7 +16,7 @@ from lejepa_med.data.sampler import EpochBatches
 def make_loader(dataset: ViewDataset, batches: EpochBatches, *, workers: int, pin: bool = False) -> DataLoader[Batch]:
     """One loader for all remaining epochs, so that workers never pause or restart between epochs."""
     return DataLoader(
-        dataset,
+        cast("Dataset[Batch]", dataset),  # samples become batches in collate
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(collate, n_global=dataset.adapter.spec.n_global),

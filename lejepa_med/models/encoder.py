@@ -52,11 +52,13 @@ class Encoder(nn.Module):
         """(B, C, H, W) -> (B, h, w, dim) features of the last stage, for pictures; prefix tokens are dropped."""
         features: Tensor = self.backbone.forward_features(self.normalize(pixels))
         if features.ndim == 3:
-            tokens = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            tokens: Tensor = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             side = int(tokens.shape[1] ** 0.5)
             return tokens[:, : side * side].unflatten(1, (side, side))
         # timm's convention: feature maps whose last axis is num_features are channels-last (Swin, for one)
-        return features if features.shape[-1] == self.backbone.num_features else features.permute(0, 2, 3, 1)
+        if features.shape[-1] == int(self.backbone.num_features):
+            return features
+        return features.permute(0, 2, 3, 1)
 
 
 def model_arguments(name: str, spec: Spec, *, drop_path: float = 0.0) -> dict[str, Any]:
@@ -115,7 +117,10 @@ def create_encoder(name: str, spec: Spec, *, drop_path: float = 0.0) -> Encoder:
 @torch.no_grad()
 def _check_sizes(encoder: Encoder, spec: Spec) -> None:
     encoder.eval()
+    patch = max(getattr(getattr(encoder.backbone, "patch_embed", None), "patch_size", (1, 1)))
     for size in {spec.global_size} | ({spec.local_size} if spec.n_local else set()):
+        if size % patch:  # the last pixels of each side would be dropped without a word
+            raise ValueError(f"{size} px is no multiple of its patch of {patch} px")
         encoder(torch.zeros(1, spec.channels, size, size))
     encoder.train()
 

@@ -91,8 +91,9 @@ def _timm_config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
 
 def _model_card(name: str, info: dict[str, Any]) -> str:
     source = files("lejepa_med.models").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
-    blank = {"objective": {}, "training": {}, "data": {}}
-    return Template(source).render(name=name, info={**blank, **info}) + "\n"
+    blank: dict[str, Any] = {"objective": {}, "training": {}, "data": {}}
+    card: str = Template(source).render(name=name, info={**blank, **info})
+    return card + "\n"
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning_fabric as lightning
 import torch
@@ -20,18 +19,18 @@ from lejepa_med.data.loader import TimedBatches, make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.batchnorm import convert_batchnorm
-from lejepa_med.models.folder import save_encoder
 from lejepa_med.objective.lejepa import LeJEPA
 from lejepa_med.objective.sigreg import SIGReg
 from lejepa_med.training.archive import open_archive, scan
 from lejepa_med.training.badfiles import BadFiles
-from lejepa_med.training.checkpoint import load_checkpoint, not_finite, save_checkpoint
+from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
-from lejepa_med.training.model import ViewModel, build_model
+from lejepa_med.training.model import build_model
 from lejepa_med.training.monitor import RunningMean, effective_rank
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
+from lejepa_med.training.save import Saver, State, raw_optimizer
 from lejepa_med.training.schedule import learning_rate, make_optimizer
 from lejepa_med.training.stop import StopSignal
 
@@ -59,16 +58,6 @@ class RunResult:
         return self.step == self.steps
 
 
-@dataclass
-class State:
-    """What changes during a run."""
-
-    model: Any  # ViewModel, wrapped by Fabric
-    optimizer: Any
-    module: ViewModel
-    step: int = 0
-
-
 def pretrain(
     config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> RunResult:
@@ -93,7 +82,7 @@ def pretrain(
         config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
     state = build_state(fabric, config, adapter)
     state.step = (
-        load_checkpoint(run.checkpoints, model=state.module, optimizer=_inner(state.optimizer)) if resume else 0
+        load_checkpoint(run.checkpoints, model=state.module, optimizer=raw_optimizer(state.optimizer)) if resume else 0
     )
     steps = fit(fabric, config, run, state, manifest, adapter, console=console)
     if fabric.is_global_zero:
@@ -139,7 +128,7 @@ def _begin(
         adapter = adapter.fit(manifest.records())
         manifest = dataclasses.replace(manifest, adapter=adapter.describe())
         dataclasses.replace(result, manifest=manifest).write(run.root)
-        config = resolve_archive(config, items=len(manifest), samples=sum(manifest.column("samples")))
+        config = resolve_archive(config, items=len(manifest))
         if config.train.epochs is None:
             epochs = epochs_that_fit(fabric, config, manifest, adapter, console=console)
             config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
@@ -304,67 +293,6 @@ def epochs_that_fit(
     epochs = max(1, int(config.train.minutes * 60 / (seconds * batches.steps_per_epoch)))
     console.print(f"{seconds:.2f} s a step of {config.train.batch_size}: {epochs} epochs")
     return epochs
-
-
-class Saver:
-    """Checkpoint and encoder folder, together."""
-
-    def __init__(
-        self,
-        fabric: lightning.Fabric,
-        config: PretrainConfig,
-        run: RunFolder,
-        state: State,
-        manifest: Manifest,
-        adapter: Adapter,
-        *,
-        steps: int,
-    ) -> None:
-        self.fabric, self.config, self.run, self.state = fabric, config, run, state
-        self.manifest, self.adapter, self.steps = manifest, adapter, steps
-        self.last = time.perf_counter()
-
-    def due(self, fabric: lightning.Fabric) -> bool:
-        """Whether the interval has passed; rank 0's clock decides for all."""
-        if self.state.step % self.config.train.log_every:
-            return False
-        due = time.perf_counter() - self.last > self.config.train.checkpoint_minutes * 60
-        return bool(fabric.broadcast(due)) if fabric.world_size > 1 else due
-
-    def now(self) -> None:
-        """Write both; rank 0 writes, all wait."""
-        if self.fabric.is_global_zero:
-            module, step = self.state.module, self.state.step
-            save_checkpoint(self.run.checkpoints, step=step, model=module, optimizer=_inner(self.state.optimizer))
-            save_encoder(module.encoder, self.adapter, self.run.encoder, details=self._details(step))
-        self.fabric.barrier()
-        self.last = time.perf_counter()
-
-    def _details(self, step: int) -> dict[str, Any]:
-        from lejepa_med.embed import archive_digest
-
-        return {
-            "objective": self.config.objective.model_dump(mode="json"),
-            "training": {
-                "step": step,
-                "steps": self.steps,
-                "epochs": self.config.train.epochs,
-                "batch_size": self.config.train.batch_size,
-                "seed": self.config.train.seed,
-                "precision": self.config.train.precision,
-                "optim": self.config.optim.model_dump(mode="json"),
-                "model": self.config.model.model_dump(mode="json"),
-            },
-            "data": {
-                "records": len(self.manifest),
-                "groups": len(set(self.manifest.column("group"))),
-                "fingerprint": archive_digest(self.manifest),
-            },
-        }
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # type: ignore[no-any-return]
 
 
 def _on_gpu(fabric: lightning.Fabric) -> bool:

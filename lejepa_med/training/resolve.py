@@ -10,7 +10,8 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda'.
 
     CNN: same-size views, as in the paper's in-domain runs; ViT: 2 global and 6 local views (multi-crop). The small
-    sizes on a CPU are what trains in minutes there.
+    sizes on a CPU are what trains in minutes there; so is its small batch, since in a short run the number of steps
+    counts for more (measured on galaxies: 3 epochs with 64 instead of 256 give .67 instead of .62 balanced accuracy).
     """
     on_cpu = device == "cpu"
     backbone = config.model.backbone or ("resnet18" if on_cpu else "vit_small_patch16_224")
@@ -35,7 +36,9 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
                 update={"slices": _first(config.objective.slices, 256 if on_cpu else 1024)}
             ),
             "optim": config.optim.model_copy(update=chosen_optim),
-            "train": config.train.model_copy(update={"precision": precision}),
+            "train": config.train.model_copy(
+                update={"precision": precision, "batch_size": config.train.batch_size or (64 if on_cpu else 256)}
+            ),
         }
     )
 
@@ -50,10 +53,10 @@ def _local_size(global_size: int) -> int:
     return max(16, round(global_size * 3 / 7 / 16) * 16)
 
 
-def resolve_archive(config: PretrainConfig, *, items: int, samples: int) -> PretrainConfig:
-    """Choose batch size, lambda, projector width and epochs for `items` records and `samples` an epoch."""
+def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
+    """Choose lambda, projector width and epochs for `items` records."""
     views = (config.views.n_global or 0) + (config.views.n_local or 0)
-    batch = config.train.batch_size or min(256, max(2, samples // 2))
+    batch = config.train.batch_size or 256
     epochs = config.train.epochs
     if epochs is None and config.train.minutes is None:
         epochs = 100

@@ -1,6 +1,7 @@
 """Learning rate and parameter groups."""
 
 import math
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -27,9 +28,13 @@ def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     """AdamW without weight decay on norms, biases and other vectors, positional embeddings and class tokens."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         vector = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "reg_token"))
         (plain if vector else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return AdamW([group for group in groups if group["params"]], lr=config.lr or 0.0)

@@ -56,9 +56,10 @@ def test_defaults_by_machine_and_architecture() -> None:
     assert (gpu.model.backbone, gpu.views.n_global, gpu.views.n_local) == ("vit_small_patch16_224", 2, 6)
     assert (gpu.views.global_size, gpu.views.local_size, gpu.optim.lr, gpu.optim.weight_decay) == (224, 96, 5e-4, 5e-2)
     assert gpu.train.precision == "bf16-mixed"
-    small = resolve_archive(cpu, items=100, samples=100)
-    assert (small.train.batch_size, small.train.epochs, small.model.projector_hidden) == (50, 100, 1024)
-    large = resolve_archive(gpu, items=10**6, samples=10**6)
+    small = resolve_archive(cpu, items=100)
+    assert (small.train.batch_size, small.train.epochs, small.model.projector_hidden) == (64, 100, 1024)
+    assert small.objective.lamb == pytest.approx(0.08)
+    large = resolve_archive(gpu, items=10**6)
     assert (large.train.batch_size, large.model.projector_hidden, large.objective.lamb) == (256, 2048, 0.05)
 
 
@@ -71,7 +72,7 @@ def test_given_values_are_kept() -> None:
         objective={"lamb": 0.3},
         train={"batch_size": 12, "epochs": 7, "precision": "32-true"},
     )
-    resolved = resolve_archive(resolve_machine(given, device="cuda"), items=9, samples=9)
+    resolved = resolve_archive(resolve_machine(given, device="cuda"), items=9)
     assert differences(given, resolved) == []
 
 
