@@ -52,9 +52,9 @@ class Encoder(nn.Module):
         """(B, C, H, W) -> (B, h, w, dim) features of the last stage, for pictures; prefix tokens are dropped."""
         features: Tensor = self.backbone.forward_features(self.normalize(pixels))
         if features.ndim == 3:
-            tokens: Tensor = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            tokens = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             side = int(tokens.shape[1] ** 0.5)
-            return tokens[:, : side * side].unflatten(1, (side, side))
+            return tokens[:, : side * side].reshape(len(tokens), side, side, -1)
         # timm's convention: feature maps whose last axis is num_features are channels-last (Swin, for one)
         if features.shape[-1] == int(self.backbone.num_features):
             return features
