@@ -27,7 +27,7 @@ def test_the_printed_adapter_pretrains(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     config = tiny(archive, tmp_path / "run", modality="./sentinel.py:SentinelAdapter", train={"epochs": 1})
     assert pretrain(config).finished
-    assert (tmp_path / "run" / "rejected.csv").read_text().splitlines()[1].startswith("short.npy,not 5 bands,Stack")
+    assert (tmp_path / "run" / "rejected.csv").read_text().splitlines()[1].startswith("short.npy,not 5 bands,")
     encoder = load_encoder(tmp_path / "run")
     assert encoder.info["spec"]["channels"] == 5
     monkeypatch.chdir(archive)  # the file is found from the description only where it was

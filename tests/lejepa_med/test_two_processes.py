@@ -8,30 +8,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.lejepa_med.runs import losses
+from lejepa_med.training.loop import pretrain
+from tests.lejepa_med.runs import losses, tiny
+
+SETTINGS = {"views": {"n_global": 3}, "train": {"epochs": 1, "batch_size": 16, "precision": "32-true"}}
+FLAGS = (
+    "--views.n-global 3 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
+    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.epochs 1 --train.batch-size 16 "
+    "--train.log-every 1 --train.accelerator cpu --train.precision 32-true --data.workers 0"
+)
 
 
-def train(out: Path, pictures: Path, *, processes: int) -> Path:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "lejepa_med.cli", "pretrain", str(pictures), "--modality", "images", "--out", str(out)]
-    command += "--views.n-global 3 --views.global-size 32 --model.backbone resnet10t".split()
-    command += "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16".split()
-    command += "--train.epochs 1 --train.batch-size 16".split()
-    command += "--train.log-every 1 --train.accelerator cpu --train.precision 32-true --data.workers 0".split()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out
-
-
+@pytest.mark.timeout(900)  # two processes that import torch, on a busy machine
 def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     """Losses agree within 1e-5 before the first update, and within 1e-3 after it (float32 sums in another order)."""
-    one = train(tmp_path / "one", pictures, processes=1)
-    two = train(tmp_path / "two", pictures, processes=2)
-    alone, together = losses(one), losses(two)
+    pretrain(tiny(pictures, tmp_path / "one", **SETTINGS))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["lejepa_med.cli", "pretrain", str(pictures), "--modality", "images", "--out", str(tmp_path / "two")]
+    done = subprocess.run([*command, *FLAGS.split()], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(alone) == len(together) == 3
     for a, b in zip(alone, together, strict=True):
         for key in ("loss", "invariance", "sigreg"):
             assert b[key] == pytest.approx(a[key], rel=1e-5 if a["step"] == 1 else 1e-3), (a["step"], key)
-    weights = [load_file(run / "encoder" / "model.safetensors") for run in (one, two)]
+    weights = [load_file(tmp_path / run / "encoder" / "model.safetensors") for run in ("one", "two")]
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], rtol=1e-2, atol=2e-3), name
