@@ -1,0 +1,37 @@
+"""The commands of the README, one after the other, as a user runs them."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lejepa_med.cli import main
+
+TINY = (
+    "--views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
+    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.batch-size 8 --train.accelerator cpu --data.workers 0"
+)
+
+
+def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels, run = pictures / "labels.csv", tmp_path / "runs" / "shapes"
+    main(["scan", str(pictures), "--modality", "images", "--out", str(tmp_path / "scan"), "--catalog", str(labels)])
+    assert "stripes (24), rings (24)" in capsys.readouterr().err
+    command = ["pretrain", str(pictures), "--modality", "images", "--out", str(run), "--train.epochs", "1"]
+    main([*command, "--data.catalog", str(labels), "--data.split", "train", *TINY.split()])
+    assert f"{run}/report.html" in capsys.readouterr().out
+    table = tmp_path / "runs" / "shapes-archive"
+    main(["embed", str(run), str(pictures), "--out", str(table), "--workers", "0"])
+    assert "48 vectors of 512" in capsys.readouterr().out
+    main(["embed", str(run), str(tmp_path / "scan" / "manifest.parquet"), "--out", str(tmp_path / "r"), "--random"])
+    main(["probe", str(table), str(labels), "--out", str(tmp_path / "probe"), "--split", "train", "--folds", "3"])
+    shown = capsys.readouterr().out
+    assert "36 labelled items in 18 groups, 3-fold" in shown and "confusion" in shown
+    main(["predict", str(tmp_path / "probe"), str(table), "--out", str(tmp_path / "predictions.csv")])
+    with (tmp_path / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 48 and {row["label"] for row in rows} <= {"stripes", "rings"}
+    assert all(abs(float(row["p(rings)"]) + float(row["p(stripes)"]) - 1) < 1e-5 for row in rows)
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "probe"), str(tmp_path / "r"), "--out", str(tmp_path / "x.csv")])
+    assert "another encoder" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
