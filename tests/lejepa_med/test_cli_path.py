@@ -9,7 +9,8 @@ from lejepa_med.cli import main
 
 TINY = (
     "--views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
-    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.batch-size 8 --train.accelerator cpu --data.workers 0"
+    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 "
+    "--train.batch-size 8 --train.accelerator cpu --data.workers 0"
 )
 
 
