@@ -81,4 +81,5 @@ def _other_exposure(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     bands = rng.uniform(0.9, 1.1, view.shape[2])
     levels = (np.arange(256)[:, None] / 255) ** gamma * gain * bands
     table = np.clip(255 * levels, 0, 255).round().astype(np.uint8)[:, None, :]
-    return cv2.LUT(view, table).reshape(view.shape)
+    changed: np.ndarray = cv2.LUT(view, table).reshape(view.shape)
+    return changed
