@@ -10,8 +10,8 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda'.
 
     CNN: same-size views, as in the paper's in-domain runs; ViT: 2 global and 6 local views (multi-crop). The small
-    sizes on a CPU are what trains in minutes there; so is its small batch, since in a short run the number of steps
-    counts for more (measured on galaxies: 3 epochs with 64 instead of 256 give .67 instead of .62 balanced accuracy).
+    sizes on a CPU are what trains in minutes there; so is its small batch, since a short run
+    has few steps (one pair of runs, batch and lambda changed together: benchmarks/results/galaxies-trials.md).
     """
     on_cpu = device == "cpu"
     backbone = config.model.backbone or ("resnet18" if on_cpu else "vit_small_patch16_224")
