@@ -1,7 +1,9 @@
 # lejepa-med as a service over a mounted runs directory. Everything is installed at build time; nothing is fetched at start.
 #   CPU (default):  docker build -t lejepa-med .
 #   GPU:            docker build -t lejepa-med:gpu --build-arg DEVICE=gpu .
-FROM python:3.12-slim-bookworm AS build
+# Another Python from 3.11 on:  --build-arg PYTHON=3.13
+ARG PYTHON=3.12
+FROM python:${PYTHON}-slim-bookworm AS build
 
 # cpu or gpu. PyTorch on PyPI is the CUDA build (about 6 GB), so the CPU build comes from PyTorch's own index.
 ARG DEVICE=cpu
@@ -30,7 +32,7 @@ COPY app app
 RUN pip install ".[mri,histology,galaxy,serve]"
 
 
-FROM python:3.12-slim-bookworm
+FROM python:${PYTHON}-slim-bookworm
 
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin lejepa \
     && install --directory --owner=10001 --group=10001 --mode=0700 /data \
