@@ -16,6 +16,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.galaxy import fits, hdf5
 from data_adapters.galaxy.bands import choose
+from data_adapters.galaxy.field import middle
 from data_adapters.galaxy.flux import clean_flux
 from data_adapters.galaxy.learn import learn
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
@@ -60,6 +61,11 @@ class GalaxyAdapter(BaseAdapter):
     def bands(self) -> tuple[str, ...] | None:
         """The bands in channel order; None until they are set or learnt."""
         return split_bands(self.options.bands)
+
+    @property
+    def field(self) -> float:
+        """The part of a cut-out's sides that is shown; all of it until it is set or learnt."""
+        return float(self.options.field or 1.0)
 
     @property
     def spec(self) -> Spec:
@@ -194,22 +200,29 @@ class GalaxyAdapter(BaseAdapter):
         o = self.options
         area = o.global_area if kind == "global" else o.local_area
         if self.kind == "picture":
-            return PictureRecipe(size=size, area=area, resolution=o.global_size / 224)
+            return PictureRecipe(size=size, area=area, field=self.field, resolution=o.global_size / 224)
         bands, scales = self._fitted()
         pixel_scale = o.pixel_scale or physical.SEEING_SCALE
         return FluxRecipe(
-            size=size, area=area, bands=bands, scales=scales, pixel_scale=pixel_scale, q=o.stretch_q, m=o.stretch_m
+            size=size,
+            area=area,
+            field=self.field,
+            bands=bands,
+            scales=scales,
+            pixel_scale=pixel_scale,
+            q=o.stretch_q,
+            m=o.stretch_m,
         )
 
     def prepare(self, record: Record) -> Tensor:
-        """The whole cut-out, (1, C, size, size); of an oblong one the middle square, where the source is.
+        """The field, (1, C, size, size); of an oblong cut-out its middle square, where the source is.
 
         Raises:
             BadFileError: see `pixels`.
             UserError: flux before `fit`.
         """
         pixels = self.pixels(record)
-        image = whole(pixels, self.options.global_size)
+        image = whole(middle(pixels, self.field), self.options.global_size)
         if pixels.dtype != np.uint8:
             _, scales = self._fitted()
             image = physical.asinh_stretch(image, scales, q=self.options.stretch_q, m=self.options.stretch_m)

@@ -1,7 +1,7 @@
 """What the adapter learns from an archive before training: its kind, its bands, the scale of each band, the pixels."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError, UserError
+from data_adapters.galaxy.field import source_fraction
 from data_adapters.galaxy.options import GalaxyOptions
 
-SAMPLE = 256  # records that are read to measure the scales
+SAMPLE = 256  # records that are read to measure the scales and the field
+LEAST_FIELD = 0.1  # as the option's bound
 PERCENTILE = 99.5
 # Factors on nanomaggies of the Legacy Surveys viewer, for pixels of .262 arcsec.
 VIEWER_SCALES = {"g": 6.0, "r": 3.4, "i": 3.0, "z": 2.2}
@@ -20,16 +22,28 @@ NANOMAGGIES = ("nanomaggy", "nanomaggies", "nanomaggie", "nmgy")
 
 
 def learn(options: GalaxyOptions, records: Sequence[Record], read: Callable[[Record], np.ndarray]) -> dict[str, Any]:
-    """Values for the options `kind`, `bands`, `scales` and `pixel_scale`.
+    """Values for the options `kind`, `bands`, `scales`, `pixel_scale` and `field`.
 
     Scales: those of the Legacy Surveys viewer where every record is in nanomaggies of known bands (scaled to the area
     of the pixel), else 1 / the median over up to 256 evenly spaced records of each band's 99.5 % quantile.
+    Field: the median over such records of `field.source_fraction`, but no smaller than the part that has as many
+    pixels as a global view: with more pixels than the archive gives there is nothing to win (measured for 64 px views
+    of 224 px pictures: benchmarks/results/galaxies-field.md).
 
     Raises:
         UserError: the archive mixes kinds or bands, or is empty, or no sampled record has a signal.
     """
     if not records:
         raise UserError("There are no galaxies to learn from.", remedy="Scan a folder with FITS, HDF5 or pictures.")
+    found = _kind_and_scales(options, records, read)
+    if options.field is not None:
+        return found
+    return {**found, "field": _field(records, read, options.global_size)}
+
+
+def _kind_and_scales(
+    options: GalaxyOptions, records: Sequence[Record], read: Callable[[Record], np.ndarray]
+) -> dict[str, Any]:
     kind = _only(records, "kind", remedy="Set the option kind to flux or picture, or split the archive.")
     bands = _only(records, "bands", remedy="Set the option bands to one of these lists, or split the archive by bands.")
     known = [record.meta["pixel_scale"] for record in records if "pixel_scale" in record.meta]
@@ -60,18 +74,34 @@ def _only(records: Sequence[Record], key: str, *, remedy: str) -> str:
     return next(iter(counts))
 
 
+def _field(records: Sequence[Record], read: Callable[[Record], np.ndarray], size: int) -> float:
+    fractions: list[float] = []
+    sides: list[int] = []
+    for image in _sample(records, read):
+        fraction = source_fraction(image)
+        if fraction is not None:
+            fractions.append(fraction)
+            sides.append(min(image.shape[:2]))
+    if not fractions:
+        return 1.0
+    least = min(1.0, size / median(sides))
+    return float(f"{max(median(fractions), least, LEAST_FIELD):.2g}")
+
+
+def _sample(records: Sequence[Record], read: Callable[[Record], np.ndarray]) -> Iterator[np.ndarray]:
+    ordered = sorted(records, key=lambda record: (record.uri, record.item))
+    for index in np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int)):
+        try:
+            yield read(ordered[index])
+        except BadFileError:  # the trainer counts and reports unreadable records
+            continue
+
+
 def _measure(
     records: Sequence[Record], read: Callable[[Record], np.ndarray], names: Sequence[str]
 ) -> tuple[float, ...]:
-    ordered = sorted(records, key=lambda record: (record.uri, record.item))
-    chosen = np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int))
-    peaks = []
-    for index in chosen:
-        try:
-            flux = read(ordered[index])
-        except BadFileError:  # the trainer counts and reports unreadable records
-            continue
-        peaks.append(np.percentile(flux.reshape(-1, flux.shape[2]), PERCENTILE, axis=0))
+    images = _sample(records, read)
+    peaks = [np.percentile(flux.reshape(-1, flux.shape[2]), PERCENTILE, axis=0) for flux in images]
     typical = np.median(peaks, axis=0) if peaks else np.zeros(len(names))
     if not (typical > 0).all():
         raise UserError(

@@ -56,5 +56,12 @@ class GalaxyOptions(AdapterOptions):
         default=None, gt=0, description="arcsec per pixel; None: from the headers, .262 where they do not tell"
     )
     max_side: int = Field(default=2048, ge=64, description="larger frames are refused: sources are to be cut out")
-    global_area: Area = Field(default=(0.5, 1.0), description="part of the cut-out that a global view shows")
-    local_area: Area = Field(default=(0.15, 0.4), description="part of the cut-out that a local view shows")
+    field: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=1,
+        description="part of the cut-out's side that is shown, about its middle; None: what the archive's typical "
+        "source fills, but never so little that pixels are enlarged",
+    )
+    global_area: Area = Field(default=(0.5, 1.0), description="part of the field that a global view shows")
+    local_area: Area = Field(default=(0.15, 0.4), description="part of the field that a local view shows")

@@ -19,6 +19,7 @@ class FluxRecipe:
 
     size: int
     area: tuple[float, float]
+    field: float
     bands: tuple[str, ...]
     scales: tuple[float, ...]
     pixel_scale: float
@@ -28,7 +29,7 @@ class FluxRecipe:
     def __call__(self, flux: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Geometry, then dust, seeing and noise with probability .5 each, then the stretch with q off by up to 25 %."""
         height, width = flux.shape[:2]
-        geometry = draw_geometry(rng, height=height, width=width, size=self.size, area=self.area)
+        geometry = draw_geometry(rng, height=height, width=width, size=self.size, area=self.area, field=self.field)
         view = resample(flux, geometry, self.size)
         if rng.random() < 0.5:
             transmission = physical.dust_transmission(self.bands, rng)
@@ -50,13 +51,16 @@ class PictureRecipe:
 
     size: int
     area: tuple[float, float]
+    field: float
     resolution: float  # global_size / 224: the blur below is in pixels of a 224 px view
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Geometry, then another exposure and stretch with probability .8, blur and noise with .3 each."""
         height, width = picture.shape[:2]
         view = resample(
-            picture, draw_geometry(rng, height=height, width=width, size=self.size, area=self.area), self.size
+            picture,
+            draw_geometry(rng, height=height, width=width, size=self.size, area=self.area, field=self.field),
+            self.size,
         )
         if rng.random() < 0.8:
             view = _other_exposure(view, rng)

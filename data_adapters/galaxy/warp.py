@@ -21,21 +21,22 @@ class Geometry:
 
 
 def draw_geometry(
-    rng: np.random.Generator, *, height: int, width: int, size: int, area: tuple[float, float]
+    rng: np.random.Generator, *, height: int, width: int, size: int, area: tuple[float, float], field: float = 1.0
 ) -> Geometry:
     """A random view of an image with the source in its middle.
 
-    The view is a square of `area` times the image's inner square, turned by 0-360 degrees and mirrored with
-    probability one half. Its centre moves as far as the turned square stays inside the image (at least 4 % of the
-    side), and never so far that the source leaves the inner 70 % of the view.
+    The view is a square of `area` times the field's inner square, turned by 0-360 degrees and mirrored with
+    probability one half; the field is the middle of the image, `field` of its sides. Its centre moves as far as the
+    turned square stays inside the field (at least 4 % of the side), and never so far that the source leaves the inner
+    70 % of the view.
     """
-    inner = min(height, width)
+    inner = field * min(height, width)
     side = math.sqrt(rng.uniform(*area)) * inner
     angle = rng.uniform(0, 2 * math.pi)
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     cos, sin = math.cos(angle), math.sin(angle)
     reach = side / 2 * (abs(cos) + abs(sin))
-    shift = [rng.uniform(-1, 1) * max(extent / 2 - reach, MIN_SHIFT * inner) for extent in (width, height)]
+    shift = [rng.uniform(-1, 1) * max(field * extent / 2 - reach, MIN_SHIFT * inner) for extent in (width, height)]
     # The same shift along the view's own axes, where the bound is.
     along = max(abs(cos * shift[0] + sin * shift[1]), abs(cos * shift[1] - sin * shift[0]))
     bound = min(1.0, IN_VIEW * side / along) if along > 0 else 1.0

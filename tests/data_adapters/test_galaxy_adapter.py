@@ -12,7 +12,7 @@ from data_adapters.galaxy.warp import whole
 from data_adapters.registry import create, from_description
 from tests.data import galaxy as make
 
-SIZES = {"global_size": 32, "local_size": 16, "n_global": 2, "n_local": 3}
+SIZES = {"global_size": 32, "local_size": 16, "n_global": 2, "n_local": 3, "field": 1.0}
 
 
 def flux_archive(folder, count=4, bands="grz"):
