@@ -41,7 +41,8 @@ def source_fraction(image: np.ndarray) -> float | None:
         return None
     rows, columns = np.nonzero(regions == np.bincount(found).argmax())
     radius = np.maximum(np.abs(rows - (height - 1) / 2), np.abs(columns - (width - 1) / 2)) + 0.5
-    return min(1.0, 2 * float(np.quantile(radius, HELD)) / inner)
+    side: float = 2 * float(np.quantile(radius, HELD)) / inner
+    return min(1.0, side)
 
 
 def middle(image: np.ndarray, field: float) -> np.ndarray:
