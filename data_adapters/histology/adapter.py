@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,33 +23,20 @@ from data_adapters.base import (
 )
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
-from data_adapters.histology import dicom, files, groups, regions, scale
+from data_adapters.histology import dicom, files, groups, hdf5, regions, scale
 from data_adapters.histology.handles import Handles
+from data_adapters.histology.ops import resize
 from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import Recipe, Source
-from data_adapters.histology.slide import resize
 from data_adapters.histology.tiles import SUFFIXES as TILE_SUFFIXES
 from data_adapters.histology.tiles import read_tile
-from data_adapters.histology.tissue import Tissue
 
 # Known to labs, unknown to openslide: the reason says more than "not a format".
-_FOREIGN = {
-    **dict.fromkeys(
-        (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff"),
-        (
-            "slide format that this adapter does not read",
-            "Convert it to pyramidal TIFF or DICOM.",
-        ),
-    ),
-    **dict.fromkeys(
-        (".h5", ".hdf5"),
-        ("HDF5 tiles are not read by this adapter", "Export the tiles as PNG, in one folder for each slide."),
-    ),
-}
+_FOREIGN = (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff")
 
 
 class HistologyAdapter(BaseAdapter):
-    """Whole slides (Aperio, Hamamatsu, MIRAX, Leica, Ventana, Philips, pyramidal TIFF, DICOM) and folders of tiles.
+    """Whole slides of every format that openslide reads and OME-TIFF, folders of tiles, and tiles in HDF5.
 
     A slide is read region by region at a stated um per pixel; nothing is cut to disk. `Record.meta` may carry `mpp`
     (um per pixel at level 0, from the file or a catalogue) and `region` ([left, top, width, height], level-0 pixels),
@@ -56,7 +44,7 @@ class HistologyAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "histology"
-    suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES)
+    suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
     Options: ClassVar[type[AdapterOptions]] = HistologyOptions
     version: ClassVar[int] = 1
 
@@ -80,7 +68,7 @@ class HistologyAdapter(BaseAdapter):
             try:
                 yield self.settle(found)
             except BadFileError as error:
-                for path in (found.uri, *found.meta.get("files", ())):
+                for path in found.meta.get("files", (found.uri,)):
                     yield rejected(path, error)
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
@@ -94,6 +82,8 @@ class HistologyAdapter(BaseAdapter):
                 mirax[folder] = bool(folder.name) and folder.with_name(folder.name + ".mrxs").is_file()
             if mirax[folder]:
                 continue  # the data of an .mrxs slide, which stands beside the folder of its name
+            if path.suffix.lower() in hdf5.SUFFIXES and (hdf5.is_companion(path) or self._is_coords(path)):
+                continue  # labels of the tiles beside them, or what the option coords names
             if path.suffix.lower() != ".dcm":
                 yield from self.try_inspect(path, root)
                 continue
@@ -104,7 +94,7 @@ class HistologyAdapter(BaseAdapter):
         for first, *others in series.values():
             for found in self.try_inspect(first, root):
                 if isinstance(found, Record):
-                    further = {"files": [str(p) for p in others]} if others else {}
+                    further = {"files": [str(first), *map(str, others)]} if others else {}
                     yield dataclasses.replace(found, meta={**found.meta, **further})
                 else:
                     yield found
@@ -113,12 +103,14 @@ class HistologyAdapter(BaseAdapter):
     def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
         """As the base, with a better reason for formats that labs have and openslide lacks."""
         if path.suffix.lower() in _FOREIGN:
-            reason, remedy = _FOREIGN[path.suffix.lower()]
-            return [Rejected(uri=str(path), reason=reason, remedy=remedy)]
+            reason = "slide format that this adapter does not read"
+            return [Rejected(uri=str(path), reason=reason, remedy="Convert it to pyramidal TIFF or DICOM.")]
         return super().try_inspect(path, root)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
-        """One slide or one tile."""
+        """One slide, one tile, or the rows of an HDF5 file."""
+        if path.suffix.lower() in hdf5.SUFFIXES:
+            return hdf5.records(path, files.row_table(path, self._handles), files.KEY)
         if not files.is_slide(path):
             base = root if root.is_dir() else root.parent
             group = groups.tile_group(path, base, by=self.options.tile_group)
@@ -136,15 +128,14 @@ class HistologyAdapter(BaseAdapter):
             BadFileError: mpp missing, absurd or too coarse; slide too small or with too little tissue for one region.
         """
         own = record.meta[files.KEY]
-        if own["kind"] == "tile":
+        if own["kind"] != "slide":
             scale.native_mpp(record.meta)
             return record
         side = self.options.tile_px * scale.downsample(record.meta, self.options)
         if side > min(own["size"]):
             raise files.too_small(self.options, Path(record.uri))
-        tissue = Tissue.unpack(own["tissue"])
-        _, most = tissue.best(side=side, size=tuple(own["size"]))
-        if most < self.options.min_tissue:
+        tissue = files.where(own)
+        if tissue.most(side=side, size=tuple(own["size"])) < self.options.min_tissue:
             raise BadFileError(
                 "no region with enough tissue", remedy="Reduce min_tissue, or check the options stain and mpp."
             )
@@ -154,19 +145,20 @@ class HistologyAdapter(BaseAdapter):
     # --- training ---------------------------------------------------------------------------------------------------
 
     def read(self, record: Record, rng: np.random.Generator) -> Source:
-        """A tile, or a random tissue region of a slide at a random mpp, (tile_px, tile_px, 3).
+        """A tile, or a random tissue region of a slide, about tile_px wide at a random mpp (see `Source`).
 
         Raises:
             BadFileError: the pixels cannot be read right.
         """
         path, meta = Path(record.uri), self._meta(record, tissue=True)
         own, side_px = meta[files.KEY], self.options.tile_px
-        if own["kind"] == "tile":
-            return Source(pixels=self._tile(path), scaled=False)
+        if own["kind"] != "slide":
+            return Source(pixels=self._tile(record, own), scaled=False)
         size = tuple(own["size"])
         side = side_px * scale.draw_downsample(meta, self.options, size, rng)
-        corner = Tissue.unpack(own["tissue"]).draw(rng, side=side, size=size, least=self.options.min_tissue)
-        pixels = self._handles.read(path, corner=corner, extent=(side, side), out=(side_px, side_px))
+        corner = files.where(own).draw(rng, side=side, size=size, least=self.options.min_tissue)
+        reader = own.get("training_reader", "openslide")
+        pixels = self._handles.source(path, corner=corner, side=side, out=side_px, reader=reader)
         return Source(pixels=pixels, scaled=True)
 
     def augment(self, kind: ViewKind, size: int) -> Augment:
@@ -189,13 +181,14 @@ class HistologyAdapter(BaseAdapter):
         marked = isinstance(record.meta.get("region"), list | tuple)
         meta = self._meta(record, tissue=not marked)
         own = meta[files.KEY]
-        if own["kind"] == "tile":
-            pixels = self._tile(path)
+        if own["kind"] != "slide":
+            pixels = self._tile(record, own)
             fields = [_fit(_cut(pixels, regions.marked_region(meta, pixels.shape[1::-1])), out)]
         else:
             size = (int(own["size"][0]), int(own["size"][1]))
             side, corners = self._fields(meta, own, size, regions.marked_region(meta, size))
-            fields = [self._handles.read(path, corner=c, extent=(side, side), out=(out, out)) for c in corners]
+            read = partial(self._handles.read, path, reader=own.get("reader", "openslide"))
+            fields = [read(corner=corner, extent=(side, side), out=(out, out)) for corner in corners]
         return torch.stack([to_tensor(field) for field in fields])
 
     def _fields(
@@ -205,21 +198,26 @@ class HistologyAdapter(BaseAdapter):
         o = self.options
         if region is None:
             side = o.global_size * scale.downsample(meta, o)
-            tissue = Tissue.unpack(own["tissue"])
-            return side, tissue.grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
+            return side, files.where(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
         unknown = o.mpp is not None and scale.native_mpp(meta) is None
         side = min(region[2:]) if unknown else o.global_size * scale.downsample(meta, o)
         return side, regions.cover(region, side=side, count=o.tiles)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
-    def _tile(self, path: Path) -> np.ndarray:
+    def _tile(self, record: Record, own: dict[str, Any]) -> np.ndarray:
+        path = Path(record.uri)
+        if own["kind"] == "row":
+            return files.row_table(path, self._handles).read(int(record.item))
         return read_tile(path, grey=self.options.stain == "any")
+
+    def _is_coords(self, path: Path) -> bool:
+        return self.options.coords is not None and path.is_relative_to(self.options.coords.resolve())
 
     def _meta(self, record: Record, *, tissue: bool) -> dict[str, Any]:
         """The record's meta; for a record that no scan made (an upload), completed from the file."""
         own = record.meta.get(files.KEY)
-        if own is not None and (own["kind"] == "tile" or "tissue" in own or not tissue):
+        if own is not None and (own["kind"] != "slide" or "tissue" in own or "patches" in own or not tissue):
             return dict(record.meta)
         path = Path(record.uri)
         if files.is_slide(path):

@@ -3,16 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_adapters.errors import BadFileError, require
-from data_adapters.histology import slide, tiles
+from data_adapters.histology import hdf5, slide, tiles
+from data_adapters.histology.coords import Patches, find_patches
 from data_adapters.histology.handles import Handles, undecodable
 from data_adapters.histology.options import HistologyOptions
+from data_adapters.histology.tiledtiff import VENDOR as OME
+from data_adapters.histology.tiledtiff import TiledTiff, is_ome
 from data_adapters.histology.tissue import Tissue, tissue_mask
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".dcm")
 TIFF_SUFFIXES = (".tif", ".tiff")
 # A plain tiled TIFF with one level and longer sides than this is a slide without a pyramid, not a tile.
 LARGEST_TILE = 4096
+# Whose tiles may be plain; each slide is compared before its tiles are read directly.
+DIRECT_VENDORS = ("generic-tiff", "aperio")
+COMPARED = 64  # pixels a side, in the middle of each level
+SAME_LEVELS = 8.0  # grey levels: a shift by half a pixel on a coarse level is allowed, another picture is not
 KEY = "histology"  # of what this adapter keeps in Record.meta, out of the way of a catalogue's columns
 
 
@@ -29,7 +38,7 @@ def is_slide(path: Path) -> bool:
     if vendor != "generic-tiff":
         return vendor is not None
     try:
-        opened = slide.open_slide(path)
+        opened = TiledTiff.open(path) if is_ome(path) else slide.open_slide(path)
     except BadFileError:
         return False  # a compression that openslide lacks: Pillow reads it, or names the reason
     return bool(opened.level_count > 1 or max(opened.dimensions) > LARGEST_TILE)
@@ -46,41 +55,91 @@ def tile_meta(path: Path, options: HistologyOptions) -> dict[str, Any]:
 
 
 def slide_meta(path: Path, handles: Handles, options: HistologyOptions, *, tissue: bool) -> dict[str, Any]:
-    """Meta of a slide, from its header and, with `tissue`, its overview.
+    """Meta of a slide, from its header and, with `tissue`, its overview or the patches of the option coords.
 
     `mpp` is there when the file tells one, be it sane or not: the catalogue may still correct it.
 
     Raises:
         BadFileError: not readable as one 8-bit colour picture, damaged, or without tissue.
     """
-    opened = handles.get(path)
+    reader = "tiles" if path.suffix.lower() in TIFF_SUFFIXES and is_ome(path) else "openslide"
+    opened = handles.get(path, reader)
     head = slide.header(opened, path)
-    if head.vendor == "generic-tiff":
+    if head.vendor in ("generic-tiff", OME):
         _check_plain_tiff(path, grey=options.stain == "any")
     own: dict[str, Any] = {
         "kind": "slide",
         "size": list(head.size),
         "downsamples": list(head.downsamples),
         "vendor": head.vendor,
+        "reader": reader,
     }
     if tissue:
         if min(head.size) < 2 * slide.FINEST_CELL:
             raise too_small(options, path)
-        try:
-            rgb, covered, cell = slide.overview(opened, path)
-        except require("openslide", extra="histology").OpenSlideError as error:
-            handles.drop(path)
-            raise undecodable(path) from error
-        found = Tissue(mask=tissue_mask(rgb, covered, stain=options.stain), cell=cell)
-        if not found.mask.any():
-            raise BadFileError(
-                "no tissue found on the slide",
-                remedy="Check the option stain (he, ihc, any); leave out blank and control slides.",
-                path=path,
-            )
-        own["tissue"] = found.pack()
+        if options.coords is not None:
+            own["patches"] = find_patches(options.coords, path, head).pack()
+        else:
+            own["tissue"] = _tissue(path, handles, opened, options).pack()
+        own["training_reader"] = training_reader(path, handles, opened, head)
     meta: dict[str, Any] = {"size": list(head.size), "bits": 8, KEY: own}
     return meta if head.mpp is None else {**meta, "mpp": head.mpp}
+
+
+def where(own: dict[str, Any]) -> Tissue | Patches:
+    """Where a slide has tissue, from the manifest."""
+    return Patches.unpack(own["patches"]) if "patches" in own else Tissue.unpack(own["tissue"])
+
+
+def row_table(path: Path, handles: Handles) -> hdf5.TileTable:
+    """The tiles of an HDF5 file.
+
+    Raises:
+        BadFileError: see `hdf5.open_tiles`.
+    """
+    table: hdf5.TileTable = handles.get(path, "hdf5")
+    return table
+
+
+def training_reader(path: Path, handles: Handles, opened: Any, head: slide.Header) -> str:
+    """The reader for training: "tiles" where the slide is a plain tiled TIFF and both readers see the same pixels."""
+    if isinstance(opened, TiledTiff):
+        return "tiles"
+    if head.vendor not in DIRECT_VENDORS:
+        return "openslide"
+    try:
+        direct = handles.get(path, "tiles")
+        if direct.level_dimensions != opened.level_dimensions:
+            return "openslide"
+        # one tile in the middle of each level, on the level's own grid, where openslide does not interpolate
+        for level, (width, height) in enumerate(direct.level_dimensions):
+            side = min(COMPARED, width, height)
+            factor = direct.level_downsamples[level]
+            corner = (round((width - side) // 2 * factor), round((height - side) // 2 * factor))
+            one = direct.region(corner, level, (side, side))[0].astype(np.int16)
+            two = slide.on_white(opened.read_region(corner, level, (side, side)))[0]
+            if np.abs(one - two).mean() > SAME_LEVELS:
+                return "openslide"
+    except (BadFileError, require("openslide", extra="histology").OpenSlideError):
+        handles.drop(path)  # whichever is damaged: the reading that follows finds it
+        return "openslide"
+    return "tiles"
+
+
+def _tissue(path: Path, handles: Handles, opened: Any, options: HistologyOptions) -> Tissue:
+    try:
+        rgb, covered, cell = slide.overview(opened, path)
+    except require("openslide", extra="histology").OpenSlideError as error:
+        handles.drop(path)
+        raise undecodable(path) from error
+    found = Tissue(mask=tissue_mask(rgb, covered, stain=options.stain), cell=cell)
+    if not found.mask.any():
+        raise BadFileError(
+            "no tissue found on the slide",
+            remedy="Check the option stain (he, ihc, any); leave out blank and control slides.",
+            path=path,
+        )
+    return found
 
 
 def too_small(options: HistologyOptions, path: Path) -> BadFileError:

@@ -1,6 +1,7 @@
 """Options of the histology adapter. They are saved with the encoder."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,7 +16,7 @@ REGION_PER_VIEW = 392 / 224
 
 def _training_range(data: dict[str, Any]) -> tuple[float, float] | None:
     # .4 to 1.1 um/px about the usual .5: between 20x and 10x, sampled continuously (arXiv 2601.02198).
-    mpp = data.get("mpp")
+    mpp = None if data.get("mpp_choices") else data.get("mpp")
     return None if mpp is None else (0.8 * mpp, 2.2 * mpp)
 
 
@@ -30,13 +31,23 @@ class HistologyOptions(AdapterOptions):
     mpp: float | None = Field(
         default=0.5, ge=0.1, le=5, description="um per pixel of slide tiles; none reads each slide at its own level 0"
     )
+    mpp_choices: tuple[float, ...] | None = Field(
+        default=None, min_length=1, description="um per pixel in training, one of these for each sample; not a range"
+    )
     mpp_range: tuple[float, float] | None = Field(
         default_factory=_training_range,
         validate_default=True,
         description="um per pixel in training, drawn log-uniformly; none trains at mpp alone (default .8 to 2.2 x mpp)",
     )
     stain: Literal["he", "ihc", "any"] = Field(
-        default="he", description="how tissue is told from background, and whether stains are jittered"
+        default="he",
+        description="how tissue is told from background, and which stains are jittered (he: haematoxylin, eosin and "
+        "rest; ihc: haematoxylin and DAB; any: none)",
+    )
+    coords: Path | None = Field(
+        default=None,
+        exclude=True,  # a path of this machine: what it said lies in the manifest, not in the encoder
+        description="folder of CLAM or TRIDENT patch coordinates (STEM.h5), in place of tissue detection",
     )
     stain_sigma: float = Field(default=0.05, ge=0, le=0.5, description="HED jitter in optical density; .2 is strong")
     tile_px: int = Field(
@@ -59,6 +70,13 @@ class HistologyOptions(AdapterOptions):
         description="tiles in one folder are one slide and share a group, or (folders are classes) each is its own",
     )
 
+    @field_validator("coords")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("the folder does not exist; give the one that CLAM or TRIDENT wrote")
+        return value
+
     @field_validator("tile_global_area", "tile_local_area")
     @classmethod
     def _areas(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -74,6 +92,11 @@ class HistologyOptions(AdapterOptions):
             low, high = self.mpp_range
             if not 0.1 <= low <= self.mpp <= high <= 11:
                 raise ValueError(f"mpp_range must enclose mpp ({self.mpp}) and lie between .1 and 11 um per pixel")
+        if self.mpp_choices is not None:
+            if self.mpp is None or self.mpp_range is not None:
+                raise ValueError("mpp_choices needs mpp, the scale at which tiles are embedded, and no mpp_range")
+            if not all(0.1 <= choice <= 11 for choice in self.mpp_choices):
+                raise ValueError("mpp_choices must lie between .1 and 11 um per pixel")
         need = math.ceil(CROP_ROOM * max(self.global_size, self.local_size))
         if self.tile_px < need:
             raise ValueError(f"tile_px must be at least {need}, so that each view fits into the region with some play")

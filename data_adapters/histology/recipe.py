@@ -6,18 +6,21 @@ signal, and no solarisation, because no scanner does that.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-import cv2
 import numpy as np
 
-from data_adapters.augment.seam import A, Seeded
 from data_adapters.augment.stain import hed_jitter
 from data_adapters.base import ViewKind
+from data_adapters.histology.ops import colour_jitter, defocus, jpeg, random_crop, symmetry
 from data_adapters.histology.options import HistologyOptions
 
 RATIO = (0.95, 1.05)  # the shape of nuclei is a feature, so views are hardly stretched
 ZOOM = (0.9, 1.1)
-P_STAIN = 0.5
+P_STAIN, P_COLOUR, P_FOCUS, P_JPEG = 0.5, 0.8, 0.3, 0.1
+COLOUR = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.05}
+FOCUS = (0.1, 1.5)  # pixels
+QUALITY = (60, 95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class Source:
     """What all views of one sample are cut from.
 
     Attributes:
-        pixels: (H, W, 3) uint8 RGB.
+        pixels: (H, W, 3) uint8 RGB. Of a slide, the region at the resolution in which it was read (up to about twice
+            finer than wanted), so that a view is resampled once.
         scaled: a region of a slide, at a chosen um per pixel; otherwise a ready-made tile.
     """
 
@@ -39,33 +43,20 @@ class Recipe:
     def __init__(self, kind: ViewKind, size: int, options: HistologyOptions) -> None:
         exact = (size / options.tile_px) ** 2
         tile_area = options.tile_global_area if kind == "global" else options.tile_local_area
-        self._region = geometry(size, (exact * ZOOM[0] ** 2, exact * ZOOM[1] ** 2))
-        self._tile = geometry(size, tile_area)
-        self._colour = Seeded(
-            [
-                A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.05, p=0.8),
-                A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 1.5), p=0.3),
-                A.ImageCompression(compression_type="jpeg", quality_range=(60, 95), p=0.1),
-            ]
-        )
-        # Fluorescence and unknown dyes do not obey the three stain vectors.
-        self._sigma = 0.0 if options.stain == "any" else options.stain_sigma
+        self._region = partial(random_crop, size=size, area=(exact * ZOOM[0] ** 2, exact * ZOOM[1] ** 2), ratio=RATIO)
+        self._tile = partial(random_crop, size=size, area=tile_area, ratio=RATIO)
+        # Fluorescence and unknown dyes do not obey stain vectors.
+        self._stain = None if options.stain == "any" or not options.stain_sigma else options.stain
+        self._sigma = options.stain_sigma
 
     def __call__(self, source: Source, rng: np.random.Generator) -> np.ndarray:
         """`source` -> (size, size, 3) uint8 RGB."""
-        view = (self._region if source.scaled else self._tile)(source.pixels, rng)
-        if self._sigma and rng.random() < P_STAIN:
-            view = hed_jitter(view, rng, sigma=self._sigma)
-        return self._colour(view, rng)
-
-
-def geometry(size: int, area: tuple[float, float]) -> Seeded:
-    """Crop of `area` (fractions of the picture) to (size, size), then one of the eight symmetries of the square."""
-    crop = A.RandomResizedCrop(
-        (size, size),
-        scale=area,
-        ratio=RATIO,
-        interpolation=cv2.INTER_LINEAR,
-        area_for_downscale="image",  # linear alone aliases where a crop shrinks
-    )
-    return Seeded([crop, A.D4(p=1)])
+        stained, coloured, blurred, compressed = rng.random(4) < (P_STAIN, P_COLOUR, P_FOCUS, P_JPEG)
+        view = symmetry((self._region if source.scaled else self._tile)(source.pixels, rng), rng)
+        if stained and self._stain is not None:
+            view = hed_jitter(view, rng, sigma=self._sigma, stain=self._stain)
+        if coloured:
+            view = colour_jitter(view, rng, **COLOUR)
+        if blurred:
+            view = defocus(view, rng, sigma=FOCUS)
+        return jpeg(view, rng, quality=QUALITY) if compressed else view

@@ -8,7 +8,7 @@ import numpy as np
 from data_adapters.errors import BadFileError
 from data_adapters.histology.options import HistologyOptions
 
-SANE = (0.1, 5.0)
+SANE = (0.05, 20.0)
 # A scan slightly coarser than wanted is enlarged (scanners called 20x lie between .45 and .55); a coarser one has not
 # got the detail.
 ENLARGE = 1.15
@@ -28,7 +28,7 @@ def native_mpp(meta: Mapping[str, Any]) -> float | None:
     if not SANE[0] <= value <= SANE[1]:
         raise BadFileError(
             "mpp out of range",
-            remedy=f"A slide has {SANE[0]} to {SANE[1]:g} um per pixel; a resolution tag may be a printer's. "
+            remedy=f"A slide has {SANE[0]:g} to {SANE[1]:g} um per pixel; a resolution tag may be a printer's. "
             "Give the true value in a catalogue column 'mpp'.",
         )
     return float(value)
@@ -59,17 +59,25 @@ def downsample(meta: Mapping[str, Any], options: HistologyOptions) -> float:
 def draw_downsample(
     meta: Mapping[str, Any], options: HistologyOptions, size: tuple[int, int], rng: np.random.Generator
 ) -> float:
-    """Level-0 pixels per pixel of a training region: log-uniform mpp, cut to what the slide has.
+    """Level-0 pixels per pixel of a training region.
 
-    Never finer than the scan, never so coarse that the region is larger than the slide. Consumes one draw.
+    With `mpp_range`: log-uniform, cut to what the slide has. With `mpp_choices`: one of those that the slide has, and
+    `mpp` where it has none. Never finer than the scan, never so coarse that the region is larger than the slide.
+    Consumes one draw.
 
     Raises:
         BadFileError: as `downsample`.
     """
     fixed, u = downsample(meta, options), float(rng.random())
-    if options.mpp is None or options.mpp_range is None:
+    if options.mpp is None:
         return fixed
     native = options.mpp / fixed
-    high = max(options.mpp, min(options.mpp_range[1], native * min(size) / options.tile_px))
+    most = native * min(size) / options.tile_px
+    if options.mpp_choices is not None:
+        has = [choice for choice in options.mpp_choices if native <= ENLARGE * choice and choice <= most]
+        return (has[int(u * len(has))] if has else options.mpp) / native
+    if options.mpp_range is None:
+        return fixed
+    high = max(options.mpp, min(options.mpp_range[1], most))
     low = min(max(options.mpp_range[0], native), high)
     return float(low * (high / low) ** u) / native

@@ -171,6 +171,10 @@ class Tissue:
             chosen = chosen[((np.arange(count) + 0.5) * chosen.size / count).astype(int)]
         return [(float(x[i]), float(y[i])) for i in chosen]
 
+    def most(self, *, side: float, size: tuple[int, int]) -> float:
+        """The largest tissue fraction of a square (see `best`)."""
+        return self.best(side=side, size=size)[1]
+
     def best(self, *, side: float, size: tuple[int, int]) -> tuple[tuple[float, float], float]:
         """Of up to 4096 tissue cells, evenly taken: the corner of the square with the most tissue, and its fraction."""
         cells = self.cells[:: max(1, -(-self.cells.size // 4096))]

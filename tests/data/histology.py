@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pydicom
 import pydicom.encaps
@@ -157,3 +158,101 @@ def _dicom_level(picture: np.ndarray, *, level: int, mpp: float, series: str, ti
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     return data
+
+
+def write_ome(path: Path, picture: np.ndarray, *, mpp: float | None = 0.5, levels: int = 3) -> Path:
+    """An OME-TIFF as Bio-Formats and QuPath write it: levels as SubIFDs, um per pixel in the XML alone."""
+    metadata = {"axes": "YXS"}
+    if mpp is not None:
+        # in nanometres, which is as good as micrometres
+        metadata |= {"PhysicalSizeX": mpp * 1e3, "PhysicalSizeXUnit": "nm"}  # type: ignore[dict-item]
+        metadata |= {"PhysicalSizeY": mpp * 1e3, "PhysicalSizeYUnit": "nm"}  # type: ignore[dict-item]
+    common = {"tile": (128, 128), "compression": "deflate", "photometric": "rgb"}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(picture, subifds=levels - 1, metadata=metadata, **common)
+        for _ in range(levels - 1):
+            half = (picture.shape[1] // 2, picture.shape[0] // 2)
+            picture = cv2.resize(picture, half, interpolation=cv2.INTER_AREA)
+            file.write(picture, subfiletype=1, **common)
+    return path
+
+
+def _ycbcr(picture: np.ndarray) -> np.ndarray:
+    """tifffile writes YCbCr as it is given."""
+    return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]])
+
+
+def write_ndpi(path: Path, picture: np.ndarray, *, mpp: float = 0.5) -> Path:
+    """A Hamamatsu slide: one JPEG strip a level, source lens in a private tag, and a macro image (lens -1)."""
+    height, width = picture.shape[:2]
+    with tifffile.TiffWriter(path) as file:
+        for lens, size in ((20.0, (width, height)), (5.0, (width // 4, height // 4)), (-1.0, (160, 80))):
+            part = np.full((80, 160, 3), (255, 0, 0), np.uint8)
+            if lens > 0:
+                part = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            per_cm = 1e4 / (mpp * width / size[0])
+            file.write(
+                _ycbcr(part),
+                rowsperstrip=part.shape[0],
+                compression="jpeg",
+                compressionargs={"level": 95},
+                photometric="ycbcr",
+                subsampling=(1, 1),
+                metadata=None,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                extratags=[(65420, "I", 1, 1, True), (65421, "f", 1, lens, True), (65424, "i", 1, 0, True)],
+            )
+    return path
+
+
+def write_scn(path: Path, picture: np.ndarray, *, mpp: float = 0.5) -> Path:
+    """A Leica slide: BigTIFF whose XML names the scan's levels and the macro image, sizes in nanometres."""
+    height, width = picture.shape[:2]
+    view = (int(width * mpp * 1000), int(height * mpp * 1000))
+    xml = f"""<?xml version="1.0"?>
+<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:1">
+<collection name="Collection" uuid="urn:uuid:2" sizeX="{view[0] + 1}" sizeY="{view[1] + 1}">
+<image name="macro" uuid="urn:uuid:4"><pixels sizeX="256" sizeY="256"><dimension sizeX="256" sizeY="256" r="0" ifd="2"/>
+</pixels><view sizeX="{view[0] + 1}" sizeY="{view[1] + 1}" offsetX="0" offsetY="0"/>
+<scanSettings><objectiveSettings><objective>1</objective></objectiveSettings>
+<illuminationSettings><illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>
+<image name="scan" uuid="urn:uuid:3"><pixels sizeX="{width}" sizeY="{height}">
+<dimension sizeX="{width}" sizeY="{height}" r="0" ifd="0"/>
+<dimension sizeX="{width // 2}" sizeY="{height // 2}" r="1" ifd="1"/></pixels>
+<view sizeX="{view[0]}" sizeY="{view[1]}" offsetX="0" offsetY="0"/>
+<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>
+<illuminationSettings><illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>
+</collection></scn>"""
+    half = cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level, part in enumerate((picture, half, np.full((256, 256, 3), (255, 0, 0), np.uint8))):
+            file.write(
+                _ycbcr(part),
+                tile=(256, 256),
+                compression="jpeg",
+                compressionargs={"level": 95},
+                photometric="ycbcr",
+                subsampling=(1, 1),
+                metadata=None,
+                resolution=(1e4 / mpp / 2**level, 1e4 / mpp / 2**level),
+                resolutionunit="CENTIMETER",
+                description=xml if level == 0 else None,
+                software=False,
+            )
+    return path
+
+
+def write_pcam(
+    folder: Path, *, rows: int = 6, split: str = "train", chunks: tuple[int, ...] | None = (1, 96, 96, 3)
+) -> tuple[Path, np.ndarray]:
+    """PatchCamelyon's files of one split: tiles, labels and the meta table; returns the tile file and its tiles."""
+    tiles = np.stack([he_picture(width=96, height=96, seed=row)[0] for row in range(rows)])
+    base = f"camelyonpatch_level_2_split_{split}_"
+    with h5py.File(folder / f"{base}x.h5", "w") as file:
+        file.create_dataset("x", data=tiles, chunks=chunks, compression="gzip" if chunks else None)
+    with h5py.File(folder / f"{base}y.h5", "w") as file:
+        file["y"] = (np.arange(rows, dtype=np.uint8) % 2).reshape(-1, 1, 1, 1)
+    lines = [f"{row},1,0,0,0,camelyon16_train_normal_{row // 2:03d}" for row in range(rows)]
+    (folder / f"{base}meta.csv").write_text("\n".join([",tumor_patch,center_tumor_patch,y,x,wsi", *lines]) + "\n")
+    return folder / f"{base}x.h5", tiles

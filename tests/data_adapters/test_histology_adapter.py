@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,9 @@ from data_adapters import UserError, create, from_description
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError
 from data_adapters.histology.adapter import HistologyAdapter
+from data_adapters.histology.ops import random_crop
 from data_adapters.histology.options import HistologyOptions
-from data_adapters.histology.recipe import Recipe, Source, geometry
+from data_adapters.histology.recipe import RATIO, Recipe, Source
 from data_adapters.histology.scale import draw_downsample
 from data_adapters.histology.tissue import Tissue
 from tests.data.histology import write_slide, write_tiles
@@ -75,7 +77,9 @@ def test_regions_lie_on_tissue(slide: tuple[Record, np.ndarray]) -> None:
     for seed in range(20):
         source = adapter.read(slide[0], np.random.default_rng(seed))
         assert source.scaled
-        assert source.pixels.shape == (112, 112, 3)
+        height, width = source.pixels.shape[:2]
+        assert height == width
+        assert 110 <= width < 2 * 112
         saturation = cv2.cvtColor(source.pixels, cv2.COLOR_RGB2HSV)[..., 1]
         assert (saturation > 30).mean() > 0.45
 
@@ -97,6 +101,23 @@ def test_training_mpp_is_log_uniform_within_what_the_slide_has() -> None:
     assert draw_downsample({"mpp": 0.25}, fixed, (9999, 9999), np.random.default_rng(0)) == 2.0
 
 
+def test_training_mpp_may_be_one_of_a_list() -> None:
+    options = HistologyOptions(mpp=0.5, mpp_choices=(0.25, 0.5, 1.0, 2.0))
+
+    def drawn(native: float, size: tuple[int, int]) -> dict[float, int]:
+        rng = np.random.default_rng(0)
+        values = [native * draw_downsample({"mpp": native}, options, size, rng) for _ in range(400)]
+        return {v: values.count(v) for v in set(values)}
+
+    all_four = drawn(0.25, (100_000, 80_000))
+    assert set(all_four) == {0.25, 0.5, 1.0, 2.0}
+    assert min(all_four.values()) > 60
+    assert set(drawn(0.5, (100_000, 80_000))) == {0.5, 1.0, 2.0}  # never finer than the scan
+    assert set(drawn(0.25, (2000, 2000))) == {0.25, 0.5, 1.0}  # 392 pixels at 2.0 are 3136 of level 0
+    with pytest.raises(UserError, match="no mpp_range"):
+        create("histology", mpp_choices=(0.5, 1.0), mpp_range=(0.4, 1.0))
+
+
 def test_region_crops_keep_the_size_of_nuclei() -> None:
     """A crop of side s from the region is .9 to 1.1 s wide: measured on ramps that tell each pixel's place."""
     o = HistologyOptions()
@@ -104,7 +125,7 @@ def test_region_crops_keep_the_size_of_nuclei() -> None:
     ramps = np.stack([x, y, np.zeros_like(x)], axis=-1)
     for size in (o.global_size, o.local_size):
         exact = (size / o.tile_px) ** 2
-        crop = geometry(size, (exact * 0.81, exact * 1.21))
+        crop = partial(random_crop, size=size, area=(exact * 0.81, exact * 1.21), ratio=RATIO)
         spans = []
         for seed in range(60):
             view = crop(ramps, np.random.default_rng(seed))

@@ -50,7 +50,7 @@ def test_mpp_missing_absurd_or_coarse_is_refused(scales: Path) -> None:
 
 def test_catalogue_supplies_and_corrects_mpp(scales: Path, tmp_path: Path) -> None:
     table = tmp_path / "catalog.csv"
-    rows = ["silent.tif,0.25,p1", "printer.tif,0.5,p2", "good.tif,9,p3", "coarse.tif,half,p4", "nanoscope.tif,,p5"]
+    rows = ["silent.tif,0.25,p1", "printer.tif,0.5,p2", "good.tif,29,p3", "coarse.tif,half,p4", "nanoscope.tif,,p5"]
     table.write_text("\n".join(["path,mpp,group", *rows]))
     found = outcome(scales, Catalog(table))
     assert reasons(found) == {
@@ -114,7 +114,7 @@ def test_other_formats_are_refused_with_a_way_out(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     found = outcome(tmp_path)
     assert reasons(found) == {
-        "a.h5": "HDF5 tiles are not read by this adapter",
+        "a.h5": "damaged or truncated HDF5 file",
         "a.czi": "slide format that this adapter does not read",
         "a.isyntax": "slide format that this adapter does not read",
         "a.docx": "not a format that the histology adapter reads",
@@ -143,12 +143,12 @@ def test_dicom_files_of_one_series_are_one_slide(tmp_path: Path) -> None:
     assert len(records) == 2
     for record in records:
         assert (Path(record.uri).name, record.group) == ("level_0.dcm", "case-7")
-        assert [Path(p).name for p in record.meta["files"]] == ["level_1.dcm"]
+        assert [Path(p).name for p in record.meta["files"]] == ["level_0.dcm", "level_1.dcm"]
         assert record.meta["histology"]["downsamples"] == [1.0, 2.0]
 
 
 def test_each_file_of_a_refused_dicom_series_is_named(tmp_path: Path) -> None:
-    write_dicom_slide(tmp_path, he_picture(width=700, height=600, seed=4)[0], mpp=6.0)
+    write_dicom_slide(tmp_path, he_picture(width=700, height=600, seed=4)[0], mpp=24.0)
     assert reasons(outcome(tmp_path)) == dict.fromkeys(("level_0.dcm", "level_1.dcm"), "mpp out of range")
 
 

@@ -1,5 +1,6 @@
 """Regions of slides against the picture that was written, and the handles that read them."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -183,6 +184,23 @@ def test_handles_do_not_travel(written: tuple[Path, np.ndarray]) -> None:
     copy = pickle.loads(pickle.dumps(handles))
     assert (len(handles), len(copy), copy.limit) == (1, 0, 3)
     assert copy.read(written[0], corner=(0, 0), extent=(10, 10), out=(10, 10)).shape == (10, 10, 3)
+
+
+def test_a_forked_process_opens_its_own_handles(written: tuple[Path, np.ndarray]) -> None:
+    path, picture = written
+    handles = Handles()
+    mine = [handles.get(path, reader) for reader in ("openslide", "tiles")]
+    child = os.fork()
+    if child == 0:
+        try:
+            own = [handles.get(path, reader) for reader in ("openslide", "tiles")]
+            part = handles.read(path, corner=(40, 50), extent=(60, 60), out=(60, 60), reader="tiles")
+            good = not any(a is b for a, b in zip(mine, own, strict=True))
+            os._exit(0 if good and np.array_equal(part, picture[50:110, 40:100]) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [handles.get(path, reader) for reader in ("openslide", "tiles")] == mine
 
 
 def test_missing_and_foreign_files_have_a_reason(tmp_path: Path) -> None:

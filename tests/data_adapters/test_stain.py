@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_adapters.augment.stain import STAINS, hed_jitter, scale_stains
+from data_adapters.augment.stain import IHC_STAINS, STAINS, hed_jitter, scale_stains
 from tests.data.histology import he_picture
 
 EVERY_LEVEL = np.stack(np.meshgrid(*[np.arange(0, 256, 5)] * 3), axis=-1).reshape(-1, 52, 3).astype(np.uint8)
@@ -50,3 +50,17 @@ def test_same_generator_state_same_picture() -> None:
 def test_only_uint8_rgb(shape: tuple[int, ...], dtype: type) -> None:
     with pytest.raises(TypeError, match="uint8 RGB"):
         hed_jitter(np.zeros(shape, dtype), np.random.default_rng(0), sigma=0.05)
+
+
+def test_ihc_jitters_haematoxylin_and_dab_and_leaves_the_rest() -> None:
+    dab, blue, rest = IHC_STAINS[1], IHC_STAINS[0], IHC_STAINS[2]
+    assert abs(rest @ dab) + abs(rest @ blue) < 1e-9
+    stains = np.random.default_rng(0).uniform(0.1, 0.8, (64, 2))
+    image = np.rint(255 * np.exp(-stains @ IHC_STAINS[:2])).astype(np.uint8).reshape(8, 8, 3)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        alpha, beta = 1 + rng.uniform(-0.2, 0.2, 3), rng.uniform(-0.2, 0.2, 3)
+        expected = 255 * np.exp(-(stains * alpha[:2] + beta[:2]) @ IHC_STAINS[:2]).reshape(8, 8, 3)
+        out = hed_jitter(image, np.random.default_rng(seed), sigma=0.2, stain="ihc")
+        assert np.abs(out - np.clip(expected, 0, 255)).max() < 4
+        assert not np.array_equal(out, hed_jitter(image, np.random.default_rng(seed), sigma=0.2))

@@ -1,0 +1,202 @@
+"""Tiles in HDF5: PatchCamelyon's `x` (rows, height, width, 3), and bags of patches under `imgs`."""
+
+import csv
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_adapters.base import Record
+from data_adapters.cache import ArrayCache, cache_key, default_folder
+from data_adapters.errors import BadFileError, require
+from data_adapters.histology.tiles import MIN_SIDE
+
+SUFFIXES = (".h5", ".hdf5")
+IMAGES = ("x", "imgs")
+LABEL = "y"
+COORDS = "coords"
+NAMES = {0: "normal", 1: "tumor"}  # PatchCamelyon's own words for its labels
+# PatchCamelyon writes the split into the file's name.
+SPLITS = {"_split_train_": "train", "_split_valid_": "val", "_split_test_": "test"}
+GROUP_COLUMNS = ("wsi", "patient", "slide_id")  # of the meta table, the first that is there
+CHUNK_CACHE = 64 * 2**20  # bytes: a scan in order decompresses each chunk once (h5py's 1 MiB may hold no chunk at all)
+# Bytes decompressed for a row, over the row's own, above which blocks of rows go to the cache instead.
+COSTLY = 8
+MAX_BLOCK_BYTES = 2**30
+CACHE_VERSION = 1
+
+
+class TileTable:
+    """The tiles of one open file; a row is read without the others where the file's chunks allow it."""
+
+    def __init__(self, path: Path, file: Any, images: Any) -> None:
+        self.path, self.images = path, images
+        self.rows, self.size = int(images.shape[0]), (int(images.shape[2]), int(images.shape[1]))
+        self._file = file  # datasets live as long as their file
+        self._row_bytes = math.prod(images.shape[1:])
+        # h5py serialises its calls, but a block must not be decoded by two threads at once
+        self._lock = threading.Lock()
+        self._cache = ArrayCache(default_folder())
+
+    @property
+    def _cost(self) -> float:
+        """Bytes to decompress for one row, over the row's own."""
+        chunks = self.images.chunks
+        if chunks is None:
+            return 1.0
+        touched = math.prod(
+            -(-side // chunk) * chunk for side, chunk in zip(self.images.shape[1:], chunks[1:], strict=True)
+        )
+        return float(chunks[0] * touched / self._row_bytes)
+
+    def read(self, row: int) -> np.ndarray:
+        """One tile, (H, W, 3) uint8 RGB.
+
+        Raises:
+            BadFileError: the file has no such row, or its data are damaged.
+        """
+        if not 0 <= row < self.rows:
+            raise BadFileError(
+                "a row that the HDF5 file does not have", remedy="Scan the archive again.", path=self.path
+            )
+        try:
+            block = 1 if self._cost <= COSTLY else int(self.images.chunks[0])
+            if self._cache.folder is None or block * self._row_bytes > MAX_BLOCK_BYTES or block == 1:
+                return np.asarray(self.images[row])
+            return self._cached(row, block)
+        except OSError as error:
+            raise BadFileError(
+                "damaged or truncated HDF5 file", remedy="Copy the file again.", path=self.path
+            ) from error
+
+    def _cached(self, row: int, block: int) -> np.ndarray:
+        """A row of a block that was decompressed once and is memory-mapped since."""
+        number, place = divmod(row, block)
+        recipe = {"kind": "histology-hdf5", "version": CACHE_VERSION, "rows": block, "block": number}
+        key = cache_key(files=[str(self.path)], recipe=recipe)
+        with self._lock:
+            entry = self._cache.find(key)
+            if entry is None:
+                tiles = np.asarray(self.images[number * block : (number + 1) * block])
+                self._cache.write(key, {"tiles": tiles}, meta={})
+                return np.ascontiguousarray(tiles[place])
+        tile: np.ndarray = entry.rows("tiles")[place : place + 1][0]
+        return tile
+
+
+def open_tiles(path: Path) -> TileTable:
+    """The tiles of an HDF5 file.
+
+    Raises:
+        BadFileError: no HDF5 file, coordinates without pixels, or tiles that are not 8-bit RGB.
+    """
+    h5py = require("h5py", extra="histology")
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=10007)
+    except OSError as error:
+        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.", path=path) from error
+    images = next((own for own in (dataset(file, name) for name in IMAGES) if own is not None), None)
+    if images is None:
+        if dataset(file, COORDS) is not None:
+            raise BadFileError(
+                "patch coordinates, not images",
+                remedy="Scan the slides, and name the folder of these files in the option coords.",
+                path=path,
+            )
+        raise BadFileError(
+            "HDF5 file without tiles", remedy="Store tiles as the dataset 'x', (rows, height, width, 3).", path=path
+        )
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.shape[0]:
+        raise BadFileError(
+            "HDF5 tiles that are not 8-bit RGB",
+            remedy="Store them as uint8 of shape (rows, height, width, 3).",
+            path=path,
+        )
+    if min(images.shape[1:3]) < MIN_SIDE:
+        raise BadFileError(
+            f"tile under {MIN_SIDE} pixels wide or high", remedy="Cut tiles that show several cells.", path=path
+        )
+    return TileTable(path, file, images)
+
+
+def dataset(file: Any, name: str) -> Any:
+    """The dataset `name` of an open file, or None.
+
+    Only what lies in this very file: a link or virtual dataset could point at any file of the machine.
+    """
+    h5py = require("h5py", extra="histology")
+    if name not in file or not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return None
+    found = file[name]
+    return found if isinstance(found, h5py.Dataset) and not found.external and not found.is_virtual else None
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file is the labels (`..._y.h5`) or masks (`..._mask.h5`) of tiles that lie beside it."""
+    for ending in ("_y", "_mask"):
+        if path.stem.endswith(ending):
+            return path.with_name(path.stem.removesuffix(ending) + "_x" + path.suffix).is_file()
+    return False
+
+
+def records(path: Path, table: TileTable, key: str) -> Iterator[Record]:
+    """One record a row, with label, split and group as far as the files beside it tell.
+
+    Labels: `..._y.h5`. Groups: column wsi, patient or slide_id of `..._meta.csv`; without it every row is its own
+    group, since a row says nothing about its slide.
+
+    Raises:
+        BadFileError: labels or meta table have another number of rows than the tiles.
+    """
+    base = path.stem.removesuffix("_x")
+    labels = _labels(path.with_name(base + "_y" + path.suffix), table.rows)
+    groups = _groups(path.with_name(base + "_meta.csv"), table.rows)
+    split = next((value for part, value in SPLITS.items() if part in path.name), "")
+    meta = {"size": list(table.size), "bits": 8, key: {"kind": "row", "size": list(table.size)}}
+    for row in range(table.rows):
+        yield Record(
+            uri=str(path),
+            item=str(row),
+            group=f"{path.stem}:{row}" if groups is None else groups[row],
+            label=None if labels is None else NAMES.get(labels[row], str(labels[row])),
+            split=split,
+            meta=meta,
+        )
+
+
+def _labels(path: Path, rows: int) -> list[int] | None:
+    h5py = require("h5py", extra="histology")
+    if not path.is_file() or not path.stem.endswith("_y"):
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            found = dataset(file, LABEL)
+            values = None if found is None else np.asarray(found).reshape(-1)
+    except OSError as error:
+        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the label file again.") from error
+    if values is None or len(values) != rows or values.dtype.kind not in "uib":
+        raise BadFileError(
+            "labels that do not belong to the tiles",
+            remedy="The file ..._y.h5 must hold 'y' with one whole number for each row of 'x'.",
+        )
+    return [int(value) for value in values]
+
+
+def _groups(path: Path, rows: int) -> list[str] | None:
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    column = next((name for name in GROUP_COLUMNS if table and name in table[0]), None)
+    if column is None:
+        return None
+    groups = [(line[column] or "").strip() for line in table]
+    if len(groups) != rows or not all(groups):
+        raise BadFileError(
+            "a meta table that does not belong to the tiles",
+            remedy=f"The file ..._meta.csv must name a slide ('{column}') for each row of 'x'.",
+        )
+    return groups
