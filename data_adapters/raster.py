@@ -5,7 +5,7 @@ Rules, one for each way in which a picture can be misread:
 - EXIF and TIFF orientation is applied; colour profiles and PNG gamma are not (values are as stored).
 - A damaged or truncated file, and one above `MAX_PIXELS`, is refused.
 - Several frames or pages are refused; of an MPO (camera) file the first frame is the picture.
-- A palette is expanded to RGB, one-bit pictures become 0 and 255.
+- A palette is expanded to RGB; samples of 1, 2 and 4 bits are spread evenly over 0 to 255.
 - An alpha channel that is opaque everywhere is dropped; any transparent pixel is refused.
 - CMYK, YCbCr and Lab pixels are refused: their RGB values depend on a profile.
 - More than 8 bits, or more than four channels, keep their dtype and values; where a decoder would cut them to 8 bits,
