@@ -152,7 +152,7 @@ def serving(runs: Path, data: Path, log: Path, environment: dict[str, str]) -> I
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, cwd=ROOT)
     try:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 600  # seconds, alone 5
         while not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.05)
