@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from app.schemas import Problem
 from data_adapters.base import Rejected
-from data_adapters.errors import BadFileError, UserError
+from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from lejepa_med.errors import EncoderError
 
 log = logging.getLogger("lejepa_med.app")
@@ -71,6 +71,15 @@ def describe(error: Exception) -> Problem:
         )
     if isinstance(error, BadFileError):
         return problem(422, "bad-file", error.cause, remedy=error.remedy or CHECK_FILE)
+    if isinstance(error, MissingExtraError):
+        # Import errors name files of the installation.
+        return problem(
+            500,
+            "reader-missing",
+            "The service lacks the library that reads this modality.",
+            remedy=f"The operator installs it. {error.remedy}",
+            reference=log_unexpected(error),
+        )
     if isinstance(error, UserError):
         return problem(422, "not-possible", error.cause, remedy=error.remedy)
     return problem(

@@ -11,6 +11,7 @@ from app.inference import Batcher, EncoderCache
 from app.settings import Settings
 from data_adapters.errors import UserError
 from lejepa_med.embed import DONE, EmbeddingTable, find_tables, read_info
+from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder
 
 LIST = "GET /v1/encoders lists the encoders."
@@ -102,7 +103,10 @@ class Library:
         return self._loadable[stamp]
 
     def _load(self, stamp: Stamp) -> LoadedEncoder:
-        encoder = load_encoder(stamp.folder, device=self._device)
+        try:
+            encoder = load_encoder(stamp.folder, device=self._device)
+        except UserError as error:  # an adapter that is not installed here, say: its words are for the operator
+            raise EncoderError(error.cause, remedy=error.remedy) from error
         self._loadable[stamp] = True
         return encoder
 

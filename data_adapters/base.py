@@ -154,6 +154,9 @@ def walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+UNREADABLE = "Copy or export the file again, and open it in another program to see whether it is whole."
+
+
 def rejected(path: Path | str, error: Exception) -> Rejected:
     """The Rejected for a failed read. Foreign readers raise what they like on damaged files; the walk must go on.
 
@@ -164,7 +167,8 @@ def rejected(path: Path | str, error: Exception) -> Rejected:
         raise error
     if isinstance(error, BadFileError):
         return Rejected(uri=str(path), reason=error.cause, remedy=error.remedy)
-    return Rejected(uri=str(path), reason=f"unreadable ({type(error).__name__})", remedy=str(error)[:200])
+    # not the error's own words: they quote paths and header values, and reasons are counted, shown and shared
+    return Rejected(uri=str(path), reason=f"unreadable ({type(error).__name__})", remedy=UNREADABLE)
 
 
 class BaseAdapter:

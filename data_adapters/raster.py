@@ -5,7 +5,7 @@ Rules, one for each way in which a picture can be misread:
 - EXIF and TIFF orientation is applied; colour profiles and PNG gamma are not (values are as stored).
 - A damaged or truncated file, and one above `MAX_PIXELS`, is refused.
 - Several frames or pages are refused; of an MPO (camera) file the first frame is the picture.
-- A palette is expanded to RGB, one-bit pictures become 0 and 255.
+- A palette is expanded to RGB; samples of 1, 2 and 4 bits are spread evenly over 0 to 255.
 - An alpha channel that is opaque everywhere is dropped; any transparent pixel is refused.
 - CMYK, YCbCr and Lab pixels are refused: their RGB values depend on a profile.
 - More than 8 bits, or more than four channels, keep their dtype and values; where a decoder would cut them to 8 bits,
@@ -136,7 +136,11 @@ def _opened(path: Path | str) -> Iterator[Image.Image | None]:
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except UnidentifiedImageError as error:
-        raise BadFileError("not a picture in a known format, or a damaged header", path=path) from error
+        raise BadFileError(
+            "not a picture in a known format, or a damaged header",
+            remedy="Copy the file again from its source, or save it as PNG or TIFF.",
+            path=path,
+        ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on damaged files
         raise BadFileError(
             "damaged or truncated picture", remedy="Copy the file again from its source.", path=path
@@ -257,7 +261,7 @@ def _read_deep_png(path: Path | str, *, grey: bool) -> np.ndarray:
     """16-bit colour PNG, which Pillow would cut to 8 bits; the caller has proved the file whole."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise BadFileError("damaged 16-bit PNG", path=path)
+        raise BadFileError("damaged 16-bit PNG", remedy="Copy the file again from its source.", path=path)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         pixels = without_alpha(pixels)
     if pixels.ndim == 3:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
+from data_adapters.quiet import quiet_readers
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
 
@@ -207,6 +208,7 @@ class Cli(BaseSettings):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lejepa-med`. What a user can mend is printed in one line; exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    quiet_readers()
     try:
         CliApp.run(Cli, cli_args=arguments or ["--help"])
     except UserError as error:

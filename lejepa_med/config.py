@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
 
+LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown to others
+
 
 class Section(BaseModel):
     """Frozen, and an unknown name is an error."""
@@ -131,24 +133,41 @@ class PretrainConfig(Section):
 
 
 def save_config(config: PretrainConfig, file: Path) -> None:
-    """Write config.yaml, atomically."""
-    write_text(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    """Write config.yaml, and the settings that name places of this machine into local.yaml beside it."""
+    settings = config.model_dump(mode="json")
+    local = {name: settings.pop(name) for name in ("archive", "out")}
+    options = settings["data"]["options"]
+    places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
+    local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
+    # config.yaml last: where it stands, the run has begun
+    for target, tree in ((file.with_name(LOCAL), local), (file, settings)):
+        write_text(target, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def load_config(file: Path) -> PretrainConfig:
-    """Read config.yaml.
+    """Read config.yaml, and where it leaves them out, the places from local.yaml beside it.
 
     Raises:
-        ConfigError: all issues of the file at once.
+        ConfigError: all issues of the files at once.
     """
     try:
-        return PretrainConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        beside = file.with_name(LOCAL)
+        local = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        return PretrainConfig.model_validate(_merged(local, settings))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{file} cannot be read: {error}.", remedy="Give the folder of a run, or start anew."
         ) from error
     except ValidationError as error:
         raise ConfigError(f"{file} has wrong settings: {issues(error)}.", remedy="Correct the file.") from error
+
+
+def _merged(local: Any, settings: Any) -> Any:
+    """Both trees in one; where both have a value, that of `settings`."""
+    if not (isinstance(local, dict) and isinstance(settings, dict)):
+        return settings
+    return {**local, **{key: _merged(local.get(key), value) for key, value in settings.items()}}
 
 
 def issues(error: ValidationError) -> str:

@@ -1,5 +1,6 @@
 """Which DICOM files are slides, and which of them belong together."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,11 @@ def slide_instance(path: Path) -> SlideInstance:
     pydicom = require("pydicom", extra="histology")
     tags = ["SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        sop_class, series = str(header.get("SOPClassUID", "")), str(header.get("SeriesInstanceUID", "") or "")
-        case = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings quote header values, which may be a patient's
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+            sop_class, series = str(header.get("SOPClassUID", "")), str(header.get("SeriesInstanceUID", "") or "")
+            case = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
     except Exception as error:  # damaged headers raise what they like: KeyError, OSError, struct.error
         raise BadFileError(
             "not readable as DICOM", remedy="Export the slide again from the archive.", path=path

@@ -18,6 +18,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, .7.1
 DEFLATED = "1.2.840.10008.1.2.1.99"
 GREY = ("MONOCHROME1", "MONOCHROME2")
 LOCALIZER = re.compile(r"\b(localizer|localiser|scout|survey|3.?plane)\b", re.IGNORECASE)
+CODE = re.compile(r"none|[A-Z]{2,8}")  # what a Modality looks like; a damaged header may hold any text there
 NO_PATIENT = re.compile(r"(anon[a-z]*|unknown|none|0*)", re.IGNORECASE)  # what de-identifiers write for everybody
 TAGS = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID Modality ImageType BurnedInAnnotation "
@@ -95,7 +96,7 @@ def _judge(data: Any, modalities: tuple[str, ...]) -> None:
         raise BadFileError("secondary capture (a screenshot or scanned image)", remedy="Give the original MR images.")
     if modality not in modalities:
         raise BadFileError(
-            f"DICOM modality {modality}, not {' or '.join(modalities)}",
+            f"DICOM modality {modality if CODE.fullmatch(modality) else '(no code)'}, not {' or '.join(modalities)}",
             remedy="Keep other objects outside the archive, or set the option modalities.",
         )
     if str(data.get("BurnedInAnnotation", "") or "").upper() == "YES":

@@ -86,7 +86,7 @@ def summary(result: Scan) -> Table:
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
     if result.unused:
-        table.add_row("[yellow]catalogue", f"{len(result.unused):,} rows match no file, such as '{result.unused[0]}'")
+        table.add_row("[yellow]catalogue", f"{len(result.unused):,} rows match no file; are paths relative to it?")
     return table
 
 

@@ -1,7 +1,8 @@
 """The run folder: which files it holds, and who may write into it.
 
-config.yaml manifest.parquet rejected.csv metrics.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
-bad_files.jsonl   only when reads failed during training
+config.yaml metrics.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
+local.yaml manifest.parquet rejected.csv   paths of this machine, see docs/privacy.md: never to be shared
+bad_files.jsonl                            the same, and only when reads failed during training
 """
 
 import json

@@ -1,4 +1,4 @@
-"""FITS files of astropy's, libvips' and legacypipe's test suites, and SDSS pictures with a catalogue."""
+"""Cut-outs of legacypipe's test images, and SDSS pictures with a catalogue; test_formats_table.py compares pixels."""
 
 import os
 import time
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.io import fits
 
 from data_adapters.base import Record
 from data_adapters.catalog import Catalog
@@ -21,16 +20,6 @@ pytestmark = [
         reason="LEJEPA_REAL_DATA has no formats/galaxy",
     ),
 ]
-REFUSED = {
-    "astropy_compressed_image.fits": "less than 16",
-    "astropy_lzw.fits.Z": "Unix compress",
-    "astropy_random_groups.fits": "random groups",
-    "astropy_test1.fits": "not named as bands",
-    "astropy_variable_length_table.fits": "only tables",
-    "libvips_WFPC2u5780205r_c0fx.fits": "does not name",
-    "testcase9__c4d_131122_030338_ood_z_ls9.S21.fits": "dead band",  # data-quality masks
-    "testcase9__c4d_141029_043420_ood_r_ls9.N26.fits": "dead band",
-}
 
 
 def refusals(adapter, root):
@@ -46,23 +35,6 @@ def refusals(adapter, root):
         except BadFileError as error:
             reasons[Path(found.uri).name] = error.cause
     return records, reasons
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("folder", ["galaxy", "galaxy_cutouts"])
-def test_every_file_is_read_as_astropy_does_or_refused_for_its_reason(folder):
-    root = ROOT / "formats" / folder
-    adapter = GalaxyAdapter(background="none")
-    records, reasons = refusals(adapter, root)
-    assert len(records) + len(reasons) == len(list(root.iterdir()))
-    for name, reason in reasons.items():
-        assert REFUSED[name] in reason
-    for record in records:
-        with fits.open(record.uri, memmap=False) as hdus:
-            (data,) = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.ndim == 2]
-        pixels = adapter.read(record, np.random.default_rng(0))
-        np.testing.assert_array_equal(pixels[..., 0], data.astype(np.float32))
-        assert record.group.startswith("sky-")
 
 
 def test_exposures_of_one_object_share_a_cell_and_one_band_trains():

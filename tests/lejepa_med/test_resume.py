@@ -35,6 +35,7 @@ def test_run_folder_holds_exactly_what_is_promised(whole: Path) -> None:
         "checkpoints",
         "config.yaml",
         "encoder",
+        "local.yaml",
         "manifest.parquet",
         "metrics.jsonl",
         "rejected.csv",

@@ -77,9 +77,15 @@ def test_given_values_are_kept() -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    config = PretrainConfig(archive=Path("a/b"), out=Path("c"), modality="galaxy", data={"options": {"bands": "g,r,z"}})
+    options = {"bands": "g,r,z", "coords": "/a/b/coords"}
+    config = PretrainConfig(archive=Path("a/b"), out=Path("c"), modality="galaxy", data={"options": options})
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+    # what can be shown to others names no place; without its local half it is not enough to run
+    assert "a/b" not in (tmp_path / "config.yaml").read_text() and "a/b" in (tmp_path / "local.yaml").read_text()
+    (tmp_path / "local.yaml").unlink()
+    with pytest.raises(ConfigError, match="archive: Field required"):
+        load_config(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("archive: a\nout: b\nmodality: mri\ntrain: {epoch: 3}\noptim: {lr: -1}\n")
     with pytest.raises(ConfigError, match=r"optim\.lr.*train\.epoch|train\.epoch.*optim\.lr"):
         load_config(tmp_path / "config.yaml")  # all issues at once
