@@ -164,7 +164,8 @@ def square_slice(stack: np.ndarray, index: int, *, channels: int) -> np.ndarray:
     n, height, width = stack.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    out = np.zeros((side, side, channels), np.float32)
+    square = height == width
+    out = np.empty((side, side, channels), np.float32) if square else np.zeros((side, side, channels), np.float32)
     for channel in range(channels):
         neighbour = min(max(index + channel - channels // 2, 0), n - 1)
         half = np.ascontiguousarray(stack[neighbour])
