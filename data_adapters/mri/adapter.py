@@ -13,7 +13,8 @@ from torch import Tensor
 from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
 from data_adapters.cache import ArrayCache, cache_key, default_folder
 from data_adapters.errors import BadFileError, UserError
-from data_adapters.mri import dicom, exported, nifti, series
+from data_adapters.mri import containers, dicom, exported, nifti, series
+from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Slab, draw_slab, slab_augment
 from data_adapters.mri.subjects import subject, top_folder
@@ -44,7 +45,7 @@ class MRIAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "mri"
-    suffixes: ClassVar[tuple[str, ...]] = (*nifti.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
+    suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 1
 
@@ -70,7 +71,7 @@ class MRIAdapter(BaseAdapter):
             except Exception as error:
                 yield rejected(path, error)
                 continue
-            if nifti.header_of(path) not in names:  # a pair is one record, under its header's name
+            if containers.header_of(path) not in names:  # a pair is one record, under its header's name
                 yield from self.try_inspect(path, top)
         groups, copies = series.group_series(headers)
         for members in groups:
@@ -94,11 +95,11 @@ class MRIAdapter(BaseAdapter):
             picture = exported.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits}
             return [Record(uri=str(path), group=self._group(path, root), meta=meta)]
-        path = nifti.header_of(path) or path
+        path = containers.header_of(path) or path
         o = self.options
-        header = nifti.read_header(path, volume=o.volume, sides_matter=not o.flip)
+        header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files)}
-        return [self._volume_record(path, self._group(path, root), header, meta)]
+        return [self._volume_record(path, self._group(path, root), header.grid, meta)]
 
     def _dicom_record(self, members: list[dicom.Header], top: Path) -> Record:
         first = members[0]
@@ -117,7 +118,7 @@ class MRIAdapter(BaseAdapter):
             meta["mirror"] = int(np.abs(first.orientation[:3]).argmax()) == 0  # columns run from right to left
         return Record(uri=str(first.path), group=group, meta=meta)
 
-    def _volume_record(self, path: Path, group: str, grid: nifti.Header | series.Grid, meta: dict[str, Any]) -> Record:
+    def _volume_record(self, path: Path, group: str, grid: Grid, meta: dict[str, Any]) -> Record:
         if math.prod(grid.size) > MAX_VOXELS:
             raise BadFileError("more than 10^9 voxels", remedy="Give a coarser volume or parts of it.", path=path)
         plane = slicing_plane(shape=grid.size, spacing=grid.spacing, plane=self.options.plane)
@@ -126,7 +127,7 @@ class MRIAdapter(BaseAdapter):
             uri=str(path),
             group=group,
             samples=min(max(n // SLICES_PER_SAMPLE, 1), MAX_SAMPLES),
-            meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing)},
+            meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing), "affine": list(grid.affine)},
         )
 
     def _group(self, path: Path, top: Path, *, patient: str = "") -> str:
@@ -218,7 +219,7 @@ class MRIAdapter(BaseAdapter):
         o, path, meta = self.options, Path(record.uri), record.meta
         match meta.get("reader"):
             case "nifti":
-                return stack_volume(nifti.load(path, volume=o.volume), plane=o.plane)
+                return stack_volume(containers.load(path, volume=o.volume), plane=o.plane)
             case "series":
                 return stack_volume(series.load_series(_files(record)), plane=o.plane)
             case "multiframe":

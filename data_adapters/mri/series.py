@@ -4,7 +4,6 @@ Order and geometry come from position and orientation (highdicom), never from In
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,10 @@ import numpy as np
 
 from data_adapters.errors import BadFileError, require
 from data_adapters.mri.dicom import Header, load_slice, open_dataset, quiet
+from data_adapters.mri.geometry import LPS_TO_RAS, Grid, canonical_grid
 from data_adapters.mri.volume import Volume
 
 GEOMETRY_TOLERANCE = 1e-3  # of direction cosines and, relative, of the pixel spacing within a series
-
-
-@dataclass(frozen=True)
-class Grid:
-    """RAS `size` (voxels) and `spacing` (mm) of the volume that a series makes."""
-
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
 
 
 def group_series(headers: Iterable[Header]) -> tuple[list[list[Header]], list[Header]]:
@@ -68,11 +60,14 @@ def series_grid(headers: Sequence[Header]) -> Grid:
     if spacing is None:
         raise BadFileError("slices are missing or unevenly spaced", remedy="Copy the whole series again.")
     assert first.orientation is not None and first.pixel_mm is not None  # checked above
-    return _ras_grid(
-        orientation=first.orientation,
-        size=(first.columns, first.rows, len(headers)),
-        spacing=(first.pixel_mm[1], first.pixel_mm[0], float(spacing)),
-    )
+    across = np.cross(first.orientation[:3], first.orientation[3:])
+    start = min((h.position for h in headers if h.position is not None), key=lambda p: float(across @ p))
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.orientation[:3]) * first.pixel_mm[1]
+    affine[:3, 1] = np.array(first.orientation[3:]) * first.pixel_mm[0]
+    affine[:3, 2] = across * float(spacing)
+    affine[:3, 3] = start
+    return canonical_grid((first.columns, first.rows, len(headers)), LPS_TO_RAS @ affine)
 
 
 def multiframe_grid(path: Path) -> Grid:
@@ -85,10 +80,7 @@ def multiframe_grid(path: Path) -> Grid:
         geometry = _enhanced(path).get_volume_geometry()
         if geometry is None:
             raise _no_volume(path)
-        geometry = geometry.to_patient_orientation("RAS")
-    x, y, z = geometry.spatial_shape
-    a, b, c = (round(float(mm), 4) for mm in geometry.spacing)
-    return Grid(size=(x, y, z), spacing=(a, b, c))
+    return canonical_grid(geometry.spatial_shape, LPS_TO_RAS @ geometry.affine)
 
 
 def load_series(files: Sequence[str]) -> Volume:
@@ -163,16 +155,3 @@ def _plane(header: Header) -> np.ndarray:
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE))
-
-
-def _ras_grid(*, orientation: Sequence[float], size: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
-    """Size and spacing along (columns, rows, slices), sorted onto the closest patient axes."""
-    row_direction, column_direction = np.array(orientation[:3]), np.array(orientation[3:])
-    directions = np.abs([row_direction, column_direction, np.cross(row_direction, column_direction)])
-    first = int(directions[0].argmax())
-    second = int(np.where(np.arange(3) == first, -1, directions[1]).argmax())
-    axes = (first, second, 3 - first - second)
-    by_axis = {axis: (n, round(mm, 4)) for axis, n, mm in zip(axes, size, spacing, strict=True)}
-    return Grid(
-        size=(by_axis[0][0], by_axis[1][0], by_axis[2][0]), spacing=(by_axis[0][1], by_axis[1][1], by_axis[2][1])
-    )
