@@ -33,7 +33,7 @@ def _foreground(image: np.ndarray) -> np.ndarray:
 
 def gamma(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.7, high: float = 1.5) -> np.ndarray:
     """Tissue contrast: x ** g, g uniform in [low, high]."""
-    logarithm = cv2.log(cv2.max(image, DARKEST))
+    logarithm = cv2.log(np.maximum(image, np.float32(DARKEST)))
     logarithm *= np.float32(rng.uniform(low, high))
     out = _channels(cv2.exp(logarithm, dst=logarithm), image)
     out *= _foreground(image)
@@ -88,8 +88,13 @@ def low_resolution(image: np.ndarray, *, rng: np.random.Generator, low: float = 
     zoom = rng.uniform(low, 1)
     along_rows = bool(rng.integers(2))
     small = (width, max(1, round(height * zoom))) if along_rows else (max(1, round(width * zoom)), height)
-    coarse = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-    return _channels(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), image)
+
+    def coarsened(part: np.ndarray) -> np.ndarray:
+        coarse = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
+        return _channels(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), part)
+
+    # OpenCV averages areas of four channels at the most
+    return np.concatenate([coarsened(image[:, :, c : c + 4]) for c in range(0, image.shape[2], 4)], axis=2)
 
 
 def gibbs(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.2, high: float = 0.6) -> np.ndarray:

@@ -20,9 +20,10 @@ GEOMETRY_TOLERANCE = 1e-3  # of direction cosines and, relative, of the pixel sp
 def group_series(headers: Iterable[Header]) -> tuple[list[list[Header]], list[Header]]:
     """Files by series, and the files that repeat an image already seen (same SOPInstanceUID).
 
-    An Enhanced multi-frame file, and a file without SeriesInstanceUID, stands for itself.
+    An Enhanced multi-frame file, and a file without SeriesInstanceUID, stands for itself. Magnitude and phase images
+    of one series are two groups, and so are the echoes of a multi-echo series.
     """
-    groups: dict[tuple[str, str], list[Header]] = {}
+    groups: dict[tuple[str, str, bool], list[Header]] = {}
     seen: set[str] = set()
     copies: list[Header] = []
     for header in headers:
@@ -31,8 +32,22 @@ def group_series(headers: Iterable[Header]) -> tuple[list[list[Header]], list[He
             continue
         seen.add(header.instance)
         alone = header.frames > 1 or not header.series
-        groups.setdefault((header.series, str(header.path) if alone else ""), []).append(header)
-    return list(groups.values()), copies
+        key = (header.series, str(header.path) if alone else "", "not_magnitude" in header.facts)
+        groups.setdefault(key, []).append(header)
+    return [echo for members in groups.values() for echo in split_echoes(members)], copies
+
+
+def split_echoes(headers: list[Header]) -> list[list[Header]]:
+    """The images of each echo time, shortest first, where a series has several images at one position."""
+    echoes: dict[float, list[Header]] = {}
+    for header in headers:
+        if header.echo_ms is None or header.position is None:
+            return [headers]
+        echoes.setdefault(round(header.echo_ms, 3), []).append(header)
+    positions = {tuple(np.round(header.position or (), 3)) for header in headers}
+    if len(echoes) < 2 or len(positions) == len(headers):
+        return [headers]
+    return [echoes[time] for time in sorted(echoes)]
 
 
 def series_grid(headers: Sequence[Header]) -> Grid:
@@ -49,10 +64,12 @@ def series_grid(headers: Sequence[Header]) -> Grid:
         raise BadFileError(
             "mixed geometry in one series", remedy="Split the series by orientation and size (dcm2niix does it)."
         )
+    if len({h.rescaled for h in headers}) > 1:
+        raise BadFileError("rescale slope missing in a part of the series", remedy="Export the series again.")
     positions = [h.position for h in headers]
     if len({tuple(np.round(p, 3)) for p in positions if p is not None}) < len(headers):
         raise BadFileError(
-            "several images at one position (echoes, b-values or time points)",
+            "several images at one position (b-values, time points or unmarked echoes)",
             remedy="Convert the series with dcm2niix, which writes one file each.",
         )
     spatial = require("highdicom.spatial", extra="mri")

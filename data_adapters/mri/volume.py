@@ -156,6 +156,12 @@ def usable(area: np.ndarray) -> np.ndarray:
     return central if central.size else enough
 
 
+def spread(candidates: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the candidates, spread evenly from the first to the last, none twice."""
+    chosen: np.ndarray = candidates[np.unique(np.linspace(0, len(candidates) - 1, n).round().astype(int))]
+    return chosen
+
+
 def square_slice(stack: np.ndarray, index: int, *, channels: int) -> np.ndarray:
     """Slice `index` of (n, H, W), with its neighbours as channels if 3, on a black square: (S, S, channels) float32.
 
@@ -175,7 +181,9 @@ def square_slice(stack: np.ndarray, index: int, *, channels: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(S, S, C) -> (size, size, C): area averages when shrinking, linear interpolation when enlarging."""
-    method = cv2.INTER_AREA if size < image.shape[0] else cv2.INTER_LINEAR
+    """(H, W, C) -> (size, size, C): area averages when shrinking, linear interpolation when enlarging."""
+    if image.shape[2] > 4:  # more than OpenCV averages at once
+        return np.concatenate([resize(image[:, :, c : c + 4], size) for c in range(0, image.shape[2], 4)], axis=2)
+    method = cv2.INTER_AREA if size * size < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
     resized: np.ndarray = cv2.resize(image, (size, size), interpolation=method)
     return resized.reshape(size, size, image.shape[2])
