@@ -1,8 +1,9 @@
 """Decoded volumes, written once and memory-mapped, so that a training sample costs a slab and not a whole decode.
 
-One safetensors file an entry: several arrays and their metadata in one file, which the reader maps into memory and
-whose length it checks against the header, so that a cut-off file is recognised. A file appears under its name only when
-it is complete (temporary name, fsync, rename). The folder may be deleted at any time.
+Entries are found by content and pipeline version. One safetensors file an entry: several arrays and their metadata in
+one file, which the reader maps into memory and whose length it checks against the header, so that a cut-off file is
+recognised. A file appears under its name only when it is complete (temporary name, fsync, rename). The folder may be
+deleted at any time.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "LEJEPA_CACHE"
 OFF = ("", "off")
+DRAFT = ".draft-"
+DIGEST_BYTES = 32
+CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # a draft this old belongs to a process that was killed
 
 
@@ -34,15 +40,70 @@ def default_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lejepa-med" / "volumes"
 
 
-def cache_key(*, files: Iterable[str], recipe: Mapping[str, Any]) -> str:
-    """SHA-256 over path, size and mtime (ns) of every file and over `recipe` (adapter, version, item, options).
+def cache_key(*, files: Iterable[str], recipe: Mapping[str, Any], folder: Path | None = None) -> str:
+    """SHA-256 over the content of every file, in order, and over `recipe` (adapter, version, item, options).
+
+    So a renamed, moved or copied file finds its entry, and a changed one never does. Files are read for their hash
+    once for each path, size and mtime (ns); the hash is remembered in this process and, given a `folder`, in a small
+    file there.
 
     Raises:
         OSError: a file is missing.
     """
-    stats = [(name, os.stat(name)) for name in files]
-    facts = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return hashlib.sha256(json.dumps([facts, recipe], sort_keys=True).encode()).hexdigest()
+    stats = [(os.path.abspath(name), os.stat(name)) for name in files]
+    facts = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return hashlib.sha256(json.dumps([_digest(facts, folder), recipe], sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(facts: tuple[tuple[str, int, int], ...], folder: Path | None) -> str:
+    """BLAKE2b-256 of the files' contents; its note in `folder` is named by a hash, so that it tells no path."""
+    label = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    note = None if folder is None else folder / label[:2] / f"{label}.digest"
+    if note is not None:
+        with suppress(OSError, ValueError):  # not there, or damaged: hashed again
+            known = note.read_text(encoding="ascii")
+            if len(known) == 2 * DIGEST_BYTES and int(known, 16) >= 0:
+                return known
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for name, size, _ in facts:
+        digest.update(size.to_bytes(8, "little"))
+        with open(name, "rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+    if note is not None:
+        with suppress(OSError):  # a note saves time and nothing else
+            _make_folder(note.parent)
+            _replace(note, digest.hexdigest().encode(), durable=False)
+    return digest.hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    """Decoded patient images: for the owner's eyes only."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
+
+
+def _replace(file: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file that appears under its name only when it is complete and, if `durable`, on the disk."""
+    descriptor, draft = tempfile.mkstemp(prefix=DRAFT, dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        os.replace(draft, file)
+    except BaseException:
+        _remove(Path(draft))
+        raise
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        logger.warning("a useless file in the cache cannot be removed: %s", file)
 
 
 class Entry:
@@ -85,7 +146,7 @@ class ArrayCache:
             return None
         except (SafetensorError, OSError) as error:
             logger.warning("a damaged cache file is removed (%s)", type(error).__name__)
-            self._remove(file)
+            _remove(file)
             return None
 
     def write(self, key: str, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, str]) -> None:
@@ -94,11 +155,9 @@ class ArrayCache:
             return
         file = self._file(self.folder, key)
         try:
-            # Decoded patient images: for the owner's eyes only.
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.parent.mkdir(exist_ok=True, mode=0o700)
+            _make_folder(file.parent)
             self._sweep(self.folder)
-            self._write(file, save(dict(arrays), metadata=dict(meta)))
+            _replace(file, save(dict(arrays), metadata=dict(meta)))
         except OSError as error:
             if not self._warned:
                 logger.warning(
@@ -110,33 +169,15 @@ class ArrayCache:
                 )
             self._warned = True
 
-    def _write(self, file: Path, content: bytes) -> None:
-        descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=file.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(draft, file)
-        except BaseException:
-            self._remove(Path(draft))
-            raise
-
-    def _remove(self, file: Path) -> None:
-        try:
-            file.unlink(missing_ok=True)
-        except OSError:
-            logger.warning("a useless file in the cache cannot be removed: %s", file)
-
     def _sweep(self, folder: Path) -> None:
         """Once per process: remove drafts that killed processes left behind."""
         if self._swept:
             return
         self._swept = True
-        for draft in folder.glob("*/.draft-*"):
+        for draft in folder.glob(f"*/{DRAFT}*"):
             try:
                 old = time.time() - draft.stat().st_mtime > STALE_SECONDS
             except FileNotFoundError:  # its writer has just renamed it
                 continue
             if old:
-                self._remove(draft)
+                _remove(draft)

@@ -2,12 +2,19 @@
 
 Each function draws its parameters from `rng` and returns a new float32 image in [0, 1] of the same shape. Ranges: nnssl
 (gamma, brightness, contrast, low resolution), 3DINO and MONAI (Gibbs), capped so that anatomy stays recognisable.
+
+They run for every view, so each is a few vectorised OpenCV calls: pow and exp of OpenCV are several times faster than
+numpy's, and the bias field is a product of small matrices.
 """
+
+from functools import lru_cache
 
 import cv2
 import numpy as np
+from scipy import fft
 
 CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
+DARKEST = 1e-9  # below one level of float16; the logarithm of 0, and of numbers below 1e-38, is a slow path
 
 
 def _clipped(image: np.ndarray) -> np.ndarray:
@@ -19,9 +26,18 @@ def _channels(image: np.ndarray, like: np.ndarray) -> np.ndarray:
     return image.reshape(*image.shape[:2], like.shape[2])
 
 
+def _foreground(image: np.ndarray) -> np.ndarray:
+    """1 where the image is above 0, else 0, as float32."""
+    return _channels(cv2.threshold(image, 0, 1, cv2.THRESH_BINARY)[1], image)
+
+
 def gamma(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.7, high: float = 1.5) -> np.ndarray:
     """Tissue contrast: x ** g, g uniform in [low, high]."""
-    return _channels(cv2.pow(image, float(rng.uniform(low, high))), image)
+    logarithm = cv2.log(np.maximum(image, np.float32(DARKEST)))
+    logarithm *= np.float32(rng.uniform(low, high))
+    out = _channels(cv2.exp(logarithm, dst=logarithm), image)
+    out *= _foreground(image)
+    return _clipped(out)
 
 
 def brightness_contrast(image: np.ndarray, *, rng: np.random.Generator, limit: float = 0.25) -> np.ndarray:
@@ -30,12 +46,18 @@ def brightness_contrast(image: np.ndarray, *, rng: np.random.Generator, limit: f
     Brightness is a factor and no offset, and contrast turns about the foreground's mean only there, so air stays black.
     """
     gain, contrast = (float(f) for f in rng.uniform(1 - limit, 1 + limit, 2))
-    foreground = image > 0
-    mean = float(image.mean(where=foreground)) if foreground.any() else 0.0
-    out = (image - mean) * np.float32(contrast * gain)
-    out += np.float32(mean * gain)
-    out *= foreground
-    return _clipped(out)
+    mean = float(image.sum()) / max(int(np.count_nonzero(image)), 1)
+    out = cv2.addWeighted(image, contrast * gain, _foreground(image), (1 - contrast) * mean * gain, 0)
+    return _clipped(_channels(out, image))
+
+
+@lru_cache(maxsize=64)
+def _spline(size: int) -> np.ndarray:
+    """(size, 4) weights of the control points: OpenCV's cubic interpolation as a matrix."""
+    weights: np.ndarray = cv2.resize(
+        np.eye(CONTROL_POINTS, dtype=np.float32), (CONTROL_POINTS, size), interpolation=cv2.INTER_CUBIC
+    )
+    return weights
 
 
 def bias_field(image: np.ndarray, *, rng: np.random.Generator, sigma: float = 0.15) -> np.ndarray:
@@ -45,7 +67,7 @@ def bias_field(image: np.ndarray, *, rng: np.random.Generator, sigma: float = 0.
     reaches a factor of 2.8, always brightest in the same corner.)
     """
     control = (rng.standard_normal((CONTROL_POINTS, CONTROL_POINTS)) * sigma).astype(np.float32)
-    field = np.exp(cv2.resize(control, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_CUBIC))
+    field = cv2.exp(_spline(image.shape[0]) @ control @ _spline(image.shape[1]).T)
     return _clipped(image * field[:, :, None])
 
 
@@ -55,7 +77,9 @@ def rician_noise(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32)
     noise *= std
     noise[0] += image
-    return _clipped(np.hypot(noise[0], noise[1]))
+    noise *= noise
+    # cv2.magnitude is faster, but its last bit depends on where the arrays lie in memory
+    return _clipped(np.sqrt(noise[0] + noise[1]))
 
 
 def low_resolution(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.5) -> np.ndarray:
@@ -64,8 +88,13 @@ def low_resolution(image: np.ndarray, *, rng: np.random.Generator, low: float = 
     zoom = rng.uniform(low, 1)
     along_rows = bool(rng.integers(2))
     small = (width, max(1, round(height * zoom))) if along_rows else (max(1, round(width * zoom)), height)
-    coarse = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-    return _channels(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), image)
+
+    def coarsened(part: np.ndarray) -> np.ndarray:
+        coarse = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
+        return _channels(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), part)
+
+    # OpenCV averages areas of four channels at the most
+    return np.concatenate([coarsened(image[:, :, c : c + 4]) for c in range(0, image.shape[2], 4)], axis=2)
 
 
 def gibbs(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.2, high: float = 0.6) -> np.ndarray:
@@ -75,11 +104,16 @@ def gibbs(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.2, high
     """
     radius = (1 - rng.uniform(low, high)) * np.sqrt(2) / 2
     height, width = image.shape[:2]
-    distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    spectrum = np.fft.rfft2(image, axes=(0, 1))
-    spectrum *= (distance <= radius)[:, :, None]
-    ringing = np.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
-    return _clipped(ringing.astype(np.float32, copy=False))
+    spectrum = fft.rfft2(image, axes=(0, 1))
+    spectrum *= (_frequency(height, width) <= radius)[:, :, None]
+    return _clipped(fft.irfft2(spectrum, s=(height, width), axes=(0, 1), overwrite_x=True))
+
+
+@lru_cache(maxsize=16)
+def _frequency(height: int, width: int) -> np.ndarray:
+    """Distance of each coefficient of a real transform from the centre of k-space, cycles per pixel."""
+    distance: np.ndarray = np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width)[None, :])
+    return distance
 
 
 def blur(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.25, high: float = 1.0) -> np.ndarray:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
 from data_adapters.cache import ArrayCache, cache_key, default_folder
+from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
-from data_adapters.mri import dicom, exported, nifti, series
+from data_adapters.mri import bids, containers, dicom, exported, nifti, paired, sequences, series
+from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
-from data_adapters.mri.recipe import Slab, draw_slab, slab_augment
+from data_adapters.mri.recipe import Source, draw_slab, slab_augment
 from data_adapters.mri.subjects import subject, top_folder
 from data_adapters.mri.volume import (
     LAYOUT,
@@ -23,6 +25,7 @@ from data_adapters.mri.volume import (
     normalise,
     resize,
     slicing_plane,
+    spread,
     square_slice,
     stack_slices,
     stack_volume,
@@ -32,29 +35,35 @@ from data_adapters.mri.volume import (
 SLICES_PER_SAMPLE = 8  # an epoch draws one slab for each 8 slices of a volume ...
 MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
 MAX_VOXELS = 10**9  # 4 GB while decoding; a damaged or hostile header can claim more than any scanner makes
+THICK = 3  # slices are thick above this ratio of voxel sides (nnU-Net's threshold for anisotropic data)
 PACKED_DICOM = ".dcm.gz"
 
 
 class MRIAdapter(BaseAdapter):
     """Records are volumes, DICOM series and 2-D slices; an embedding pools `slices` slices of a volume.
 
-    meta: `reader` (nifti, series, multiframe, slice, exported), `size`, `spacing` (mm), `bits`, `files` (all that make
-    up the record) and, from DICOM, `derived`, `manufacturer`, `tesla`. Volumes are cached when training reads them;
-    `prepare` and `verify` store nothing, so that an uploaded image leaves no trace.
+    meta: `reader` (nifti for every volume file, series, multiframe, slice, exported, sequences), `size`, `spacing`
+    (mm), `affine` (RAS), `bits`, `files` (all that make up the record), and what docs/mri.md lists. Volumes are cached
+    when training reads them; `prepare` and `verify` store nothing, so that an uploaded image leaves no trace.
     """
 
     name: ClassVar[str] = "mri"
-    suffixes: ClassVar[tuple[str, ...]] = (*nifti.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
+    suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 1
 
     @property
     def spec(self) -> Spec:
-        """One or three grey channels, centred at .5."""
-        n = self.options.channels
+        """One or three grey channels, or one a sequence, centred at .5."""
+        n = self.options.image_channels
         return self.make_spec(channels=n, mean=(0.5,) * n, std=(0.5,) * n)
 
     # --- scan -------------------------------------------------------------------------------------------------------
+
+    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
+        """As every adapter; with the option `sequences`, one record for each patient and session."""
+        found = super().scan(root, catalog=catalog)
+        return sequences.combine(found, self.options) if self.options.sequences else found
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
@@ -70,7 +79,7 @@ class MRIAdapter(BaseAdapter):
             except Exception as error:
                 yield rejected(path, error)
                 continue
-            if nifti.header_of(path) not in names:  # a pair is one record, under its header's name
+            if containers.header_of(path) not in names:  # a pair is one record, under its header's name
                 yield from self.try_inspect(path, top)
         groups, copies = series.group_series(headers)
         for members in groups:
@@ -92,17 +101,21 @@ class MRIAdapter(BaseAdapter):
             return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], root)]
         if lower.endswith(exported.SUFFIXES):
             picture = exported.read_header(path)
-            meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits}
+            meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
             return [Record(uri=str(path), group=self._group(path, root), meta=meta)]
-        path = nifti.header_of(path) or path
+        path = containers.header_of(path) or path
         o = self.options
-        header = nifti.read_header(path, volume=o.volume, sides_matter=not o.flip)
-        meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files)}
-        return [self._volume_record(path, self._group(path, root), header, meta)]
+        header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
+        meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
+        return [self._volume_record(path, self._group(path, root), header.grid, meta)]
 
     def _dicom_record(self, members: list[dicom.Header], top: Path) -> Record:
         first = members[0]
+        dicom.permit(members, self.options)
         meta = {"bits": first.bits, "files": [str(header.path) for header in members], **first.facts}
+        sequence = sequences.by_pattern(first.description, self.options.sequence_patterns)
+        if sequence is not None:
+            meta["sequence"] = sequence
         group = self._group(first.path, top, patient=first.patient)
         if first.frames > 1:
             return self._volume_record(
@@ -117,16 +130,25 @@ class MRIAdapter(BaseAdapter):
             meta["mirror"] = int(np.abs(first.orientation[:3]).argmax()) == 0  # columns run from right to left
         return Record(uri=str(first.path), group=group, meta=meta)
 
-    def _volume_record(self, path: Path, group: str, grid: nifti.Header | series.Grid, meta: dict[str, Any]) -> Record:
+    def _volume_record(self, path: Path, group: str, grid: Grid, meta: dict[str, Any]) -> Record:
         if math.prod(grid.size) > MAX_VOXELS:
             raise BadFileError("more than 10^9 voxels", remedy="Give a coarser volume or parts of it.", path=path)
         plane = slicing_plane(shape=grid.size, spacing=grid.spacing, plane=self.options.plane)
         n = grid.size[LAYOUT[plane][0]]
+        if max(grid.spacing) > THICK * min(grid.spacing):
+            meta["thick_slices"] = True
+            pixel = [grid.spacing[axis] for axis in LAYOUT[plane][1:]]
+            if max(pixel) > THICK * min(pixel) and self.options.thick == "refuse":
+                raise BadFileError(
+                    "the plane cuts across thick slices",
+                    remedy="Set the option plane to acquired, or thick to resample.",
+                    path=path,
+                )
         return Record(
             uri=str(path),
             group=group,
             samples=min(max(n // SLICES_PER_SAMPLE, 1), MAX_SAMPLES),
-            meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing)},
+            meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing), "affine": list(grid.affine)},
         )
 
     def _group(self, path: Path, top: Path, *, patient: str = "") -> str:
@@ -134,9 +156,16 @@ class MRIAdapter(BaseAdapter):
 
     # --- pixels -----------------------------------------------------------------------------------------------------
 
-    def read(self, record: Record, rng: np.random.Generator) -> Slab:
+    def read(self, record: Record, rng: np.random.Generator) -> Source:
         """A slab about a slice drawn from the usable ones. Raises BadFileError."""
         o = self.options
+        if record.meta.get("reader") == sequences.READER:
+            members = sequences.parts(record)
+            stacks = {name: self._stack(part, store=True) for name, part in members.items()}
+            common: dict[str, Any] = {"rng": rng, "slab_mm": o.slab_mm, "mirror": o.flip, "dropout": o.sequence_dropout}
+            if o.combine == "channels":
+                return paired.draw_channels([stacks.get(name) for name in o.sequences], **common)
+            return paired.draw_paired(stacks, members, plane=o.plane, channels=o.channels, **common)
         stack = self._stack(record, store=True)
         return draw_slab(stack, rng=rng, slab_mm=o.slab_mm, channels=o.channels, mirror=o.flip)
 
@@ -147,18 +176,33 @@ class MRIAdapter(BaseAdapter):
     def prepare(self, record: Record) -> Tensor:
         """Slices spread evenly over the usable ones, on a black square: (n, C, size, size) float32 in [0, 1].
 
-        n is `slices`, or fewer where a volume has fewer usable slices; 1 for a 2-D slice.
+        n is `slices`, or fewer where a volume has fewer usable slices; 1 for a 2-D slice. Sequences as channels give
+        such slices with a zero channel for a missing sequence; sequences as views give those of one after the other.
         """
         o = self.options
+        if record.meta.get("reader") == sequences.READER:
+            members = sequences.parts(record)
+            if o.combine == "views":
+                return torch.cat([self.prepare(part) for part in members.values()])
+            stacks = {name: self._stack(part, store=False) for name, part in members.items()}
+            images = paired.prepare_channels(
+                [stacks.get(name) for name in o.sequences], slices=o.slices, size=o.global_size
+            )
+            return torch.stack([to_tensor(image) for image in images])
         stack = self._stack(record, store=False)
-        candidates = usable(stack.area)
-        chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, o.slices).round().astype(int))]
         slices = stack.slices[0 : len(stack.area)]
-        images = [resize(square_slice(slices, int(i), channels=o.channels), o.global_size) for i in chosen]
+        images = [
+            resize(square_slice(slices, int(i), channels=o.channels), o.global_size)
+            for i in spread(usable(stack.area), o.slices)
+        ]
         return torch.stack([to_tensor(image) for image in images])
 
     def verify(self, record: Record) -> None:
         """Decode every voxel and compare gzip checksums. Raises BadFileError."""
+        if record.meta.get("reader") == sequences.READER:
+            for part in sequences.parts(record).values():
+                self.verify(part)
+            return
         if not all(Path(name).is_file() for name in _files(record)):
             raise _missing(record)
         if record.meta.get("reader") == "nifti":
@@ -182,7 +226,7 @@ class MRIAdapter(BaseAdapter):
             "volume": o.volume,
         }
         try:
-            key = cache_key(files=_files(record), recipe=recipe)
+            key = cache_key(files=_files(record), recipe=recipe, folder=self._cache.folder if store else None)
         except FileNotFoundError as error:
             raise _missing(record) from error
         entry = self._cache.find(key)
@@ -218,7 +262,7 @@ class MRIAdapter(BaseAdapter):
         o, path, meta = self.options, Path(record.uri), record.meta
         match meta.get("reader"):
             case "nifti":
-                return stack_volume(nifti.load(path, volume=o.volume), plane=o.plane)
+                return stack_volume(containers.load(path, volume=o.volume), plane=o.plane)
             case "series":
                 return stack_volume(series.load_series(_files(record)), plane=o.plane)
             case "multiframe":

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,36 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
+from data_adapters.identity import pseudonym
+from data_adapters.mri.options import MRIOptions
 
 SUFFIXES = (".dcm", ".ima")
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, .7.1 to .7.4
 DEFLATED = "1.2.840.10008.1.2.1.99"
+SCREENSHOT = ("secondary capture (a screenshot or scanned image)", "Give the original MR images.")
+NUMBERS = {
+    "MagneticFieldStrength": "tesla",
+    "RepetitionTime": "repetition_ms",
+    "EchoTime": "echo_ms",
+    "InversionTime": "inversion_ms",
+    "FlipAngle": "flip_deg",
+}
 GREY = ("MONOCHROME1", "MONOCHROME2")
 LOCALIZER = re.compile(r"\b(localizer|localiser|scout|survey|3.?plane)\b", re.IGNORECASE)
 CODE = re.compile(r"none|[A-Z]{2,8}")  # what a Modality looks like; a damaged header may hold any text there
 NO_PATIENT = re.compile(r"(anon[a-z]*|unknown|none|0*)", re.IGNORECASE)  # what de-identifiers write for everybody
+# ImageType values of images that a scanner or workstation has computed from others.
+COMPUTED = frozenset(
+    "ADC,EADC,FA,TRACEW,TENSOR,MPR,MIP,MINIP,PROJECTION IMAGE,CSA MPR,CSA RESAMPLED,SUBTRACTION,SUB,T1 MAP,T2 MAP,"
+    "T2_STAR MAP,CBF,CBV,MTT,TTP,TMAX,RELCBF,RELCBV,RELMTT".split(",")
+)
+NOT_MAGNITUDE = frozenset(("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY MAP"))
 TAGS = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID Modality ImageType BurnedInAnnotation "
     "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored PhotometricInterpretation "
-    "ImagePositionPatient ImageOrientationPatient PixelSpacing Manufacturer MagneticFieldStrength"
+    "ImagePositionPatient ImageOrientationPatient PixelSpacing Manufacturer ManufacturerModelName "
+    "MagneticFieldStrength RepetitionTime EchoTime InversionTime FlipAngle RescaleSlope StudyInstanceUID"
 ).split()
 
 
@@ -42,7 +59,10 @@ class Header:
     position: tuple[float, ...] | None  # ImagePositionPatient, mm
     orientation: tuple[float, ...] | None  # ImageOrientationPatient
     pixel_mm: tuple[float, float] | None  # (row, column) distance
-    facts: dict[str, Any]  # what may be stored: manufacturer, field strength (tesla), derived
+    echo_ms: float | None
+    rescaled: bool
+    description: str  # SeriesDescription: matched with the option sequence_patterns, never stored
+    facts: dict[str, Any]  # what may be stored: device, field strength, timing, kind of image, a pseudonym of the study
 
 
 def is_dicom(path: Path) -> bool:
@@ -90,20 +110,44 @@ def read_header(path: Path, *, modalities: tuple[str, ...]) -> Header:
             raise BadFileError("damaged DICOM header", remedy="Export it again.", path=path) from error
 
 
+def permit(headers: Sequence[Header], options: MRIOptions) -> None:
+    """Refuse kinds of images that only an option lets in; the kinds stand in `facts` in either case.
+
+    Raises:
+        BadFileError: secondary captures, burned-in text, computed images or phase, without their option.
+    """
+    for fact, allowed, cause, remedy in (
+        ("secondary_capture", options.secondary_captures, *SCREENSHOT),
+        ("burned_in", options.burned_in, "text is burned into the image", "Give the images without annotations."),
+        (
+            "computed",
+            options.derived,
+            "derived series (parameter map, projection or reformat)",
+            "Give the acquired images, or set the option derived.",
+        ),
+        (
+            "not_magnitude",
+            options.derived,
+            "phase, real or imaginary image",
+            "Give the magnitude images, or set the option derived.",
+        ),
+    ):
+        if not allowed and any(header.facts.get(fact) for header in headers):
+            raise BadFileError(cause, remedy=remedy)
+
+
 def _judge(data: Any, modalities: tuple[str, ...]) -> None:
     modality = str(data.get("Modality", "") or "none")
-    if str(data.SOPClassUID).startswith(SECONDARY_CAPTURE):
-        raise BadFileError("secondary capture (a screenshot or scanned image)", remedy="Give the original MR images.")
-    if modality not in modalities:
+    secondary = _is_secondary(data)
+    if modality not in modalities and not secondary:  # `permit` decides about those
         raise BadFileError(
             f"DICOM modality {modality if CODE.fullmatch(modality) else '(no code)'}, not {' or '.join(modalities)}",
             remedy="Keep other objects outside the archive, or set the option modalities.",
         )
-    if str(data.get("BurnedInAnnotation", "") or "").upper() == "YES":
-        raise BadFileError("text is burned into the image", remedy="Give the images without annotations.")
     photometric = str(data.get("PhotometricInterpretation", "") or "")
     if int(data.get("SamplesPerPixel", 1) or 1) != 1 or (photometric and photometric not in GREY):
-        raise BadFileError("colour DICOM image", remedy="Give the grey-value MR images.")
+        cause, remedy = SCREENSHOT if secondary else ("colour DICOM image", "Give the grey-value MR images.")
+        raise BadFileError(cause, remedy=remedy)
     kinds = [str(kind).upper() for kind in _listed(data.get("ImageType"))]
     if "LOCALIZER" in kinds or LOCALIZER.search(str(data.get("SeriesDescription", "") or "")):
         raise BadFileError("localizer", remedy="None needed: planning scans are left out.")
@@ -136,11 +180,7 @@ def _header(data: Any, path: Path) -> Header:
     if spacing is not None and min(spacing) <= 0:
         raise BadFileError("pixel spacing is zero", remedy="Correct the header, or export the series again.")
     patient = str(data.get("PatientID", "") or "").strip()
-    facts: dict[str, Any] = {"derived": "DERIVED" in [str(k).upper().strip() for k in _listed(data.get("ImageType"))]}
-    if data.get("Manufacturer"):
-        facts["manufacturer"] = str(data.Manufacturer).strip()
-    if data.get("MagneticFieldStrength"):
-        facts["tesla"] = float(data.MagneticFieldStrength)
+    facts = _facts(data)
     return Header(
         path=path,
         series=str(data.get("SeriesInstanceUID", "") or ""),
@@ -153,8 +193,41 @@ def _header(data: Any, path: Path) -> Header:
         position=_floats(data.get("ImagePositionPatient"), 3),
         orientation=_floats(data.get("ImageOrientationPatient"), 6),
         pixel_mm=(spacing[0], spacing[1]) if spacing is not None else None,
+        echo_ms=facts.get("echo_ms"),
+        rescaled=facts["rescaled"],
+        description=str(data.get("SeriesDescription", "") or ""),
         facts=facts,
     )
+
+
+def _is_secondary(data: Any) -> bool:
+    return str(data.SOPClassUID).startswith(SECONDARY_CAPTURE)
+
+
+def _facts(data: Any) -> dict[str, Any]:
+    """What may be stored of a header; no name, number or date of a patient is among it."""
+    kinds = {str(kind).upper().strip() for kind in _listed(data.get("ImageType"))}
+    facts: dict[str, Any] = {"derived": "DERIVED" in kinds, "rescaled": "RescaleSlope" in data}
+    flags = {
+        "computed": bool(kinds & COMPUTED),
+        "not_magnitude": bool(kinds & NOT_MAGNITUDE),
+        "secondary_capture": _is_secondary(data),
+        "burned_in": str(data.get("BurnedInAnnotation", "") or "").upper() == "YES",
+    }
+    facts |= {name: True for name, is_so in flags.items() if is_so}
+    for keyword, key in (("Manufacturer", "manufacturer"), ("ManufacturerModelName", "model")):
+        if data.get(keyword):
+            facts[key] = str(data.get(keyword)).strip()
+    for keyword, key in NUMBERS.items():
+        try:
+            value = float(data.get(keyword) or 0)
+        except (TypeError, ValueError):  # no pixel depends on it
+            continue
+        if value > 0:
+            facts[key] = value
+    if data.get("StudyInstanceUID"):
+        facts["session"] = pseudonym("session", str(data.StudyInstanceUID))
+    return facts
 
 
 def _listed(value: Any) -> list[Any]:

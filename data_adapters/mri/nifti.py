@@ -2,15 +2,15 @@
 
 import gzip
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel import affines, filebasedimages, spatialimages
+from nibabel import affines, filebasedimages, orientations, spatialimages
 
 from data_adapters.errors import BadFileError, require
+from data_adapters.mri.geometry import Header, canonical_grid, check_affine, spatial_shape, to_ras
 from data_adapters.mri.options import VolumeChoice
 from data_adapters.mri.volume import Volume
 
@@ -33,17 +33,6 @@ SUFFIXES = (
 SPACING_TOLERANCE = 0.05  # relative difference between the header's voxel size and the affine's
 GZIP_MAGIC, HDF5_MAGIC = b"\x1f\x8b", b"\x89HDF"
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)  # what gzip, zlib and nibabel raise on short or damaged data
-SPLIT_REMEDY = "Set the option volume to mean, first or an index, or split the file."
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of itself: RAS `size` (voxels) and `spacing` (mm), `bits` of a voxel, the `files` of a pair."""
-
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    bits: int
-    files: tuple[str, ...]
 
 
 def header_of(path: Path) -> Path | None:
@@ -96,29 +85,19 @@ def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) 
         BadFileError: 4-D without a choice, RGB, complex, contradictory or unusable geometry.
     """
     image = open_image(path)
-    shape = _grid(image.shape, volume)
+    shape = spatial_shape(image.shape, volume)
     dtype = image.get_data_dtype()
     if dtype.names is not None:
         raise BadFileError("colour (RGB) volume", remedy="Give the grey-value volume.", path=path)
     if dtype.kind not in "iuf":
         raise BadFileError("complex values", remedy="Export the magnitude image.", path=path)
     _check_geometry(image, sides_matter=sides_matter)
-    axes = nib.io_orientation(image.affine)[:, 0].astype(int)
-    sizes = affines.voxel_sizes(image.affine)
-    size, spacing = [0, 0, 0], [0.0, 0.0, 0.0]
-    for axis, target in enumerate(axes):
-        size[target], spacing[target] = int(shape[axis]), round(float(sizes[axis]), 4)
     files = {str(path): None} | {
         part.filename: None
         for part in image.file_map.values()
         if part.filename is not None and Path(part.filename).is_file()
     }
-    return Header(
-        size=(size[0], size[1], size[2]),
-        spacing=(spacing[0], spacing[1], spacing[2]),
-        bits=dtype.itemsize * 8,
-        files=tuple(files),
-    )
+    return Header(grid=canonical_grid(shape, image.affine), bits=dtype.itemsize * 8, files=tuple(files))
 
 
 def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
@@ -128,7 +107,7 @@ def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
         BadFileError: 4-D without a choice, or the data end early.
     """
     image = open_image(path)
-    shape = _grid(image.shape, volume)
+    shape = spatial_shape(image.shape, volume)
     try:
         if len(image.shape) > 3 and volume == "mean" and image.shape[3] > 1:
             array = np.asanyarray(image.dataobj).mean(axis=3, dtype=np.float64)
@@ -140,12 +119,7 @@ def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
     except DAMAGE as error:
         raise BadFileError("truncated or damaged data", remedy="Copy the file again.", path=path) from error
     array = array.reshape(shape).astype(np.float32, copy=False)
-    orientation = nib.io_orientation(image.affine)
-    sizes = affines.voxel_sizes(image.affine)
-    spacing = [0.0, 0.0, 0.0]
-    for axis, target in enumerate(orientation[:, 0].astype(int)):
-        spacing[target] = float(sizes[axis])
-    return Volume(array=nib.apply_orientation(array, orientation), spacing=(spacing[0], spacing[1], spacing[2]))
+    return to_ras(array, image.affine)
 
 
 def check_compression(files: tuple[str, ...]) -> None:
@@ -165,26 +139,8 @@ def check_compression(files: tuple[str, ...]) -> None:
             raise BadFileError("truncated or damaged data", remedy="Copy the file again.", path=name) from error
 
 
-def _grid(shape: tuple[int, ...], volume: VolumeChoice | None) -> tuple[int, int, int]:
-    """The three spatial sizes; the fourth axis needs a choice, a fifth is never an image."""
-    if len(shape) < 3:
-        raise BadFileError("fewer than three dimensions", remedy="Give a volume, or export the slice as PNG.")
-    if any(n > 1 for n in shape[4:]):
-        raise BadFileError("five dimensions (vectors or tensors)", remedy="Give scalar images.")
-    repeats = int(np.prod(shape[3:], dtype=int)) if len(shape) > 3 else 1
-    if repeats > 1 and volume is None:
-        raise BadFileError("4-D: several volumes in one file", remedy=SPLIT_REMEDY)
-    if isinstance(volume, int) and volume >= repeats > 1:
-        raise BadFileError("4-D: fewer volumes than the option volume asks for", remedy=SPLIT_REMEDY)
-    if min(shape) == 0:
-        raise BadFileError("no voxels", remedy="Export the image again.")
-    return int(shape[0]), int(shape[1]), int(shape[2])
-
-
 def _check_geometry(image: Any, *, sides_matter: bool) -> None:
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise BadFileError("unusable affine (voxel size or direction missing)", remedy="Convert it from DICOM again.")
+    affine = check_affine(image.affine)
     header = image.header
     if isinstance(image, nib.Nifti1Pair):
         given = np.asarray(header.get_zooms()[:3], float)
@@ -194,10 +150,13 @@ def _check_geometry(image: Any, *, sides_matter: bool) -> None:
                 "voxel sizes of the header and the affine differ", remedy="Correct pixdim or sform, and save it again."
             )
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
-        if sform is not None and qform is not None and _mirrored(sform) != _mirrored(qform):
-            raise BadFileError(
-                "sform and qform disagree about left and right", remedy="Correct one, and save it again."
-            )
+        if sform is not None and qform is not None:
+            if _mirrored(sform) != _mirrored(qform):
+                raise BadFileError(
+                    "sform and qform disagree about left and right", remedy="Correct one, and save it again."
+                )
+            if not np.array_equal(orientations.io_orientation(sform), orientations.io_orientation(qform)):
+                raise BadFileError("sform and qform disagree about the axes", remedy="Correct one, and save it again.")
         recorded = sform is not None or qform is not None
     else:
         recorded = not isinstance(image, nib.AnalyzeImage)

@@ -4,7 +4,6 @@ Order and geometry come from position and orientation (highdicom), never from In
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,19 @@ import numpy as np
 
 from data_adapters.errors import BadFileError, require
 from data_adapters.mri.dicom import Header, load_slice, open_dataset, quiet
+from data_adapters.mri.geometry import LPS_TO_RAS, Grid, canonical_grid
 from data_adapters.mri.volume import Volume
 
 GEOMETRY_TOLERANCE = 1e-3  # of direction cosines and, relative, of the pixel spacing within a series
 
 
-@dataclass(frozen=True)
-class Grid:
-    """RAS `size` (voxels) and `spacing` (mm) of the volume that a series makes."""
-
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-
-
 def group_series(headers: Iterable[Header]) -> tuple[list[list[Header]], list[Header]]:
     """Files by series, and the files that repeat an image already seen (same SOPInstanceUID).
 
-    An Enhanced multi-frame file, and a file without SeriesInstanceUID, stands for itself.
+    An Enhanced multi-frame file, and a file without SeriesInstanceUID, stands for itself. Magnitude and phase images
+    of one series are two groups, and so are the echoes of a multi-echo series.
     """
-    groups: dict[tuple[str, str], list[Header]] = {}
+    groups: dict[tuple[str, str, bool], list[Header]] = {}
     seen: set[str] = set()
     copies: list[Header] = []
     for header in headers:
@@ -39,8 +32,22 @@ def group_series(headers: Iterable[Header]) -> tuple[list[list[Header]], list[He
             continue
         seen.add(header.instance)
         alone = header.frames > 1 or not header.series
-        groups.setdefault((header.series, str(header.path) if alone else ""), []).append(header)
-    return list(groups.values()), copies
+        key = (header.series, str(header.path) if alone else "", "not_magnitude" in header.facts)
+        groups.setdefault(key, []).append(header)
+    return [echo for members in groups.values() for echo in split_echoes(members)], copies
+
+
+def split_echoes(headers: list[Header]) -> list[list[Header]]:
+    """The images of each echo time, shortest first, where a series has several images at one position."""
+    echoes: dict[float, list[Header]] = {}
+    for header in headers:
+        if header.echo_ms is None or header.position is None:
+            return [headers]
+        echoes.setdefault(round(header.echo_ms, 3), []).append(header)
+    positions = {tuple(np.round(header.position or (), 3)) for header in headers}
+    if len(echoes) < 2 or len(positions) == len(headers):
+        return [headers]
+    return [echoes[time] for time in sorted(echoes)]
 
 
 def series_grid(headers: Sequence[Header]) -> Grid:
@@ -57,10 +64,12 @@ def series_grid(headers: Sequence[Header]) -> Grid:
         raise BadFileError(
             "mixed geometry in one series", remedy="Split the series by orientation and size (dcm2niix does it)."
         )
+    if len({h.rescaled for h in headers}) > 1:
+        raise BadFileError("rescale slope missing in a part of the series", remedy="Export the series again.")
     positions = [h.position for h in headers]
     if len({tuple(np.round(p, 3)) for p in positions if p is not None}) < len(headers):
         raise BadFileError(
-            "several images at one position (echoes, b-values or time points)",
+            "several images at one position (b-values, time points or unmarked echoes)",
             remedy="Convert the series with dcm2niix, which writes one file each.",
         )
     spatial = require("highdicom.spatial", extra="mri")
@@ -68,11 +77,14 @@ def series_grid(headers: Sequence[Header]) -> Grid:
     if spacing is None:
         raise BadFileError("slices are missing or unevenly spaced", remedy="Copy the whole series again.")
     assert first.orientation is not None and first.pixel_mm is not None  # checked above
-    return _ras_grid(
-        orientation=first.orientation,
-        size=(first.columns, first.rows, len(headers)),
-        spacing=(first.pixel_mm[1], first.pixel_mm[0], float(spacing)),
-    )
+    across = np.cross(first.orientation[:3], first.orientation[3:])
+    start = min((h.position for h in headers if h.position is not None), key=lambda p: float(across @ p))
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.orientation[:3]) * first.pixel_mm[1]
+    affine[:3, 1] = np.array(first.orientation[3:]) * first.pixel_mm[0]
+    affine[:3, 2] = across * float(spacing)
+    affine[:3, 3] = start
+    return canonical_grid((first.columns, first.rows, len(headers)), LPS_TO_RAS @ affine)
 
 
 def multiframe_grid(path: Path) -> Grid:
@@ -85,10 +97,7 @@ def multiframe_grid(path: Path) -> Grid:
         geometry = _enhanced(path).get_volume_geometry()
         if geometry is None:
             raise _no_volume(path)
-        geometry = geometry.to_patient_orientation("RAS")
-    x, y, z = geometry.spatial_shape
-    a, b, c = (round(float(mm), 4) for mm in geometry.spacing)
-    return Grid(size=(x, y, z), spacing=(a, b, c))
+    return canonical_grid(geometry.spatial_shape, LPS_TO_RAS @ geometry.affine)
 
 
 def load_series(files: Sequence[str]) -> Volume:
@@ -163,16 +172,3 @@ def _plane(header: Header) -> np.ndarray:
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE))
-
-
-def _ras_grid(*, orientation: Sequence[float], size: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
-    """Size and spacing along (columns, rows, slices), sorted onto the closest patient axes."""
-    row_direction, column_direction = np.array(orientation[:3]), np.array(orientation[3:])
-    directions = np.abs([row_direction, column_direction, np.cross(row_direction, column_direction)])
-    first = int(directions[0].argmax())
-    second = int(np.where(np.arange(3) == first, -1, directions[1]).argmax())
-    axes = (first, second, 3 - first - second)
-    by_axis = {axis: (n, round(mm, 4)) for axis, n, mm in zip(axes, size, spacing, strict=True)}
-    return Grid(
-        size=(by_axis[0][0], by_axis[1][0], by_axis[2][0]), spacing=(by_axis[0][1], by_axis[1][1], by_axis[2][1])
-    )

@@ -156,6 +156,12 @@ def usable(area: np.ndarray) -> np.ndarray:
     return central if central.size else enough
 
 
+def spread(candidates: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the candidates, spread evenly from the first to the last, none twice."""
+    chosen: np.ndarray = candidates[np.unique(np.linspace(0, len(candidates) - 1, n).round().astype(int))]
+    return chosen
+
+
 def square_slice(stack: np.ndarray, index: int, *, channels: int) -> np.ndarray:
     """Slice `index` of (n, H, W), with its neighbours as channels if 3, on a black square: (S, S, channels) float32.
 
@@ -164,7 +170,8 @@ def square_slice(stack: np.ndarray, index: int, *, channels: int) -> np.ndarray:
     n, height, width = stack.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    out = np.zeros((side, side, channels), np.float32)
+    square = height == width
+    out = np.empty((side, side, channels), np.float32) if square else np.zeros((side, side, channels), np.float32)
     for channel in range(channels):
         neighbour = min(max(index + channel - channels // 2, 0), n - 1)
         half = np.ascontiguousarray(stack[neighbour])
@@ -174,7 +181,9 @@ def square_slice(stack: np.ndarray, index: int, *, channels: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(S, S, C) -> (size, size, C): area averages when shrinking, linear interpolation when enlarging."""
-    method = cv2.INTER_AREA if size < image.shape[0] else cv2.INTER_LINEAR
+    """(H, W, C) -> (size, size, C): area averages when shrinking, linear interpolation when enlarging."""
+    if image.shape[2] > 4:  # more than OpenCV averages at once
+        return np.concatenate([resize(image[:, :, c : c + 4], size) for c in range(0, image.shape[2], 4)], axis=2)
+    method = cv2.INTER_AREA if size * size < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
     resized: np.ndarray = cv2.resize(image, (size, size), interpolation=method)
     return resized.reshape(size, size, image.shape[2])

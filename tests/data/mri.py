@@ -1,5 +1,8 @@
-"""Small MRI files in real formats: one asymmetric phantom, written as NIfTI, MGH, DICOM series and Enhanced MR."""
+"""Small MRI files in real formats: one asymmetric phantom, as NIfTI, MGH, NRRD, MetaImage and DICOM."""
 
+import bz2
+import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,94 @@ def write_nifti(path: Path, array: np.ndarray, **options: Any) -> Path:
     """Save `nifti(array, ...)` under `path`; the suffix decides about compression and pairs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nifti(array, **options), path)
+    return path
+
+
+def stored(array: np.ndarray, axes: str, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The RAS `array` as kept along `axes`, and its affine in LPS mm."""
+    image = nifti(array, axes=axes, spacing=spacing)
+    return np.asanyarray(image.dataobj), np.diag([-1, -1, 1, 1]) @ image.affine
+
+
+def write_nrrd(
+    path: Path,
+    array: np.ndarray,
+    *,
+    axes: str = "RAS",
+    spacing: Sequence[float] = SPACING,
+    space: str = "left-posterior-superior",
+    encoding: str = "gzip",
+    big: bool = False,
+    **fields: str,
+) -> Path:
+    """An NRRD file as 3D Slicer writes it; `.nhdr` gets a data file beside it. `fields` override or (empty) remove."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept, affine = stored(array, axes, spacing)
+    signs = {"left-posterior-superior": (1, 1, 1), "RAS": (-1, -1, 1), "left-anterior-superior": (1, -1, 1)}
+    affine = np.diag([*signs.get(space, (1, 1, 1)), 1]) @ affine
+    vectors = [f"({','.join(repr(float(v)) for v in affine[:3, axis])})" for axis in range(3)]
+    content = kept.astype(kept.dtype.newbyteorder(">" if big else "<")).tobytes(order="F")
+    numbers = " ".join(map(str, kept.ravel(order="F").tolist())).encode()
+    written = {"raw": content, "gzip": gzip.compress(content), "bzip2": bz2.compress(content), "ascii": numbers}
+    data = written.get(encoding, content)
+    values = {
+        "type": {"int16": "short", "float32": "float", "uint8": "uchar"}[str(kept.dtype)],
+        "dimension": str(kept.ndim),
+        "space": space,
+        "sizes": " ".join(map(str, kept.shape)),
+        "space directions": " ".join(vectors + ["none"] * (kept.ndim - 3)),
+        "kinds": " ".join(["domain"] * 3 + ["list"] * (kept.ndim - 3)),
+        "endian": "big" if big else "little",
+        "encoding": encoding,
+        "space origin": f"({','.join(repr(float(v)) for v in affine[:3, 3])})",
+    } | {key.replace("_", " "): value for key, value in fields.items()}
+    if path.suffix == ".nhdr" and "data file" not in values:
+        values["data file"] = path.with_suffix(".raw").name
+        path.with_suffix(".raw").write_bytes(data)
+        data = b""
+    lines = ["NRRD0004", "# made by a test", *(f"{key}: {value}" for key, value in values.items() if value)]
+    path.write_bytes("\n".join(lines).encode() + b"\n\n" + data)
+    return path
+
+
+def write_metaimage(
+    path: Path,
+    array: np.ndarray,
+    *,
+    axes: str = "RAS",
+    spacing: Sequence[float] = SPACING,
+    compress: bool = False,
+    big: bool = False,
+    **fields: str,
+) -> Path:
+    """A MetaImage file as ITK writes it; `.mhd` gets a data file beside it. `fields` override or (empty) remove."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept, affine = stored(array, axes, spacing)
+    n = kept.ndim
+    directions, origin, sizes = np.eye(n), np.zeros(n), np.ones(n)
+    sizes[:3] = np.linalg.norm(affine[:3, :3], axis=0)
+    directions[:3, :3], origin[:3] = (affine[:3, :3] / sizes[:3]).T, affine[:3, 3]
+    content = kept.astype(kept.dtype.newbyteorder(">" if big else "<")).tobytes(order="F")
+    data = zlib.compress(content) if compress else content
+    values = {
+        "ObjectType": "Image",
+        "NDims": str(n),
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": str(big),
+        "CompressedData": str(compress),
+        "TransformMatrix": " ".join(repr(float(v)) for v in directions.ravel()),
+        "Offset": " ".join(repr(float(v)) for v in origin),
+        "CenterOfRotation": " ".join(["0"] * n),
+        "ElementSpacing": " ".join(repr(float(v)) for v in sizes),
+        "DimSize": " ".join(map(str, kept.shape)),
+        "ElementType": {"int16": "MET_SHORT", "float32": "MET_FLOAT", "uint8": "MET_UCHAR"}[str(kept.dtype)],
+    } | fields
+    name = values.pop("ElementDataFile", "LOCAL" if path.suffix == ".mha" else path.with_suffix(".zraw").name)
+    if path.suffix == ".mhd":
+        path.with_suffix(".zraw").write_bytes(data)
+        data = b""
+    lines = [f"{key} = {value}\n" for key, value in values.items() if value] + [f"ElementDataFile = {name}\n"]
+    path.write_bytes("".join(lines).encode() + data)
     return path
 
 
@@ -138,6 +229,25 @@ def write_series(
         geometry = slice_geometry(index, plane, spacing=spacing, shape=array.shape)
         data = dataset(image, series=series, instance=int(names[index]) + 1, **{**geometry, **tags})
         paths.append(save_dicom(folder / f"IM{names[index]:04d}{suffix}", data, compress=compress))
+    return paths
+
+
+def write_series_along(
+    folder: Path, array: np.ndarray, *, axes: str, spacing: Sequence[float] = SPACING, seed: int = 1
+) -> list[Path]:
+    """A series whose columns, rows and slices run along `axes` of RAS (such as "PSR"), in shuffled files."""
+    kept, affine = stored(array, axes, spacing)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = affine[:3, :3] / sizes
+    order, paths = np.random.default_rng(seed).permutation(kept.shape[2]), []
+    for name, index in enumerate(order):
+        geometry = {
+            "ImagePositionPatient": [float(v) for v in affine[:3, 3] + index * affine[:3, 2]],
+            "ImageOrientationPatient": [float(v) for v in (*cosines[:, 0], *cosines[:, 1])],
+            "PixelSpacing": [float(sizes[1]), float(sizes[0])],
+        }
+        data = dataset(kept[:, :, index].T, series=3, instance=name + 1, **geometry)
+        paths.append(save_dicom(folder / f"IM{name:04d}", data))
     return paths
 
 

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_adapters import cache
 from data_adapters.cache import ArrayCache, cache_key, default_folder
 
 KEY = "ab" + "0" * 62
@@ -56,20 +58,50 @@ def test_no_folder_means_no_cache():
     assert store.find(KEY) is None
 
 
-def test_key_changes_with_everything_that_matters(tmp_path):
-    file = tmp_path / "a.nii"
+def test_key_is_made_of_content_order_and_recipe(tmp_path):
+    file, other = tmp_path / "a.nii", tmp_path / "b.nii"
     file.write_bytes(b"one")
+    other.write_bytes(b"two")
     names = [str(file)]
     base = cache_key(files=names, recipe={"plane": "axial"})
     assert base == cache_key(files=names, recipe={"plane": "axial"})
     assert base != cache_key(files=names, recipe={"plane": "coronal"})
+    assert base != cache_key(files=[str(other)], recipe={"plane": "axial"})
+    both = [str(file), str(other)]
+    assert cache_key(files=both, recipe={}) != cache_key(files=both[::-1], recipe={})
     os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
-    touched = cache_key(files=names, recipe={"plane": "axial"})
-    assert touched != base
-    file.write_bytes(b"longer")
-    assert cache_key(files=names, recipe={"plane": "axial"}) not in (base, touched)
+    assert cache_key(files=names, recipe={"plane": "axial"}) == base  # touched, not changed
+    moved = file.rename(tmp_path / "c.nii")
+    assert cache_key(files=[str(moved)], recipe={"plane": "axial"}) == base
+    moved.write_bytes(b"One")
+    os.utime(moved, ns=(1, 1))
+    assert cache_key(files=[str(moved)], recipe={"plane": "axial"}) != base  # of the same length
     with pytest.raises(FileNotFoundError):
         cache_key(files=[str(tmp_path / "gone")], recipe={})
+
+
+def test_a_border_between_files_matters(tmp_path):
+    for name, content in (("a", b"12"), ("b", b"3"), ("c", b"1"), ("d", b"23")):
+        (tmp_path / name).write_bytes(content)
+    one, two = ([str(tmp_path / n) for n in names] for names in ("ab", "cd"))
+    assert cache_key(files=one, recipe={}) != cache_key(files=two, recipe={})
+
+
+def test_noted_hash_saves_reading_and_tells_no_path(tmp_path):
+    file, folder = tmp_path / "Doe.nii", tmp_path / "cache"
+    file.write_bytes(b"one")
+    stat = file.stat()
+    base = cache_key(files=[str(file)], recipe={}, folder=folder)
+    (note,) = folder.rglob("*.digest")
+    assert "Doe" not in note.name + note.read_text() and note.stat().st_mode & 0o077 == 0
+    cache._digest.cache_clear()  # another process
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert cache_key(files=[str(file)], recipe={}, folder=folder) == base  # not read again
+    for damage in (b"", b"\0" * 64, b"\xff" * 64):
+        note.write_bytes(damage)
+        cache._digest.cache_clear()
+        assert cache_key(files=[str(file)], recipe={}, folder=folder) != base
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
@@ -121,6 +153,58 @@ def test_concurrent_writers_that_are_killed(tmp_path):
         writer.join()
     assert seen == 100
     assert store.find(KEY) is not None
+
+
+def _write_once(folder: str, value: float, barrier) -> None:
+    barrier.wait()
+    for _ in range(20):
+        ArrayCache(Path(folder)).write(KEY, arrays(value), meta={"writer": str(value)})
+
+
+def test_two_processes_that_write_the_same_entry(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    writers = [context.Process(target=_write_once, args=(str(tmp_path), value, barrier)) for value in (1.0, 2.0)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    entry = ArrayCache(tmp_path).find(KEY)
+    assert (entry.rows("slices")[0:50] == float(entry.meta["writer"])).all()  # one writer's, arrays and meta alike
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{KEY}.safetensors"]
+
+
+def _die_while_writing(folder: str) -> None:
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    ArrayCache(Path(folder)).write(KEY, arrays(9.0), meta={})
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_killed_while_writing(tmp_path, before):
+    store = ArrayCache(tmp_path)
+    if before:
+        store.write(KEY, arrays(1.0), meta={})
+    writer = multiprocessing.get_context("fork").Process(target=_die_while_writing, args=(str(tmp_path),))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
+    (draft,) = tmp_path.rglob(".draft-*")  # what the dead writer leaves ...
+    entry = store.find(KEY)
+    assert (entry is not None) == before  # ... never stands under an entry's name
+    if entry is not None:
+        assert (entry.rows("slices")[0:1] == 1).all()
+    os.utime(draft, (0, 0))
+    ArrayCache(tmp_path).write(KEY, arrays(2.0), meta={})
+    assert not draft.exists() and (store.find(KEY).rows("slices")[0:1] == 2).all()
+
+
+def test_an_open_entry_outlives_its_replacement(tmp_path):
+    store = ArrayCache(tmp_path)
+    store.write(KEY, arrays(1.0), meta={})
+    entry = store.find(KEY)
+    store.write(KEY, arrays(2.0), meta={})
+    assert (entry.rows("slices")[0:50] == 1).all()
 
 
 def test_drafts_of_killed_writers_are_swept(tmp_path):

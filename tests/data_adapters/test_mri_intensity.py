@@ -27,7 +27,7 @@ def disc(side: int = 64, value: float = 0.6) -> np.ndarray:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("shape", [(31, 48, 1), (64, 64, 3)])
+@pytest.mark.parametrize("shape", [(31, 48, 1), (64, 64, 3), (40, 32, 6)])
 def test_form_range_and_seed(operation, shape):
     image = rng(9).random(shape, dtype=np.float32)
     given = image.copy()

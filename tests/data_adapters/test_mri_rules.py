@@ -14,6 +14,7 @@ from data_adapters.base import Record, Rejected
 from data_adapters.errors import BadFileError
 from data_adapters.manifest import scan_archive
 from data_adapters.mri.adapter import MRIAdapter
+from data_adapters.mri.series import load_series
 from tests.data.mri import SPACING, dataset, nifti, phantom, save_dicom, write_enhanced, write_nifti, write_series
 
 
@@ -123,6 +124,14 @@ def test_left_and_right_that_disagree(tmp_path):
     assert reasons(tmp_path) == {"sform and qform disagree about left and right"}
 
 
+def test_axes_that_disagree(tmp_path):
+    image = nifti(phantom())
+    image.set_qform(np.array([[0, 1.25, 0, 0], [0, 0, 2.0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]]), code=1)
+    image.set_sform(np.diag([1, 1.25, 2, 1]), code=1)
+    nib.save(image, tmp_path / "a.nii")
+    assert reasons(tmp_path) == {"sform and qform disagree about the axes"}
+
+
 def test_unrecorded_sides_are_refused_only_where_they_matter(tmp_path):
     image = nifti(phantom())
     image.set_qform(None, code=0)
@@ -145,8 +154,10 @@ def test_pairs_without_partner(tmp_path):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"SeriesDescription": "3-plane scout"}, "localizer"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "Siemens mosaic (many slices in one picture)"),
-        ({"BurnedInAnnotation": "YES"}, "text is burned into the image"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture (a screenshot or scanned image)"),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+            "secondary capture (a screenshot or scanned image)",
+        ),
         ({"Modality": "CT"}, "DICOM modality CT, not MR"),
         ({"Modality": "RTDOSE"}, "DICOM modality RTDOSE, not MR"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour DICOM image"),
@@ -159,6 +170,94 @@ def test_pairs_without_partner(tmp_path):
 def test_dicom_that_is_no_mr_image(tmp_path, tags, reason):
     save_dicom(tmp_path / "a.dcm", dataset(phantom()[:, :, 10], **tags))
     assert reasons(tmp_path) == {reason}
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason", "option", "flag"),
+    [
+        ({"BurnedInAnnotation": "YES"}, "text is burned into the image", "burned_in", "burned_in"),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "Modality": "OT"},
+            "secondary capture (a screenshot or scanned image)",
+            "secondary_captures",
+            "secondary_capture",
+        ),
+        (
+            {"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]},
+            "derived series (parameter map, projection or reformat)",
+            "derived",
+            "computed",
+        ),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "P"]}, "phase, real or imaginary image", "derived", "not_magnitude"),
+    ],
+)
+def test_kinds_that_only_an_option_lets_in_are_flagged(tmp_path, tags, reason, option, flag):
+    save_dicom(tmp_path / "a.dcm", dataset(phantom()[:, :, 10], **tags))
+    assert reasons(tmp_path) == {reason}
+    (record,) = MRIAdapter(**{option: True}).scan(tmp_path)
+    assert record.meta[flag] is True
+    assert MRIAdapter(**{option: True}).prepare(record).shape[0] == 1
+
+
+def test_filtered_images_that_are_called_derived_are_read(tmp_path):
+    save_dicom(tmp_path / "a.dcm", dataset(phantom()[:, :, 10], ImageType=["DERIVED", "PRIMARY", "M", "NORM"]))
+    (record,) = MRIAdapter().scan(tmp_path)
+    assert record.meta["derived"] is True
+
+
+def test_magnitude_is_read_though_phase_lies_in_its_series(tmp_path):
+    write_series(tmp_path / "m", phantom(seed=0))
+    for index, path in enumerate(write_series(tmp_path / "p", phantom(seed=1), ImageType=["ORIGINAL", "PRIMARY", "P"])):
+        data = dataset_of(path)
+        data.SOPInstanceUID = f"1.2.3.{index}"
+        data.save_as(path)
+    found = list(MRIAdapter().scan(tmp_path))
+    (record,) = [item for item in found if isinstance(item, Record)]
+    assert len(record.meta["files"]) == 20 and {Path(name).parent.name for name in record.meta["files"]} == {"m"}
+    assert {item.reason for item in found if isinstance(item, Rejected)} == {"phase, real or imaginary image"}
+
+
+def test_rescale_slope_in_a_part_of_a_series(tmp_path):
+    data = dataset_of(path := write_series(tmp_path, phantom())[4])
+    data.RescaleSlope, data.RescaleIntercept = 2, 0
+    data.save_as(path)
+    assert reasons(tmp_path) == {"rescale slope missing in a part of the series"}
+
+
+def test_echoes_of_one_series_are_items_of_their_own(tmp_path):
+    arrays = {12.5: phantom(seed=0), 98.0: phantom(seed=1)}
+    for echo, (time, array) in enumerate(arrays.items()):
+        for index, path in enumerate(write_series(tmp_path / "mixed", array, seed=echo + 5, EchoTime=str(time))):
+            data = dataset_of(path)
+            data.SOPInstanceUID = f"1.2.{echo}.{index}"
+            path.unlink()
+            data.save_as(path.with_name(f"{echo}-{path.name}"))
+    records = list(MRIAdapter().scan(tmp_path))
+    assert [record.meta["echo_ms"] for record in records] == list(arrays)
+    for record, array in zip(records, arrays.values(), strict=True):
+        np.testing.assert_array_equal(load_series(record.meta["files"]).array, array)
+
+
+def test_echo_times_that_follow_the_slices_do_not_split_a_series(tmp_path):
+    for index, path in enumerate(write_series(tmp_path, phantom())):
+        data = dataset_of(path)
+        data.EchoTime = 10 + index / 100
+        data.save_as(path)
+    (record,) = MRIAdapter().scan(tmp_path)
+    assert len(record.meta["files"]) == 20
+
+
+def test_thick_slices_are_flagged_and_cut_in_their_own_plane_only(tmp_path):
+    write_nifti(tmp_path / "a.nii", phantom(shape=(24, 10, 30)), spacing=(1, 5, 1))
+    assert reasons(tmp_path) == {"the plane cuts across thick slices"}
+    (record,) = MRIAdapter(plane="acquired").scan(tmp_path)
+    assert record.meta["thick_slices"] is True
+    adapter = MRIAdapter(thick="resample")
+    (record,) = adapter.scan(tmp_path)
+    assert adapter.read(record, np.random.default_rng(0)).slices.shape[1:] == (50, 24)
+    write_nifti(tmp_path / "a.nii", phantom(), spacing=(1, 1.25, 3))
+    (record,) = MRIAdapter(plane="coronal").scan(tmp_path)
+    assert "thick_slices" not in record.meta
 
 
 def test_other_modalities_on_request(tmp_path):
@@ -180,13 +279,13 @@ def test_series_of_mixed_geometry(tmp_path):
     assert reasons(tmp_path) == {"mixed geometry in one series"}
 
 
-def test_series_with_two_echoes(tmp_path):
+def test_series_with_unmarked_echoes(tmp_path):
     write_series(tmp_path / "a", phantom(seed=0))
     for index, path in enumerate(write_series(tmp_path / "b", phantom(seed=1))):
         data = dataset_of(path)
         data.SOPInstanceUID = f"1.2.3.{index}"
         data.save_as(path)
-    assert reasons(tmp_path) == {"several images at one position (echoes, b-values or time points)"}
+    assert reasons(tmp_path) == {"several images at one position (b-values, time points or unmarked echoes)"}
 
 
 def dataset_of(path: Path):
