@@ -67,6 +67,9 @@ def open_image(path: Path) -> Any:
         raise BadFileError("a file of the pair is missing", remedy=_PAIR_REMEDY, path=path)
     if not isinstance(image, spatialimages.SpatialImage):
         raise BadFileError("surface or connectivity data, no volume", remedy="Give volumes of voxels.", path=path)
+    if isinstance(image, nib.Minc1Image) and len(image.shape) > 3:  # the base of Minc2Image; time comes first there
+        remedy = "Convert it to NIfTI, or write each volume to a file; the option volume does not apply to MINC."
+        raise BadFileError("4-D: several volumes in one file", remedy=remedy, path=path)
     return image
 
 

@@ -16,13 +16,15 @@ nibabel_example_nifti2.nii.gz {"volume": 1} | NIfTI-2 of two volumes | read: 32 
 nibabel_functional.nii | NIfTI-1 of 20 volumes, scaled | refused: 4-D: several volumes in one file
 nibabel_functional.nii {"volume": 19} | NIfTI-1 of 20 volumes, scaled | read: 17 x 21 x 3 voxels of 4 x 4 x 8 mm, 16 bit, mean 3630.32
 nibabel_minc2_4d.mnc | MINC-2 of two volumes, time first | refused: 4-D: several volumes in one file
+nibabel_minc2_4d.mnc {"volume": "first"} | the same: the option does not apply | refused: 4-D: several volumes in one file
 nibabel_nifti1.hdr | NIfTI-1 header whose .img is not there | refused: a file of the pair is missing
 nibabel_philips_mprage.dcm.gz | gzipped DICOM | refused: compressed DICOM file (.dcm.gz)
 nibabel_reoriented_anat_moved.nii | NIfTI-1, big-endian float32 | read: 21 x 26 x 22 voxels of 4 x 4 x 4 mm, 32 bit, mean 2725.59
 nibabel_row_major.dconn.nii | CIFTI-2 connectivity | refused: surface or connectivity data, no volume
 nibabel_scaled+tlrc.BRIK | AFNI pair, scaled, named by its voxels | read: 47 x 54 x 43 voxels of 3 x 3 x 3 mm, 16 bit, mean 0.000239196
 nibabel_scaled+tlrc.HEAD | AFNI pair, scaled | read: 47 x 54 x 43 voxels of 3 x 3 x 3 mm, 16 bit, mean 0.000239196
-nibabel_slicethickness_empty_string.dcm | DICOM slice, JPEG 2000, empty SliceThickness; a projection (MIP) | read: 384 x 384 px of 0.5208 x 0.5208 mm, 12 bit, mean 31.3742
+nibabel_slicethickness_empty_string.dcm | DICOM slice, JPEG 2000, empty SliceThickness; a projection (MIP) | refused: derived series (parameter map, projection or reformat)
+nibabel_slicethickness_empty_string.dcm {"derived": true} | the same, admitted | read: 384 x 384 px of 0.5208 x 0.5208 mm, 12 bit, mean 31.3742
 nibabel_small.mnc | MINC-2, stored z y x, slice-wise scaling | read: 29 x 28 x 18 voxels of 7 x 8 x 9 mm, 16 bit, mean 31.2128
 nibabel_standard.nii.gz | NIfTI-1 with two values | refused: a mask or label map (at most 16 whole-numbered values)
 nibabel_test.mgz | FreeSurfer MGH of two volumes | refused: 4-D: several volumes in one file
@@ -44,7 +46,7 @@ pydicom_SC_rgb_small_odd_big_endian.dcm | DICOM secondary capture, 3 x 3 px, big
 pydicom_SC_ybr_full_422_uncompressed.dcm | DICOM secondary capture, YBR_FULL_422 | refused: secondary capture (a screenshot or scanned image)
 pydicom_badVR.dcm | DICOM dose whose NumberOfFrames is no number | refused: DICOM modality RTDOSE, not MR
 pydicom_examples_jpeg2k.dcm | DICOM ultrasound, JPEG 2000 colour | refused: DICOM modality US, not MR
-pydicom_examples_overlay.dcm | DICOM MR reformation with overlay planes, which are not drawn | read: 484 x 300 px of 0.7231 x 0.7231 mm, 12 bit, mean 191.688
+pydicom_examples_overlay.dcm | DICOM MR reformation with overlay planes, which are not drawn | refused: derived series (parameter map, projection or reformat)
 pydicom_examples_palette.dcm | DICOM ultrasound, palette | refused: DICOM modality US, not MR
 pydicom_examples_rgb_color.dcm | DICOM ultrasound, RGB | refused: DICOM modality US, not MR
 pydicom_examples_ybr_color.dcm | DICOM ultrasound, 30 frames, JPEG | refused: DICOM modality US, not MR
