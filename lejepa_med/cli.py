@@ -13,24 +13,31 @@ from lejepa_med.errors import UserError
 
 
 class ScanCommand(Section):
-    """Look through an archive: write manifest.parquet and rejected.csv, and print what was found."""
+    """Look through an archive: write manifest.parquet and rejected.csv, and print what was found.
+
+    Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was.
+    """
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
     modality: str = Field(description="mri, histology, galaxy, images, a plug-in, or ./file.py:Class")
-    out: Path = Field(description="folder for manifest.parquet and rejected.csv")
+    out: Path = Field(description="folder for manifest.parquet, rejected.csv and duplicates.csv")
     catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
     verify: bool = Field(default=True, description="decode every file once")
+    workers: int | None = Field(default=None, ge=0, description="reading processes; None: all cores; 0: this process")
+    fresh: bool = Field(default=False, description="read every file again, changed or not")
     options: dict[str, Any] = Field(default={}, description="options of the modality")
 
     def cli_cmd(self) -> None:
         """Run the command."""
         import data_adapters
-        from lejepa_med.training.archive import scan
+        from lejepa_med.training.archive import JOURNAL, scan
 
         adapter = data_adapters.create(self.modality, **self.options)
-        found = scan(adapter, self.archive, catalog=self.catalog, verify=self.verify, console=_console())
+        given = self.model_dump(include={"catalog", "verify", "workers", "fresh"})
+        found = scan(adapter, self.archive, journal=self.out / JOURNAL, console=_console(), **given)
         found.write(self.out)
-        print(f"wrote {self.out}/manifest.parquet and {self.out}/rejected.csv")
+        copies = f" and {self.out}/duplicates.csv" if found.copied.contents else ""
+        print(f"wrote {self.out}/manifest.parquet, {self.out}/rejected.csv{copies}")
 
 
 class PretrainCommand(PretrainConfig):

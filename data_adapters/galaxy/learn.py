@@ -63,12 +63,13 @@ def _only(records: Sequence[Record], key: str, *, remedy: str) -> str:
 def _measure(
     records: Sequence[Record], read: Callable[[Record], np.ndarray], names: Sequence[str]
 ) -> tuple[float, ...]:
-    ordered = sorted(records, key=lambda record: (record.uri, record.item))
+    # names, not records: a large archive makes its records when they are asked for
+    ordered = [index for _, index in sorted(((r.uri, r.item), index) for index, r in enumerate(records))]
     chosen = np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int))
     peaks = []
     for index in chosen:
         try:
-            flux = read(ordered[index])
+            flux = read(records[ordered[index]])
         except BadFileError:  # the trainer counts and reports unreadable records
             continue
         peaks.append(np.percentile(flux.reshape(-1, flux.shape[2]), PERCENTILE, axis=0))
