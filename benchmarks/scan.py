@@ -116,6 +116,8 @@ def measure(archive: str, out: str, files: int, workers: int, verify: bool) -> R
     peak = resident("VmHWM") - before
     _, again = scan()
     manifest = Manifest.read(target / "manifest.parquet")
+    if len(manifest) != files:
+        raise SystemExit(f"{len(manifest)} of {files} files are in the manifest")
     rows = np.random.default_rng(0).integers(files, size=2000).tolist()
     start = time.process_time()
     for row in rows:

@@ -4,7 +4,6 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 (one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,24 @@ from torch import Tensor
 
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, MissingExtraError
+from data_adapters.files import SIDECARS, Files, walk
+
+__all__ = [
+    "SIDECARS",
+    "Adapter",
+    "AdapterOptions",
+    "Augment",
+    "BaseAdapter",
+    "Files",
+    "Image",
+    "Record",
+    "Rejected",
+    "Spec",
+    "ViewKind",
+    "rejected",
+    "to_tensor",
+    "walk",
+]
 
 ViewKind = Literal["global", "local"]
 Image = np.ndarray  # (H, W, C): uint8, or float32 in [0, 1]
@@ -134,45 +151,6 @@ def to_tensor(image: Image) -> Tensor:
     if image.dtype not in (np.uint8, np.float32):
         raise TypeError(f"views and prepared images are uint8 or float32, not {image.dtype}")
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-# Files that accompany an archive and are no images; scan passes over them without a word.
-SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
-
-
-def walk(root: Path, *, closed: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Files below `root` in the order of their relative paths as text, without sidecars; a file yields itself.
-
-    Hidden files and folders (leading dot) are passed over, links to folders are not followed. `closed` is told of
-    folders that cannot be listed.
-    """
-    if root.is_file():
-        yield root
-        return
-    try:
-        with os.scandir(root) as found:
-            entries = [(e.name + "/" if e.is_dir() else e.name, e) for e in found if not e.name.startswith(".")]
-    except OSError:
-        if closed is not None:
-            closed(root)
-        return
-    # a folder sorts as its name with "/", as it does in the paths of its files
-    for name, entry in sorted(entries, key=lambda pair: pair[0]):
-        if name.endswith("/"):
-            if not entry.is_symlink():
-                yield from walk(Path(root, entry.name), closed=closed)
-        elif not name.lower().endswith(SIDECARS):
-            yield Path(root, name)
-
-
-class Files:
-    """The files below `root`, as `walk` gives them; to be gone through any number of times without being kept."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __iter__(self) -> Iterator[Path]:
-        return walk(self.root)
 
 
 def rejected(path: Path | str, error: Exception) -> Rejected:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
+from lejepa_med.cli_data import DoctorCommand, SplitCommand
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
 
@@ -200,11 +201,13 @@ class Cli(BaseSettings):
     )
 
     scan: CliSubCommand[ScanCommand]
+    split: CliSubCommand[SplitCommand]
     pretrain: CliSubCommand[PretrainCommand]
     embed: CliSubCommand[EmbedCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
     serve: CliSubCommand[ServeCommand]
+    doctor: CliSubCommand[DoctorCommand]
 
     def cli_cmd(self) -> None:
         """Run the chosen command."""
@@ -213,7 +216,7 @@ class Cli(BaseSettings):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lejepa-med`. What a user can mend is printed in one line; exit code 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
         CliApp.run(Cli, cli_args=arguments or ["--help"])
     except UserError as error:
@@ -224,6 +227,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error}. See lejepa-med {arguments[0]} --help.")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--fractions train=.8 test=.2` as the one value that the parser takes, `train=.8,test=.2`."""
+    if "--fractions" not in arguments:
+        return arguments
+    first = arguments.index("--fractions") + 1
+    last = first
+    while last < len(arguments) and "=" in arguments[last] and not arguments[last].startswith("-"):
+        last += 1
+    return [*arguments[:first], ",".join(arguments[first:last]), *arguments[last:]] if last > first else arguments
 
 
 def _fail(message: str) -> None:

@@ -1,10 +1,8 @@
 """From the walk to the journal: looks and checks go to a pool, or are answered from memory where nothing changed."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,15 +11,13 @@ from typing import Any
 from data_adapters.base import Adapter, BaseAdapter, Record, Rejected, walk
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
-from data_adapters.identity import pseudonym
-from data_adapters.registry import load_class
 from data_adapters.scan.codec import decoder, encode
 from data_adapters.scan.journal import BATCH, Journal
+from data_adapters.scan.origin import cores, identity, rebuildable
 from data_adapters.scan.pool import TINY_BYTES, TINY_FILES, Crash, Gentle, InProcess, Pool, Processes, Task
 from data_adapters.scan.result import Changes, Scan
 from data_adapters.scan.worker import Bench, Checked, Setup, describe, facts, files_of, relative
 
-FORMAT = 1  # of the journal
 TASK_UNITS, TASK_BYTES = 64, 4 << 20  # of one task: enough to make its sending cheap, little enough to share out
 AHEAD = 8  # tasks a worker that may be under way
 ORDERED = 4096  # files that may wait for one before them
@@ -63,7 +59,7 @@ def scan_archive(
     if not root.exists():
         raise UserError(f"The archive {root} does not exist.", remedy="Give the folder that holds the images.")
     base = root if root.is_dir() else root.parent
-    memory = Journal(journal, identity=_identity(adapter, root), fresh=fresh)
+    memory = Journal(journal, identity=identity(adapter, root), fresh=fresh)
     try:
         return _Scanner(adapter, root, base, memory, verify=verify, progress=progress).run(catalog, workers)
     finally:
@@ -110,7 +106,7 @@ class _Scanner:
 
     def _pool(self, workers: int | None) -> Pool:
         near = InProcess(self.bench)
-        if workers == 0 or not _rebuildable(self.adapter):
+        if workers == 0 or not rebuildable(self.adapter):
             return near
         far = Processes(workers or cores(), Setup(adapter=self.adapter.describe(), base=self.base, verify=self.verify))
         count, size = self.memory.unread()
@@ -297,11 +293,6 @@ class _Look:
         return self.answer is not None or (self.task is not None and self.task.done)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _stamp(path: Path) -> tuple[int, str]:
     try:
         stat = os.stat(path)
@@ -320,38 +311,3 @@ def _storable(name: str) -> bool:
 
 def _crashed(uri: str, crash: Crash) -> Rejected:
     return Rejected(uri=uri, reason=f"crashes its reader ({crash.signal})", remedy=CRASHED)
-
-
-def _rebuildable(adapter: Adapter) -> bool:
-    """Whether a new process can build the adapter from its description; a class inside a function, say, cannot."""
-    reference = str(adapter.describe().get("adapter", ""))
-    if ".py:" in reference:
-        return Path(reference.rpartition(":")[0]).is_file()
-    try:
-        return load_class(reference) is type(adapter)
-    except UserError:
-        return False
-
-
-def _identity(adapter: Adapter, root: Path) -> str:
-    """What a journal must agree in: description and code of the adapter, root, salt and release."""
-    try:
-        release = importlib.metadata.version("lejepa-med")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        release = ""
-    parts = [FORMAT, release, adapter.describe(), str(root), pseudonym("journal", ""), _code(type(adapter))]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _code(kind: type) -> str:
-    """A hash of the Python files that decide about a file: the adapter's and those beside it, and our own."""
-    own = Path(__file__).parent.parent
-    files = {*own.glob("*.py"), *own.glob("scan/*.py")}
-    source = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    if source is not None:
-        inside = Path(source).with_name("__init__.py").is_file()
-        files |= set(Path(source).parent.glob("*.py")) if inside else {Path(source)}
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

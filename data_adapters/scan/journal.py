@@ -18,7 +18,7 @@ FILE, LOCK = "journal.sqlite", "lock"
 COMMIT_SECONDS = 3.0  # what a kill costs at most
 BATCH = 4096
 TABLES = """
-CREATE TABLE IF NOT EXISTS identity (value TEXT);
+CREATE TABLE IF NOT EXISTS identity (value TEXT, run INTEGER);
 CREATE TABLE IF NOT EXISTS files (
   path TEXT PRIMARY KEY, facts TEXT, bytes INTEGER, run INTEGER, state TEXT, known INTEGER
 ) WITHOUT ROWID;
@@ -71,12 +71,13 @@ class Journal:
                     f"{folder} cannot be written: {error.strerror}.", remedy="Give another --out."
                 ) from error
         self._sql = _open(folder / FILE if folder is not None else None)
-        known = self._sql.execute("SELECT value FROM identity").fetchone()
-        if fresh or known != (identity,):
-            for table in ("identity", "files", "answers", "items"):
-                self._sql.execute(f"DELETE FROM {table}")
-            self._sql.execute("INSERT INTO identity VALUES (?)", (identity,))
-        self.run = 1 + (self._sql.execute("SELECT MAX(run) FROM files").fetchone()[0] or 0)
+        known, before = self._sql.execute("SELECT value, run FROM identity").fetchone() or ("", 0)
+        self.run = before + 1  # never used again, so that the answer of one scan cannot be taken for another's
+        for table in ("files", "answers", "items") if fresh or known != identity else ():
+            self._sql.execute(f"DELETE FROM {table}")
+        self._sql.execute("DELETE FROM identity")
+        self._sql.execute("INSERT INTO identity VALUES (?, ?)", (identity, self.run))
+        self._sql.commit()
         self._committed = time.monotonic()
 
     # --- while scanning ---------------------------------------------------------------------------------------------
@@ -164,7 +165,13 @@ class Journal:
     # --- afterwards -------------------------------------------------------------------------------------------------
 
     def query(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Rows of a query, one by one."""
+        """Rows of a query, one by one.
+
+        Raises:
+            UserError: a later scan has written here.
+        """
+        if self._sql.execute("SELECT run FROM identity").fetchone() != (self.run,):
+            raise UserError("A later scan has replaced what this one found.", remedy="Read its manifest.parquet.")
         return iter(self._sql.execute(sql, values))
 
 

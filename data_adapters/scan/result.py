@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ class Copies:
 
 
 class Scan:
-    """The readable items and the refused files of one archive; rows stay in the journal until they are asked for."""
+    """The readable items and the refused files of one archive.
+
+    Rows stay in the journal until they are asked for; once another scan has written into the same journal, asking is an
+    error.
+    """
 
     def __init__(
         self, *, root: Path, adapter: dict[str, Any], journal: Journal, changes: Changes, unused: list[str]
@@ -87,7 +92,7 @@ class Scan:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         rows = self._journal.query(f"SELECT {ROWS} {READABLE} ORDER BY path, item", self._run)
-        while batch := [row for row, _ in zip(rows, range(ROW_GROUP), strict=False)]:
+        while batch := list(islice(rows, ROW_GROUP)):
             columns = zip(*batch, strict=True)
             arrays = [pa.array(values, kind) for values, kind in zip(columns, SCHEMA.types, strict=True)]
             yield pa.record_batch(arrays, schema=SCHEMA)
