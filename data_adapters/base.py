@@ -4,11 +4,10 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 (one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,10 +16,29 @@ from torch import Tensor
 
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, MissingExtraError
+from data_adapters.files import SIDECARS, Files, walk
+
+__all__ = [
+    "SIDECARS",
+    "Adapter",
+    "AdapterOptions",
+    "Augment",
+    "BaseAdapter",
+    "Files",
+    "Image",
+    "Record",
+    "Rejected",
+    "Spec",
+    "ViewKind",
+    "rejected",
+    "to_tensor",
+    "walk",
+]
 
 ViewKind = Literal["global", "local"]
 Image = np.ndarray  # (H, W, C): uint8, or float32 in [0, 1]
 Augment = Callable[[Any, np.random.Generator], Image]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,25 +153,6 @@ def to_tensor(image: Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-# Files that accompany an archive and are no images; scan passes over them without a word.
-SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """Files below `root` in sorted order, without sidecars; a file yields itself.
-
-    Hidden files and folders (leading dot) are passed over, links to folders are not followed.
-    """
-    if root.is_file():
-        yield root
-        return
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and not name.lower().endswith(SIDECARS):
-                yield Path(folder, name)
-
-
 UNREADABLE = "Copy or export the file again, and open it in another program to see whether it is whole."
 
 
@@ -179,6 +178,8 @@ class BaseAdapter:
     Options: ClassVar[type[AdapterOptions]] = AdapterOptions
     # Raise when pixels that `prepare` gives change: an encoder then refuses to run under the other version.
     version: ClassVar[int] = 1
+    # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
+    mapper: Callable[..., Iterator[Any]] | None = None
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         self.options: Any = options if options is not None else self.Options(**kwargs)
@@ -245,16 +246,34 @@ class BaseAdapter:
         A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path.
         """
         root = root.resolve()
-        for found in self.inspect_all(walk(root), root):
+        for found in self.inspect_all(Files(root), root):
             if isinstance(found, Record) and catalog is not None:
                 yield catalog.apply(found, root)
             else:
                 yield found
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
-        """Inspect file by file; override where several files make one record (a DICOM series)."""
-        for path in paths:
-            yield from self.try_inspect(path, root)
+        """Inspect file by file; override where several files make one record (a DICOM series).
+
+        `paths` may be gone through several times. Do the reading through `each`, and the grouping after it.
+        """
+        for found in self.each(self.try_inspect, paths, root):
+            yield from found
+
+    def each(self, look: Callable[..., Found], paths: Iterable[Path], *arguments: Any) -> Iterator[Found]:
+        """`look(path, *arguments)` for every path, in order: the part of a scan that runs in several processes.
+
+        `look` is a method of the adapter that depends on nothing but that file, its `companions` and the arguments
+        (strings, numbers, paths): a repeated scan remembers its result for an unchanged file. It returns a dataclass
+        or a list of them, as its annotation says. For a file whose reader crashed, a list with one Rejected comes.
+        """
+        if self.mapper is not None:
+            return self.mapper(look, paths, *arguments)
+        return (look(path, *arguments) for path in paths)
+
+    def companions(self, path: Path) -> Iterable[Path]:
+        """Further files that `inspect` reads for `path`; when one of them changes, a scan reads `path` again."""
+        return ()
 
     def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
         """`inspect`, with any failure turned into a Rejected."""
@@ -290,6 +309,11 @@ class BaseAdapter:
             "options": self.options.model_dump(mode="json"),
         }
 
+    def local_options(self) -> dict[str, Any]:
+        """Options that describe() leaves out, such as folders of this machine: a process beside this one needs them."""
+        fields = type(self.options).model_fields.items()
+        return {name: getattr(self.options, name) for name, field in fields if field.exclude}
+
     def __getstate__(self) -> dict[str, Any]:
         # Pipelines and open handles are rebuilt in each worker: a handle must not cross a process border.
-        return {**self.__dict__, "_augments": None}
+        return {**self.__dict__, "_augments": None, "mapper": None}

@@ -6,6 +6,7 @@ file of the same archive keeps its id across scans, which is what joins labels t
 
 import hashlib
 import os
+import re
 import secrets
 from functools import lru_cache
 from pathlib import Path
@@ -42,4 +43,23 @@ def _stored_salt(file: Path) -> bytes:
 def pseudonym(kind: str, *parts: str) -> str:
     """A 128-bit hex pseudonym of `parts` under the installation's salt; `kind` keeps ids and groups apart."""
     message = "\x00".join((kind, *parts)).encode()
-    return hashlib.blake2b(message, key=hashlib.sha256(salt()).digest(), digest_size=16).hexdigest()
+    return hashlib.blake2b(message, key=_key(salt()), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _key(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+_SEALED = re.compile(r"hash:([0-9a-f]{32})")
+
+
+def group_id(group: str) -> str:
+    """The pseudonym of a group; of a sealed group, the one it carries."""
+    found = _SEALED.fullmatch(group)
+    return found.group(1) if found else pseudonym("group", group)
+
+
+def sealed(group: str) -> str:
+    """A group without its name, `hash:` and its pseudonym; it can be used and written wherever the name could."""
+    return f"hash:{group_id(group)}" if group else ""

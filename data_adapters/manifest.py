@@ -1,22 +1,25 @@
-"""scan: an archive becomes manifest.parquet (what can be read) and rejected.csv (what cannot, and why)."""
+"""The manifest: one row for each readable item of an archive. It is what every later command means by the archive."""
 
-import csv
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_adapters.base import Adapter, Record, Rejected, rejected, walk
-from data_adapters.catalog import Catalog
+from data_adapters.base import Record
 from data_adapters.errors import UserError
-from data_adapters.identity import pseudonym
+
+if TYPE_CHECKING:
+    from data_adapters.scan import Scan, scan_archive
+    from data_adapters.scan.worker import content_hash
+
+__all__ = ["SCHEMA", "Manifest", "Scan", "content_hash", "scan_archive"]
 
 SCHEMA = pa.schema(
     [
@@ -33,8 +36,65 @@ SCHEMA = pa.schema(
         ("meta", pa.string()),  # JSON
     ]
 )
-HASH_WHOLE = 64 << 20  # bytes; of larger files the size, the head, the middle and the tail are hashed (4 MiB each)
-Progress = Callable[[int, int], None]
+ROW_GROUP = 16_384  # rows of one Parquet row group: what a writer holds in memory
+
+
+def __getattr__(name: str) -> Any:
+    # The scan makes manifests and so imports this module; the names that callers look for here are found on demand.
+    if name in ("Scan", "scan_archive"):
+        from data_adapters import scan
+
+        return getattr(scan, name)
+    if name == "content_hash":
+        from data_adapters.scan import worker
+
+        return worker.content_hash
+    raise AttributeError(f"module 'data_adapters.manifest' has no attribute '{name}'")
+
+
+@contextmanager
+def parquet_writer(file: Path, *, root: Path, adapter: dict[str, Any]) -> Iterator[pq.ParquetWriter]:
+    """A writer of manifest rows. The file appears when the block succeeds, whole and on disk, or not at all."""
+    header = {b"root": str(root).encode(), b"adapter": json.dumps(adapter).encode()}
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with pq.ParquetWriter(draft, SCHEMA.with_metadata(header)) as writer:
+            yield writer
+        with draft.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class Records(Sequence[Record]):
+    """The rows of a manifest as Records, each made when it is asked for: a million of them need no memory."""
+
+    def __init__(self, manifest: "Manifest") -> None:
+        self.manifest = manifest
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self.manifest.record(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError("row beyond the manifest's end")
+        return self.manifest.record(index % len(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -52,25 +112,29 @@ class Manifest:
         """One column as a list."""
         return self.rows.column(name).to_pylist()  # type: ignore[no-any-return]
 
+    def value(self, name: str, index: int) -> Any:
+        """One value of one row, without making a list of the column."""
+        return self.rows.column(name)[index].as_py()
+
     def record(self, index: int) -> Record:
         """Row `index` as a Record with an absolute uri."""
-        row = self.rows.slice(index, 1).to_pylist()[0]
-        meta = json.loads(row["meta"])
+        row = {name: self.value(name, index) for name in ("path", "item", "group", "label", "split", "samples", "meta")}
+        meta = json.loads(row.pop("meta"))
         if "files" in meta:
             meta["files"] = [str(self.root / name) for name in meta["files"]]
-        return Record(
-            uri=str(self.root / row["path"]),
-            item=row["item"],
-            group=row["group"],
-            label=row["label"],
-            split=row["split"],
-            samples=row["samples"],
-            meta=meta,
-        )
+        return Record(uri=str(self.root / row.pop("path")), meta=meta, **row)
 
-    def records(self) -> list[Record]:
+    def records(self) -> Records:
         """Every row as a Record."""
-        return [self.record(index) for index in range(len(self))]
+        return Records(self)
+
+    def digest(self) -> str:
+        """A hash of what lies in the archive: ids and content digests of all rows."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self.rows.select(["id", "digest"]).to_batches(max_chunksize=ROW_GROUP):
+            for name, content in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                digest.update(f"{name}:{content}\n".encode())
+        return digest.hexdigest()
 
     def select(self, indices: Sequence[int]) -> "Manifest":
         """The given rows, in the given order."""
@@ -104,10 +168,8 @@ class Manifest:
 
     def write(self, file: Path) -> None:
         """Write Parquet under a temporary name, then rename."""
-        header = {b"root": str(self.root).encode(), b"adapter": json.dumps(self.adapter).encode()}
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        pq.write_table(self.rows.replace_schema_metadata(header), draft)
-        os.replace(draft, file)
+        with parquet_writer(file, root=self.root, adapter=self.adapter) as writer:
+            writer.write_table(self.rows, row_group_size=ROW_GROUP)
 
     @classmethod
     def read(cls, file: Path) -> "Manifest":
@@ -122,126 +184,9 @@ class Manifest:
             return cls(
                 root=Path(header[b"root"].decode()),
                 adapter=json.loads(header[b"adapter"]),
-                rows=table.replace_schema_metadata(None),
+                rows=table.replace_schema_metadata(None).combine_chunks(),  # one chunk: a row is found at once
             )
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(
                 f"{file} is not a manifest ({type(error).__name__}).", remedy="Write one with: lejepa-med scan ARCHIVE"
             ) from error
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What scan found."""
-
-    manifest: Manifest
-    refused: list[Rejected]
-    unused: list[str]  # catalogue rows without a file
-
-    def reasons(self) -> list[tuple[str, int]]:
-        """Reasons of refusal with their counts, most frequent first."""
-        return Counter(item.reason for item in self.refused).most_common()
-
-    def write(self, folder: Path) -> None:
-        """Write manifest.parquet and rejected.csv into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".rejected.csv.{os.getpid()}"
-        with draft.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["path", "reason", "remedy"])
-            for item in self.refused:
-                writer.writerow([_relative(item.uri, self.manifest.root), item.reason, item.remedy])
-        os.replace(draft, folder / "rejected.csv")
-        self.manifest.write(folder / "manifest.parquet")
-
-
-def scan_archive(
-    adapter: Adapter,
-    root: Path,
-    *,
-    catalog: Catalog | None = None,
-    verify: bool = True,
-    progress: Progress | None = None,
-) -> Scan:
-    """Walk `root` and sort its files into readable records and refused files.
-
-    Args:
-        adapter: the modality.
-        root: the archive's folder, or one file.
-        catalog: groups, labels and splits by path.
-        verify: decode every record once, so that damage behind a good header is found now and not during training.
-        progress: called with (records seen, files in all).
-
-    Raises:
-        UserError: `root` does not exist, or nothing in it can be read.
-    """
-    root = root.resolve()
-    if not root.exists():
-        raise UserError(f"The archive {root} does not exist.", remedy="Give the folder that holds the images.")
-    base = root if root.is_dir() else root.parent
-    total = sum(1 for _ in walk(root))
-    refused: list[Rejected] = []
-    rows: list[dict[str, Any]] = []
-    digests: dict[str, tuple[int, int, str]] = {}
-    for seen, found in enumerate(adapter.scan(root, catalog=catalog), start=1):
-        if isinstance(found, Record):
-            try:
-                if verify:
-                    adapter.verify(found)
-                rows.append(_row(found, base, digests))
-            except Exception as error:  # a reader may raise anything; `rejected` lets real faults through
-                refused.append(rejected(found.uri, error))
-        else:
-            refused.append(found)
-        if progress is not None:
-            progress(seen, max(total, seen))
-    rows.sort(key=lambda row: (row["path"], row["item"]))
-    manifest = Manifest(root=base, adapter=adapter.describe(), rows=pa.Table.from_pylist(rows, schema=SCHEMA))
-    return Scan(manifest=manifest, refused=refused, unused=catalog.unused() if catalog is not None else [])
-
-
-def _row(record: Record, base: Path, digests: dict[str, tuple[int, int, str]]) -> dict[str, Any]:
-    files: list[str] = list(record.meta.get("files", [record.uri]))
-    if record.uri not in digests:
-        stats = [os.stat(name) for name in files]
-        size, mtime = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        digests.clear()  # items of one file follow each other; one entry is enough
-        digests[record.uri] = (size, mtime, content_hash(files))
-    size, mtime, digest = digests[record.uri]
-    path = _relative(record.uri, base)
-    meta = dict(record.meta)
-    if "files" in meta:
-        meta["files"] = [_relative(name, base) for name in meta["files"]]
-    return {
-        "id": pseudonym("id", path, record.item),
-        "group": pseudonym("group", record.group),
-        "path": path,
-        "item": record.item,
-        "label": record.label,
-        "split": record.split,
-        "samples": record.samples,
-        "bytes": size,
-        "mtime_ns": mtime,
-        "digest": digest,
-        "meta": json.dumps(meta, sort_keys=True),
-    }
-
-
-def content_hash(files: Iterable[str]) -> str:
-    """BLAKE2b-128 of the files' content; of files beyond 64 MiB, of their size, head, middle and tail."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in files:
-        size = os.stat(name).st_size
-        with open(name, "rb") as stream:
-            if size <= HASH_WHOLE:
-                digest.update(stream.read())
-                continue
-            digest.update(size.to_bytes(8, "little"))
-            for start in (0, size // 2, size - (4 << 20)):
-                stream.seek(start)
-                digest.update(stream.read(4 << 20))
-    return digest.hexdigest()
-
-
-def _relative(path: str, base: Path) -> str:
-    return Path(path).relative_to(base).as_posix() if Path(path).is_relative_to(base) else path

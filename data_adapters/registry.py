@@ -82,8 +82,8 @@ def create(name: str, **options: Any) -> Adapter:
     return adapter
 
 
-def from_description(description: dict[str, Any]) -> Adapter:
-    """The adapter that `describe()` told of.
+def from_description(description: dict[str, Any], *, local: dict[str, Any] | None = None) -> Adapter:
+    """The adapter that `describe()` told of; `local` are its `local_options()`, on the same machine.
 
     Raises:
         UserError: its pipeline version differs, so it would give other pixels than the encoder was trained on.
@@ -95,4 +95,4 @@ def from_description(description: dict[str, Any]) -> Adapter:
             f"this installation has version {cls.version}, which gives other pixels.",
             remedy="Install the lejepa-med release named in the encoder's lejepa_med.json, or pretrain again.",
         )
-    return create(description["adapter"], **description["options"])
+    return create(description["adapter"], **description["options"], **(local or {}))

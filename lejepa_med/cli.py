@@ -9,29 +9,37 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
 from data_adapters.quiet import quiet_readers
+from lejepa_med.cli_data import DoctorCommand, SplitCommand
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
 
 
 class ScanCommand(Section):
-    """Look through an archive: write manifest.parquet and rejected.csv, and print what was found."""
+    """Look through an archive: write manifest.parquet and rejected.csv, and print what was found.
+
+    Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was.
+    """
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
     modality: str = Field(description="mri, histology, galaxy, images, a plug-in, or ./file.py:Class")
-    out: Path = Field(description="folder for manifest.parquet and rejected.csv")
+    out: Path = Field(description="folder for manifest.parquet, rejected.csv and duplicates.csv")
     catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
     verify: bool = Field(default=True, description="decode every file once")
+    workers: int | None = Field(default=None, ge=0, description="reading processes; None: all cores; 0: this process")
+    fresh: bool = Field(default=False, description="read every file again, changed or not")
     options: dict[str, Any] = Field(default={}, description="options of the modality")
 
     def cli_cmd(self) -> None:
         """Run the command."""
         import data_adapters
-        from lejepa_med.training.archive import scan
+        from lejepa_med.training.archive import JOURNAL, scan
 
         adapter = data_adapters.create(self.modality, **self.options)
-        found = scan(adapter, self.archive, catalog=self.catalog, verify=self.verify, console=_console())
+        given = self.model_dump(include={"catalog", "verify", "workers", "fresh"})
+        found = scan(adapter, self.archive, journal=self.out / JOURNAL, console=_console(), **given)
         found.write(self.out)
-        print(f"wrote {self.out}/manifest.parquet and {self.out}/rejected.csv")
+        copies = f" and {self.out}/duplicates.csv" if found.copied.contents else ""
+        print(f"wrote {self.out}/manifest.parquet, {self.out}/rejected.csv{copies}")
 
 
 class PretrainCommand(PretrainConfig):
@@ -194,11 +202,13 @@ class Cli(BaseSettings):
     )
 
     scan: CliSubCommand[ScanCommand]
+    split: CliSubCommand[SplitCommand]
     pretrain: CliSubCommand[PretrainCommand]
     embed: CliSubCommand[EmbedCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
     serve: CliSubCommand[ServeCommand]
+    doctor: CliSubCommand[DoctorCommand]
 
     def cli_cmd(self) -> None:
         """Run the chosen command."""
@@ -207,7 +217,7 @@ class Cli(BaseSettings):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lejepa-med`. What a user can mend is printed in one line; exit code 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     quiet_readers()
     try:
         CliApp.run(Cli, cli_args=arguments or ["--help"])
@@ -219,6 +229,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error}. See lejepa-med {arguments[0]} --help.")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--fractions train=.8 test=.2` as the one value that the parser takes, `train=.8,test=.2`."""
+    if "--fractions" not in arguments:
+        return arguments
+    first = arguments.index("--fractions") + 1
+    last = first
+    while last < len(arguments) and "=" in arguments[last] and not arguments[last].startswith("-"):
+        last += 1
+    return [*arguments[:first], ",".join(arguments[first:last]), *arguments[last:]] if last > first else arguments
 
 
 def _fail(message: str) -> None:

@@ -7,7 +7,6 @@ OUT/embedding.json           encoder fingerprint, archive digest, counts; writte
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -155,10 +154,7 @@ def embed_archive(
 
 def archive_digest(manifest: Manifest) -> str:
     """A hash of what lies in the archive: ids and content digests of all rows."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, content in zip(manifest.column("id"), manifest.column("digest"), strict=True):
-        digest.update(f"{name}:{content}\n".encode())
-    return digest.hexdigest()
+    return manifest.digest()
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:

@@ -89,10 +89,11 @@ def _field(records: Sequence[Record], read: Callable[[Record], np.ndarray], size
 
 
 def _sample(records: Sequence[Record], read: Callable[[Record], np.ndarray]) -> Iterator[np.ndarray]:
-    ordered = sorted(records, key=lambda record: (record.uri, record.item))
+    # names, not records: a large archive makes its records when they are asked for
+    ordered = [index for _, index in sorted(((r.uri, r.item), index) for index, r in enumerate(records))]
     for index in np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int)):
         try:
-            yield read(ordered[index])
+            yield read(records[ordered[index]])
         except BadFileError:  # the trainer counts and reports unreadable records
             continue
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from data_adapters.base import (
 )
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
-from data_adapters.histology import dicom, files, groups, hdf5, regions, scale
+from data_adapters.histology import coords, dicom, files, groups, hdf5, regions, scale
 from data_adapters.histology.handles import Handles
 from data_adapters.histology.ops import resize
 from data_adapters.histology.options import HistologyOptions
@@ -75,30 +76,53 @@ class HistologyAdapter(BaseAdapter):
         """File by file; the files of one DICOM slide (one folder, one series) make one record, at the end."""
         groups.forget_folders()
         series: dict[tuple[Path, str], list[Path]] = {}
-        mirax: dict[Path, bool] = {}
-        for path in paths:
-            folder = path.parent
-            if folder not in mirax:
-                mirax[folder] = bool(folder.name) and folder.with_name(folder.name + ".mrxs").is_file()
-            if mirax[folder]:
-                continue  # the data of an .mrxs slide, which stands beside the folder of its name
-            if path.suffix.lower() in hdf5.SUFFIXES and (hdf5.is_companion(path) or self._is_coords(path)):
-                continue  # labels of the tiles beside them, or what the option coords names
-            if path.suffix.lower() != ".dcm":
-                yield from self.try_inspect(path, root)
-                continue
-            try:
-                series.setdefault((path.parent, dicom.slide_instance(path).series), []).append(path)
-            except BadFileError as error:
-                yield rejected(path, error)
-        for first, *others in series.values():
-            for found in self.try_inspect(first, root):
-                if isinstance(found, Record):
+        for found in self.each(self.look, self._of_their_own(paths), root):
+            if isinstance(found, dicom.SlideInstance):
+                series.setdefault((found.path.parent, found.series), []).append(found.path)
+            else:
+                yield from (self._regroup(item, root) for item in found)
+        firsts = [first for first, *_ in series.values()]
+        for (first, *others), slides in zip(series.values(), self.each(self.try_inspect, firsts, root), strict=True):
+            for slide in slides:
+                if isinstance(slide, Record):
                     further = {"files": [str(first), *map(str, others)]} if others else {}
-                    yield dataclasses.replace(found, meta={**found.meta, **further})
+                    yield dataclasses.replace(slide, meta={**slide.meta, **further})
                 else:
-                    yield found
-                    yield from (dataclasses.replace(found, uri=str(p)) for p in others)
+                    yield slide
+                    yield from (dataclasses.replace(slide, uri=str(p)) for p in others)
+
+    def look(self, path: Path, root: Path) -> dicom.SlideInstance | list[Record | Rejected]:
+        """The part of `inspect_all` that reads one file."""
+        if path.suffix.lower() != ".dcm":
+            return self.try_inspect(path, root)
+        try:
+            return dicom.slide_instance(path)
+        except BadFileError as error:
+            return [rejected(path, error)]
+
+    def companions(self, path: Path) -> Iterable[Path]:
+        """What else tells about a file: labels and groups of HDF5 tiles, patch coordinates, a slide's further files.
+
+        The folder of a MIRAX slide's data, or of a DICOM slide's files, changes when one of them comes or goes.
+        """
+        suffix = path.suffix.lower()
+        if suffix in hdf5.SUFFIXES:
+            return hdf5.companions(path)
+        found = [path.with_suffix("")] if suffix == ".mrxs" else [path.parent] if suffix == ".dcm" else []
+        return found + ([] if self.options.coords is None else coords.names(self.options.coords, path))
+
+    def _of_their_own(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """Without the data of .mrxs slides, labels of tiles beside them, and what the option coords names."""
+        for path in _without_mirax_data(paths):
+            if path.suffix.lower() not in hdf5.SUFFIXES or not (hdf5.is_companion(path) or self._is_coords(path)):
+                yield path
+
+    def _regroup(self, found: Record | Rejected, root: Path) -> Record | Rejected:
+        """A tile's group depends on the folders around it, so it is not remembered with the tile."""
+        if isinstance(found, Rejected) or found.meta[files.KEY]["kind"] != "tile":
+            return found
+        base = root if root.is_dir() else root.parent
+        return dataclasses.replace(found, group=groups.tile_group(Path(found.uri), base, by=self.options.tile_group))
 
     def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
         """As the base, with a better reason for formats that labs have and openslide lacks."""
@@ -226,6 +250,13 @@ class HistologyAdapter(BaseAdapter):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_handles": Handles(self._handles.limit)}
+
+
+def _without_mirax_data(paths: Iterable[Path]) -> Iterator[Path]:
+    """Without the data of .mrxs slides, which stand beside folders of their names."""
+    for folder, inside in groupby(paths, key=lambda path: path.parent):
+        if not (folder.name and folder.with_name(folder.name + ".mrxs").is_file()):
+            yield from inside
 
 
 def _cut(pixels: np.ndarray, region: regions.Region | None) -> np.ndarray:

@@ -81,13 +81,18 @@ def _unpack(bits: str, count: int, patch: float) -> Patches:
     return Patches(corners=np.cumsum(steps, axis=0), patch=patch)
 
 
+def names(folder: Path, path: Path) -> list[Path]:
+    """Where the coordinates of the slide at `path` may lie, whether or not they do."""
+    return [folder / name.format(path.stem) for name in NAMES]
+
+
 def find_patches(folder: Path, path: Path, header: Header) -> Patches:
     """The patches of the slide at `path` from a folder of CLAM or TRIDENT files.
 
     Raises:
         BadFileError: no file for this slide, or coordinates that are not this slide's.
     """
-    file = next((f for name in NAMES if (f := folder / name.format(path.stem)).is_file()), None)
+    file = next((f for f in names(folder, path) if f.is_file()), None)
     if file is None:
         raise BadFileError(
             "slide without patch coordinates",

@@ -1,7 +1,7 @@
 """Which DICOM files are slides, and which of them belong together."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_adapters.errors import BadFileError, require
@@ -13,8 +13,9 @@ WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Imag
 class SlideInstance:
     """The series of one DICOM file and its case (patient, else study; empty where the header tells neither)."""
 
+    path: Path
     series: str
-    case: str
+    case: str = field(metadata={"group": True})
 
 
 def slide_instance(path: Path) -> SlideInstance:
@@ -45,4 +46,4 @@ def slide_instance(path: Path) -> SlideInstance:
         raise BadFileError(
             "DICOM slide without a series number", remedy="Export it again with SeriesInstanceUID.", path=path
         )
-    return SlideInstance(series=series, case=case)
+    return SlideInstance(path=path, series=series, case=case)

@@ -142,6 +142,12 @@ def is_companion(path: Path) -> bool:
     return False
 
 
+def companions(path: Path) -> list[Path]:
+    """Where labels and groups of the tiles in `path` may lie."""
+    base = path.stem.removesuffix("_x")
+    return [path.with_name(base + "_y" + path.suffix), path.with_name(base + "_meta.csv")]
+
+
 def records(path: Path, table: TileTable, key: str) -> Iterator[Record]:
     """One record a row, with label, split and group as far as the files beside it tell.
 
@@ -151,9 +157,8 @@ def records(path: Path, table: TileTable, key: str) -> Iterator[Record]:
     Raises:
         BadFileError: labels or meta table have another number of rows than the tiles.
     """
-    base = path.stem.removesuffix("_x")
-    labels = _labels(path.with_name(base + "_y" + path.suffix), table.rows)
-    groups = _groups(path.with_name(base + "_meta.csv"), table.rows)
+    labels_file, meta_file = companions(path)
+    labels, groups = _labels(labels_file, table.rows), _groups(meta_file, table.rows)
     split = next((value for part, value in SPLITS.items() if part in path.name), "")
     meta = {"size": list(table.size), "bits": 8, key: {"kind": "row", "size": list(table.size)}}
     for row in range(table.rows):

@@ -67,22 +67,22 @@ class MRIAdapter(BaseAdapter):
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
-        paths = list(paths)
-        names = set(paths)
         top = top_folder((p for p in paths if p.name.lower().endswith(self.suffixes) or not p.suffix), root)
         headers: list[dicom.Header] = []
-        for path in paths:
-            try:
-                if dicom.is_dicom(path):
-                    headers.append(dicom.read_header(path, modalities=self.options.modalities))
-                    continue
-            except Exception as error:
-                yield rejected(path, error)
-                continue
-            if containers.header_of(path) not in names:  # a pair is one record, under its header's name
-                yield from self.try_inspect(path, top)
+        # a pair is one record, under its header's name
+        single = (path for path in paths if path == root or not _has_header(path))
+        for found in self.each(self.look, single, top):
+            if isinstance(found, dicom.Header):
+                headers.append(found)
+            else:
+                yield from found
         groups, copies = series.group_series(headers)
+        alone = (members[0].path for members in groups if members[0].frames > 1)
+        frames = self.each(self.look_frames, alone, top)
         for members in groups:
+            if members[0].frames > 1:
+                yield from next(frames)
+                continue
             try:
                 yield self._dicom_record(members, top)
             except Exception as error:
@@ -91,6 +91,29 @@ class MRIAdapter(BaseAdapter):
             yield Rejected(
                 uri=str(header.path), reason="copy of another DICOM image", remedy="None needed: the first is used."
             )
+
+    def look(self, path: Path, top: Path) -> dicom.Header | list[Record | Rejected]:
+        """The part of `inspect_all` that reads one file."""
+        try:
+            if dicom.is_dicom(path):
+                return dicom.read_header(path, modalities=self.options.modalities)
+        except Exception as error:
+            return [rejected(path, error)]
+        return self.try_inspect(path, top)
+
+    def look_frames(self, path: Path, top: Path) -> list[Record | Rejected]:
+        """The record of a multi-frame DICOM file, whose geometry takes more than its header."""
+        try:
+            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], top)]
+        except Exception as error:
+            return [rejected(path, error)]
+
+    def companions(self, path: Path) -> Iterable[Path]:
+        """The data file of a header file, and the BIDS sidecars that apply."""
+        name = path.name.lower()
+        pairs = [(data, path.name[: -len(head)]) for data, head in nifti.PAIRS.items() if name.endswith(head.lower())]
+        beside = [path.with_name(stem + kind) for data, stem in pairs for kind in (data, data.upper())]
+        return beside + bids.sidecars(path)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file. `root` is the folder below which subjects have folders of their own."""
@@ -284,6 +307,11 @@ class MRIAdapter(BaseAdapter):
 
 def _files(record: Record) -> tuple[str, ...]:
     return tuple(record.meta.get("files", (record.uri,)))
+
+
+def _has_header(path: Path) -> bool:
+    header = containers.header_of(path)
+    return header is not None and header.is_file()
 
 
 def _missing(record: Record) -> BadFileError:

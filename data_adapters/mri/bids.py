@@ -67,20 +67,32 @@ def facts(path: Path) -> dict[str, Any]:
     return {
         "suffix": name.suffix,
         **{STORED[key]: value for key, value in name.entities.items() if key in STORED},
-        **_sidecar(path, name),
+        **_sidecar(path),
     }
 
 
-def _sidecar(path: Path, name: Name) -> dict[str, Any]:
-    """Fields of all sidecars that apply, the nearest file winning (the inheritance principle)."""
+def sidecars(path: Path) -> list[Path]:
+    """The JSON files that apply to a file with a BIDS name, the nearest last (the inheritance principle)."""
+    name = parse(path.name)
+    if name is None or "sub" not in name.entities:
+        return []
     folders = [path.parent]
     while INSIDE.fullmatch(folders[0].name):
         folders.insert(0, folders[0].parent)
+    mine = set(name.entities.items())
+    return [
+        file
+        for folder in folders
+        for file, entities, suffix in _json_files(folder, folder.stat().st_mtime_ns)
+        if suffix == name.suffix and entities <= mine
+    ]
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """Fields of all sidecars that apply, the nearest file winning."""
     merged: dict[str, Any] = {}
-    for folder in folders:
-        for file, entities, suffix in _json_files(folder, folder.stat().st_mtime_ns):
-            if suffix == name.suffix and entities <= set(name.entities.items()):
-                merged |= _fields(file)
+    for file in sidecars(path):
+        merged |= _fields(file)
     out: dict[str, Any] = {}
     for field, (key, factor) in NUMBERS.items():
         value = merged.get(field)

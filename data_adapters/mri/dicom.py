@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,14 +44,14 @@ TAGS = (
 ).split()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # an archive has as many of them in memory as it has DICOM files
 class Header:
     """The facts of one file that decide about series, geometry and group. `patient` never leaves the scan."""
 
     path: Path
     series: str
     instance: str
-    patient: str
+    patient: str = field(metadata={"group": True})
     frames: int
     rows: int
     columns: int

@@ -9,6 +9,7 @@ rule leans to coarse.
 import os
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +22,10 @@ GroupBy = Literal["auto", "folder", "file"]
 
 def top_folder(paths: Iterable[Path], root: Path) -> Path:
     """The deepest folder that holds all `paths`; `root` where there are none."""
-    folders = [str(path.parent) for path in paths]
-    return Path(os.path.commonpath(folders)) if folders else root
+    top: str | None = None
+    for folder, _ in groupby(path.parent for path in paths):
+        top = os.path.commonpath([top or folder, folder])
+    return Path(top) if top is not None else root
 
 
 def subject(path: Path, *, top: Path, suffixes: tuple[str, ...], group_by: GroupBy, patient: str = "") -> str:

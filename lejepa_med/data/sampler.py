@@ -33,7 +33,9 @@ class EpochBatches(Sampler[list[Key]]):
         Raises:
             ConfigError: the archive is smaller than one batch, or the batch does not divide over the ranks.
         """
-        self.pairs = np.array([(row, k) for row, count in enumerate(samples) for k in range(count)], dtype=np.int64)
+        counts = np.asarray(samples, dtype=np.int64)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        self.pairs = np.stack([np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - first], axis=1)
         if len(self.pairs) < batch_size:
             raise ConfigError(
                 f"The archive gives {len(self.pairs)} samples an epoch, fewer than one batch of {batch_size}.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_adapters.identity import pseudonym
+from data_adapters.identity import group_id, pseudonym
 from lejepa_med.atomic import write_text
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
@@ -83,7 +83,7 @@ def join(table: EmbeddingTable, rows: Sequence[LabelRow], *, archive: Path) -> t
         index = position.get(name)
         if index is None:
             continue
-        group = pseudonym("group", row.group) if row.group else table.groups[index]
+        group = group_id(row.group) if row.group else table.groups[index]
         if labels.setdefault(index, (row.label, group))[0] != row.label:
             raise UserError(f"'{row.path or row.id}' has two labels.", remedy="Keep one label for each item.")
     if not labels:

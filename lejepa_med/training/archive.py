@@ -1,5 +1,6 @@
 """From the archive to a manifest and an adapter: for runs and for every command that reads an archive."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from data_adapters.base import Adapter
 from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest, Scan, scan_archive
 from lejepa_med.errors import UserError
+
+JOURNAL = ".scan"  # inside --out: what the next scan need not read again
 
 
 def progress_bar(console: Console, text: str) -> Progress:
@@ -29,9 +32,17 @@ def progress_bar(console: Console, text: str) -> Progress:
 
 
 def scan(
-    adapter: Adapter, archive: Path, *, catalog: Path | None = None, verify: bool = True, console: Console
+    adapter: Adapter,
+    archive: Path,
+    *,
+    catalog: Path | None = None,
+    verify: bool = True,
+    workers: int | None = None,
+    journal: Path | None = None,
+    fresh: bool = False,
+    console: Console,
 ) -> Scan:
-    """Scan with a progress bar and a summary table.
+    """Scan with a progress bar and a summary table; see `data_adapters.scan.scan_archive`.
 
     Raises:
         UserError: the archive does not exist, or nothing in it can be read.
@@ -44,10 +55,13 @@ def scan(
             archive,
             catalog=table,
             verify=verify,
+            workers=workers,
+            journal=journal,
+            fresh=fresh,
             progress=lambda seen, total: bar.update(task, completed=seen, total=total),
         )
-    console.print(summary(result))
-    if not len(result.manifest):
+    console.print(summary(result, remembered=journal is not None))
+    if not len(result):
         reasons = "; ".join(f"{reason} ({count})" for reason, count in result.reasons()[:4]) or "no files found"
         raise UserError(
             f"Nothing in {archive} can be read as this modality: {reasons}.",
@@ -56,38 +70,53 @@ def scan(
     return result
 
 
-def summary(result: Scan) -> Table:
-    """What scan found, as a table."""
-    manifest = result.manifest
+FACTS = (
+    ("size", "size", ""),
+    ("spacing", "spacing", " mm"),
+    ("mpp", "resolution", " um/px"),
+    ("bands", "bands", ""),
+    ("bits", "bit depth", ""),
+)
+
+
+def summary(result: Scan, *, remembered: bool = False) -> Table:
+    """What scan found, as a table; with what changed since the last scan where that is `remembered`."""
+    figures = result.figures(key for key, _, _ in FACTS)
     table = Table(title="archive", show_header=False, title_justify="left")
-    metas = [record.meta for record in manifest.records()]
-    groups = len(set(manifest.column("group")))
-    table.add_row("items", f"{len(manifest):,} in {groups:,} groups, {sum(manifest.column('bytes')) / 2**20:,.1f} MiB")
-    table.add_row("samples an epoch", f"{sum(manifest.column('samples')):,}")
-    for key, title, unit in (
-        ("size", "size", ""),
-        ("spacing", "spacing", " mm"),
-        ("mpp", "resolution", " um/px"),
-        ("bands", "bands", ""),
-        ("bits", "bit depth", ""),
-    ):
-        counts = Counter(_text(meta[key]) for meta in metas if key in meta)
+    table.add_row("items", f"{figures.items:,} in {figures.groups:,} groups, {figures.bytes / 2**20:,.1f} MiB")
+    if remembered:
+        c = result.changes
+        table.add_row("files", f"{c.new:,} new, {c.changed:,} changed, {c.same:,} as before, {c.removed:,} removed")
+    table.add_row("samples an epoch", f"{figures.samples:,}")
+    for key, title, unit in FACTS:
+        counts: Counter[str] = Counter()
+        for value, count in figures.facts[key].items():
+            counts[_text(json.loads(value))] += count
         if counts:
             shown = ", ".join(f"{value}{unit} ({count:,})" for value, count in counts.most_common(4))
             table.add_row(title, shown + (f", and {len(counts) - 4} more" if len(counts) > 4 else ""))
-    for name in ("label", "split"):
-        values = Counter(value for value in manifest.column(name) if value)
+    for name, values in (("label", figures.labels), ("split", figures.splits)):
         if values:
             table.add_row(name, ", ".join(f"{value} ({count:,})" for value, count in values.most_common(8)))
-    duplicates = manifest.duplicates()
-    if duplicates:
-        table.add_row("[yellow]duplicates", f"{len(duplicates):,} files lie in several groups with equal content")
-    table.add_row("refused", f"{len(result.refused):,}")
+    _add_duplicates(table, result)
+    table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
     if result.unused:
         table.add_row("[yellow]catalogue", f"{len(result.unused):,} rows match no file; are paths relative to it?")
     return table
+
+
+def _add_duplicates(table: Table, result: Scan) -> None:
+    copied = result.copied
+    if copied.contents:
+        table.add_row("[yellow]duplicates", f"{copied.contents:,} images lie in several groups (duplicates.csv)")
+    if copied.across_splits:
+        table.add_row(
+            "[bold red]LEAK",
+            f"[bold red]{copied.across_splits:,} images lie in different splits of the catalogue: "
+            "scores on such a split are too high. Make a new one with: lejepa-med split",
+        )
 
 
 def _text(value: object) -> str:

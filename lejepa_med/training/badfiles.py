@@ -29,10 +29,10 @@ class BadFiles:
         self.failed += len(bad)
         if not bad:
             return
-        paths = self.manifest.column("path")
         with self.file.open("a", encoding="utf-8") as stream:
             for read in bad:
-                stream.write(json.dumps({"step": step, "path": paths[read.row], "reason": read.reason}) + "\n")
+                path = self.manifest.value("path", read.row)
+                stream.write(json.dumps({"step": step, "path": path, "reason": read.reason}) + "\n")
         if self.reads >= MIN_READS and self.failed > self.limit * self.reads:
             raise TrainingError(
                 f"{self.failed} of {self.reads} reads failed, more than {self.limit:.1%}; the last: {bad[-1].reason}.",

@@ -127,7 +127,7 @@ def _begin(
             manifest = manifest.of_split(config.data.split)
         adapter = adapter.fit(manifest.records())
         manifest = dataclasses.replace(manifest, adapter=adapter.describe())
-        dataclasses.replace(result, manifest=manifest).write(run.root)
+        result.write(run.root, manifest=manifest)
         config = resolve_archive(config, items=len(manifest))
         if config.train.epochs is None:
             epochs = epochs_that_fit(fabric, config, manifest, adapter, console=console)

@@ -27,7 +27,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
         "lr": _first(config.optim.lr, 2e-3 if cnn else 5e-4),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
     }
-    precision = config.train.precision or ("bf16-mixed" if not on_cpu or _cpu_has_bf16() else "32-true")
+    precision = config.train.precision or ("bf16-mixed" if not on_cpu or cpu_has_bf16() else "32-true")
     return config.model_copy(
         update={
             "views": config.views.model_copy(update=views),
@@ -43,7 +43,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     )
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether bf16 arithmetic has instructions here (AVX512-BF16, AMX); emulated, it is far slower than float32."""
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 

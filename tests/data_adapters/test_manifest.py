@@ -33,7 +33,8 @@ def test_every_file_is_a_row_or_refused(tmp_path: Path) -> None:
     reasons = dict(found.reasons())
     assert len(found.refused) == 2 and "not a format that the images adapter reads" in reasons
     found.write(tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.parquet", "rejected.csv"]
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["duplicates.csv", "manifest.parquet", "rejected.csv"]
     with (tmp_path / "out" / "rejected.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["path"] for row in rows} == {"0003.png", "sub/letter.docx"}

@@ -1,0 +1,124 @@
+"""A split as files: a catalogue that every command accepts, checked as it lies on the disk, and its receipt."""
+
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_adapters.manifest import Manifest
+from lejepa_med.atomic import write_text
+from lejepa_med.data.split import assign, check_fractions
+from lejepa_med.errors import UserError
+
+HEADER = ("path", "item", "group", "label", "split")
+
+
+def receipt_file(out: Path) -> Path:
+    """Where the receipt of a split lies: beside it."""
+    return out.with_suffix(".receipt.json")
+
+
+def check_target(out: Path, fractions: Mapping[str, float], *, overwrite: bool) -> None:
+    """Refuse before the work begins what would be refused after it.
+
+    Raises:
+        UserError: unusable fractions, or a file that is there already.
+    """
+    check_fractions(fractions)
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"--out {out} is not a CSV file.", remedy="Give a name that ends in .csv.")
+    there = [file for file in (out, receipt_file(out)) if file.exists()]
+    if there and not overwrite:
+        raise UserError(
+            f"{there[0]} is there already, and results may depend on it.",
+            remedy="Give another --out, or --overwrite to make a new split under this name.",
+        )
+
+
+def write_split(
+    manifest: Manifest, out: Path, *, fractions: Mapping[str, float], seed: int, overwrite: bool = False
+) -> dict[str, Any]:
+    """Split `manifest` by group; write the catalogue `out` and its receipt, which is also returned.
+
+    The catalogue has the columns path, item, group (sealed: a salted hash, which a scan takes as the group), label and
+    split. It is read back and checked before it gets its name.
+
+    Raises:
+        UserError: see `check_target` and `assign`; or the manifest is empty.
+    """
+    check_target(out, fractions, overwrite=overwrite)
+    if not len(manifest):
+        raise UserError("The manifest has no rows to split.", remedy="Look into rejected.csv, and scan again.")
+    paths, items = manifest.column("path"), manifest.column("item")
+    groups, labels = manifest.column("group"), manifest.column("label")
+    contents = [f"{digest}/{item}" for digest, item in zip(manifest.column("digest"), items, strict=True)]
+    splits, units = assign(groups, labels, contents, fractions=fractions, seed=seed)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(HEADER)
+            for row in zip(paths, items, groups, labels, splits, strict=True):
+                path, item, group, label, split = row
+                writer.writerow([path, item, f"hash:{group}", label or "", split])
+            stream.flush()
+            os.fsync(stream.fileno())
+        content = dict(zip(zip(paths, items, strict=True), contents, strict=True))
+        found = _check(draft, content)
+        receipt = {
+            "items": len(manifest),
+            "groups": len(set(groups)),
+            "groups_joined_by_equal_images": len(set(groups)) - units,
+            "splits": {
+                name: {"wanted": part, "fraction": found[name]["items"] / len(manifest), **found[name]}
+                for name, part in fractions.items()
+            },
+            "disjoint": "checked in the written file: no group and no image content lies in two splits",
+            "seed": seed,
+            "manifest": manifest.digest(),
+            "csv_blake2b": hashlib.blake2b(draft.read_bytes(), digest_size=16).hexdigest(),
+            "tool": f"lejepa-med {_version()}",
+        }
+        receipt_file(out).unlink(missing_ok=True)  # never an old receipt beside a new split
+        os.replace(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+    write_text(receipt_file(out), json.dumps(receipt, indent=1, ensure_ascii=False) + "\n")
+    return receipt
+
+
+def _check(file: Path, content: Mapping[tuple[str, str], str]) -> dict[str, dict[str, Any]]:
+    """Counts by split of a written catalogue, after the proof that it is whole and disjoint."""
+    side: dict[str, str] = {}
+    labels: dict[str, Counter[str]] = {}
+    groups: dict[str, set[str]] = {}
+    seen = 0
+    with file.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            seen += 1
+            split = row["split"]
+            for key in (f"group {row['group']}", f"content {content[row['path'], row['item']]}"):
+                if side.setdefault(key, split) != split:
+                    raise AssertionError(f"a {key.split()[0]} lies in the splits '{side[key]}' and '{split}'")
+            groups.setdefault(split, set()).add(row["group"])
+            labels.setdefault(split, Counter())[row["label"] or "(none)"] += 1
+    if seen != len(content):
+        raise AssertionError(f"{seen} rows were written of {len(content)}")
+    return {
+        name: {"items": counts.total(), "groups": len(groups[name]), "labels": dict(sorted(counts.items()))}
+        for name, counts in labels.items()
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lejepa-med")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
