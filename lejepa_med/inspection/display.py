@@ -67,14 +67,14 @@ def picture(values: NDArray[np.float32], shown: Shown) -> Pixels:
     return rounded[0] if len(rounded) == 1 else np.ascontiguousarray(rounded.transpose(1, 2, 0))
 
 
-def stretched(image: NDArray[np.generic]) -> tuple[Pixels, str]:
+def stretched(image: NDArray[np.generic], names: Sequence[str] = ()) -> tuple[Pixels, str]:
     """A stored image (H, W) or (H, W, C) of any real type -> uint8, and how; 8-bit images stay as they are.
 
     Everything else is shown linearly between two percentiles of the finite values, which is what image viewers do.
     """
     values = np.asarray(image)
     values = values[:, :, None] if values.ndim == 2 else values
-    chosen = choose_channels(values.shape[2]).channels
+    chosen = choose_channels(values.shape[2], names).channels
     values = values[:, :, list(chosen)]
     how = "as stored"
     if values.dtype != np.uint8:

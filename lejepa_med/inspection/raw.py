@@ -1,6 +1,7 @@
 """A file as a plain viewer shows it, read without the adapter, so that the adapter's own doing can be seen."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ OVERVIEW = 512  # pixels; longest side of a slide's overview
 MAX_TIFF = 4096  # pixels; a larger TIFF is shown by its overview
 
 
-def raw_picture(record: Record) -> tuple[Pixels | None, str]:
+def raw_picture(record: Record, bands: Sequence[str] = ()) -> tuple[Pixels | None, str]:
     """The record's file as uint8 and how it was shown; None where no plain viewer knows the format.
 
     A volume is shown by its middle slice as stored (not turned to a canonical orientation), a slide by its smallest
@@ -29,20 +30,20 @@ def raw_picture(record: Record) -> tuple[Pixels | None, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers that readers comment on are judged by the adapter, not here
-            return _read(record)
+            return _read(record, bands)
     except (
         Exception
     ):  # whatever a foreign reader says: the adapter's own reading is what counts, and is shown beside it
         return None, "no plain viewer reads this file"
 
 
-def _read(record: Record) -> tuple[Pixels | None, str]:
+def _read(record: Record, bands: Sequence[str]) -> tuple[Pixels | None, str]:
     files = [str(name) for name in record.meta.get("files", ())] or [record.uri]
     path, name = Path(record.uri), Path(record.uri).name.lower()
     if name.endswith(NIFTI):
         return _volume(np.asanyarray(require("nibabel", extra="mri").load(path).dataobj))
     if name.endswith(FITS):
-        return _fits(path)
+        return _fits(path, bands)
     if name.endswith((".h5", ".hdf5")):
         with require("h5py", extra="galaxy").File(path, "r") as file:
             row = np.asarray(file["images" if "images" in file else "x"][int(record.item)])
@@ -56,12 +57,12 @@ def _read(record: Record) -> tuple[Pixels | None, str]:
     return _dicom(Path(files[len(files) // 2]))
 
 
-def _slices(array: NDArray[Any], what: str) -> tuple[Pixels, str]:
+def _slices(array: NDArray[Any], what: str, bands: Sequence[str] = ()) -> tuple[Pixels, str]:
     """(H, W), (H, W, C) or (C, H, W): the shortest of the outer axes holds the channels."""
     if array.ndim == 3 and array.shape[0] < min(array.shape[1:]):
         array = np.moveaxis(array, 0, -1)
-    pixels, how = stretched(array)
-    shown = choose_channels(array.shape[2]).words if array.ndim == 3 else ""
+    pixels, how = stretched(array, bands)
+    shown = choose_channels(array.shape[2], bands).words if array.ndim == 3 else ""
     return pixels, ", ".join(part for part in (what, how, shown) if part)
 
 
@@ -76,10 +77,10 @@ def _volume(array: NDArray[Any]) -> tuple[Pixels, str]:
     return pixels, f"slice {middle + 1} of {array.shape[2]} along the third axis as stored, {how}"
 
 
-def _fits(path: Path) -> tuple[Pixels, str]:
+def _fits(path: Path, bands: Sequence[str]) -> tuple[Pixels, str]:
     with require("astropy.io.fits", extra="galaxy").open(path, memmap=False) as hdus:
         data = next(np.squeeze(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None)
-    pixels, how = _slices(data, "first image of the file")
+    pixels, how = _slices(data, "first image of the file", bands)
     return pixels[::-1], how  # the first row of a FITS image is its lowest
 
 

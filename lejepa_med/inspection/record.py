@@ -58,7 +58,7 @@ def look_at(adapter: Adapter, manifest: Manifest, row: int, *, seed: int, names:
     record, spec = manifest.record(row), adapter.spec
     ident = str(manifest.column("id")[row])
     name = f"{manifest.column('path')[row]} {record.item}".strip() if names else ""
-    raw, raw_how = raw_picture(record)
+    raw, raw_how = raw_picture(record, _bands(record.meta))
     facts = _facts(record)
     try:
         prepared = adapter.prepare(record)

@@ -59,6 +59,7 @@ def test_a_wrong_stretch_is_named(tmp_path):
     galaxy.write_cube(tmp_path / "a.fits", galaxy.source(64))
     (good,) = looks(tmp_path, "galaxy")
     assert "z, r, g as red, green, blue" in good.prepared_how
+    assert "z, r, g as red, green, blue" in good.raw_how
     assert not {"saturated", "low contrast"} & set(said(good))
     (dark,) = looks(tmp_path, "galaxy", scales=(1e-4,) * 3)
     assert "low contrast" in said(dark)
