@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
 from data_adapters.quiet import quiet_readers
@@ -40,6 +40,33 @@ class ScanCommand(Section):
         found.write(self.out)
         copies = f" and {self.out}/duplicates.csv" if found.copied.contents else ""
         print(f"wrote {self.out}/manifest.parquet, {self.out}/rejected.csv{copies}")
+
+
+class InspectCommand(Section):
+    """Write a contact sheet of what the encoder sees: file, prepared pixels and all views, with facts and warnings."""
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images, or a manifest.parquet of scan")
+    out: Path = Field(description="folder for inspect.html and inspect.png")
+    modality: str | None = Field(default=None, description="as in scan; a manifest or --encoder tells it otherwise")
+    encoder: Path | None = Field(default=None, description="run folder: inspect with the preprocessing of its encoder")
+    catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, mpp, ra, dec")
+    options: dict[str, Any] = Field(default={}, description="options of the modality")
+    records: int = Field(
+        default=8,
+        ge=1,
+        validation_alias=AliasChoices("records", "n"),
+        description="how many, drawn evenly over the groups",
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the choice and of the views")
+    show_names: bool = Field(default=False, description="show file names instead of pseudonyms only")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.inspection.command import inspect_archive
+
+        given = self.model_dump(exclude={"show_names", "records"})
+        sheet = inspect_archive(**given, n=self.records, names=self.show_names, console=_console())
+        print(f"{sheet.warned} of {len(sheet.looks)} records have a warning\nwrote {sheet.page} and {sheet.picture}")
 
 
 class PretrainCommand(PretrainConfig):
@@ -203,6 +230,7 @@ class Cli(BaseSettings):
 
     scan: CliSubCommand[ScanCommand]
     split: CliSubCommand[SplitCommand]
+    inspect: CliSubCommand[InspectCommand]
     pretrain: CliSubCommand[PretrainCommand]
     embed: CliSubCommand[EmbedCommand]
     probe: CliSubCommand[ProbeCommand]

@@ -1,11 +1,13 @@
 """What sky, telescope and detector do to a galaxy image: dust, seeing, noise, and the asinh stretch for the encoder.
 
-Images are (height, width, bands) float32 flux, background subtracted. The distributions are those that Stein et al.
+Images are float32 flux, background subtracted; what works on every pixel takes (bands, height, width), where a band
+lies in one piece. The distributions are those that Stein et al.
 (2021, "Self-supervised similarity search for large scientific datasets") measured on the DESI Legacy Surveys; the
 values are log-normal (shape, location, scale): location + scale * exp(shape * N(0, 1)).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ SEEING_SCALE = 0.262  # arcsec per pixel, for which SEEING holds
 SEEING = {"g": (0.211, 1.081, 1.315), "r": (0.301, 1.239, 0.916), "z": (0.347, 1.193, 0.823)}  # Gaussian sigma, pixels
 NOISE = {"g": (0.226, -0.0007, 0.0038), "r": (0.243, -0.0024, 0.0067), "z": (0.133, -0.0143, 0.0261)}  # nanomaggies
 REFERENCE_BAND = "r"  # stands for bands without a measured distribution
+GRAINS = 2**20  # values in the noise table, 4 MiB
 MIN_SIGMA = 0.2  # pixels; a narrower Gaussian changes nothing that the pixel grid can show
 
 
@@ -65,62 +68,68 @@ def _excess(rng: np.random.Generator, parameters: tuple[float, float, float]) ->
     return float(np.sqrt(max(other**2 - mine**2, 0.0)))
 
 
-def blur(image: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
-    """Gaussian blur of each band of (H, W, bands) by its own sigma in pixels; the flux of each band is kept."""
+def blur(planes: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
+    """Gaussian blur of each band of (bands, H, W) by its own sigma in pixels; the flux of each band is kept."""
     if max(sigmas) < MIN_SIGMA:
-        return image
-    out = np.empty_like(image)
-    for k, sigma in enumerate(sigmas):
-        band = np.ascontiguousarray(image[..., k])
-        out[..., k] = (
-            band if sigma < MIN_SIGMA else cv2.GaussianBlur(band, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-        )
+        return planes
+    out = planes.copy()
+    for band, sigma in zip(out, sigmas, strict=True):
+        if sigma >= MIN_SIGMA:
+            band[:] = cv2.GaussianBlur(band, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
     return out
 
 
-def noisy(image: np.ndarray, sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`image` (H, W, bands) with white Gaussian noise of standard deviation `sigma` (bands,)."""
-    grain = rng.standard_normal(image.shape, dtype=np.float32)
-    rows = grain.reshape(image.shape[0], -1)
-    rows *= _along_row(sigma, image.shape[1])
-    grain += image
-    return grain
+@lru_cache(maxsize=1)
+def _grain() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(GRAINS, dtype=np.float32)
 
 
-def _along_row(per_band: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
-    """One value a band as one value an element of an image row: numpy is slow over a last axis of three."""
-    return np.tile(np.asarray(per_band, np.float32), width)
+def grain(count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` standard normal values, float32: a random stretch of a fixed table of 2**20, of random sign.
+
+    Drawing them anew takes as long as the rest of a view. More than the table holds are drawn.
+    """
+    if count > GRAINS:
+        return rng.standard_normal(count, dtype=np.float32)
+    first = int(rng.integers(GRAINS - count + 1))
+    values = _grain()[first : first + count]
+    return -values if rng.integers(2) else values.copy()
+
+
+def noisy(planes: np.ndarray, sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`planes` (bands, H, W) with white Gaussian noise of standard deviation `sigma` (bands,)."""
+    noise = np.stack([grain(plane.size, rng).reshape(plane.shape) for plane in planes])
+    noise *= np.asarray(sigma, np.float32)[:, None, None]
+    noise += planes
+    return noise
 
 
 def robust_sigma(image: np.ndarray) -> np.ndarray:
-    """Noise per band, (bands,) float32: 1.4826 times the median absolute deviation, from about 2000 pixels.
+    """Noise per band, (bands,) float32: 1.4826 times the median absolute deviation, from about 1000 pixels.
 
     The sources fill a small part of a cut-out, which the median passes over.
     """
-    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 2000)))
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 1000)))
     sample = np.ascontiguousarray(image[::step, ::step].reshape(-1, image.shape[2]).T)
-    deviation = np.abs(sample - np.median(sample, axis=1, keepdims=True))
-    return np.asarray(1.4826 * np.median(deviation, axis=1), np.float32)
+    middle = sample.shape[1] // 2
+    deviation = np.abs(sample - np.partition(sample, middle, axis=1)[:, middle, None])
+    return np.asarray(1.4826 * np.partition(deviation, middle, axis=1)[:, middle], np.float32)
 
 
-def asinh_stretch(image: np.ndarray, scales: Sequence[float], *, q: float, m: float) -> np.ndarray:
-    """Flux (H, W, bands) -> float32 in [0, 1] with colours kept: the asinh stretch of Lupton et al. (2004).
+def asinh_stretch(planes: np.ndarray, scales: Sequence[float], *, q: float, m: float) -> np.ndarray:
+    """Flux (bands, H, W) -> float32 in [0, 1] with colours kept: the asinh stretch of Lupton et al. (2004).
 
     With x_b = flux_b * scales[b] + m and I = mean_b max(x_b, 0), a band becomes x_b * asinh(q I) / (sqrt(q) I), cut to
     [0, 1]; q sets where the curve turns logarithmic, m lifts the sky above black (Legacy Surveys viewer: q 20, m .03).
     """
-    height, width, bands = image.shape
-    rows = np.ascontiguousarray(image).reshape(height, -1) * _along_row(scales, width)
-    rows += np.float32(m)
-    x: np.ndarray = rows.reshape(image.shape)
-    intensity = np.maximum(x[..., 0], 0)
-    for band in range(1, bands):
-        intensity += np.maximum(x[..., band], 0)
-    intensity *= np.float32(1 / bands)
-    np.maximum(intensity, np.float32(1e-6), out=intensity)
-    gain = np.arcsinh(np.float32(q) * intensity)
-    gain /= intensity
-    gain *= np.float32(1 / np.sqrt(q))
-    rows *= np.repeat(gain, bands, axis=1)
-    np.clip(rows, 0, 1, out=rows)
-    return x
+    x: np.ndarray = planes * np.asarray(scales, np.float32)[:, None, None]
+    x += np.float32(m)
+    y = np.maximum(x, 0).sum(axis=0)
+    y *= np.float32(q / len(planes))
+    # Below .01, asinh(y) / y is 1 to 2e-5, while float32 loses the sum in the logarithm: pixels are right to 1e-7.
+    np.maximum(y, np.float32(0.01), out=y)
+    gain = np.log(y + np.sqrt(y * y + 1))  # asinh(y); NumPy's own takes ten times as long
+    gain /= y
+    gain *= np.float32(np.sqrt(q))
+    x *= gain
+    return np.clip(x, 0, 1, out=x)

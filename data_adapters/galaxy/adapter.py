@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from data_adapters import raster
 from data_adapters.augment import physical
+from data_adapters.augment.resize import middle_square
 from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
@@ -22,7 +24,6 @@ from data_adapters.galaxy.learn import learn
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
 from data_adapters.galaxy.sky import parse_angle, sky_cell
-from data_adapters.galaxy.warp import whole
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -38,6 +39,7 @@ class GalaxyAdapter(BaseAdapter):
     name: ClassVar[str] = "galaxy"
     suffixes: ClassVar[tuple[str, ...]] = (*fits.SUFFIXES, *hdf5.SUFFIXES, *raster.SUFFIXES)
     Options: ClassVar[type[GalaxyOptions]] = GalaxyOptions
+    version: ClassVar[int] = 2  # 2: the field; the stretch computes asinh by the logarithm
 
     def __init__(self, options: GalaxyOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)
@@ -221,12 +223,14 @@ class GalaxyAdapter(BaseAdapter):
             BadFileError: see `pixels`.
             UserError: flux before `fit`.
         """
-        pixels = self.pixels(record)
-        image = whole(middle(pixels, self.field), self.options.global_size)
-        if pixels.dtype != np.uint8:
-            _, scales = self._fitted()
-            image = physical.asinh_stretch(image, scales, q=self.options.stretch_q, m=self.options.stretch_m)
-        return to_tensor(image)[None]
+        image = middle_square(middle(self.pixels(record), self.field), self.options.global_size)
+        if image.dtype == np.uint8:
+            return to_tensor(image)[None]
+        _, scales = self._fitted()
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return torch.from_numpy(
+            physical.asinh_stretch(planes, scales, q=self.options.stretch_q, m=self.options.stretch_m)
+        )[None]
 
     def _fitted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         bands, scales = self.bands, self.options.scales

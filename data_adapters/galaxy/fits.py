@@ -50,11 +50,11 @@ def read_fits(path: Path | str, wanted: tuple[str, ...] | None) -> np.ndarray:
     """
     with _opened(path) as hdus:
         image = _layout(hdus, wanted)
-        out = np.empty((image.height, image.width, len(image.bands)), np.float32)
-        for channel, (extension, plane) in enumerate(image.planes):
+        planes = np.empty((len(image.bands), image.height, image.width), np.float32)
+        for band, (extension, plane) in zip(planes, image.planes, strict=True):
             pixels = np.squeeze(hdus[extension].data)
-            out[..., channel] = pixels if plane is None else pixels[plane]
-        return out
+            band[:] = pixels if plane is None else pixels[plane]
+        return planes.transpose(1, 2, 0)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Rules for flux: what is refused as blank or dead, how the background goes, and what fills the few blank pixels."""
 
+import cv2
 import numpy as np
 
 from data_adapters.errors import BadFileError
@@ -18,33 +19,34 @@ def clean_flux(flux: np.ndarray, *, background: str) -> np.ndarray:
     Raises:
         BadFileError: a band that is blank or constant.
     """
-    good = np.isfinite(flux)
-    everywhere = bool(good.all())
-    if not everywhere and (1 - good.mean(axis=(0, 1))).max() > MAX_BLANK:
-        raise BadFileError(
-            "more than 10 % blank pixels (NaN or infinite)", remedy="Leave out cut-outs at the edge of the survey."
-        )
-    for band in range(flux.shape[2]):
-        values = flux[..., band] if everywhere else flux[..., band][good[..., band]]
-        if values.min() == values.max():
-            raise BadFileError("a dead band (every pixel equal)", remedy="Leave out images without data in a band.")
-    if background == "border":
-        flux = flux - _border_median(flux, everywhere)
-    elif not everywhere:
-        flux = flux.copy()
-    if not everywhere:
-        flux[~good] = 0
-    return flux
+    planes = np.ascontiguousarray(flux.transpose(2, 0, 1))
+    cleaned = [_clean(plane, background=background) for plane in planes]
+    merged: np.ndarray = cv2.merge(cleaned)
+    return merged.reshape(flux.shape)
 
 
-def _border_median(flux: np.ndarray, everywhere: bool) -> np.ndarray:
-    height, width, bands = flux.shape
-    n = max(2, round(BORDER * min(height, width)))
-    frame = (flux[:n], flux[-n:], flux[n:-n, :n], flux[n:-n, -n:])
-    values = np.concatenate([part.reshape(-1, bands) for part in frame])
-    if everywhere:
-        return np.asarray(np.median(values, axis=0), np.float32)
-    values[~np.isfinite(values)] = np.nan
-    if np.isnan(values).all(axis=0).any():
+def _clean(plane: np.ndarray, *, background: str) -> np.ndarray:
+    low, high = plane.min(), plane.max()  # NaN if there is one
+    good = None
+    if not (np.isfinite(low) and np.isfinite(high)):
+        good = np.isfinite(plane)
+        if 1 - good.mean() > MAX_BLANK:
+            raise BadFileError(
+                "more than 10 % blank pixels (NaN or infinite)", remedy="Leave out cut-outs at the edge of the survey."
+            )
+        low, high = plane[good].min(), plane[good].max()
+    if low == high:
+        raise BadFileError("a dead band (every pixel equal)", remedy="Leave out images without data in a band.")
+    cleaned: np.ndarray = plane - _border_median(plane) if background == "border" else plane.copy()
+    if good is not None:
+        cleaned[~good] = 0
+    return cleaned
+
+
+def _border_median(plane: np.ndarray) -> np.float32:
+    n = max(2, round(BORDER * min(plane.shape)))
+    frame = np.concatenate([part.ravel() for part in (plane[:n], plane[-n:], plane[n:-n, :n], plane[n:-n, -n:])])
+    values = frame[np.isfinite(frame)]
+    if not values.size:
         raise BadFileError("a blank border, so the background is unknown", remedy="Cut out with more sky around.")
-    return np.asarray(np.nanmedian(values, axis=0), np.float32)
+    return np.float32(np.median(values))

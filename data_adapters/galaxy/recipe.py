@@ -30,10 +30,11 @@ class FluxRecipe:
         """Geometry, then dust, seeing and noise with probability .5 each, then the stretch with q off by up to 25 %."""
         height, width = flux.shape[:2]
         geometry = draw_geometry(rng, height=height, width=width, size=self.size, area=self.area, field=self.field)
-        view = resample(flux, geometry, self.size)
+        view = np.ascontiguousarray(resample(flux, geometry, self.size).transpose(2, 0, 1))
         if rng.random() < 0.5:
             transmission = physical.dust_transmission(self.bands, rng)
-            view = view if transmission is None else view * transmission
+            if transmission is not None:
+                view *= transmission[:, None, None]
         if rng.random() < 0.5:
             seeing = physical.added_seeing(self.bands, self.pixel_scale, rng)
             view = physical.blur(view, [sigma / geometry.zoom for sigma in seeing])
@@ -42,7 +43,7 @@ class FluxRecipe:
             # A view pixel is the mean of zoom^2 image pixels, which has 1 / zoom of their noise.
             view = physical.noisy(view, noise / max(geometry.zoom, 1.0), rng)
         q = self.q * rng.uniform(0.75, 1.25) if rng.random() < 0.3 else self.q
-        return physical.asinh_stretch(view, self.scales, q=q, m=self.m)
+        return physical.asinh_stretch(view, self.scales, q=q, m=self.m).transpose(1, 2, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,9 @@ class PictureRecipe:
                 view = cv2.GaussianBlur(view, (0, 0), sigma, borderType=cv2.BORDER_REFLECT).reshape(view.shape)
         if rng.random() < 0.3:
             strength = np.float32(255 * rng.uniform(0.01, 0.03))
-            grain = rng.standard_normal(view.shape, dtype=np.float32) * strength + view
+            grain = physical.grain(view.size, rng).reshape(view.shape)
+            grain *= strength
+            grain += view
             view = cv2.convertScaleAbs(np.maximum(grain, 0, out=grain)).reshape(view.shape)  # rounds, stops at 255
         return view
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from data_adapters.augment.resize import in_fours, resize
+
 IN_VIEW = 0.35  # of the view's side: how far from its middle the source may come to lie
 MIN_SHIFT = 0.04  # of the image's side; Stein et al. shift by 7 of 152 pixels even where the corners then reflect
 MAX_STEP = 1.5  # image pixels between the points of which a view pixel is the mean
@@ -48,7 +50,7 @@ def draw_geometry(
 
 
 def resample(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
-    """The view (size, size, C) of an (H, W, C) image; values are averages over a view pixel, edges reflect.
+    """The view (size, size, C) of an (H, W, C) image, uint8 or float32; averages over a view pixel, edges reflect.
 
     A warp reads single points, so a zoom above 1 would alias. Here each view pixel is the mean of k x k points that
     lie at most 1.5 image pixels apart. Means keep surface brightness: flux = sum(view) * zoom**2.
@@ -57,38 +59,34 @@ def resample(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
     if zoom >= SHRINK_FIRST:
         factor = int(zoom // 2)
         height, width = (n // factor * factor for n in image.shape[:2])
-        image = _channels_last(
-            cv2.resize(image[:height, :width], (width // factor, height // factor), interpolation=cv2.INTER_AREA)
-        )
+        image = resize(image[:height, :width], width // factor, height // factor)
         # Pixel centres: x' = (x + .5) / factor - .5.
         matrix = np.column_stack([matrix[:, :2] / factor, (matrix[:, 2] + 0.5) / factor - 0.5])
         zoom /= factor
     k = math.ceil(zoom / MAX_STEP)
     # Points p' of the finer grid lie at p = (p' + .5) / k - .5 of the view.
     fine = np.column_stack([matrix[:, :2] / k, matrix[:, 2] + matrix[:, :2] @ np.full(2, 0.5 / k - 0.5)])
-    out = cv2.warpAffine(
-        image,
-        fine,
-        (size * k, size * k),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REFLECT,
-    )
+    out = in_fours(image, lambda part: _warp(part, fine, size * k))
     if k > 1:
-        out = cv2.resize(out, (size, size), interpolation=cv2.INTER_AREA)
-    return _channels_last(out)
+        # Halving by linear interpolation is the mean of four, as by areas, and four times as fast.
+        way = cv2.INTER_LINEAR if k == 2 else cv2.INTER_AREA
+        out = in_fours(out, lambda part: cv2.resize(part, (size, size), interpolation=way))
+    return np.rint(out, out=out).astype(np.uint8) if image.dtype == np.uint8 else out
 
 
-def whole(image: np.ndarray, size: int) -> np.ndarray:
-    """The inner square of (H, W, C) as (size, size, C): area averages when it shrinks, linear when it grows."""
-    height, width = image.shape[:2]
-    inner = min(height, width)
-    top, left = (height - inner) // 2, (width - inner) // 2
-    square = image[top : top + inner, left : left + inner]
-    if inner == size:
-        return np.ascontiguousarray(square)
-    way = cv2.INTER_AREA if inner > size else cv2.INTER_LINEAR
-    return _channels_last(cv2.resize(square, (size, size), interpolation=way))
+def _warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+    """Linear warp to (side, side), float32, of the part that is needed, with reflected edges where it leaves the image.
 
-
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    return image[:, :, None] if image.ndim == 2 else image  # OpenCV drops a channel axis of length one
+    OpenCV is five times slower when it reflects by itself, and three times slower in uint8.
+    """
+    corners = matrix[:, :2] @ np.asarray([[0, side - 1, 0, side - 1], [0, 0, side - 1, side - 1]]) + matrix[:, 2:]
+    low, high = np.floor(corners.min(axis=1)).astype(int) - 1, np.ceil(corners.max(axis=1)).astype(int) + 2
+    extent = np.asarray(image.shape[1::-1])
+    start, stop = np.clip(low, 0, extent - 1), np.clip(high, 1, extent)
+    part = np.ascontiguousarray(image[start[1] : stop[1], start[0] : stop[0]], dtype=np.float32)
+    (left, top), (right, bottom) = start - low, high - stop
+    if max(left, top, right, bottom) > 0:
+        part = cv2.copyMakeBorder(part, int(top), int(bottom), int(left), int(right), cv2.BORDER_REFLECT)
+    shifted = np.column_stack([matrix[:, :2], matrix[:, 2] - low])
+    out: np.ndarray = cv2.warpAffine(part, shifted, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return out

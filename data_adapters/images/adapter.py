@@ -2,18 +2,19 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import cv2
 import numpy as np
 from torch import Tensor
 
 from data_adapters import raster
+from data_adapters.augment.resize import middle_square
 from data_adapters.base import Augment, BaseAdapter, Record, Spec, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
-from data_adapters.images import arrays, recipe
+from data_adapters.images import arrays
 from data_adapters.images.intensity import map_intensity, require_policy
 from data_adapters.images.options import MIN_SIDE, ImagesOptions
+from data_adapters.images.recipe import Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -93,19 +94,11 @@ class ImagesAdapter(BaseAdapter):
         o = self.options
         area = o.global_area if kind == "global" else o.local_area
         colour = o.channels == 3 and o.intensity == "dtype8"
-        return recipe.build(o.recipe, size=size, area=area, colour=colour, mirror=o.hflip)
+        return Recipe(size=size, area=area, colour=colour, natural=o.recipe == "natural", mirror=o.hflip)
 
     def prepare(self, record: Record) -> Tensor:
         """The middle square of the image, resized to (1, C, size, size): areas when it shrinks, linear when it grows.
 
         The same as resizing the short side and cropping the middle. Raises BadFileError as `pixels` does.
         """
-        image = self.pixels(record)
-        height, width, size = *image.shape[:2], self.options.global_size
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square: Any = np.ascontiguousarray(image[top : top + side, left : left + side])
-        if side != size:
-            way = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-            square = cv2.resize(square, (size, size), interpolation=way)
-        return to_tensor(square)[None]
+        return to_tensor(middle_square(self.pixels(record), self.options.global_size))[None]

@@ -1,32 +1,99 @@
-"""Views of plain images with albumentations, behind the seeded seam."""
+"""Views of plain images: a random crop without aliasing, then appearance.
+
+Written on OpenCV and PyTorch directly: eight views of a 512 px picture then cost a third of the same chain in
+albumentations, whose calls and area resizing dominate at these sizes (benchmarks/adapters.py).
+"""
+
+import math
+from dataclasses import dataclass
 
 import cv2
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
-from data_adapters.augment.seam import A, Seeded
-from data_adapters.base import Augment
+from data_adapters.augment.resize import MOST, in_fours, resize
+from data_adapters.images.colour import colour_matrix
 
+RATIO = (3 / 4, 4 / 3)  # of a crop's sides
+TRIES = 10  # for a crop that fits; then the largest one that the ratio permits
+STRENGTH = 0.4  # of brightness and contrast
+P_JITTER, P_GREY, P_BLUR, P_SOLARIZE = 0.8, 0.2, 0.5, 0.2
 BLUR_SIGMA = (0.1, 2.0)  # pixels
+MIN_SIGMA = 0.2  # a narrower Gaussian changes nothing that the pixel grid can show
 
 
-def build(name: str, *, size: int, area: tuple[float, float], colour: bool, mirror: float) -> Augment:
-    """A random crop of `area`, resized by areas, then appearance.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """(H, W, C) uint8 or float32 in [0, 1] -> (size, size, C) of the same dtype.
 
-    "natural" is LeJEPA's recipe for photographs (Balestriero and LeCun 2025): jitter .4/.4/.2/.1 with p .8, grey .2,
-    blur .5, solarize .2. "moderate" leaves out grey and solarize, which destroy what colour and brightness say in
+    `natural` is LeJEPA's recipe for photographs (Balestriero and LeCun 2025): jitter .4/.4/.2/.1 with p .8, grey .2,
+    blur .5, solarize .2. Without it grey and solarize are left out, which destroy what colour and brightness say in
     most scientific images. `colour` tells 8-bit RGB: saturation, hue, grey and solarize exist only there; elsewhere
     the jitter changes brightness and contrast, of all channels alike.
     """
-    chain = [
-        A.RandomResizedCrop(size=(size, size), scale=area, interpolation=cv2.INTER_AREA),
-        A.HorizontalFlip(p=mirror),
-    ]
-    if colour:
-        chain.append(A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8))
-    else:
-        chain.append(A.RandomBrightnessContrast(brightness_limit=0.4, contrast_limit=0.4, p=0.8))
-    if name == "natural" and colour:
-        chain.append(A.ToGray(p=0.2))
-    chain.append(A.GaussianBlur(sigma_limit=BLUR_SIGMA, blur_limit=0, p=0.5))
-    if name == "natural" and colour:
-        chain.append(A.Solarize(threshold_range=(0.5, 0.5), p=0.2))
-    return Seeded(chain)
+
+    size: int
+    area: tuple[float, float]
+    colour: bool
+    natural: bool
+    mirror: float
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Crop, mirror, jitter, blur, solarize."""
+        left, top, width, height = draw_crop(rng, *image.shape[1::-1], area=self.area)
+        view = shrink(image[top : top + height, left : left + width], self.size)
+        if rng.random() < self.mirror:
+            view = np.ascontiguousarray(view[:, ::-1])
+        jitter = rng.random() < P_JITTER
+        if self.colour:
+            grey = self.natural and rng.random() < P_GREY
+            view = colour_matrix(view, rng, jitter=jitter, grey=grey, strength=STRENGTH)
+        elif jitter:
+            view = _brightness_contrast(view, rng)
+        if rng.random() < P_BLUR:
+            sigma = rng.uniform(*BLUR_SIGMA)
+            if sigma >= MIN_SIGMA:
+                view = in_fours(view, lambda part: cv2.GaussianBlur(part, (0, 0), sigma))
+        if self.natural and self.colour and rng.random() < P_SOLARIZE:
+            view = cv2.min(view, cv2.bitwise_not(view))  # values from 128 upwards are inverted
+        return view
+
+
+def draw_crop(
+    rng: np.random.Generator, width: int, height: int, *, area: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a crop with a share of the image in `area` and sides in a ratio of 3:4 to 4:3."""
+    for _ in range(TRIES):
+        pixels = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def shrink(part: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, C) -> (size, size, C) without aliasing: a triangle as wide as a view pixel (8 bits), or by areas."""
+    if part.dtype != np.uint8 or part.shape[2] > MOST:
+        return resize(part, size, size)
+    writable = part if part.flags.writeable else part.copy()  # PyTorch has no read-only tensors, and warns
+    pixels = torch.from_numpy(writable).permute(2, 0, 1)[None]
+    planes = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)[0].numpy()
+    merged: np.ndarray = cv2.merge(list(planes))
+    return merged.reshape(size, size, part.shape[2])
+
+
+def _brightness_contrast(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """X -> b (c x + (1 - c) mean), b and c uniform in [.6, 1.4], cut to the range of the dtype."""
+    brightness, contrast = rng.uniform(1 - STRENGTH, 1 + STRENGTH, 2)
+    mean = float(view.mean())
+    gain, offset = brightness * contrast, brightness * (1 - contrast) * mean
+    if view.dtype == np.uint8:
+        levels = np.clip(np.arange(256) * gain + offset, 0, 255).round().astype(np.uint8)
+        changed: np.ndarray = cv2.LUT(view, levels).reshape(view.shape)
+        return changed
+    out = view * np.float32(gain)
+    out += np.float32(offset)
+    return np.clip(out, 0, 1, out=out)

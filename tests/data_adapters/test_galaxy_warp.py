@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data_adapters.galaxy.warp import IN_VIEW, Geometry, draw_geometry, resample, whole
+from data_adapters.augment.resize import middle_square
+from data_adapters.galaxy.warp import IN_VIEW, Geometry, draw_geometry, resample
 from tests.data.galaxy import source
 
 
@@ -83,6 +84,8 @@ def test_the_source_stays_in_view_and_the_view_in_the_image(area, height, width)
 
 def test_whole_shows_the_middle_square_by_areas():
     image = source(64, noise=0)
-    np.testing.assert_allclose(whole(image, 16), image.reshape(16, 4, 16, 4, 3).mean((1, 3)), rtol=1e-4, atol=1e-7)
-    np.testing.assert_array_equal(whole(image[:, 8:-8], 48), image[8:-8, 8:-8])
-    assert whole(image[..., :1], 100).shape == (100, 100, 1)
+    np.testing.assert_allclose(
+        middle_square(image, 16), image.reshape(16, 4, 16, 4, 3).mean((1, 3)), rtol=1e-4, atol=1e-7
+    )
+    np.testing.assert_array_equal(middle_square(image[:, 8:-8], 48), image[8:-8, 8:-8])
+    assert middle_square(image[..., :1], 100).shape == (100, 100, 1)

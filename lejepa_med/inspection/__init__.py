@@ -1,0 +1,1 @@
+"""The contact sheet: what an encoder really sees of an archive."""
