@@ -39,6 +39,7 @@ test-all: check
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sigreg --out benchmarks/results/sigreg-cpu.md
 	$(BIN)/python -m benchmarks.scan --out benchmarks/results/scan-2-cores.md
+	$(BIN)/python -m benchmarks.adapters --out benchmarks/results/adapters.md
 	$(BIN)/python -m benchmarks.quality --data "$(LEJEPA_REAL_DATA)" --out benchmarks/results
 
 clean:

@@ -17,7 +17,7 @@ from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, Vie
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.galaxy import fits, hdf5
-from data_adapters.galaxy.bands import choose
+from data_adapters.galaxy.bands import COMPANION_FILE, choose
 from data_adapters.galaxy.field import middle
 from data_adapters.galaxy.flux import clean_flux
 from data_adapters.galaxy.learn import learn
@@ -110,6 +110,12 @@ class GalaxyAdapter(BaseAdapter):
         return [self._inspect_picture(path)]
 
     def _inspect_fits(self, path: Path) -> Record:
+        if COMPANION_FILE.search(path.name):
+            raise BadFileError(
+                "a weight map, mask or model, by the survey's file name",
+                remedy="None needed: the images beside it are read. Rename the file if it is an image.",
+                path=path,
+            )
         self._check_kind("flux")
         image, place = fits.fits_info(path, self.bands)
         meta = self._meta("flux", image.bands, image.width, image.height, image.bits)

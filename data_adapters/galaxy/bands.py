@@ -15,6 +15,12 @@ COMPANION = re.compile(
     r"FLAGS|CON|CTX|PSF|NEXP|EXP|TIME)(?:[_-].*)?",
     re.IGNORECASE,
 )
+# Files that accompany an image where nothing but the survey's file name tells so: weight and data-quality maps of the
+# DECam and Mosaic pipelines (c4d_..._oow_r_...), maps beside coadds of the Legacy Surveys (...-invvar-r.fits.fz).
+COMPANION_FILE = re.compile(
+    r"_o[ops][dw]_|-(?:invvar|maskbits|nexp|psfsize|galdepth|psfdepth|depth|chi2|model|blobmodel|resid)[-.]",
+    re.IGNORECASE,
+)
 NAME_BANDS = "Name the bands in channel order with the option bands, such as bands=g,r,z."
 
 

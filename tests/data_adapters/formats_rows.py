@@ -92,11 +92,11 @@ testcase6__c4d_181104_072440_ooi_g_ls9.S4.fits | DECam exposure | read: 101 x 10
 testcase6__c4d_181214_050844_ooi_g_ls9.S9.fits | DECam exposure | read: 101 x 101 px, 0.262 arcsec, 32 bit, bands g, mean 7386.1
 testcase6__c4d_181215_051332_ooi_r_ls9.S9.fits | DECam exposure | read: 101 x 101 px, 0.262 arcsec, 32 bit, bands r, mean 4325.84
 testcase7__c4d_150110_053718_ooi_z_ls9.S11.fits | DECam exposure | read: 100 x 100 px, 0.262 arcsec, 32 bit, bands z, mean 6315.96
-testcase9__c4d_131122_030338_ood_z_ls9.S21.fits | data-quality mask of an exposure | refused: a dead band (every pixel equal)
-testcase9__c4d_131122_030338_oow_z_ls9.S21.fits | weight map of an exposure: only its name says so | read: 101 x 101 px, 0.262 arcsec, 32 bit, bands z, mean 0.00188467
+testcase9__c4d_131122_030338_ood_z_ls9.S21.fits | data-quality mask of an exposure | refused: a weight map, mask or model, by the survey's file name
+testcase9__c4d_131122_030338_oow_z_ls9.S21.fits | weight map of an exposure: only its name says so | refused: a weight map, mask or model, by the survey's file name
 testcase9__c4d_141029_043225_ooi_g_ls9.N26.fits | DECam exposure | read: 101 x 101 px, 0.262 arcsec, 32 bit, bands g, mean 164.424
-testcase9__c4d_141029_043225_oow_g_ls9.N26.fits | weight map of an exposure: only its name says so | read: 101 x 101 px, 0.262 arcsec, 32 bit, bands g, mean 0.0224011
-testcase9__c4d_141029_043420_ood_r_ls9.N26.fits | data-quality mask of an exposure | refused: a dead band (every pixel equal)
+testcase9__c4d_141029_043225_oow_g_ls9.N26.fits | weight map of an exposure: only its name says so | refused: a weight map, mask or model, by the survey's file name
+testcase9__c4d_141029_043420_ood_r_ls9.N26.fits | data-quality mask of an exposure | refused: a weight map, mask or model, by the survey's file name
 testcase9__c4d_141029_043420_ooi_r_ls9.N26.fits | DECam exposure | read: 101 x 100 px, 0.262 arcsec, 32 bit, bands r, mean 464.456
 """
 
