@@ -16,7 +16,7 @@ class ScanCommand(Section):
     """Look through an archive: write manifest.parquet and rejected.csv, and print what was found."""
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
-    modality: str = Field(description="mri, histology, galaxy, images, a plug-in, or ./file.py:Class")
+    modality: str = Field(description="mri, mri3d, histology, galaxy, images, a plug-in, or ./file.py:Class")
     out: Path = Field(description="folder for manifest.parquet and rejected.csv")
     catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
     verify: bool = Field(default=True, description="decode every file once")
