@@ -53,8 +53,8 @@ class ModelConfig(Section):
     """Encoder and projector."""
 
     backbone: str | None = None
-    """any timm architecture; for volumes one of MONAI's, such as monai:resnet18, monai:vit_small or monai:swinunetr; None:
-    resnet18 or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
+    """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: resnet18
+    or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
     projector_hidden: int | None = Field(default=None, ge=8)

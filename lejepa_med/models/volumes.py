@@ -4,6 +4,7 @@
 MONAI's own, so MONAI alone can load them (the model card says how).
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +15,16 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from data_adapters.errors import require
+from lejepa_med.errors import MissingExtraError
+
+
+def _require_einops() -> None:
+    """MONAI imports it inside its attention blocks and names no remedy."""
+    if find_spec("einops") is None:
+        raise MissingExtraError(
+            "MONAI's ViT and SwinUNETR need the Python package 'einops'.",
+            remedy="Install it with: pip install 'lejepa-med[mri]', or use a monai:resnet.",
+        )
 
 
 class ResNet3d(ResNet):
@@ -38,10 +48,13 @@ class ViT3d(ViT):
     """
 
     def __init__(self, *, drop_path_rate: float = 0.0, **arguments: Any) -> None:
-        require("einops", extra="mri")  # MONAI's attention blocks
+        _require_einops()
         super().__init__(**arguments)
         self.num_features = int(arguments["hidden_size"])
         self.patch_size = (int(arguments["patch_size"]),) * 3
+        for block in self.blocks:
+            # MONAI builds it for cross-attention even where there is none; data-parallel training stops at idle weights
+            block.norm_cross_attn.requires_grad_(False)
         rates = torch.linspace(0, drop_path_rate, len(self.blocks)).tolist()
         self.drop_paths = nn.ModuleList(DropPath(rate) if rate > 0 else nn.Identity() for rate in rates)
 
@@ -72,7 +85,7 @@ class SwinUNETREncoder(SwinTransformer):
     """The encoder of SwinUNETR (Hatamizadeh et al. 2022): four stages after patches of 2 voxels, total stride 32."""
 
     def __init__(self, **arguments: Any) -> None:
-        require("einops", extra="mri")
+        _require_einops()
         super().__init__(**arguments)
         self.num_features = int(self.embed_dim * 2**self.num_layers)  # each stage ends with a merging of patches
 
