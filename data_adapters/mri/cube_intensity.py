@@ -1,9 +1,9 @@
 """What a scanner does to the intensities of a volume, for float32 cubes (D, H, W) in [0, 1].
 
 The 3-D forms of `data_adapters.augment.intensity`, with its ranges and sources. Written out instead of calling MONAI's
-transforms because those cost three to eight times as much (benchmark in docs/mri3d.md) and because reseeding MONAI's
-random transforms costs more per view than most of these functions. Each draws from `rng` and changes its argument or
-returns a new array; gamma, blur and Gibbs agree with MONAI's AdjustContrast, GaussianSmooth and GibbsNoise.
+transforms because those cost several times as much (docs/mri3d.md), and reseeding one of MONAI's random transforms for
+each view costs about as much as some of these functions. Each draws from `rng` and may change its argument; gamma,
+blur and Gibbs agree with MONAI's AdjustContrast, GaussianSmooth and GibbsNoise.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,10 @@ def rician_noise(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32)
     noise *= std
     noise[0] += image
-    return _clipped(cv2.magnitude(_rows(noise[0]), _rows(noise[1])).reshape(image.shape))
+    noise *= noise
+    noise[0] += noise[1]
+    # not cv2.magnitude: its last bit depends on where the array lies in memory, so workers would differ
+    return _clipped(np.sqrt(noise[0], out=noise[0]))
 
 
 def low_resolution(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.5) -> np.ndarray:
@@ -94,7 +97,8 @@ def gibbs(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.2, high
     The radius is that of MONAI's GibbsNoise, whose random form draws alpha up to 1 by default: an empty volume.
     """
     radius = (1 - rng.uniform(low, high)) * np.sqrt(3) / 2
-    spectrum = torch.fft.rfftn(torch.from_numpy(image))
+    aligned = torch.from_numpy(image).clone()  # torch's own memory: MKL's last bits depend on the alignment
+    spectrum = torch.fft.rfftn(aligned)
     spectrum *= torch.from_numpy(_frequencies(image.shape) <= radius)
     return _clipped(torch.fft.irfftn(spectrum, s=image.shape).numpy())
 

@@ -188,7 +188,7 @@ def test_gamma_gibbs_and_blur_agree_with_monai():
     # MONAI measures k-space from a centre between two frequencies on even sides: shells at the edge differ
     assert np.abs(ours[1] - np.clip(GibbsNoise(alpha)(tensor)[0], 0, 1)).mean() < 0.01
     theirs = GaussianSmooth(sigma)(tensor)[0]  # integrates the bell over a voxel, where OpenCV samples it
-    np.testing.assert_allclose(ours[2][5:-5, 5:-5, 5:-5], theirs[5:-5, 5:-5, 5:-5], atol=0.06)
+    assert np.abs(ours[2] - theirs.numpy())[5:-5, 5:-5, 5:-5].mean() < 0.03
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,10 @@ def test_intensities_stay_in_range_and_come_from_the_generator(function):
     out = function(image.copy(), rng=np.random.default_rng(5))
     assert out.shape == image.shape and out.dtype == np.float32 and out.flags.c_contiguous
     assert 0 <= out.min() and out.max() <= 1 and np.abs(out - image).max() > 1e-4
-    np.testing.assert_array_equal(out, function(image.copy(), rng=np.random.default_rng(5)))
+    for offset in range(8):  # wherever the array lies in memory: workers must agree to the last bit
+        moved = np.empty(image.size + 8, np.float32)[offset : offset + image.size].reshape(image.shape)
+        moved[...] = image
+        np.testing.assert_array_equal(out, function(moved, rng=np.random.default_rng(5)))
     assert np.abs(out - function(image.copy(), rng=np.random.default_rng(6))).max() > 0
     assert np.corrcoef(out.ravel(), image.ravel())[0, 1] > 0.5  # the anatomy is still there
 
