@@ -20,7 +20,7 @@ class Embedder(Protocol):
     """What the worker needs from an encoder."""
 
     def embed(self, items: Sequence[Tensor]) -> np.ndarray:
-        """(n_i, C, H, W) tensors -> (len(items), dim) float32."""
+        """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> (len(items), dim) float32."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, item: Tensor) -> "Future[Vector]":
-        """Queue one prepared item (n, C, H, W).
+        """Queue one prepared item (n, C, H, W) or (n, C, D, H, W).
 
         Raises:
             ProblemError: 503 when the queue is full, or the encoder was put away for another one.

@@ -50,7 +50,8 @@ class EncoderDetail(Encoder):
 
     fingerprint: str = Field(description="SHA-256 over weights and preprocessing; vectors compare only if it is equal")
     dim: int = Field(examples=[512], description="length of a vector")
-    image_size: int = Field(examples=[224], description="side of the square that the encoder sees, pixels")
+    image_size: int = Field(examples=[224], description="side of the square or cube that the encoder sees")
+    dims: int = Field(default=2, examples=[2], description="2: images, 3: volumes, seen as cubes")
     channels: int = Field(examples=[3])
     info: dict[str, Any] = Field(description="public part of lejepa_med.json: method, metrics, code version")
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 ViewKind = Literal["global", "local"]
-Image = np.ndarray  # (H, W, C): uint8, or float32 in [0, 1]
+Image = np.ndarray  # (H, W, C), or (D, H, W, C) where dims is 3: uint8, or float32 in [0, 1]
 Augment = Callable[[Any, np.random.Generator], Image]
 Found = TypeVar("Found")
 
@@ -45,8 +45,9 @@ Found = TypeVar("Found")
 class Spec:
     """What the encoder receives from an adapter.
 
-    Sizes are pixels. `mean` and `std` are per channel, for values in [0, 1] (uint8 is divided by 255 first); the
-    encoder applies them, so that views and `prepare` both carry plain pixels.
+    Sizes are pixels (voxels where `dims` is 3; a view is then a cube). `mean` and `std` are per channel, for values in
+    [0, 1] (uint8 is divided by 255 first); the encoder applies them, so that views and `prepare` both carry plain
+    pixels.
     """
 
     channels: int
@@ -57,6 +58,7 @@ class Spec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pool: Literal["mean"] = "mean"
+    dims: Literal[2, 3] = 2
 
     @property
     def n_views(self) -> int:
@@ -131,7 +133,7 @@ class Adapter(Protocol):
         """`n_global` then `n_local` tensors (C, size, size), uint8 or float32 in [0, 1]."""
 
     def prepare(self, record: Record) -> Tensor:
-        """Deterministic pixels for embedding, (n, C, global_size, global_size); the n vectors are pooled."""
+        """Deterministic pixels for embedding, (n, C, size, size) or (n, C, size, size, size); n vectors are pooled."""
 
     def verify(self, record: Record) -> None:
         """Raise BadFileError where the pixels cannot be read right; used by scan."""
@@ -141,7 +143,7 @@ class Adapter(Protocol):
 
 
 def to_tensor(image: Image) -> Tensor:
-    """(H, W, C) or (H, W) array -> (C, H, W) tensor of the same values; uint8 and float32 only.
+    """(H, W, C) or (H, W) -> (C, H, W) tensor, (D, H, W, C) -> (C, D, H, W), of the same values.
 
     Raises:
         TypeError: another dtype; intensity must be mapped by the modality's policy, never by the dtype's range.
@@ -150,7 +152,7 @@ def to_tensor(image: Image) -> Tensor:
         image = image[:, :, None]
     if image.dtype not in (np.uint8, np.float32):
         raise TypeError(f"views and prepared images are uint8 or float32, not {image.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
 
 
 UNREADABLE = "Copy or export the file again, and open it in another program to see whether it is whole."
@@ -180,6 +182,7 @@ class BaseAdapter:
     version: ClassVar[int] = 1
     # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
     mapper: Callable[..., Iterator[Any]] | None = None
+    dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         self.options: Any = options if options is not None else self.Options(**kwargs)
@@ -231,6 +234,7 @@ class BaseAdapter:
             n_local=o.n_local,
             global_size=o.global_size,
             local_size=o.local_size,
+            dims=self.dims,
         )
 
     def verify(self, record: Record) -> None:

@@ -14,6 +14,7 @@ from data_adapters.errors import UserError
 
 BUILT_IN = {
     "mri": "data_adapters.mri.adapter:MRIAdapter",
+    "mri3d": "data_adapters.mri.cube_adapter:MRI3DAdapter",
     "histology": "data_adapters.histology.adapter:HistologyAdapter",
     "galaxy": "data_adapters.galaxy.adapter:GalaxyAdapter",
     "images": "data_adapters.images.adapter:ImagesAdapter",

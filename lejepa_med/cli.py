@@ -21,7 +21,7 @@ class ScanCommand(Section):
     """
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
-    modality: str = Field(description="mri, histology, galaxy, images, a plug-in, or ./file.py:Class")
+    modality: str = Field(description="mri, mri3d, histology, galaxy, images, a plug-in, or ./file.py:Class")
     out: Path = Field(description="folder for manifest.parquet, rejected.csv and duplicates.csv")
     catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
     verify: bool = Field(default=True, description="decode every file once")

@@ -46,16 +46,17 @@ class ViewsConfig(Section):
     n_local: int | None = Field(default=None, ge=0)
     """local (small) views"""
     global_size: int | None = Field(default=None, ge=16)
-    """side of a global view and of the images to embed, pixels"""
+    """side of a global view and of the images to embed, pixels or voxels"""
     local_size: int | None = Field(default=None, ge=16)
-    """side of a local view, pixels"""
+    """side of a local view, pixels or voxels"""
 
 
 class ModelConfig(Section):
     """Encoder and projector."""
 
     backbone: str | None = None
-    """any timm architecture; None: resnet18 on a CPU, vit_small_patch16_224 on a GPU"""
+    """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: resnet18
+    or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
     projector_hidden: int | None = Field(default=None, ge=8)
@@ -102,7 +103,7 @@ class TrainConfig(Section):
     minutes: float | None = Field(default=None, gt=0)
     """instead of epochs: measure the speed first, then choose the epochs that fit"""
     batch_size: int | None = Field(default=None, ge=2)
-    """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU"""
+    """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64"""
     seed: int = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
@@ -123,7 +124,7 @@ class PretrainConfig(Section):
     out: Path
     """the run's folder"""
     modality: str
-    """mri, histology, galaxy, images, an installed plug-in, or ./file.py:Class"""
+    """mri, mri3d, histology, galaxy, images, an installed plug-in, or ./file.py:Class"""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()

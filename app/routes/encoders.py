@@ -39,6 +39,7 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
         fingerprint=fingerprint(info),
         dim=info["dim"],
         image_size=info["spec"]["global_size"],
+        dims=info["spec"].get("dims", 2),
         channels=info["spec"]["channels"],
         info={key: info[key] for key in PUBLIC if key in info},
     )

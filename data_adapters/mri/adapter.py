@@ -1,10 +1,10 @@
 """The MRI adapter: NIfTI and kin, DICOM series and exported slices as views of neighbouring slices."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from data_adapters.mri.subjects import subject, top_folder
 from data_adapters.mri.volume import (
     LAYOUT,
     Stack,
+    Volume,
     normalise,
     resize,
     slicing_plane,
@@ -37,6 +38,7 @@ MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
 MAX_VOXELS = 10**9  # 4 GB while decoding; a damaged or hostile header can claim more than any scanner makes
 THICK = 3  # slices are thick above this ratio of voxel sides (nnU-Net's threshold for anisotropic data)
 PACKED_DICOM = ".dcm.gz"
+T = TypeVar("T")
 
 
 class MRIAdapter(BaseAdapter):
@@ -226,11 +228,14 @@ class MRIAdapter(BaseAdapter):
             for part in sequences.parts(record).values():
                 self.verify(part)
             return
+        self._check_files(record)
+        self._decode_safely(record)
+
+    def _check_files(self, record: Record) -> None:
         if not all(Path(name).is_file() for name in _files(record)):
             raise _missing(record)
         if record.meta.get("reader") == "nifti":
             nifti.check_compression(_files(record))
-        self._decode_safely(record)
 
     @cached_property
     def _cache(self) -> ArrayCache:
@@ -268,9 +273,12 @@ class MRIAdapter(BaseAdapter):
         return stack
 
     def _decode_safely(self, record: Record) -> Stack:
+        return self._guarded(record, self._decode)
+
+    def _guarded(self, record: Record, decode: Callable[[Record], T]) -> T:
         """Any failure of a foreign reader becomes a BadFileError that shows no path."""
         try:
-            return self._decode(record)
+            return decode(record)
         except BadFileError as error:
             raise BadFileError(error.cause, remedy=error.remedy, path=error.path or record.uri) from error
         except UserError:  # a missing extra is no fault of the file
@@ -282,14 +290,8 @@ class MRIAdapter(BaseAdapter):
             raise BadFileError(cause, remedy="Export the image again.", path=record.uri) from error
 
     def _decode(self, record: Record) -> Stack:
-        o, path, meta = self.options, Path(record.uri), record.meta
+        path, meta = Path(record.uri), record.meta
         match meta.get("reader"):
-            case "nifti":
-                return stack_volume(containers.load(path, volume=o.volume), plane=o.plane)
-            case "series":
-                return stack_volume(series.load_series(_files(record)), plane=o.plane)
-            case "multiframe":
-                return stack_volume(series.load_multiframe(path), plane=o.plane)
             case "slice":
                 width_mm, height_mm = meta.get("spacing", (1.0, 1.0))
                 return stack_slices(
@@ -299,6 +301,17 @@ class MRIAdapter(BaseAdapter):
                 )
             case "exported":
                 return stack_slices(normalise(exported.load(path))[None])
+        return stack_volume(self._volume(record), plane=self.options.plane)
+
+    def _volume(self, record: Record) -> Volume:
+        path = Path(record.uri)
+        match record.meta.get("reader"):
+            case "nifti":
+                return containers.load(path, volume=self.options.volume)
+            case "series":
+                return series.load_series(_files(record))
+            case "multiframe":
+                return series.load_multiframe(path)
         raise BadFileError("record without a reader", remedy="Records come from scan: scan the archive again.")
 
     def __getstate__(self) -> dict[str, Any]:

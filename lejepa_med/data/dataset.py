@@ -37,8 +37,8 @@ class Batch:
     """Views of B samples.
 
     Attributes:
-        global_views: (n_global, B, C, global_size, global_size).
-        local_views: (n_local, B, C, local_size, local_size), or None.
+        global_views: (n_global, B, C, global_size, global_size); of volumes, with one more such axis.
+        local_views: (n_local, B, C, local_size, local_size), likewise, or None.
         rows: manifest row of each sample, (B,).
         bad: reads that failed and were replaced.
     """

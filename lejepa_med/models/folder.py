@@ -1,7 +1,7 @@
-"""The encoder folder: timm weights, the preprocessing that belongs to them, and a model card; checked by loading it.
+"""The encoder folder: weights, the preprocessing that belongs to them, and a model card; checked by loading it.
 
-config.json          timm: architecture and arguments
-model.safetensors    timm: weights
+config.json          architecture and arguments, as timm reads them; for a 3-D network, MONAI's class and arguments
+model.safetensors    weights
 lejepa_med.json      adapter recipe, method, data fingerprint, training state, code version
 README.md            model card
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from jinja2 import Template
 from safetensors.torch import save_file
@@ -27,14 +26,16 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.atomic import new_folder
 from lejepa_med.errors import EncoderError
+from lejepa_med.models.architectures import is_monai, load, origin
 from lejepa_med.models.encoder import Encoder, create_encoder
 
 INFO = "lejepa_med.json"
 FORMAT = 1
+VOLUMES = 4  # in one forward pass: more 96^3 volumes cost memory and gain no speed
 
 
 def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: dict[str, Any] | None = None) -> None:
-    """Write the folder, load it back through timm, compare, and only then put it in place.
+    """Write the folder, load it back as a user would, compare, and only then put it in place.
 
     Args:
         encoder: on any device; its weights are written as float32 on the CPU.
@@ -60,7 +61,7 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
     with new_folder(folder) as draft:
         save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
         os.chmod(draft / "model.safetensors", 0o644)  # safetensors makes it private; a container's user must read it
-        _write_json(draft / "config.json", _timm_config(encoder, spec))
+        _write_json(draft / "config.json", _config(encoder, spec))
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
         _write_json(draft / INFO, info)
         name = folder.parent.name if folder.name == "encoder" else folder.name
@@ -68,7 +69,19 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         _check(encoder, draft, spec)
 
 
-def _timm_config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
+def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
+    if is_monai(encoder.name):
+        # timm cannot build these; whoever has MONAI can, from this file alone
+        return {
+            "library": "monai",
+            "architecture": encoder.name,
+            "class": origin(encoder.name),
+            "arguments": {key: value for key, value in encoder.model_args.items() if key != "drop_path_rate"},
+            "num_features": encoder.dim,
+            "input_size": (spec.channels, *[spec.global_size] * 3),
+            "mean": spec.mean,
+            "std": spec.std,
+        }
     size = (spec.channels, spec.global_size, spec.global_size)
     return {
         "architecture": encoder.name,
@@ -99,19 +112,19 @@ def _model_card(name: str, info: dict[str, Any]) -> str:
 @torch.no_grad()
 def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     """Compare the written weights with the live ones, then a forward pass of the reloaded model with a second one."""
-    loaded = timm.create_model(f"local-dir:{draft}", pretrained=True)
+    loaded = load(draft, encoder.name, encoder.model_args)
     live = encoder.backbone.state_dict()
     read = loaded.state_dict()
     same = live.keys() == read.keys() and all(torch.equal(read[name], live[name].cpu()) for name in live)
     loaded.eval()
-    pixels = torch.rand(
-        1, spec.channels, spec.global_size, spec.global_size, generator=torch.Generator().manual_seed(0)
-    )
+    # a whole volume takes a transformer many seconds on the CPU, at every checkpoint; a local view proves the same
+    size = spec.local_size if spec.dims == 3 and spec.n_local else spec.global_size
+    pixels = torch.rand(1, spec.channels, *[size] * spec.dims, generator=torch.Generator().manual_seed(0))
     shape = tuple(loaded(pixels).shape)
     if not same or shape != (1, encoder.dim):
         raise EncoderError(
-            "The encoder folder, read back through timm, differs from the encoder in memory.",
-            remedy="Nothing was replaced. Check the disk, and the installed timm version against pyproject.toml.",
+            "The encoder folder, read back, differs from the encoder in memory.",
+            remedy="Nothing was replaced. Check the disk, and the versions of timm and MONAI against pyproject.toml.",
         )
 
 
@@ -136,8 +149,9 @@ class LoadedEncoder:
         """Embed prepared items.
 
         Args:
-            items: one (n, C, H, W) tensor for each item, as `adapter.prepare` gives it; n slices or tiles.
-            batch_size: slices or tiles in one forward pass.
+            items: one (n, C, H, W) or (n, C, D, H, W) tensor for each item, as `adapter.prepare` gives it; n slices,
+                tiles or cubes.
+            batch_size: slices or tiles in one forward pass; of cubes never more than 4.
 
         Returns:
             (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Always computed in
@@ -146,6 +160,8 @@ class LoadedEncoder:
         if not items:
             return np.empty((0, self.dim), np.float32)
         pixels = torch.cat(list(items))
+        if self.module.dims == 3:
+            batch_size = min(batch_size, VOLUMES)
         vectors = torch.cat([self.module(chunk.to(self.device)).float().cpu() for chunk in pixels.split(batch_size)])
         pooled = [part.mean(dim=0) for part in vectors.split([len(item) for item in items])]
         return torch.stack(pooled).numpy()
@@ -153,7 +169,10 @@ class LoadedEncoder:
 
 def fingerprint(info: dict[str, Any]) -> str:
     """SHA-256 over weights and preprocessing: equal fingerprints give equal vectors."""
-    text = json.dumps([info["weights_sha256"], info["adapter"], info["spec"]], sort_keys=True)
+    spec = dict(info["spec"])
+    if spec.get("dims") == 2:
+        del spec["dims"]  # folders from before 3-D encoders do not say it; theirs and new ones must agree
+    text = json.dumps([info["weights_sha256"], info["adapter"], spec], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -194,7 +213,7 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
             remedy="Copy the whole folder again, or write it anew with: lejepa-med pretrain --resume",
         )
     adapter = data_adapters.from_description(info["adapter"])
-    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    backbone = load(folder, info["backbone"], info["model_args"])
     module = Encoder(backbone, name=info["backbone"], model_args=info["model_args"], spec=adapter.spec)
     name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
     return LoadedEncoder(module=module, adapter=adapter, info=info, name=name, device=device)

@@ -119,8 +119,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _picture(pixels: Tensor) -> NDArray[np.uint8]:
-    """The middle slice or tile of a prepared item as (h, w, 1 or 3) uint8; of other channel counts, the first."""
+    """The middle slice or tile of a prepared item as (h, w, 1 or 3) uint8; of other channel counts, the first.
+
+    Of a volume (n, C, D, H, W), the middle axial plane.
+    """
     image = pixels[len(pixels) // 2]
+    image = image[:, image.shape[1] // 2] if image.ndim == 4 else image
     image = image if len(image) in (1, 3) else image[:1]
     scaled = image if image.dtype == torch.uint8 else (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return scaled.permute(1, 2, 0).contiguous().numpy()
@@ -154,7 +158,7 @@ def _pca_sheet(
         return []
     pixels = torch.stack([item[len(item) // 2] for item in prepared])
     scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-    if is_convolutional(encoder.module.name):
+    if encoder.module.dims == 2 and is_convolutional(encoder.module.name):
         # the last stage has a stride of 32; on an enlarged image its map is fine enough to look at
         scaled = interpolate(scaled, scale_factor=max(1.0, 512 / scaled.shape[-1]), mode="bilinear")
     features = encoder.module.patch_features(scaled.to(encoder.device)).float().cpu().numpy()

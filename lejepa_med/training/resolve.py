@@ -2,26 +2,42 @@
 
 import torch
 
+from data_adapters.registry import load_class
 from lejepa_med.config import PretrainConfig
-from lejepa_med.models.encoder import is_convolutional
+from lejepa_med.models.architectures import check_name, is_convolutional
+
+# Where nothing is given: by dimensions (2, 3), then by device (cpu, cuda).
+BACKBONES = (("resnet18", "vit_small_patch16_224"), ("monai:resnet10", "monai:vit_small"))
+BATCH = ((64, 256), (16, 64))
 
 
 def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda'.
 
-    CNN: same-size views, as in the paper's in-domain runs; ViT: 2 global and 6 local views (multi-crop). The small
-    sizes on a CPU are what trains in minutes there; so is its small batch, since a short run
-    has few steps (one pair of runs, batch and lambda changed together: benchmarks/results/galaxies-trials.md).
+    CNN: same-size views, as in the paper's in-domain runs; ViT: 2 global and 6 local views (multi-crop). Volumes on a
+    GPU: 2 global views of 96^3 voxels and 6 local ones of 48^3 for every backbone (3DINO's sizes). The small sizes on
+    a CPU are what trains in minutes there; so is its small batch, since a short run has few steps (one pair of runs,
+    batch and lambda changed together: benchmarks/results/galaxies-trials.md).
+
+    Raises:
+        UserError: an unknown modality or backbone, or a backbone of other dimensions than the modality.
     """
     on_cpu = device == "cpu"
-    backbone = config.model.backbone or ("resnet18" if on_cpu else "vit_small_patch16_224")
+    dims = getattr(load_class(config.modality), "dims", 2)
+    volumes = dims == 3
+    backbone = config.model.backbone or BACKBONES[volumes][not on_cpu]
+    check_name(backbone, dims=dims)  # now, and not after a scan of hours
     cnn = is_convolutional(backbone)
-    if cnn:
+    if volumes and not on_cpu:
+        views = {"n_global": 2, "n_local": 6, "global_size": 96}
+    elif volumes:
+        views = {"n_global": 4 if cnn else 2, "n_local": 0 if cnn else 2, "global_size": 48}
+    elif cnn:
         views = {"n_global": 4, "n_local": 0, "global_size": 64 if on_cpu else 128}
     else:
         views = {"n_global": 2, "n_local": 2 if on_cpu else 6, "global_size": 64 if on_cpu else 224}
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
-    views.setdefault("local_size", _local_size(views["global_size"]))
+    views.setdefault("local_size", _local_size(views["global_size"], volumes=volumes))
     chosen_model = {"backbone": backbone, "drop_path": _first(config.model.drop_path, 0.0 if cnn else 0.1)}
     chosen_optim = {
         "lr": _first(config.optim.lr, 2e-3 if cnn else 5e-4),
@@ -37,7 +53,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
             ),
             "optim": config.optim.model_copy(update=chosen_optim),
             "train": config.train.model_copy(
-                update={"precision": precision, "batch_size": config.train.batch_size or (64 if on_cpu else 256)}
+                update={"precision": precision, "batch_size": config.train.batch_size or BATCH[volumes][not on_cpu]}
             ),
         }
     )
@@ -48,9 +64,12 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
-def _local_size(global_size: int) -> int:
-    """The multiple of 16 next to 3/7 of the global side: 96 for 224, as in the paper's multi-crop."""
-    return max(16, round(global_size * 3 / 7 / 16) * 16)
+def _local_size(global_size: int, *, volumes: bool) -> int:
+    """The multiple of 16 next to 3/7 of the global side: 96 for 224, as in the paper's multi-crop.
+
+    Of volumes next to its half: 48 for 96, as 3DINO.
+    """
+    return max(16, round(global_size * (1 / 2 if volumes else 3 / 7) / 16) * 16)
 
 
 def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:

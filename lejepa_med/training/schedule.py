@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        vector = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "reg_token"))
+        vector = parameter.ndim <= 1 or name.endswith(("pos_embed", "position_embeddings", "cls_token", "reg_token"))
         (plain if vector else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},

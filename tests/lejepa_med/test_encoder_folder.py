@@ -73,7 +73,7 @@ def test_an_older_folder_survives_a_failed_save(tmp_path: Path, monkeypatch: pyt
     first, second = create_encoder("resnet18", adapter.spec), create_encoder("resnet18", adapter.spec)
     save_encoder(first, adapter, tmp_path / "e")
     before = load_encoder(tmp_path / "e").fingerprint
-    monkeypatch.setattr("lejepa_med.models.folder.timm.create_model", lambda *_a, **_k: first.backbone)
+    monkeypatch.setattr("lejepa_med.models.architectures.timm.create_model", lambda *_a, **_k: first.backbone)
     with pytest.raises(EncoderError, match="read back"):  # timm "reads" other weights than were written
         save_encoder(second, adapter, tmp_path / "e")
     monkeypatch.undo()

@@ -1,0 +1,141 @@
+"""Which backbones there are: timm's by their names, MONAI's 3-D networks as `monai:NAME`.
+
+MONAI is imported when one of its networks is built; it costs seconds, and 2-D work has no use for it.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from data_adapters.base import Spec
+from lejepa_med.errors import ConfigError
+
+MONAI = "monai:"
+# MONAI's arguments. ResNets: stride 2 in the first layer, as MedicalNet and MONAI's own ResNetFeatures.
+_RESNET = {"block_inplanes": [64, 128, 256, 512], "conv1_t_stride": 2, "bias_downsample": False, "feed_forward": False}
+_VIT = {"patch_size": 16, "num_layers": 12, "qkv_bias": True}
+_SWIN = {"window_size": [7, 7, 7], "patch_size": [2, 2, 2], "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24]}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet10": ("resnet", {**_RESNET, "block": "basic", "layers": [1, 1, 1, 1]}),
+    "resnet18": ("resnet", {**_RESNET, "block": "basic", "layers": [2, 2, 2, 2]}),
+    "resnet34": ("resnet", {**_RESNET, "block": "basic", "layers": [3, 4, 6, 3]}),
+    "resnet50": ("resnet", {**_RESNET, "block": "bottleneck", "layers": [3, 4, 6, 3]}),
+    "vit_tiny": ("vit", {**_VIT, "hidden_size": 192, "mlp_dim": 768, "num_heads": 3}),
+    "vit_small": ("vit", {**_VIT, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 6}),
+    "vit": ("vit", {**_VIT, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12}),  # MONAI's default: ViT-B/16
+    "swinunetr_small": ("swinunetr", {**_SWIN, "embed_dim": 24}),
+    "swinunetr": ("swinunetr", {**_SWIN, "embed_dim": 48}),
+}
+CONVOLUTIONAL = ("resnet",)
+ORIGIN = {
+    "resnet": "monai.networks.nets.resnet.ResNet",
+    "vit": "monai.networks.nets.vit.ViT",
+    "swinunetr": "monai.networks.nets.swin_unetr.SwinTransformer",
+}
+
+
+def is_monai(name: str) -> bool:
+    """Whether `name` is one of MONAI's networks."""
+    return name.startswith(MONAI)
+
+
+def check_name(name: str, *, dims: int) -> None:
+    """Refuse unknown names, and a backbone of other dimensions than the adapter's views.
+
+    Raises:
+        ConfigError: with names that fit.
+    """
+    ours = ", ".join(MONAI + known for known in NETWORKS)
+    if is_monai(name) and name.removeprefix(MONAI) not in NETWORKS:
+        raise ConfigError(f"There is no 3-D architecture '{name}'.", remedy=f"Use one of {ours}.")
+    if dims == 3 and not is_monai(name):
+        raise ConfigError(
+            f"The modality gives volumes, but '{name}' is a backbone for 2-D images.", remedy=f"Use one of {ours}."
+        )
+    if dims == 2 and is_monai(name):
+        raise ConfigError(
+            f"The modality gives 2-D images, but '{name}' is a backbone for volumes.",
+            remedy="Use an architecture of timm, such as resnet18 or vit_small_patch16_224, or the modality mri3d.",
+        )
+    if not is_monai(name) and not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8])
+        listing = "List names with: python -c 'import timm; timm.list_models()'"
+        raise ConfigError(f"timm has no architecture '{name}'.", remedy=f"Close names: {close}." if close else listing)
+
+
+def model_arguments(name: str, spec: Spec, *, drop_path: float = 0.0) -> dict[str, Any]:
+    """Constructor arguments: channels, no head, and the view size where the architecture must know it.
+
+    Raises:
+        ConfigError: a drop path for an architecture that has none.
+    """
+    if is_monai(name):
+        return _monai_arguments(name, spec, drop_path)
+    args: dict[str, Any] = {"in_chans": spec.channels, "num_classes": 0}
+    if drop_path > 0:
+        args["drop_path_rate"] = drop_path
+    accepted = _accepted_arguments(name)
+    if "img_size" in accepted:
+        args["img_size"] = spec.global_size
+    if "dynamic_img_size" in accepted and spec.n_local > 0 and spec.local_size != spec.global_size:
+        args["dynamic_img_size"] = True
+    return args
+
+
+def _monai_arguments(name: str, spec: Spec, drop_path: float) -> dict[str, Any]:
+    family, preset = NETWORKS[name.removeprefix(MONAI)]
+    channels = {"resnet": "n_input_channels", "vit": "in_channels", "swinunetr": "in_chans"}[family]
+    args = {**preset, "spatial_dims": 3, channels: spec.channels}
+    if family == "vit":
+        args["img_size"] = spec.global_size
+    if drop_path > 0:
+        if family in CONVOLUTIONAL:
+            raise ConfigError(f"'{name}' has no stochastic depth.", remedy="Leave out --model.drop-path.")
+        args["drop_path_rate"] = drop_path
+    return args
+
+
+def _accepted_arguments(name: str) -> set[str]:
+    """Constructor arguments of the backbone's class, found without building weights."""
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    return set(inspect.signature(type(model).__init__).parameters)
+
+
+def build(name: str, args: dict[str, Any]) -> nn.Module:
+    """A randomly initialised backbone."""
+    if not is_monai(name):
+        backbone: nn.Module = timm.create_model(name, pretrained=False, **args)
+        return backbone
+    from lejepa_med.models.volumes import FAMILIES
+
+    return FAMILIES[NETWORKS[name.removeprefix(MONAI)][0]](**args)
+
+
+def load(folder: Path, name: str, args: dict[str, Any]) -> nn.Module:
+    """The backbone of an encoder folder: through timm where it is timm's, else built anew and filled strictly."""
+    if not is_monai(name):
+        backbone: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return backbone
+    backbone = build(name, args)
+    backbone.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    return backbone
+
+
+def origin(name: str) -> str:
+    """MONAI's class behind a `monai:` name; another program can load the weights into it."""
+    return ORIGIN[NETWORKS[name.removeprefix(MONAI)][0]]
+
+
+def is_convolutional(name: str) -> bool:
+    """Whether the architecture is a CNN: it has no token sequence. Decides default views and learning rate."""
+    if is_monai(name):
+        return NETWORKS.get(name.removeprefix(MONAI), ("",))[0] in CONVOLUTIONAL
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    return not any(hasattr(model, attribute) for attribute in ("patch_embed", "pos_embed", "cls_token"))

@@ -1,0 +1,93 @@
+"""One volume, four ways to its vector (evaluation, `embed`, a probe, HTTP): they must agree in 3-D too."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+
+from fastapi.testclient import TestClient
+
+import data_adapters
+from app.main import create_app
+from app.settings import Settings
+from data_adapters.manifest import scan_archive
+from lejepa_med.embed import EmbeddingTable, embed_archive
+from lejepa_med.evaluation.features import embed_records
+from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.models.encoder import create_encoder
+from lejepa_med.models.folder import load_encoder, save_encoder
+from tests.app.helpers import wait
+from tests.data.mri import phantom, write_nifti
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("volumes") / "runs"
+    torch.manual_seed(0)
+    adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0)
+    save_encoder(create_encoder("monai:resnet10", adapter.spec), adapter, root / "heads" / "encoder")
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(runs: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(runs_dir=runs, threads=1))) as client:
+        yield client
+
+
+def make(folder: Path, number: int) -> Path:
+    """Heads of two kinds; the last is elongated, so that its vector is the mean over two cubes."""
+    head = phantom(seed=number, shape=(24, 28, 52 if number == 5 else 20))
+    spacing = (1.0, 1.25, 1.25) if number == 5 else (1.0, 1.25, 2.0)
+    return write_nifti(folder / f"{number}.nii.gz", np.roll(head, 4 * (number % 2), axis=0), spacing=spacing)
+
+
+def test_four_paths_one_vector(client: TestClient, runs: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    made = [make(archive, number) for number in range(6)]
+    encoder = load_encoder(runs / "heads")
+    manifest = scan_archive(encoder.adapter, archive).manifest
+    assert manifest.column("path") == [path.name for path in made]
+
+    evaluated = np.stack([f.vector for f in embed_records(encoder, manifest.records()) if f.vector is not None])
+    embed_archive(encoder, manifest, tmp_path / "table", workers=2)
+    table = EmbeddingTable.open(tmp_path / "table")
+    upload = [("files", (path.name, path.read_bytes())) for path in made]
+    answer = client.post("/v1/embeddings", files=upload, data={"encoder": "heads"}).json()["items"]
+    np.testing.assert_allclose(table.vectors, evaluated, atol=1e-5)
+    np.testing.assert_allclose(np.array([item["vector"] for item in answer], np.float32), evaluated, atol=1e-5)
+    assert [item["items"] for item in answer] == [1, 1, 1, 1, 1, 2]
+    assert np.abs(evaluated[0] - evaluated[1]).max() > 1e-3  # the heads are not all alike
+
+    labels = [("even", "odd")[number % 2] for number in range(6)]
+    local = fit_probe(table.vectors, labels, table.groups, encoder=table.encoder, folds=2)
+    local.save(tmp_path / "probe")
+    expected = Probe.load(tmp_path / "probe").predict(evaluated)
+    started = client.post(
+        "/v1/probes", files=upload, data={"encoder": "heads", "folds": "2", "labels": json.dumps(labels)}
+    )
+    assert started.status_code == 202, started.text
+    job = wait(client, started.json()["id"])
+    assert job["state"] == "succeeded", job
+    predicted = client.post(f"{job['result']}/predictions", files=upload).json()["items"]
+    for item, wanted in zip(predicted, expected, strict=True):
+        assert item["label"] == wanted.label
+        assert item["probabilities"] == pytest.approx(wanted.probabilities, abs=2e-3)
+
+
+def test_the_service_tells_what_the_encoder_sees(client: TestClient) -> None:
+    detail = client.get("/v1/encoders/heads").json()
+    assert (detail["modality"], detail["dims"], detail["image_size"], detail["channels"]) == ("mri3d", 3, 32, 1)
+
+
+def test_a_slice_is_refused_with_the_way_out(client: TestClient) -> None:
+    import cv2
+
+    picture = cv2.imencode(".png", phantom()[:, :, 10].astype(np.uint16))[1].tobytes()
+    answer = client.post("/v1/embeddings", files=[("files", ("a.png", picture))])
+    assert answer.status_code == 422 and "modality mri" in answer.json()["remedy"]
