@@ -1,6 +1,7 @@
 """One volume, four ways to its vector (evaluation, `embed`, a probe, HTTP): they must agree in 3-D too."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,6 @@ pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 from fastapi.testclient import TestClient
 
 import data_adapters
-from app.main import create_app
-from app.settings import Settings
 from data_adapters.manifest import scan_archive
 from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.evaluation.features import embed_records
@@ -25,19 +24,14 @@ from tests.app.helpers import wait
 from tests.data.mri import phantom, write_nifti
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("volumes") / "runs"
+@pytest.fixture(scope="module", autouse=True)
+def heads(runs: Path) -> Iterator[None]:
+    """The encoder heads among those of the running service, and gone afterwards."""
     torch.manual_seed(0)
     adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0)
-    save_encoder(create_encoder("monai:resnet10", adapter.spec), adapter, root / "heads" / "encoder")
-    return root
-
-
-@pytest.fixture(scope="module")
-def client(runs: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(runs_dir=runs, threads=1))) as client:
-        yield client
+    save_encoder(create_encoder("monai:resnet10", adapter.spec), adapter, runs / "heads" / "encoder")
+    yield
+    shutil.rmtree(runs / "heads")
 
 
 def make(folder: Path, number: int) -> Path:
@@ -89,5 +83,5 @@ def test_a_slice_is_refused_with_the_way_out(client: TestClient) -> None:
     import cv2
 
     picture = cv2.imencode(".png", phantom()[:, :, 10].astype(np.uint16))[1].tobytes()
-    answer = client.post("/v1/embeddings", files=[("files", ("a.png", picture))])
+    answer = client.post("/v1/embeddings", files=[("files", ("a.png", picture))], data={"encoder": "heads"})
     assert answer.status_code == 422 and "modality mri" in answer.json()["remedy"]

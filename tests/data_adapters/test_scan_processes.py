@@ -154,7 +154,7 @@ def test_a_missing_library_stops_the_scan_with_its_command(tmp_path: Path, blobs
 
 
 def test_workers_that_cannot_start_are_no_fault_of_a_file(tmp_path: Path) -> None:
-    setup = Setup(adapter={"adapter": "no-such", "version": 1, "options": {}}, base=tmp_path, verify=True)
+    setup = Setup(adapter={"adapter": "no-such", "version": 1, "options": {}}, local={}, base=tmp_path, verify=True)
     pool = Processes(1, setup)
     with pytest.raises(UserError, match="--workers 0"):
         pool.submit(Task("look", ("try_inspect", ()), ["x"]))
