@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from data_adapters.catalog import Catalog
-from data_adapters.manifest import Manifest, scan_archive
+from data_adapters.manifest import Manifest
+from data_adapters.scan import scan_archive
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.fewshot import fewshot
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised

@@ -97,7 +97,8 @@ def resident(field: str) -> float:
 def measure(archive: str, out: str, files: int, workers: int, verify: bool) -> Result:
     """Scan an archive twice; to be called in a process of its own."""
     import data_adapters
-    from data_adapters.manifest import Manifest, scan_archive
+    from data_adapters.manifest import Manifest
+    from data_adapters.scan import scan_archive
 
     adapter = data_adapters.create("images")
     target = Path(out)

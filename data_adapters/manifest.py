@@ -7,19 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_adapters.base import Record
 from data_adapters.errors import UserError
-
-if TYPE_CHECKING:
-    from data_adapters.scan import Scan, scan_archive
-    from data_adapters.scan.worker import content_hash
-
-__all__ = ["SCHEMA", "Manifest", "Scan", "content_hash", "scan_archive"]
 
 SCHEMA = pa.schema(
     [
@@ -37,19 +31,6 @@ SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP = 16_384  # rows of one Parquet row group: what a writer holds in memory
-
-
-def __getattr__(name: str) -> Any:
-    # The scan makes manifests and so imports this module; the names that callers look for here are found on demand.
-    if name in ("Scan", "scan_archive"):
-        from data_adapters import scan
-
-        return getattr(scan, name)
-    if name == "content_hash":
-        from data_adapters.scan import worker
-
-        return worker.content_hash
-    raise AttributeError(f"module 'data_adapters.manifest' has no attribute '{name}'")
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import torch
 
+from data_adapters.augment.intensity import rician_noise
+
 CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
 
 
@@ -67,18 +69,6 @@ def bias_field(image: np.ndarray, *, rng: np.random.Generator, sigma: float = 0.
     planes = np.stack([cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC) for part in control])
     field = cv2.resize(_rows(planes), (height * width, depth), interpolation=cv2.INTER_CUBIC)
     return _clipped(cv2.multiply(_rows(image), cv2.exp(field)).reshape(image.shape))
-
-
-def rician_noise(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.005, high: float = 0.04) -> np.ndarray:
-    """Noise of magnitude images: |x + n1 + i n2|, n1 and n2 normal, std uniform in [low, high] (Gudbjartsson 1995)."""
-    std = np.float32(rng.uniform(low, high))
-    noise = rng.standard_normal((2, *image.shape), dtype=np.float32)
-    noise *= std
-    noise[0] += image
-    noise *= noise
-    noise[0] += noise[1]
-    # not cv2.magnitude: its last bit depends on where the array lies in memory, so workers would differ
-    return _clipped(np.sqrt(noise[0], out=noise[0]))
 
 
 def low_resolution(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.5) -> np.ndarray:

@@ -7,5 +7,6 @@ worker.py   what is done with one file     codec.py    headers as JSON, names of
 
 from data_adapters.scan.engine import scan_archive
 from data_adapters.scan.result import Scan
+from data_adapters.scan.worker import content_hash
 
-__all__ = ["Scan", "scan_archive"]
+__all__ = ["Scan", "content_hash", "scan_archive"]

@@ -11,7 +11,8 @@ from rich.table import Table
 import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.catalog import Catalog
-from data_adapters.manifest import Manifest, Scan, scan_archive
+from data_adapters.manifest import Manifest
+from data_adapters.scan import Scan, scan_archive
 from lejepa_med.errors import UserError
 
 JOURNAL = ".scan"  # inside --out: what the next scan need not read again

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 import data_adapters
 from app.main import create_app
 from app.settings import Settings
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.embed import embed_archive
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.probe import Probe, fit_probe

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 from fastapi.testclient import TestClient
 
 import data_adapters
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.probe import Probe, fit_probe

@@ -10,7 +10,8 @@ import data_adapters
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym, salt, salt_file
-from data_adapters.manifest import Manifest, content_hash, scan_archive
+from data_adapters.manifest import Manifest
+from data_adapters.scan import content_hash, scan_archive
 from tests.conftest import write_pictures
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from data_adapters import create, from_description
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError, UserError
-from data_adapters.manifest import scan_archive
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.cube_adapter import MRI3DAdapter
+from data_adapters.scan import scan_archive
 from tests.data.mri import phantom, write_nifti, write_series
 
 SMALL = {"global_size": 24, "local_size": 16, "n_local": 3}

@@ -11,10 +11,10 @@ import torch
 
 from data_adapters.base import Record, Rejected
 from data_adapters.errors import BadFileError
-from data_adapters.manifest import scan_archive
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.dicom import load_slice
 from data_adapters.mri.nifti import load
+from data_adapters.scan import scan_archive
 
 REAL = os.environ.get("LEJEPA_REAL_DATA", "")
 pytestmark = [

@@ -12,9 +12,9 @@ from PIL import Image
 
 from data_adapters.base import Record, Rejected
 from data_adapters.errors import BadFileError
-from data_adapters.manifest import scan_archive
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.series import load_series
+from data_adapters.scan import scan_archive
 from tests.data.mri import SPACING, dataset, nifti, phantom, save_dicom, write_enhanced, write_nifti, write_series
 
 

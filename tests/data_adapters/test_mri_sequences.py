@@ -11,10 +11,11 @@ from data_adapters import create, from_description
 from data_adapters.base import Record, Rejected
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
-from data_adapters.manifest import Manifest, scan_archive
+from data_adapters.manifest import Manifest
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.paired import ChannelSlab, kept, slice_places
 from data_adapters.mri.sequences import parts
+from data_adapters.scan import scan_archive
 from tests.data.mri import phantom, write_nifti, write_series
 
 ALL = ["T1w", "T2w", "FLAIR"]

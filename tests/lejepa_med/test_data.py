@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import data_adapters
-from data_adapters.manifest import Manifest, scan_archive
+from data_adapters.manifest import Manifest
+from data_adapters.scan import scan_archive
 from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.data.loader import make_loader
 from lejepa_med.data.sampler import EpochBatches

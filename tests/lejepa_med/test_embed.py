@@ -10,7 +10,8 @@ import pytest
 
 import data_adapters
 from data_adapters.errors import UserError
-from data_adapters.manifest import Manifest, scan_archive
+from data_adapters.manifest import Manifest
+from data_adapters.scan import scan_archive
 from lejepa_med.embed import EmbeddingTable, embed_archive, find_tables
 from lejepa_med.evaluation.labels import join, read_labels
 from lejepa_med.models.encoder import create_encoder

@@ -10,7 +10,7 @@ import torch
 
 import data_adapters
 from data_adapters.errors import UserError
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.errors import ConfigError, EncoderError
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.models.encoder import create_encoder

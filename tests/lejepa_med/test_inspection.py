@@ -9,7 +9,7 @@ from PIL import Image
 
 import data_adapters
 from data_adapters.base import BaseAdapter, Record
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
 from lejepa_med.inspection import findings
 from lejepa_med.inspection.display import choose_channels, planes, stretched

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.training.loop import pretrain

@@ -13,7 +13,7 @@ import torch
 
 import data_adapters
 from data_adapters.errors import UserError
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.atomic import new_folder, recover
 from lejepa_med.data.dataset import BadRead
 from lejepa_med.errors import TrainingError

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import data_adapters
-from data_adapters.manifest import scan_archive
+from data_adapters.scan import scan_archive
 from lejepa_med.config import OptimConfig, PretrainConfig
 from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.data.loader import make_loader
