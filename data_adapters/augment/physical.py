@@ -20,6 +20,7 @@ SEEING = {"g": (0.211, 1.081, 1.315), "r": (0.301, 1.239, 0.916), "z": (0.347, 1
 NOISE = {"g": (0.226, -0.0007, 0.0038), "r": (0.243, -0.0024, 0.0067), "z": (0.133, -0.0143, 0.0261)}  # nanomaggies
 REFERENCE_BAND = "r"  # stands for bands without a measured distribution
 GRAINS = 2**20  # values in the noise table, 4 MiB
+MOST_NOISE = 3.0  # times the image's own: the .98 (r) to .99 (g, z) quantile of the ratio of two draws
 MIN_SIGMA = 0.2  # pixels; a narrower Gaussian changes nothing that the pixel grid can show
 
 
@@ -54,12 +55,14 @@ def added_noise(bands: Sequence[str], sigma: np.ndarray, rng: np.random.Generato
     """Noise per band, (bands,) float32, to add to an image whose noise is `sigma`, so that it looks less exposed.
 
     sqrt(b^2 - a^2) of two draws, as a multiple of the draw `a`, which stands for this image: so it holds in any unit.
+    b / a is at most 3: the fits have negative locations, so `a` can come near 0 and the ratio reach 34.
     """
     out = []
     for band, own in zip(bands, sigma, strict=True):
         parameters = NOISE.get(band, NOISE[REFERENCE_BAND])
         mine, other = lognormal(rng, parameters), lognormal(rng, parameters)
-        out.append(own * np.sqrt(max((other / mine) ** 2 - 1, 0.0)) if mine > 0 else 0.0)
+        ratio = min(other / mine, MOST_NOISE) if mine > 0 else 0.0
+        out.append(own * np.sqrt(max(ratio**2 - 1, 0.0)))
     return np.asarray(out, np.float32)
 
 

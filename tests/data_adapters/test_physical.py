@@ -67,6 +67,7 @@ def test_added_noise_scales_with_the_image(bands):
     np.testing.assert_allclose(ten, 10 * np.asarray(one), rtol=1e-5)
     assert (np.asarray(one) >= 0).all()
     assert np.median(np.asarray(one)[np.asarray(one) > 0]) < 5 * 2.0
+    assert 2 * 2.0 < np.max(one) <= np.sqrt(physical.MOST_NOISE**2 - 1) * 2.0 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])
