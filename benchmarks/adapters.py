@@ -163,6 +163,7 @@ def main() -> None:
     args = parser.parse_args()
     real = {name: Path(folder) for name, _, folder in (entry.partition("=") for entry in args.data)}
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # after torch: OpenCV reads no OMP_NUM_THREADS
     rows: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LEJEPA_CACHE"] = str(Path(temporary) / "cache")
