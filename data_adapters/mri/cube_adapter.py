@@ -107,7 +107,8 @@ class MRI3DAdapter(MRIAdapter):
             "volume": o.volume,
             "spacing_mm": o.spacing_mm,
         }
-        key = cache_key(files=record.meta.get("files", (record.uri,)), recipe=recipe)
+        folder = self._cache.folder if store else None
+        key = cache_key(files=record.meta.get("files", (record.uri,)), recipe=recipe, folder=folder)
         entry = self._cache.find(key)
         if entry is not None:
             return entry.array("cube")
