@@ -14,24 +14,23 @@ import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig, save_config
-from lejepa_med.data.dataset import Batch, ViewDataset
+from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.data.loader import TimedBatches, make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
+from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
-from lejepa_med.objective.lejepa import LeJEPA
-from lejepa_med.objective.sigreg import SIGReg
 from lejepa_med.training.archive import open_archive, scan
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
-from lejepa_med.training.model import build_model
 from lejepa_med.training.monitor import RunningMean, effective_rank
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
 from lejepa_med.training.save import Saver, State, raw_optimizer
 from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import StopSignal
 
 CALIBRATION_STEPS = 6
@@ -140,7 +139,7 @@ def _begin(
 
 def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter) -> State:
     """Model and optimiser at step 0; a function of the seed."""
-    module = build_model(config.model, adapter.spec, seed=config.train.seed)
+    module = build_method(config, adapter.spec)
     if fabric.world_size > 1:
         module = convert_batchnorm(module)  # type: ignore[assignment]
     model, optimizer = fabric.setup(module, make_optimizer(module, config.optim))
@@ -160,7 +159,6 @@ def fit(
     """Train from `state.step` to the end or to a stop signal; returns the number of steps of the whole run."""
     dataset, batches = make_data(fabric, config, manifest, adapter, first_step=state.step)
     steps = batches.steps_per_epoch * batches.epochs
-    objective = make_objective(config)
     bad = BadFiles(run.bad_files, manifest, limit=config.data.bad_limit)
     save = Saver(fabric, config, run, state, manifest, adapter, steps=steps)
     if fabric.is_global_zero:
@@ -176,7 +174,7 @@ def fit(
         timed = TimedBatches(make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric)))
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
-            values = train_step(fabric, config, state, objective, batch, steps=steps)
+            values = train_step(fabric, config, state, batch, steps=steps)
             features, z = values.pop("features"), values.pop("z")
             means.add(**values)
             counted += batch.global_views.shape[1] * fabric.world_size
@@ -209,49 +207,6 @@ def fit(
     return steps
 
 
-def train_step(
-    fabric: lightning.Fabric,
-    config: PretrainConfig,
-    state: State,
-    objective: LeJEPA,
-    batch: Batch,
-    *,
-    steps: int,
-) -> dict[str, torch.Tensor]:
-    """One optimiser step; advances `state.step`. Returns scalars, features (B, dim) and z (B, K), all detached."""
-    rate = learning_rate(state.step, steps=steps, config=config.optim)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    # whatever draws inside the model (drop path) depends on seed, step and rank only, so nothing of it must be saved
-    torch.manual_seed((config.train.seed * 1_000_003 + state.step) * 1_009 + fabric.global_rank)
-    local = None if batch.local_views is None else fabric.to_device(batch.local_views)
-    z, features = state.model(fabric.to_device(batch.global_views), local)
-    n_global = batch.global_views.shape[0]
-    losses = objective(
-        z[:n_global], z[n_global:] if local is not None else None, seed=config.train.seed, step=state.step
-    )
-    fabric.backward(losses.loss)
-    norm = fabric.clip_gradients(state.model, state.optimizer, max_norm=config.optim.clip, error_if_nonfinite=False)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.step += 1
-    return {
-        "loss": losses.loss.detach(),
-        "invariance": losses.invariance,
-        "sigreg": losses.sigreg,
-        "gradient_norm": norm.detach(),
-        "features": features.detach(),
-        "z": z[0].detach(),
-    }
-
-
-def make_objective(config: PretrainConfig) -> LeJEPA:
-    """The loss of these settings."""
-    o = config.objective
-    assert o.lamb is not None and o.slices is not None
-    return LeJEPA(o.lamb, SIGReg(slices=o.slices, knots=o.knots, t_max=o.t_max))
-
-
 def make_data(
     fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter, *, first_step: int
 ) -> tuple[ViewDataset, EpochBatches]:
@@ -278,7 +233,6 @@ def epochs_that_fit(
         raise ConfigError("--train.minutes measures one process.", remedy="Give --train.epochs under torchrun.")
     assert config.train.minutes is not None
     state = build_state(fabric, config, adapter)
-    objective = make_objective(config)
     dataset, batches = make_data(fabric, config, manifest, adapter, first_step=0)
     loader = make_loader(dataset, batches, workers=config.data.workers)
     console.print(f"measuring the speed, to choose the epochs that fit into {config.train.minutes:g} minutes ...")
@@ -286,7 +240,7 @@ def epochs_that_fit(
     for count, batch in enumerate(loader):
         if count == 2:  # the first steps pay for memory and kernels
             started = time.perf_counter()
-        train_step(fabric, config, state, objective, batch, steps=10_000)
+        train_step(fabric, config, state, batch, steps=10_000)
         if count == 1 + CALIBRATION_STEPS:
             break
     seconds = (time.perf_counter() - started) / CALIBRATION_STEPS

@@ -11,19 +11,19 @@ from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig
 from lejepa_med.embed import archive_digest
+from lejepa_med.methods import Method
 from lejepa_med.models.folder import save_encoder
 from lejepa_med.training.checkpoint import save_checkpoint
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.model import ViewModel
 
 
 @dataclass
 class State:
     """What changes during a run."""
 
-    model: Any  # ViewModel, wrapped by Fabric
+    model: Any  # the Method, wrapped by Fabric
     optimizer: Any
-    module: ViewModel
+    module: Method
     step: int = 0
 
 

@@ -18,6 +18,7 @@ from lejepa_med.data.loader import make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.evaluation.features import embed_records
+from lejepa_med.methods import LeJEPAMethod
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.models.batchnorm import SyncBatchNorm, convert_batchnorm
 from lejepa_med.models.encoder import create_encoder
@@ -25,7 +26,6 @@ from lejepa_med.models.folder import fingerprint, load_encoder, save_encoder
 from lejepa_med.objective import LeJEPA, SIGReg
 from lejepa_med.training import loop
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.model import ViewModel
 from lejepa_med.training.resolve import resolve_machine
 from lejepa_med.training.schedule import make_optimizer
 from tests.data.mri import phantom, write_nifti
@@ -62,12 +62,12 @@ def test_one_step_and_a_faithful_folder(name: str, tmp_path: Path) -> None:
     adapter = adapter_of()
     torch.manual_seed(0)
     encoder = create_encoder(name, adapter.spec, drop_path=0.0 if is_convolutional(name) else 0.1)
-    model = ViewModel(encoder, nn.Linear(encoder.dim, 8))
+    model = LeJEPAMethod(encoder, nn.Linear(encoder.dim, 8), LeJEPA(0.1, SIGReg(slices=8)))
     optimizer = make_optimizer(model, OptimConfig(lr=1e-3, weight_decay=0.1))
     before = {key: value.clone() for key, value in encoder.backbone.state_dict().items()}
-    z, features = model(torch.rand(2, 2, 1, 32, 32, 32), torch.rand(2, 2, 1, 16, 16, 16))
-    assert z.shape == (4, 2, 8) and features.shape == (2, encoder.dim)
-    LeJEPA(0.1, SIGReg(slices=8))(z[:2], z[2:], seed=0, step=0).loss.backward()
+    out = model(torch.rand(2, 2, 1, 32, 32, 32), torch.rand(2, 2, 1, 16, 16, 16), seed=0, step=0)
+    assert out.z.shape == (2, 8) and out.features.shape == (2, encoder.dim)
+    out.loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)  # DDP stops where one idles
     optimizer.step()

@@ -1,0 +1,61 @@
+"""The contract between a method and the training loop."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lejepa_med.models.encoder import Encoder
+
+
+class StepOutput(NamedTuple):
+    """What one forward pass of a method gives.
+
+    Attributes:
+        loss: scalar to call backward on.
+        terms: its parts by name, detached scalars, written to metrics.jsonl.
+        features: (B, dim), the encoder's embeddings of the first global view, detached.
+        z: (B, K), the projector's output for the same view, detached.
+    """
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    features: Tensor
+    z: Tensor
+
+
+class Method(nn.Module):
+    """An encoder, its heads and a loss. The encoder is what a run saves; the rest lives in checkpoints only.
+
+    Derive, build heads in `__init__`, and write `forward`. All randomness comes from torch's global generator, which
+    the loop seeds from (seed, step, rank) before every step, or from the `seed` and `step` passed in.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def embed_views(self, global_views: Tensor, local_views: Tensor | None) -> Tensor:
+        """Embeddings of all views, global ones first.
+
+        Global and local views go through the encoder as two batches, since their sizes differ.
+
+        Args:
+            global_views: (Vg, B, C, H, W), or (Vg, B, C, D, H, W) of volumes.
+            local_views: (Vl, B, C, h, w) or (Vl, B, C, d, h, w), or None.
+
+        Returns:
+            (Vg + Vl, B, dim).
+        """
+        embeddings = self.encoder(global_views.flatten(0, 1))
+        if local_views is not None:
+            embeddings = torch.cat([embeddings, self.encoder(local_views.flatten(0, 1))])
+        return embeddings.unflatten(0, (-1, global_views.shape[1]))  # type: ignore[no-any-return]
+
+    def forward(self, global_views: Tensor, local_views: Tensor | None, *, seed: int, step: int) -> StepOutput:
+        """Loss of one batch; `seed` and `step` are equal on all ranks."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+    def after_step(self, *, step: int, steps: int) -> None:
+        """Called after optimiser step `step` (from 0) of `steps`; for what follows the weights, such as a teacher."""
