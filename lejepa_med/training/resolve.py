@@ -1,10 +1,13 @@
 """Settings left open become numbers: from the machine before the scan, from the archive after it."""
 
+from typing import Literal
+
 import torch
 
 from data_adapters.registry import load_class
 from lejepa_med.config import PretrainConfig
-from lejepa_med.models.architectures import check_name, is_convolutional
+from lejepa_med.errors import ConfigError
+from lejepa_med.models.architectures import check_name, check_vit_options, is_convolutional, is_monai
 
 # Where nothing is given: by dimensions (2, 3), then by device (cpu, cuda).
 BACKBONES = (("resnet18", "vit_small_patch16_224"), ("monai:resnet10", "monai:vit_small"))
@@ -27,6 +30,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     volumes = dims == 3
     backbone = config.model.backbone or BACKBONES[volumes][not on_cpu]
     check_name(backbone, dims=dims)  # now, and not after a scan of hours
+    check_vit_options(backbone, registers=config.model.registers, conv_stem=config.model.conv_stem)
     cnn = is_convolutional(backbone)
     if volumes and not on_cpu:
         views = {"n_global": 2, "n_local": 6, "global_size": 96}
@@ -43,7 +47,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
         "lr": _first(config.optim.lr, 2e-3 if cnn else 5e-4),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
     }
-    precision = config.train.precision or ("bf16-mixed" if not on_cpu or cpu_has_bf16() else "32-true")
+    precision = config.train.precision or best_precision(device)
     return config.model_copy(
         update={
             "views": config.views.model_copy(update=views),
@@ -57,6 +61,14 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
             ),
         }
     )
+
+
+def best_precision(device: str) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """bf16 where the device computes in it; else fp16 with scaled gradients (GPUs before Ampere), else float32."""
+    if device == "cpu":
+        return "bf16-mixed" if cpu_has_bf16() else "32-true"
+    # emulated bf16, which PyTorch counts as support by default, is slower than fp16
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def cpu_has_bf16() -> bool:
@@ -76,6 +88,7 @@ def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
     """Choose lambda, projector width and epochs for `items` records."""
     views = (config.views.n_global or 0) + (config.views.n_local or 0)
     batch = config.train.batch_size or 256
+    seen = batch // config.train.accumulate  # by the objective at a time
     epochs = config.train.epochs
     if epochs is None and config.train.minutes is None:
         epochs = 100
@@ -84,11 +97,40 @@ def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
         update={
             "model": config.model.model_copy(update={"projector_hidden": hidden}),
             "objective": config.objective.model_copy(
-                update={"lamb": _first(config.objective.lamb, default_lambda(views, batch))}
+                update={"lamb": _first(config.objective.lamb, default_lambda(views, seen))}
             ),
             "train": config.train.model_copy(update={"batch_size": batch, "epochs": epochs}),
         }
     )
+
+
+def warnings(config: PretrainConfig, *, world_size: int) -> list[str]:
+    """What a resolved run should know about its statistics.
+
+    SIGReg's gradient grows with the samples that it sees at once, so a small batch makes it noisy and weak. 64 is our
+    own limit: the paper finds no loss down to 128 (Table 1c), and its bias argument is for 16.
+
+    Raises:
+        ConfigError: a batch that does not divide into its parts.
+    """
+    batch, count = config.train.batch_size or 0, config.train.accumulate
+    if batch % (count * world_size):
+        raise ConfigError(
+            f"A batch of {batch} does not divide into {count} parts on {world_size} processes.",
+            remedy=f"Set --train.batch-size to a multiple of {count * world_size}.",
+        )
+    lines = []
+    if count > 1:
+        lines.append(
+            f"--train.accumulate {count}: the objective compares {batch // count} samples at a time, not {batch}. "
+            "Memory is saved, but it is not training with the larger batch; --model.checkpointing saves memory and is."
+        )
+    if batch // count < 64 and not is_monai(config.model.backbone or ""):
+        lines.append(
+            f"The objective sees {batch // count} samples at a time: below 64 its directions are noisy. Use a larger "
+            "--train.batch-size, or smaller views, where memory permits."
+        )
+    return lines
 
 
 def default_lambda(views: int, batch: int) -> float:
