@@ -101,10 +101,10 @@ class OptimConfig(Section):
     """after the warm-up: cosine decay, or the peak to the end (the warm-up stays; --optim.warmup 0 removes it)"""
     final_lr: float = Field(default=1e-3, ge=0, le=1)
     """last learning rate of the cosine as a fraction of the peak"""
-    layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """factor of the learning rate from each layer to the one below it, for continued pretraining; None: one rate"""
-    average: float | None = Field(default=None, gt=0, lt=1)
-    """decay of a moving average of the encoder's weights, saved as encoder-average; it never enters the loss"""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """factor of the learning rate from each layer to the one below it, for continued pretraining; 1: one rate"""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """decay of a moving average of the encoder's weights, saved as encoder-average and never in the loss; 0: none"""
     clip: float = Field(default=1.0, gt=0)
     """largest norm of the gradient"""
 

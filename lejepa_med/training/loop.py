@@ -152,7 +152,7 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
     # the optimiser after the model: sharding replaces the parameters
     model = fabric.setup_module(module)
     optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim))
-    average = WeightAverage(module.encoder, config.optim.average) if config.optim.average is not None else None
+    average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
     return State(model=model, optimizer=optimizer, module=module, average=average)
 
 

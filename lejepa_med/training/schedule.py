@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
 
     With `layer_decay`, a group carries `lr_scale`, the factor of its learning rate: layer_decay ** (layers above it).
     """
-    scales = layer_scales(model, config.layer_decay) if config.layer_decay is not None else {}
+    scales = layer_scales(model, config.layer_decay) if config.layer_decay < 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
