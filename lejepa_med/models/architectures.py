@@ -127,7 +127,13 @@ def _accepted_arguments(name: str) -> set[str]:
     """Constructor arguments of the backbone's class, found without building weights."""
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    return set(inspect.signature(type(model).__init__).parameters)
+    accepted: set[str] = set()
+    for kind in type(model).__mro__:  # LevitDistilled, for one, only hands its arguments on
+        parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+        accepted |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return accepted
 
 
 def build(name: str, args: dict[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.layers import HybridEmbed, PatchEmbed
 from torch import Tensor, nn
 
 from data_adapters.base import Spec
@@ -101,8 +102,10 @@ def create_encoder(
 def _check_sizes(encoder: Encoder, spec: Spec) -> None:
     encoder.eval()
     embed = getattr(encoder.backbone, "patch_embed", encoder.backbone)
-    # of a convolutional stem, what all its layers together reduce
-    patch = embed.feat_ratio() if hasattr(embed, "feat_ratio") else max(getattr(embed, "patch_size", (1, 1)))
+    if isinstance(embed, PatchEmbed | HybridEmbed):
+        patch = embed.feat_ratio()  # patches side by side, or what a convolutional stem's layers reduce
+    else:  # timm's other stems overlap their patches, so nothing is lost; MONAI's networks name theirs
+        patch = max(getattr(encoder.backbone, "patch_size", (1,))) if encoder.dims == 3 else 1
     for size in {spec.global_size} | ({spec.local_size} if spec.n_local else set()):
         if size % patch:  # the last pixels of each side would be dropped without a word
             raise ValueError(f"{size} px is no multiple of its patch of {patch} px")
