@@ -1,9 +1,9 @@
 """The sums of `ecf_sums` and their gradient as two Triton kernels.
 
 Each reads the projections once, and nothing of their size is written but the gradient. A program takes a tile of rows
-and directions. Forward: one sine and cosine, then powers by multiplication, each summed over the tile's rows; the tiles'
-sums are added by PyTorch afterwards, so the result does not depend on which program ends first. Backward: Horner's rule
-on the same numbers.
+and directions. Forward: one sine and cosine, then powers by multiplication, each summed over the tile's rows; PyTorch
+adds the tiles' sums afterwards, so the result does not depend on which program ends first. Backward: Horner's rule on
+the same numbers.
 """
 
 import torch
