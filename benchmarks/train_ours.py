@@ -100,8 +100,8 @@ def views_alone(settings: Settings, window: Window) -> None:
 
 def whole_run(settings: Settings, window: Window) -> None:
     """`lejepa_med.training.loop.pretrain`, as the command line calls it."""
-    window.follow()
-    pretrain(config_of(settings), console=Console(file=io.StringIO()))
+    with window.follow():
+        pretrain(config_of(settings), console=Console(file=io.StringIO()))
 
 
 SIDES: dict[str, Callable[[Settings, Window], None]] = {

@@ -150,9 +150,7 @@ def findings(by_side: dict[str, Windows]) -> list[str]:
     peers = {side: value for side in by_side if side not in NOT_PEERS and (value := faster(by_side, side)) is not None}
     if peers:
         best = min(peers, key=lambda side: peers[side])
-        lines.append(
-            f"The fastest other library is {best}: ours is {peers[best]:.2f}x as fast (target: at least 1.5x)."
-        )
+        lines.append(f"Fastest other library: {best}; ours is {peers[best]:.2f}x as fast (target: at least 1.5x).")
     return lines
 
 

@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -93,20 +94,26 @@ class Window:
         self._waited = 0.0
         self._cuda = settings.accelerator == "cuda"
 
-    def follow(self) -> None:
-        """Count every step of any torch optimiser, and time what loaders keep the training waiting."""
-        register_optimizer_step_post_hook(lambda *_: self.tick())
-        iterator = dataloader._BaseDataLoaderIter  # the one class behind every DataLoader; torch has no hook for it
+    @contextmanager
+    def follow(self) -> Iterator[None]:
+        """Inside, count every step of any torch optimiser, and time what loaders keep the training waiting."""
+        hook = register_optimizer_step_post_hook(lambda *_: self.tick())
+        iterator: Any = dataloader._BaseDataLoaderIter  # the class behind every DataLoader; torch has no hook for it
         plain = iterator.__next__
 
-        def timed(self_: Any) -> Any:
+        def timed(loader: Any) -> Any:
             start = time.perf_counter()
             try:
-                return plain(self_)
+                return plain(loader)
             finally:
                 self._waited += time.perf_counter() - start
 
-        iterator.__next__ = timed  # type: ignore[method-assign]
+        iterator.__next__ = timed
+        try:
+            yield
+        finally:
+            iterator.__next__ = plain
+            hook.remove()
 
     def tick(self) -> None:
         """One step has ended."""

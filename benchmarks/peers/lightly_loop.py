@@ -43,23 +43,23 @@ def train(settings: Settings, window: Window) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "16-mixed")
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settings.precision)
     autocast = torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
-    window.follow()
     total = torch.zeros((), device=device)
-    for batch in loader:
-        images = [view.to(device) for view in batch[0]]
-        with autocast:
-            z = model(torch.cat(images[: settings.n_global])).unflatten(0, (settings.n_global, -1))
-            if settings.n_local:
-                local = model(torch.cat(images[settings.n_global :])).unflatten(0, (settings.n_local, -1))
-            else:
-                z, local = z[:-1], z[-1:]
-        with torch.autocast(device.type, enabled=False):
-            loss = criterion(global_proj=z.float(), local_proj=local.float())
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()
+    with window.follow():
+        for batch in loader:
+            images = [view.to(device) for view in batch[0]]
+            with autocast:
+                z = model(torch.cat(images[: settings.n_global])).unflatten(0, (settings.n_global, -1))
+                if settings.n_local:
+                    local = model(torch.cat(images[settings.n_global :])).unflatten(0, (settings.n_local, -1))
+                else:
+                    z, local = z[:-1], z[-1:]
+            with torch.autocast(device.type, enabled=False):
+                loss = criterion(global_proj=z.float(), local_proj=local.float())
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.detach()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ def train(settings: Settings, window: Window) -> None:
     """Its function with our backbone name, views, batch and workers, and its defaults for the rest."""
     import lightly_train
 
-    window.follow()
     others = settings.sizes[2:]
     method = "dino" if others else "simclr"
     window.facts["differs"] = [
@@ -26,20 +25,21 @@ def train(settings: Settings, window: Window) -> None:
     if settings.n_global > 2 and settings.n_local:
         window.facts["differs"].append(f"two global views; the other {len(others)} are local ones")
     model_args: dict[str, Any] = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
-    lightly_train.pretrain(
-        out=f"{settings.out}/run",
-        data=settings.archive,
-        model=f"timm/{settings.backbone}",
-        model_args=model_args,
-        method=method,
-        epochs=1,
-        batch_size=settings.batch,
-        num_workers=settings.workers,
-        devices=1,
-        accelerator="gpu" if settings.accelerator == "cuda" else "cpu",
-        precision=settings.precision,
-        transform_args=transform(settings),
-    )
+    with window.follow():
+        lightly_train.pretrain(
+            out=f"{settings.out}/run",
+            data=settings.archive,
+            model=f"timm/{settings.backbone}",
+            model_args=model_args,
+            method=method,
+            epochs=1,
+            batch_size=settings.batch,
+            num_workers=settings.workers,
+            devices=1,
+            accelerator="gpu" if settings.accelerator == "cuda" else "cpu",
+            precision=settings.precision,
+            transform_args=transform(settings),
+        )
 
 
 def transform(settings: Settings) -> dict[str, Any]:

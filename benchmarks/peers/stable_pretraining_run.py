@@ -115,8 +115,8 @@ def train(settings: Settings, window: Window) -> None:
         enable_checkpointing=False,
     )
     module = spt.Module(model=AnyBackbone(), forward=lejepa, optim=optim)
-    window.follow()
-    spt.Manager(trainer=trainer, module=module, data=spt.data.DataModule(train=loader))()
+    with window.follow():
+        spt.Manager(trainer=trainer, module=module, data=spt.data.DataModule(train=loader))()
 
 
 if __name__ == "__main__":
