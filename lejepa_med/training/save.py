@@ -84,7 +84,13 @@ class Saver:
         steps: int,
     ) -> None:
         self.fabric, self.config, self.run, self.state = fabric, config, run, state
-        self.manifest, self.adapter, self.steps = manifest, adapter, steps
+        self.adapter, self.steps = adapter, steps
+        # once: at a million records this is seconds, and a checkpoint should not be
+        self.data = {
+            "records": len(manifest),
+            "groups": len(set(manifest.column("group"))),
+            "fingerprint": archive_digest(manifest),
+        }
         self.last = time.perf_counter()
 
     def due(self, fabric: lightning.Fabric) -> bool:
@@ -134,9 +140,5 @@ class Saver:
                 "optim": self.config.optim.model_dump(mode="json"),
                 "model": model | {"continued": self.config.model.init is not None},
             },
-            "data": {
-                "records": len(self.manifest),
-                "groups": len(set(self.manifest.column("group"))),
-                "fingerprint": archive_digest(self.manifest),
-            },
+            "data": self.data,
         }
