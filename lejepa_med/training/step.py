@@ -1,5 +1,7 @@
 """One optimiser step."""
 
+from typing import Any
+
 import lightning_fabric as lightning
 import torch
 
@@ -11,8 +13,11 @@ from lejepa_med.training.schedule import learning_rate
 
 def train_step(
     fabric: lightning.Fabric, config: PretrainConfig, state: State, batch: Batch, *, steps: int
-) -> dict[str, torch.Tensor]:
-    """One optimiser step; advances `state.step`. Returns scalars, features (B, dim) and z (B, K), all detached."""
+) -> dict[str, Any]:
+    """One optimiser step; advances `state.step`.
+
+    Returns scalars, features (B, dim), z (B, K) and z_views (V, B, K) or None, all detached.
+    """
     rate = learning_rate(state.step, steps=steps, config=config.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -32,4 +37,5 @@ def train_step(
         "gradient_norm": norm.detach(),
         "features": out.features,
         "z": out.z,
+        "z_views": out.z_views,
     }
