@@ -128,7 +128,7 @@ class MonitorConfig(Section):
     minutes: float | None = Field(default=None, gt=0)
     """minutes between two evaluations, at least; None: as often as share allows"""
     sample: int = Field(default=1000, ge=16)
-    """records evaluated, half of them as reference, divided by group"""
+    """records evaluated, half of them as reference, divided by group; also those that the report embeds"""
     cache_mib: int = Field(default=512, ge=1)
     """memory for the prepared sample; a sample that needs more is made smaller"""
 

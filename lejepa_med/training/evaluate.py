@@ -23,7 +23,6 @@ from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.observe.verdict import Verdict, judge
 from lejepa_med.training.report import ReportData, write_report
 
-SAMPLE = 1024  # records embedded for the report
 QUERIES = 8
 NEIGHBOURS = 7
 
@@ -33,7 +32,8 @@ def write_run_report(
 ) -> None:
     """Write report.html: curves, spectrum, neighbours, patch colours, and a probe where the catalogue has labels."""
     encoder = load_encoder(run.encoder)
-    rows = np.unique(np.linspace(0, len(manifest) - 1, min(SAMPLE, len(manifest))).round().astype(int)).tolist()
+    count = min(config.monitor.sample, len(manifest))
+    rows = np.unique(np.linspace(0, len(manifest) - 1, count).round().astype(int)).tolist()
     sample = manifest.select(rows)
     workers = min(config.data.workers, 2)
     with progress_bar(console, "report") as bar:

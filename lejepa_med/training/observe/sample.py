@@ -30,13 +30,13 @@ SPECTRUM_POINTS = 32
 
 
 class FixedSample:
-    """Up to `size` records, the same for every evaluation of a run and for every run on the same manifest and seed.
+    """Up to `size` records, the same for every evaluation of a run and for every run on the same manifest.
 
     Where two classes of the manifest's labels occur in two groups each, only labelled records of such classes are
     taken, and whole groups are dealt to a reference half and a query half. Otherwise any records are.
     """
 
-    def __init__(self, manifest: Manifest, adapter: Adapter, *, size: int, seed: int, cache_bytes: int) -> None:
+    def __init__(self, manifest: Manifest, adapter: Adapter, *, size: int, cache_bytes: int, seed: int = 0) -> None:
         self.manifest, self.adapter, self.cache_bytes = manifest, adapter, cache_bytes
         self.rows, self.labels, self.sides, self.classes = _plan(manifest, size=size, seed=seed)
         self.tensors: list[Tensor] = []
@@ -84,8 +84,9 @@ class FixedSample:
     def accuracies(self, vectors: NDArray[np.float32]) -> dict[str, float | int | None]:
         """Balanced accuracies on the query half of what was learnt from the reference half; None without labels.
 
-        knn: 20 neighbours by cosine, at most half as many as the reference half has of a class on average. linear: logistic regression with C = 0.1 on standardised vectors. Classes that
-        the reference half lacks are left out of the queries.
+        knn: 20 neighbours by cosine, at most half as many as the reference half has of a class on average.
+        linear: logistic regression with C = 0.1 on standardised vectors. Classes that the reference half lacks are
+        left out of the queries.
         """
         sides, labels = self.sides[self.kept], self.labels[self.kept]
         known = np.unique(labels[sides == REFERENCE])

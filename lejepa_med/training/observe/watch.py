@@ -128,7 +128,6 @@ class Watch:
                 manifest,
                 adapter,
                 size=monitor.sample,
-                seed=self.config.train.seed,
                 cache_bytes=monitor.cache_mib * 2**20,
             )
         return self._sample
