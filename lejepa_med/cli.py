@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, SplitCommand
+from lejepa_med.cli_study import SelectCommand, StabilityCommand
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
 
@@ -238,6 +239,8 @@ class Cli(BaseSettings):
     embed: CliSubCommand[EmbedCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
+    select: CliSubCommand[SelectCommand]
+    stability: CliSubCommand[StabilityCommand]
     serve: CliSubCommand[ServeCommand]
     doctor: CliSubCommand[DoctorCommand]
 

@@ -136,6 +136,23 @@ class TrainConfig(Section):
     """time between two checkpoints; also one at the end and at Ctrl-C or SIGTERM"""
 
 
+class MonitorConfig(Section):
+    """Evaluations of the encoder during training, on a fixed sample of the archive, written to online.jsonl."""
+
+    online: bool = True
+    """evaluate at the end, and during the run as share, epochs and minutes allow"""
+    share: float = Field(default=0.03, ge=0, le=1)
+    """largest part of the run's time for evaluations during it; they wait until this is kept"""
+    epochs: float | None = Field(default=None, gt=0)
+    """epochs between two evaluations, at least; None: as often as share allows"""
+    minutes: float | None = Field(default=None, gt=0)
+    """minutes between two evaluations, at least; None: as often as share allows"""
+    sample: int = Field(default=1000, ge=16)
+    """records evaluated, half of them as reference, divided by group; also those that the report embeds"""
+    cache_mib: int = Field(default=512, ge=1)
+    """memory for the prepared sample; a sample that needs more is made smaller"""
+
+
 class PretrainConfig(Section):
     """Everything that defines a pretraining run."""
 
@@ -151,6 +168,7 @@ class PretrainConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
 
 def save_config(config: PretrainConfig, file: Path) -> None:

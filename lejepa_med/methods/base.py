@@ -17,12 +17,14 @@ class StepOutput(NamedTuple):
         terms: its parts by name, detached scalars, written to metrics.jsonl.
         features: (B, dim), the encoder's embeddings of the first global view, detached.
         z: (B, K), the projector's output for the same view, detached.
+        z_views: (V, B, K), the projector's output for all views, detached; None where a method has no such output.
     """
 
     loss: Tensor
     terms: Mapping[str, Tensor]
     features: Tensor
     z: Tensor
+    z_views: Tensor | None = None
 
 
 class Method(nn.Module):

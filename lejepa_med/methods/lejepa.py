@@ -31,4 +31,5 @@ class LeJEPAMethod(Method):
             terms={"invariance": losses.invariance, "sigreg": losses.sigreg},
             features=embeddings[0].detach(),
             z=z[0].detach(),
+            z_views=z.detach(),
         )

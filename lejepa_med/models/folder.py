@@ -156,14 +156,19 @@ class LoadedEncoder:
             (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Always computed in
             float32, so that training-time evaluation, `embed`, probes and the service agree.
         """
-        if not items:
-            return np.empty((0, self.dim), np.float32)
-        pixels = torch.cat(list(items))
-        if self.module.dims == 3:
-            batch_size = min(batch_size, VOLUMES)
-        vectors = torch.cat([self.module(chunk.to(self.device)).float().cpu() for chunk in pixels.split(batch_size)])
-        pooled = [part.mean(dim=0) for part in vectors.split([len(item) for item in items])]
-        return torch.stack(pooled).numpy()
+        return embed_items(self.module, items, device=self.device, batch_size=batch_size)
+
+
+def embed_items(module: Encoder, items: Sequence[Tensor], *, device: torch.device | str, batch_size: int) -> np.ndarray:
+    """`LoadedEncoder.embed` for an encoder in evaluation mode that need not come from a folder, as during training."""
+    if not items:
+        return np.empty((0, module.dim), np.float32)
+    pixels = torch.cat(list(items))
+    if module.dims == 3:
+        batch_size = min(batch_size, VOLUMES)
+    vectors = torch.cat([module(chunk.to(device)).float().cpu() for chunk in pixels.split(batch_size)])
+    pooled = [part.mean(dim=0) for part in vectors.split([len(item) for item in items])]
+    return torch.stack(pooled).numpy()
 
 
 def fingerprint(info: dict[str, Any]) -> str:

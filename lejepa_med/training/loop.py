@@ -28,7 +28,8 @@ from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
-from lejepa_med.training.monitor import RunningMean, effective_rank
+from lejepa_med.training.monitor import RunningMean
+from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
 from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
@@ -174,6 +175,7 @@ def fit(
     if fabric.is_global_zero:
         run.truncate_metrics(state.step)
     means, first_step = RunningMean(), state.step
+    watch = Watch(fabric, config, run, state, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
         RunLog(run.root, steps=steps, first_step=first_step, console=console, quiet=quiet) as log,
@@ -185,7 +187,7 @@ def fit(
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
             values = train_step(fabric, config, state, batch, steps=steps)
-            features, z = values.pop("features"), values.pop("z")
+            seen = {name: values.pop(name) for name in ("features", "z", "z_views")}
             means.add(**values)
             counted += batch.global_views.shape[1] * fabric.world_size
             if not quiet:
@@ -198,16 +200,15 @@ def fit(
                     "epoch": round(state.step / batches.steps_per_epoch, 4),
                     **means.take(),
                     "lr": learning_rate(state.step - 1, steps=steps, config=config.optim),
-                    "effective_rank": effective_rank(features),
-                    "effective_rank_projector": effective_rank(z),
                     "images_per_second": counted / (now - started),
                     "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
                     "session_steps": state.step - first_step,
                 }
-                started, waited, counted = now, timed.waited, 0
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
-                log.record(record)
+                log.record(watch.complete(record, **seen), verdict=watch.verdict())
+                evaluation = watch.evaluate(log, epoch=record["epoch"], last=state.step == steps)
+                started, waited, counted = now + evaluation, timed.waited, 0
             stopping = state.step < steps and stop.requested(fabric, step=state.step, every=config.train.log_every)
             if stopping or state.step == steps or save.due(fabric):
                 save.now()

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import lightning_fabric as lightning
 import torch
@@ -16,15 +17,18 @@ from lejepa_med.training.schedule import learning_rate
 
 def train_step(
     fabric: lightning.Fabric, config: PretrainConfig, state: State, batch: Batch, *, steps: int
-) -> dict[str, Tensor]:
-    """One optimiser step; advances `state.step`. Returns scalars, features (B, dim) and z (B, K), all detached."""
+) -> dict[str, Any]:
+    """One optimiser step; advances `state.step`.
+
+    Returns scalars, features (B, dim), z (B, K) and z_views (V, B, K) or None, all detached.
+    """
     rate = learning_rate(state.step, steps=steps, config=config.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     # whatever draws inside the model (drop path) depends on seed, step and rank only, so nothing of it must be saved
     torch.manual_seed((config.train.seed * 1_000_003 + state.step) * 1_009 + fabric.global_rank)
     scalars: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
-    features, z = [], []
+    outputs = []
     count = config.train.accumulate
     for part, (global_views, local_views) in enumerate(parts(batch, count)):
         local = None if local_views is None else fabric.to_device(local_views)
@@ -33,8 +37,7 @@ def train_step(
             fabric.backward(out.loss / count if count > 1 else out.loss)
         for name, value in {"loss": out.loss.detach(), **out.terms}.items():
             scalars[name] = scalars[name] + value / count
-        features.append(out.features)
-        z.append(out.z)
+        outputs.append(out._replace(loss=out.loss.detach()))
     norm = fabric.clip_gradients(state.model, state.optimizer, max_norm=config.optim.clip, error_if_nonfinite=False)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if config.train.precision == "16-mixed":
@@ -47,7 +50,13 @@ def train_step(
     if state.average is not None:
         state.average.update(state.module.encoder)
     state.step += 1
-    return {**scalars, "gradient_norm": norm.detach(), "features": torch.cat(features), "z": torch.cat(z)}
+    return {
+        **scalars,
+        "gradient_norm": norm.detach(),
+        "features": torch.cat([out.features for out in outputs]),
+        "z": torch.cat([out.z for out in outputs]),
+        "z_views": _along_batch([out.z_views for out in outputs]),
+    }
 
 
 def parts(batch: Batch, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -56,3 +65,8 @@ def parts(batch: Batch, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     for first in range(0, size * count, size):
         chosen = slice(first, first + size)
         yield batch.global_views[:, chosen], None if batch.local_views is None else batch.local_views[:, chosen]
+
+
+def _along_batch(views: list[Tensor | None]) -> Tensor | None:
+    """(V, b, K) of each part -> (V, B, K); None where the method does not give them."""
+    return torch.cat([part for part in views if part is not None], dim=1) if views[0] is not None else None

@@ -1,6 +1,6 @@
 """Losses of two tiny runs that every later change must reproduce.
 
-    python -m tests.lejepa_med.reference        # writes them anew; say in the commit which change of the method did it
+python -m tests.lejepa_med.reference        # writes them anew; say in the commit which change of the method did it
 """
 
 import json
