@@ -66,8 +66,10 @@ class RunLog:
         for name, value in values.items():
             if name != "step":
                 self._board.add_scalar(f"train/{name}", value, values["step"])
+        parts = f"SIGReg {values['sigreg']:.2f}  " if "sigreg" in values else ""
+        parts += f"invariance {values['invariance']:.4f}  " if "invariance" in values else ""
         status = (
-            f"loss {values['loss']:.4f}  SIGReg {values['sigreg']:.2f}  invariance {values['invariance']:.4f}  "
+            f"loss {values['loss']:.4f}  {parts}"
             f"rank {values['effective_rank']:.0f}  {values['images_per_second']:.0f} img/s  "
             f"data-wait {values['data_wait']:.0%}"
         )
