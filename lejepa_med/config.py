@@ -76,16 +76,61 @@ class ModelConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """LeJEPA: (1 - lamb) * invariance + lamb * SIGReg (arXiv 2511.08544)."""
+    """What is minimised; the default is LeJEPA: (1 - lamb) * invariance + lamb * SIGReg (arXiv 2511.08544)."""
 
-    lamb: float | None = Field(default=None, gt=0, lt=1)
-    """the one trade-off; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    method: Literal["lejepa", "masked", "vicreg", "simclr", "barlow_twins", "byol", "dino"] = "lejepa"
+    """lejepa; masked: predict hidden patches of a ViT, with SIGReg; the rest are baselines to compare with"""
+    lamb: float | None = Field(default=None, gt=0)
+    """weight of the regulariser; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    target: Literal["global_mean", "all_mean", "pairwise"] = "global_mean"
+    """what the views are pulled to: the mean of the global views, of all views, or each global view (Equation 5)"""
+    pool: Literal["per_view", "pooled"] = "per_view"
+    """regularise every view by itself, or all views as one sample (stable-pretraining's way; V times stronger)"""
+    weighting: Literal["convex", "additive"] = "convex"
+    """(1 - lamb) * invariance + lamb * regulariser, or invariance + lamb * regulariser"""
+    regularizer: Literal["sigreg", "visreg", "spectral_entropy"] = "sigreg"
+    """visreg: arXiv 2606.02572; spectral_entropy is not LeJEPA but a third-party article's variant"""
+    test: Literal[
+        "epps_pulley",
+        "cramer_von_mises",
+        "anderson_darling",
+        "watson",
+        "shapiro_wilk",
+        "jarque_bera",
+        "moments",
+        "vcreg",
+        "entropy",
+        "nll",
+        "bhep",
+        "henze_zirkler",
+    ] = "epps_pulley"
+    """statistical test inside SIGReg"""
     slices: int | None = Field(default=None, ge=1)
     """random directions of each step; None: 256 on a CPU, 1024 on a GPU"""
     knots: int = Field(default=17, ge=3)
     """quadrature points on [0, t_max]"""
     t_max: float = Field(default=3.0, gt=0)
     """upper limit of the integral over the characteristic function"""
+    sigreg_weight: float = Field(default=0.0, ge=0)
+    """add this much SIGReg on the projector's output to the loss of another method"""
+    variance_hinge: float = Field(default=0.0, ge=0)
+    """add this much of VICReg's hinge on the standard deviations: a guard that still pulls where SIGReg goes flat"""
+    mask: Literal["multi_block", "random_token"] = "multi_block"
+    """what masked hides: I-JEPA's four blocks, or single patches"""
+    mask_ratio: float = Field(default=0.6, gt=0, lt=1)
+    """share of the patches that random_token hides"""
+    predictor: Literal["none", "mlp", "transformer"] | None = None
+    """predictor of masked; None: transformer"""
+    predictor_dim: int = Field(default=192, ge=32, multiple_of=32)
+    """width of the transformer predictor, narrower than the encoder"""
+    predictor_depth: int = Field(default=4, ge=1)
+    """blocks of the transformer predictor"""
+    temperature: float = Field(default=0.1, gt=0)
+    """of SimCLR"""
+    teacher_momentum: float = Field(default=0.996, ge=0, lt=1)
+    """of BYOL and DINO at the first step; rises to 1 along a cosine"""
+    prototypes: int = Field(default=4096, ge=2)
+    """outputs of DINO's head"""
 
 
 class OptimConfig(Section):

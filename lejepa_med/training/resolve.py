@@ -7,6 +7,7 @@ import torch
 from data_adapters.registry import load_class
 from lejepa_med.config import PretrainConfig
 from lejepa_med.errors import ConfigError
+from lejepa_med.methods.settings import check_objective, head_of, weight_of
 from lejepa_med.models.architectures import check_name, check_vit_options, is_convolutional, is_monai
 
 # Where nothing is given: by dimensions (2, 3), then by device (cpu, cuda).
@@ -22,8 +23,11 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     a CPU are what trains in minutes there; so is its small batch, since a short run has few steps (one pair of runs,
     batch and lambda changed together: benchmarks/results/galaxies-trials.md).
 
+    The masked method has one global view. Baselines have their paper's depth and width of the projector.
+
     Raises:
-        UserError: an unknown modality or backbone, or a backbone of other dimensions than the modality.
+        UserError: an unknown modality or backbone, a backbone of other dimensions than the modality, or an objective
+            whose settings do not go together.
     """
     on_cpu = device == "cpu"
     dims = getattr(load_class(config.modality), "dims", 2)
@@ -40,6 +44,8 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
         views = {"n_global": 4, "n_local": 0, "global_size": 64 if on_cpu else 128}
     else:
         views = {"n_global": 2, "n_local": 2 if on_cpu else 6, "global_size": 64 if on_cpu else 224}
+    if config.objective.method == "masked":
+        views |= {"n_global": 1, "n_local": 0}
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
     views.setdefault("local_size", _local_size(views["global_size"], volumes=volumes))
     chosen_model = {"backbone": backbone, "drop_path": _first(config.model.drop_path, 0.0 if cnn else 0.1)}
@@ -47,14 +53,19 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
         "lr": _first(config.optim.lr, 2e-3 if cnn else 5e-4),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
     }
+    chosen_model |= head_of(config.model, config.objective.method)
+    resolved_views = config.views.model_copy(update=views)
+    check_objective(config.objective, backbone=backbone, views=resolved_views)
+    chosen_objective = {
+        "slices": _first(config.objective.slices, 256 if on_cpu else 1024),
+        "predictor": config.objective.predictor or ("transformer" if config.objective.method == "masked" else "none"),
+    }
     precision = config.train.precision or best_precision(device)
     return config.model_copy(
         update={
-            "views": config.views.model_copy(update=views),
+            "views": resolved_views,
             "model": config.model.model_copy(update=chosen_model),
-            "objective": config.objective.model_copy(
-                update={"slices": _first(config.objective.slices, 256 if on_cpu else 1024)}
-            ),
+            "objective": config.objective.model_copy(update=chosen_objective),
             "optim": config.optim.model_copy(update=chosen_optim),
             "train": config.train.model_copy(
                 update={"precision": precision, "batch_size": config.train.batch_size or BATCH[volumes][not on_cpu]}
@@ -93,12 +104,11 @@ def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
     if epochs is None and config.train.minutes is None:
         epochs = 100
     hidden = _first(config.model.projector_hidden, 1024 if items <= 5000 else 2048)
+    weight = weight_of(config.objective, per_view=default_lambda(views, seen), views=max(1, views), items=items)
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"projector_hidden": hidden}),
-            "objective": config.objective.model_copy(
-                update={"lamb": _first(config.objective.lamb, default_lambda(views, seen))}
-            ),
+            "objective": config.objective.model_copy(update={"lamb": config.objective.lamb or weight}),
             "train": config.train.model_copy(update={"batch_size": batch, "epochs": epochs}),
         }
     )
