@@ -4,7 +4,7 @@
 
 Power is the share of samples from an alternative that a test rejects at the 5 % level; its critical value is the 95th
 percentile of its own values on samples from N(0, I), so floors and asymptotics do not matter. All draws have
-fixed seeds. Time is CPU time of one thread, so other work on the machine changes it little.
+fixed seeds. Time is CPU time of one thread, the tests in turns.
 """
 
 import argparse
@@ -62,7 +62,7 @@ mean 0 and variance 1.
 
 Power in percent, in float32 as in training: {dim_reps} samples of each alternative, critical values from {dim_null}
 samples of N(0, I); epps_pulley with {dim_slices} directions. `gradient` is the norm of the gradient of one batch half as
-wide as it should be, N(0, I / 4), for power alone does not move an encoder.
+wide as N(0, I), for power alone does not move an encoder.
 
 {by_dim}
 
@@ -76,7 +76,8 @@ taken away: only that changes distances between samples, so only that can end a 
 
 ## CPU time of forward and backward, {views} x {n} x {dim}, {slices} directions
 
-Median of {repeats} passes; the multivariate tests use no directions.
+Median of {repeats} passes, in turns; the multivariate tests use no directions. Load average at the end: {load:.1f} on
+{cores} cores, which inflates CPU time, too; the ratios say more than the milliseconds.
 
 {times}
 
@@ -136,15 +137,16 @@ def gradient_cases() -> dict[str, Tensor]:
     }
 
 
-def milliseconds(test: nn.Module, repeats: int) -> list[float]:
-    """Return the CPU time of each forward and backward pass, after one to warm up."""
+def milliseconds(tests: Mapping[str, nn.Module], repeats: int) -> dict[str, list[float]]:
+    """Return the CPU times of forward and backward passes of each test, taken in turns, after one to warm up."""
     z = torch.randn(VIEWS, N, DIM, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    taken = []
+    taken: dict[str, list[float]] = {name: [] for name in tests}
     for step in range(repeats + 1):
-        start = time.process_time()
-        torch.autograd.grad(test(z, seed=0, step=step), z)
-        taken.append(1000 * (time.process_time() - start))
-    return taken[1:]
+        for name, test in tests.items():
+            start = time.process_time()
+            torch.autograd.grad(test(z, seed=0, step=step), z)
+            taken[name].append(1000 * (time.process_time() - start))
+    return {name: times[1:] for name, times in taken.items()}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -194,11 +196,13 @@ def gradient_table() -> str:
 
 def time_table(repeats: int) -> str:
     """Measure the CPU time."""
+    taken = milliseconds({name: make_test(name, slices=SLICES) for name in TESTS}, repeats)
+    default = statistics.median(taken["epps_pulley"])
     rows = []
-    for name in TESTS:
-        low, mid, high = statistics.quantiles(milliseconds(make_test(name, slices=SLICES), repeats), n=4)
-        rows.append([name, f"{mid:.1f}", f"{low:.1f} to {high:.1f}"])
-    return table(["test", "ms", "quartiles"], rows)
+    for name, times in taken.items():
+        low, mid, high = statistics.quantiles(times, n=4)
+        rows.append([name, f"{mid:.1f}", f"{low:.1f} to {high:.1f}", f"{mid / default:.2g}"])
+    return table(["test", "ms", "quartiles", "to epps_pulley"], rows)
 
 
 def main() -> None:
@@ -208,7 +212,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="timed passes, at least 2")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     null_reps, dim_null, dim_reps, dim_slices = 4 * args.reps, 1000, 200, 64
     page = PAGE.format(
@@ -225,10 +228,12 @@ def main() -> None:
         dim_null=dim_null,
         dim_slices=dim_slices,
         repeats=args.repeats,
+        cores=os.cpu_count(),
         power=power_table(null_reps, args.reps),
         by_dim=dimension_table(dim_null, dim_reps, dim_slices),
         gradients=gradient_table(),
         times=time_table(args.repeats),
+        load=os.getloadavg()[0],
     )
     print(page)
     if args.out:
