@@ -171,6 +171,8 @@ class HistologyAdapter(BaseAdapter):
     def read(self, record: Record, rng: np.random.Generator) -> Source:
         """A tile, or a random tissue region of a slide, about tile_px wide at a random mpp (see `Source`).
 
+        Where the tiles of a slide are read directly, they are decoded, and found damaged, by `views`.
+
         Raises:
             BadFileError: the pixels cannot be read right.
         """

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -43,16 +44,20 @@ def write_pyramid(
     compression: str = "deflate",
     description: str | None = None,
     tile: int = 256,
+    quality: int | None = None,
 ) -> Path:
     """A tiled TIFF whose further pages are halved by areas; openslide reads it as generic-tiff.
 
-    With an Aperio `description` openslide takes it for an SVS. `mpp` None writes no resolution tags.
+    With an Aperio `description` openslide takes it for an SVS. `mpp` None writes no resolution tags. `quality` is
+    JPEG's.
     """
     resolution = None
     if mpp is not None:
         x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
         resolution = (1e4 / x, 1e4 / y)
-    common = {"compression": compression, "photometric": "rgb" if picture.ndim == 3 else "minisblack"}
+    common: dict[str, Any] = {"compression": compression, "photometric": "rgb" if picture.ndim == 3 else "minisblack"}
+    if quality is not None and compression == "jpeg":
+        common["compressionargs"] = {"level": quality}
     common |= {"resolution": resolution, "resolutionunit": "CENTIMETER"} if resolution else {}
     with tifffile.TiffWriter(path) as file:
         for level in range(levels):
