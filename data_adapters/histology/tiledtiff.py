@@ -1,7 +1,7 @@
 """Tiled TIFF pyramids, tile by tile: OME-TIFF, whose levels openslide does not see, and the fast path of training.
 
 openslide composes a region pixel by pixel: 18 to 22 ns a pixel with every tile in its cache, measured, while decoding
-a JPEG tile takes 2. A training sample needs hundreds of thousands of pixels, so where the tiles of a slide are plain
+a JPEG tile takes 4. A training sample needs hundreds of thousands of pixels, so where the tiles of a slide are plain
 (8-bit RGB, one JPEG, deflate or LZW stream each) they are decoded and put side by side here. Scan compares the readers.
 """
 
