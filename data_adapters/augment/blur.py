@@ -29,4 +29,5 @@ def blur_picture(picture: np.ndarray, sigma: float) -> np.ndarray:
     if sigma < MIN_SIGMA:
         return picture
     weights = kernel(sigma)
-    return cv2.sepFilter2D(picture, -1, weights, weights, borderType=cv2.BORDER_REFLECT_101).reshape(picture.shape)
+    blurred: np.ndarray = cv2.sepFilter2D(picture, -1, weights, weights, borderType=cv2.BORDER_REFLECT_101)
+    return blurred.reshape(picture.shape)

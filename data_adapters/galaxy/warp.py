@@ -98,16 +98,17 @@ def _warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     for first, step, other, extent in ((y, c, d, image.shape[0]), (x, a, b, image.shape[1])):
         low = math.floor(first + min(step * end, 0) + min(other * end, 0)) - 1
         high = math.ceil(first + max(step * end, 0) + max(other * end, 0)) + 2
-        left, right = min(max(low, 0), extent - 1), min(max(high, 1), extent)
+        begin, stop = min(max(low, 0), extent - 1), min(max(high, 1), extent)
         start.append(low)
-        inside.append(slice(left, right))
-        margin += [left - low, high - right]
+        inside.append(slice(begin, stop))
+        margin += [begin - low, high - stop]
     part = image[inside[0], inside[1]]
     if image.shape[2] == 3:
         part = cv2.cvtColor(part, cv2.COLOR_RGB2RGBA)
     part = np.ascontiguousarray(part, np.float32)
     if any(margin):
-        part = cv2.copyMakeBorder(part, *margin, borderType=cv2.BORDER_REFLECT)
+        top, bottom, left, right = margin
+        part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_REFLECT)
     shifted = np.asarray([[a, b, x - start[1]], [c, d, y - start[0]]])
     out: np.ndarray = cv2.warpAffine(part, shifted, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return out
