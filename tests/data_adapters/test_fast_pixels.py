@@ -21,7 +21,7 @@ def noise(height, width, channels=3, seed=0):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(16, 64), st.integers(1, 4), st.integers(0, 9))
-def test_a_crop_agrees_with_pillows_antialiased_resize_to_one_level(height, width, size, channels, edge):
+def test_a_crop_agrees_with_pillows_antialiased_resize_to_two_levels(height, width, size, channels, edge):
     picture = noise(height + edge, width + edge, channels)
     part = picture[edge:, edge:]
     expected = [
@@ -31,7 +31,9 @@ def test_a_crop_agrees_with_pillows_antialiased_resize_to_one_level(height, widt
     out = shrink(part, size)
     assert out.shape == (size, size, channels)
     assert out.flags.c_contiguous
-    assert np.abs(out.astype(int) - np.stack([np.asarray(e) for e in expected], axis=2)).max() <= 1
+    difference = np.abs(out.astype(int) - np.stack([np.asarray(e) for e in expected], axis=2))
+    assert difference.max() <= 2  # white noise is the worst case: each of two passes rounds
+    assert difference.mean() < 0.25
 
 
 def test_a_read_only_picture_is_cropped():
