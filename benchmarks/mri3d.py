@@ -38,7 +38,7 @@ from monai.transforms import (
     Resize,
 )
 
-from benchmarks.sigreg import cpu_name
+from benchmarks.hardware import cpu_name
 from data_adapters import create
 from data_adapters.base import Adapter, Record
 from data_adapters.mri import cube_intensity

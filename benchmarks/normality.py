@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.sigreg import cpu_name
+from benchmarks.hardware import cpu_name
 from lejepa_med.objective.normality import TESTS, SlicedTest, floor_for, make_test
 from lejepa_med.objective.normality.multivariate import BHEP
 

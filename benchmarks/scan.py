@@ -14,7 +14,6 @@ room and shares between processes (libraries, the journal, the manifest).
 import argparse
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.hardware import cpu_name
 from benchmarks.made_archive import PER_FOLDER, SIDE, make_archive, make_catalog
 from benchmarks.watch import Memory, memory, seconds, watched
 
@@ -158,14 +158,6 @@ def measure(archive: Path, out: Path, files: int, *, workers: int, verify: bool,
         journal=sum(file.stat().st_size for file in (out / ".scan").iterdir()) / 2**20,
         record_us=record_us,
     )
-
-
-def cpu_name() -> str:
-    """The processor's model name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def file_system(folder: Path) -> str:

@@ -18,7 +18,6 @@ embeddings), at the speed at which this GPU copies a tensor of that size.
 import argparse
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from benchmarks.hardware import cpu_name
 from lejepa_med.objective import SIGReg, directions
 
 os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # lightly asks the network otherwise
@@ -211,12 +211,7 @@ def ratio(taken: Times, side: str) -> str:
 
 def machine(device: str) -> str:
     """The processor's or GPU's name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_name()
 
 
 def row_of(shape: Shape, repeats: int, threads: int, device: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.sigreg import cpu_name
+from benchmarks.hardware import cpu_name
 from benchmarks.train_window import Settings
 
 Windows = list[dict[str, Any]]

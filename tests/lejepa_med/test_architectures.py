@@ -58,13 +58,13 @@ def test_the_sweep_has_at_least_60_families() -> None:
     assert len(FAMILIES) >= 60
 
 
-@pytest.mark.parametrize(("name", "channels"), zip(QUICK, (1, 2, 3, 4, 5), strict=True))
+@pytest.mark.parametrize(("name", "channels"), list(zip(QUICK, (1, 2, 3, 4, 5), strict=True)))
 def test_one_step_of_five_families(name: str, channels: int) -> None:
     step(name, FAMILIES[name], channels)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("index", "name"), enumerate(FAMILIES))
+@pytest.mark.parametrize(("index", "name"), list(enumerate(FAMILIES)))
 def test_one_step_of_every_family(index: int, name: str) -> None:
     step(name, FAMILIES[name], channels=1 + index % 5)
