@@ -61,8 +61,8 @@ mean 0 and variance 1.
 ## By dimension, N = {n}
 
 Power in percent, in float32 as in training: {dim_reps} samples of each alternative, critical values from {dim_null}
-samples of N(0, I); epps_pulley with {dim_slices} directions. `gradient` is the norm of the gradient of one batch half
-as wide as N(0, I), for power alone does not move an encoder.
+samples of N(0, I); epps_pulley with {dim_slices} directions. `gradient` is the gradient norm of one batch half as
+wide as N(0, I), for power alone does not move an encoder.
 
 {by_dim}
 

@@ -27,7 +27,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("name", TESTS)
 def test_value_and_gradient_are_finite_everywhere(name: str) -> None:
-    for n in (1, 2, 3, 4, 5, 6, 128):
+    for n in (1, 2, 3, 4, 6, 64):
         cases = {
             "collapsed at 0": torch.zeros(2, n, 8),
             "collapsed off 0": torch.full((2, n, 8), 0.7),

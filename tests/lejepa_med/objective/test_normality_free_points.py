@@ -33,11 +33,15 @@ def descend(name: str) -> np.ndarray:
     return z.detach()[0].double().numpy()
 
 
-def kolmogorov_smirnov(x: np.ndarray) -> float:
-    """Smallest p-value of 16 fixed directions and of the squared radius, which has a chi-squared law."""
+def projections(x: np.ndarray) -> np.ndarray:
+    """The points along 16 fixed directions, (16, POINTS)."""
     angle = np.arange(16) * np.pi / 16
-    directions = np.stack([np.cos(angle), np.sin(angle)])
-    p = [stats.kstest(projection, "norm").pvalue for projection in (x @ directions).T]
+    return np.stack([np.cos(angle), np.sin(angle)], 1) @ x.T
+
+
+def kolmogorov_smirnov(x: np.ndarray) -> float:
+    """Smallest p-value of the 16 directions and of the squared radius, which has a chi-squared law."""
+    p = [stats.kstest(along, "norm").pvalue for along in projections(x)]
     return float(min(*p, stats.kstest((x**2).sum(1), stats.chi2(2).cdf).pvalue))
 
 
@@ -61,5 +65,5 @@ def test_few_moments_are_matched_by_other_laws(name: str) -> None:
     assert np.abs(np.cov(x.T, bias=True) - np.eye(2)).max() < 0.02
     if name != "vcreg":
         assert np.abs(stats.skew(x)).max() < 0.05
-        assert np.abs(stats.kurtosis(x)).max() < 0.05
-    assert kolmogorov_smirnov(x) < 0.05
+        assert np.abs(stats.kurtosis(x)).max() < 0.15
+    assert min(stats.shapiro(along).pvalue for along in projections(x)) < 0.001
