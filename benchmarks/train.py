@@ -8,8 +8,9 @@
 All sides train on the same files with the same backbone, number, sizes and crop areas of views, batch, precision and
 loader workers. Each runs in a process of its own, the sides in turns, `--rounds` times; wall and CPU time are taken
 over `--steps` optimiser steps after `--warmup` (benchmarks/train_window.py says how). So that no side pays for the ends
-of epochs, the archive is a folder of links which repeat the files until one epoch outlasts the window. Starting, the
-scan and the last checkpoint lie outside the window, checkpoints on the way (every 5 minutes by default) too.
+of epochs, the archive is a folder of links which repeat the files until one epoch outlasts the window. Starting and the
+scan lie before the window, the last checkpoint behind it; a checkpoint on the way (by default every 5 minutes) counts
+where the window is that long.
 
 | side | what runs |
 |---|---|
@@ -20,8 +21,9 @@ scan and the last checkpoint lie outside the window, checkpoints on the way (eve
 | lightly, lightly-train, stable-pretraining | benchmarks/peers, as each documents its loop |
 
 The three libraries are no dependency of this package: `pip install lightly lightly-train stable-pretraining psutil`
-into an environment of your choice and name its interpreter by --peer-python. A library that is not there is reported
-as not installed. They get no network: events, hubs and update checks are switched off by their environment variables.
+into an environment of your choice and name its interpreter by --peer-python (LightlyTrain is under the AGPL, the other
+two are MIT; each runs in a process of its own). A library that is not there is reported as not installed. They get no
+network: events, hubs and update checks are switched off by their environment variables.
 Without --archive, JPEG files of noise at several scales are made.
 """
 
@@ -127,7 +129,7 @@ def settings_of(args: argparse.Namespace, archive: Path) -> Settings:
     """What all sides have in common; areas are those of our adapter where it has them."""
     options = {"recipe": "natural"} if args.modality == "images" else {}
     options |= json.loads(args.options)
-    chosen = data_adapters.create(args.modality, **options).options
+    chosen = getattr(data_adapters.create(args.modality, **options), "options", None)
     cnn = is_convolutional(args.backbone)
     return Settings(
         archive=str(archive),
