@@ -111,14 +111,16 @@ def measure(side: str, settings: Settings, *, python: str, scratch: Path, limit:
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
     started = time.perf_counter()
-    while not result.exists() and process.poll() is None and time.perf_counter() - started < limit:
-        time.sleep(0.2)
-    ended = process.poll() is not None
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all have ended by themselves
-    process.wait()
+        while not result.exists() and process.poll() is None and time.perf_counter() - started < limit:
+            time.sleep(0.2)
+        ended = process.poll() is not None
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all have ended by themselves
+        process.wait()
     if result.exists():
         return {"side": side, **json.loads(result.read_text())}
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
