@@ -8,8 +8,9 @@
 All sides train on the same files with the same backbone, number, sizes and crop areas of views, batch, precision and
 loader workers. Each runs in a process of its own, the sides in turns, `--rounds` times; wall and CPU time are taken
 over `--steps` optimiser steps after `--warmup` (benchmarks/train_window.py says how). So that no side pays for the ends
-of epochs, the archive is a folder of links which repeat the files until one epoch outlasts the window. Starting, the
-scan and the last checkpoint lie outside the window, checkpoints on the way (every 5 minutes by default) too.
+of epochs, the archive is a folder of links which repeat the files until one epoch outlasts the window. Starting and the
+scan lie before the window, the last checkpoint behind it; a checkpoint on the way (by default every 5 minutes) counts
+where the window is that long.
 
 | side | what runs |
 |---|---|
@@ -20,8 +21,9 @@ scan and the last checkpoint lie outside the window, checkpoints on the way (eve
 | lightly, lightly-train, stable-pretraining | benchmarks/peers, as each documents its loop |
 
 The three libraries are no dependency of this package: `pip install lightly lightly-train stable-pretraining psutil`
-into an environment of your choice and name its interpreter by --peer-python. A library that is not there is reported
-as not installed. They get no network: events, hubs and update checks are switched off by their environment variables.
+into an environment of your choice and name its interpreter by --peer-python (LightlyTrain is under the AGPL, the other
+two are MIT; each runs in a process of its own). A library that is not there is reported as not installed. They get no
+network: events, hubs and update checks are switched off by their environment variables.
 Without --archive, JPEG files of noise at several scales are made.
 """
 
@@ -109,14 +111,16 @@ def measure(side: str, settings: Settings, *, python: str, scratch: Path, limit:
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
     started = time.perf_counter()
-    while not result.exists() and process.poll() is None and time.perf_counter() - started < limit:
-        time.sleep(0.2)
-    ended = process.poll() is not None
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all have ended by themselves
-    process.wait()
+        while not result.exists() and process.poll() is None and time.perf_counter() - started < limit:
+            time.sleep(0.2)
+        ended = process.poll() is not None
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all have ended by themselves
+        process.wait()
     if result.exists():
         return {"side": side, **json.loads(result.read_text())}
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -127,7 +131,7 @@ def settings_of(args: argparse.Namespace, archive: Path) -> Settings:
     """What all sides have in common; areas are those of our adapter where it has them."""
     options = {"recipe": "natural"} if args.modality == "images" else {}
     options |= json.loads(args.options)
-    chosen = data_adapters.create(args.modality, **options).options
+    chosen = getattr(data_adapters.create(args.modality, **options), "options", None)
     cnn = is_convolutional(args.backbone)
     return Settings(
         archive=str(archive),

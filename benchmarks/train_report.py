@@ -2,7 +2,6 @@
 
 import os
 import statistics
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,11 @@ from benchmarks.hardware import cpu_name
 from benchmarks.train_window import Settings
 
 Windows = list[dict[str, Any]]
-NOT_PEERS = ("bare-encoder", "bare", "views", "ours")
+ALONE = ("bare-encoder", "bare", "views")  # parts of a run
+ANCHOR = (
+    "Public anchor for this model and these views on an H200: 871 images per second, batch 256, views made on the GPU "
+    "(stable-pretraining, benchmarks/imagenet10/RESULTS.md)."
+)
 PAGE = """# Pretraining: images per second
 
 {date}. {machine}, {precision}. {backbone}, views of one image: {views}; batch {batch},
@@ -51,7 +54,7 @@ def page(settings: Settings, windows: Windows, *, archive: Path | None, made: tu
         load=max((window.get("load", 0.0) for window in windows), default=0.0),
         cores=os.cpu_count(),
         table="\n".join(table(by_side, cuda=s.accelerator == "cuda")),
-        findings="\n".join(f"- {line}" for line in findings(by_side)),
+        findings="\n".join(f"- {line}" for line in findings(by_side) + anchor(s)),
         versions=", ".join(f"{name} {text}" for name, text in sorted(versions.items())) or "none",
         **{name: getattr(s, name) for name in PAGE_SETTINGS},
     )
@@ -108,16 +111,16 @@ def table(by_side: dict[str, Windows], *, cuda: bool) -> list[str]:
             continue
 
         def median(key: str, measured: Windows = measured) -> float:
-            return statistics.median(window[key] for window in measured)
+            return float(statistics.median(window[key] for window in measured))
 
         speeds = [window["images_per_second"] for window in measured]
-        wait = f"{median('data_wait'):.1%}" if side in by_side and not side.startswith(("bare", "views")) else ""
+        wait = f"{median('data_wait'):.1%}" if side not in ALONE else ""
         cells = [f"{median('images_per_second'):.1f} ({min(speeds):.1f} to {max(speeds):.1f})"]
         cells += [f"{median('cpu_ms_per_image'):.1f}", wait]
         if cuda:
             busy = [window["utilisation"] for window in measured if window["utilisation"] is not None]
             cells += [f"{statistics.median(busy):.0%}" if busy else "", f"{median('peak_gib'):.1f}"]
-        cells += [shown(faster(by_side, side)), shown(cheaper(by_side, side))]
+        cells += [""] * 2 if side == "views" else [shown(faster(by_side, side)), shown(cheaper(by_side, side))]
         failed = [missing([window]) for window in windows if "failed" in window]
         rows.append(f"| {side} | {' | '.join([*cells, '; '.join([*measured[0].get('differs', []), *failed])])} |")
     return rows
@@ -147,11 +150,18 @@ def findings(by_side: dict[str, Windows]) -> list[str]:
         wait = statistics.median(window["data_wait"] for window in whole.values())
         lines.append(f"A whole run waits for data {wait:.1%} of the time (target: at most 5 %).")
     lines += stages(by_side)
-    peers = {side: value for side in by_side if side not in NOT_PEERS and (value := faster(by_side, side)) is not None}
+    ratios = {side: faster(by_side, side) for side in by_side if side not in (*ALONE, "ours")}
+    peers = {side: value for side, value in ratios.items() if value is not None}
     if peers:
         best = min(peers, key=lambda side: peers[side])
         lines.append(f"Fastest other library: {best}; ours is {peers[best]:.2f}x as fast (target: at least 1.5x).")
     return lines
+
+
+def anchor(settings: Settings) -> list[str]:
+    """A published figure for the same model and views, where there is one."""
+    same = settings.backbone == "vit_small_patch16_224" and [size for size, _ in settings.sizes] == [224, 224]
+    return [ANCHOR] if same and settings.accelerator == "cuda" else []
 
 
 def stages(by_side: dict[str, Windows]) -> list[str]:
@@ -160,16 +170,15 @@ def stages(by_side: dict[str, Windows]) -> list[str]:
         return []
 
     def median(side: str, key: str) -> float:
-        return statistics.median(window[key] for window in good(by_side, side).values())
+        return float(statistics.median(window[key] for window in good(by_side, side).values()))
 
     views, bare = (median(side, "images_per_second") for side in ("views", "bare"))
     stage = "data" if views < bare else "compute"
     lines = [f"Limiting stage: {stage}. Alone, views reach {views:.0f} and the bare step {bare:.0f} images per second."]
     if good(by_side, "ours"):
-        cpu: Callable[[str], float] = lambda side: median(side, "cpu_ms_per_image")  # noqa: E731
-        rest = cpu("ours") - cpu("views") - cpu("bare")
+        run, step, loader = (median(side, "cpu_ms_per_image") for side in ("ours", "bare", "views"))
         lines.append(
-            f"CPU time of a run, ms per image: {cpu('ours'):.1f}, of which encoder and projector {cpu('bare'):.1f}, "
-            f"views {cpu('views'):.1f}, objective, optimiser, logs and all else {rest:.1f}."
+            f"CPU time of a run, ms per image: {run:.1f}, of which encoder and projector {step:.1f}, views "
+            f"{loader:.1f}, objective, optimiser, logs and all else {run - step - loader:.1f}."
         )
     return lines

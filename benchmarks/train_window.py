@@ -83,6 +83,13 @@ class Settings:
         """As JSON, for the side's process."""
         file.write_text(json.dumps(asdict(self)))
 
+    @classmethod
+    def read(cls, file: Path) -> "Settings":
+        """What `write` wrote."""
+        values: dict[str, Any] = json.loads(file.read_text())
+        areas: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("global_area", "local_area")}
+        return cls(**values, **areas)
+
 
 class Window:
     """Measures `steps` steps after `warmup` and writes the figures to `result`, once."""
@@ -197,8 +204,7 @@ def run_side(side: Callable[[Settings, Window], None], *, package: str | None = 
         package: distribution that the side needs; its module is that name with underscores.
     """
     settings_file, result = map(Path, sys.argv[1:3])
-    values = json.loads(settings_file.read_text())
-    settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    settings = Settings.read(settings_file)
     if package is not None and importlib.util.find_spec(package.replace("-", "_")) is None:
         return write_result(result, {"missing": package})
     window = Window(settings, result)
