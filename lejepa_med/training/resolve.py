@@ -140,6 +140,17 @@ def warnings(config: PretrainConfig, *, world_size: int) -> list[str]:
             f"The objective sees {batch // count} samples at a time: below 64 its directions are noisy. Use a larger "
             "--train.batch-size, or smaller views, where memory permits."
         )
+    o = config.objective
+    views = (config.views.n_global or 0) + (config.views.n_local or 0)
+    if o.test != "epps_pulley" and o.lamb == default_lambda(views, batch // count):
+        lines.append(
+            f"The default lambda belongs to the test epps_pulley; {o.test} has gradients of another size "
+            "(docs/method.md). Choose --objective.lamb by a small sweep."
+        )
+    if o.test in ("bhep", "henze_zirkler") and config.model.projector_dim > 16:
+        lines.append(
+            f"{o.test} sees nothing in {config.model.projector_dim} dimensions. Use --model.projector-dim 16 or less."
+        )
     return lines
 
 

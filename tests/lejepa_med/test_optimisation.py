@@ -136,6 +136,9 @@ def test_warnings_say_what_parts_and_small_batches_cost() -> None:
     lines = warnings(resolved(train={"accumulate": 4}), world_size=1)
     assert "compares 2 samples at a time, not 8" in lines[0] and "below 64" in lines[1]
     assert warnings(resolved(train={"batch_size": 128}), world_size=1) == []
+    chosen = resolved(objective={"test": "bhep"}, model={"projector_dim": 64}, train={"batch_size": 128})
+    lines = warnings(chosen, world_size=1)
+    assert "belongs to the test epps_pulley" in lines[0] and "sees nothing in 64 dimensions" in lines[1]
     with pytest.raises(ConfigError, match="multiple of 6"):
         warnings(resolved(train={"accumulate": 3}), world_size=2)
     assert resolved(train={"accumulate": 4, "batch_size": 256}).objective.lamb == pytest.approx(0.01 * 256 / 64)
