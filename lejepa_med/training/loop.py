@@ -28,12 +28,13 @@ from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
+from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.monitor import RunningMean
 from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
 from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
-from lejepa_med.training.sharding import fsdp_strategy
+from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import StopSignal
 
@@ -106,6 +107,8 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     elif accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("PyTorch sees no CUDA device.", remedy="Use --train.accelerator cpu, or mend the GPU driver.")
     resolved = resolve_machine(config, device=accelerator)
+    if accelerator == "cpu":
+        keep_freed_memory()
     fabric = lightning.Fabric(
         accelerator=accelerator,
         devices=local,
@@ -152,7 +155,9 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
         compile_backbone(module.encoder)
     # the optimiser after the model: sharding replaces the parameters
     model = fabric.setup_module(module)
-    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim))
+    # fused: one pass over memory for all; Fabric clips scaled gradients, and FSDP2 shards, in the plain form only
+    fused = config.train.precision != "16-mixed" and not is_sharded(module)
+    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim, fused=fused))
     average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
     return State(model=model, optimizer=optimizer, module=module, average=average)
 

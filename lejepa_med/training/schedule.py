@@ -32,7 +32,7 @@ def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
     return low + (peak - low) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+def make_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = False) -> AdamW:
     """AdamW without weight decay on norms, biases and other vectors, positional embeddings and class tokens.
 
     With `layer_decay`, a group carries `lr_scale`, the factor of its learning rate: layer_decay ** (layers above it).
@@ -48,7 +48,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (scale, decay), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1]))
     ]
-    return AdamW(named, lr=config.lr or 0.0)
+    return AdamW(named, lr=config.lr or 0.0, fused=fused)
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:

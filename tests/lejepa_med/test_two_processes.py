@@ -39,11 +39,11 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
 
 
 def assert_alike(one: Path, other: Path) -> None:
-    """Weights agree but for one in a thousand: AdamW moves by its full rate where a gradient is near 0, either way."""
+    """Weights agree but for one in a hundred: AdamW moves by its full rate where a gradient is near 0, either way."""
     weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
     for name, tensor in weights[0].items():
         near = torch.isclose(tensor.float(), weights[1][name].float(), rtol=1e-2, atol=2e-3)
-        assert near.float().mean() >= min(0.999, 1 - 3 / near.numel()), name
+        assert near.float().mean() >= min(0.99, 1 - 3 / near.numel()), name
 
 
 KILLED = """
