@@ -57,8 +57,16 @@ class ModelConfig(Section):
     backbone: str | None = None
     """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: resnet18
     or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
+    init: Path | None = None
+    """run or encoder folder of the same architecture whose weights start this one: continued pretraining"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
+    registers: int = Field(default=0, ge=0)
+    """register tokens of a ViT (arXiv 2309.16588); LeJEPA does not need them"""
+    conv_stem: bool = False
+    """patches of a ViT (4, 8, 16 or 32 pixels) through 3 x 3 convolutions of stride 2 (arXiv 2106.14881)"""
+    checkpointing: bool = False
+    """forget activations and compute them again in the backward pass: less memory, about a third more time"""
     projector_hidden: int | None = Field(default=None, ge=8)
     """hidden width of the projector; None: 2048, or 1024 for up to 5,000 images"""
     projector_depth: int = Field(default=3, ge=1)
@@ -127,7 +135,7 @@ class ObjectiveConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW, linear warm-up, cosine decay."""
+    """AdamW, linear warm-up, cosine decay, clipping by norm."""
 
     lr: float | None = Field(default=None, gt=0)
     """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT"""
@@ -135,8 +143,14 @@ class OptimConfig(Section):
     """not applied to norms and biases; None: 5e-4 for CNN, 5e-2 for ViT"""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """fraction of all steps"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """after the warm-up: cosine decay, or the peak to the end (the warm-up stays; --optim.warmup 0 removes it)"""
     final_lr: float = Field(default=1e-3, ge=0, le=1)
-    """last learning rate as a fraction of the peak"""
+    """last learning rate of the cosine as a fraction of the peak"""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """factor of the learning rate from each layer to the one below it, for continued pretraining; 1: one rate"""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """decay of a moving average of the encoder's weights, saved as encoder-average and never in the loss; 0: none"""
     clip: float = Field(default=1.0, gt=0)
     """largest norm of the gradient"""
 
@@ -150,16 +164,39 @@ class TrainConfig(Section):
     """instead of epochs: measure the speed first, then choose the epochs that fit"""
     batch_size: int | None = Field(default=None, ge=2)
     """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64"""
+    accumulate: int = Field(default=1, ge=1)
+    """parts a batch is cut into to save memory; the objective then sees one part at a time: not the same method"""
     seed: int = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
-    """the objective is always float32; None: bf16 where the device has it, else float32"""
+    """the objective is always float32; None: bf16 where the device computes in it, else fp16 on a GPU, else float32"""
+    compile: bool = False
+    """torch.compile of the backbone; a minute at the start, and on a CPU a C++ compiler"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """under torchrun: copies of the model, or its parameters sharded over the processes (FSDP2)"""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """device kind"""
     log_every: int = Field(default=10, ge=1)
     """steps between two records of metrics.jsonl"""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """time between two checkpoints; also one at the end and at Ctrl-C or SIGTERM"""
+
+
+class MonitorConfig(Section):
+    """Evaluations of the encoder during training, on a fixed sample of the archive, written to online.jsonl."""
+
+    online: bool = True
+    """evaluate at the end, and during the run as share, epochs and minutes allow"""
+    share: float = Field(default=0.03, ge=0, le=1)
+    """largest part of the run's time for evaluations during it; they wait until this is kept"""
+    epochs: float | None = Field(default=None, gt=0)
+    """epochs between two evaluations, at least; None: as often as share allows"""
+    minutes: float | None = Field(default=None, gt=0)
+    """minutes between two evaluations, at least; None: as often as share allows"""
+    sample: int = Field(default=1000, ge=16)
+    """records evaluated, half of them as reference, divided by group; also those that the report embeds"""
+    cache_mib: int = Field(default=512, ge=1)
+    """memory for the prepared sample; a sample that needs more is made smaller"""
 
 
 class PretrainConfig(Section):
@@ -177,6 +214,7 @@ class PretrainConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
 
 def save_config(config: PretrainConfig, file: Path) -> None:
@@ -185,6 +223,7 @@ def save_config(config: PretrainConfig, file: Path) -> None:
     local = {name: settings.pop(name) for name in ("archive", "out")}
     options = settings["data"]["options"]
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
+    local["model"] = {"init": settings["model"].pop("init")}
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
     # config.yaml last: where it stands, the run has begun
     for target, tree in ((file.with_name(LOCAL), local), (file, settings)):

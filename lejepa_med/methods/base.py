@@ -18,12 +18,14 @@ class StepOutput(NamedTuple):
         terms: its parts by name, detached scalars, written to metrics.jsonl.
         features: (B, dim), the encoder's embeddings of the first global view, detached.
         z: (B, K), the projector's output for the same view, detached.
+        z_views: (V, B, K), the projector's output for all views, detached; None where a method has no such output.
     """
 
     loss: Tensor
     terms: Mapping[str, Tensor]
     features: Tensor
     z: Tensor
+    z_views: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -70,7 +72,7 @@ class Method(nn.Module):
         """
         if self.added is not None:
             loss, terms = self.added(loss, terms, z, seed=seed, step=step)
-        return StepOutput(loss=loss, terms=terms, features=embeddings[0].detach(), z=z[0].detach())
+        return StepOutput(loss=loss, terms=terms, features=embeddings[0].detach(), z=z[0].detach(), z_views=z.detach())
 
     def forward(self, global_views: Tensor, local_views: Tensor | None, *, seed: int, step: int) -> StepOutput:
         """Loss of one batch; `seed` and `step` are equal on all ranks."""

@@ -20,9 +20,9 @@ from lejepa_med.models.encoder import is_convolutional
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.training.archive import progress_bar
 from lejepa_med.training.folder import RunFolder, read_lines
+from lejepa_med.training.observe.verdict import Verdict, judge
 from lejepa_med.training.report import ReportData, write_report
 
-SAMPLE = 1024  # records embedded for the report
 QUERIES = 8
 NEIGHBOURS = 7
 
@@ -32,7 +32,8 @@ def write_run_report(
 ) -> None:
     """Write report.html: curves, spectrum, neighbours, patch colours, and a probe where the catalogue has labels."""
     encoder = load_encoder(run.encoder)
-    rows = np.unique(np.linspace(0, len(manifest) - 1, min(SAMPLE, len(manifest))).round().astype(int)).tolist()
+    count = min(config.monitor.sample, len(manifest))
+    rows = np.unique(np.linspace(0, len(manifest) - 1, count).round().astype(int)).tolist()
     sample = manifest.select(rows)
     workers = min(config.data.workers, 2)
     with progress_bar(console, "report") as bar:
@@ -41,7 +42,11 @@ def write_run_report(
         _, control = _embed(randomised(encoder), sample, workers, lambda: bar.advance(task))
     eigenvalues, rank = eigen_spectrum(vectors) if len(vectors) > 1 else (None, 0.0)
     control_rank = eigen_spectrum(control)[1] if len(control) > 1 else 0.0
-    verdict = _verdict(rank, control_rank, encoder.dim, finished=finished, step=encoder.info["training"]["step"])
+    history, online = read_lines(run.metrics), read_lines(run.online)
+    judged = judge(history, online)
+    verdict = _verdict(
+        judged, rank, control_rank, encoder.dim, finished=finished, step=encoder.info["training"]["step"]
+    )
     probe = _probe(sample, kept, vectors)
     control_probe = _probe(sample, kept, control)
     if probe and control_probe and probe["linear"] and control_probe["linear"]:
@@ -55,9 +60,11 @@ def write_run_report(
         ReportData(
             title=f"{run.root.resolve().name}: {encoder.info['backbone']} on {config.modality}",
             verdict=verdict,
+            alarm=judged.alarming,
             settings=_flat(config.model_dump(mode="json", exclude={"archive", "out", "data"})),
             archive=_archive_rows(manifest),
-            history=read_lines(run.metrics),
+            history=history,
+            online=online,
             eigenvalues=eigenvalues,
             neighbours=_neighbour_sheet(encoder, sample, kept, vectors),
             pca=_pca_sheet(encoder, sample, kept),
@@ -78,15 +85,18 @@ def _embed(encoder: LoadedEncoder, sample: Manifest, workers: int, tick: Any) ->
     return kept, np.stack(vectors) if vectors else np.empty((0, encoder.dim), np.float32)
 
 
-def _verdict(rank: float, control: float, dim: int, *, finished: bool, step: int) -> list[str]:
-    lines = [] if finished else [f"The run was stopped at step {step}; this page shows the encoder as it is now."]
+def _verdict(judged: Verdict, rank: float, control: float, dim: int, *, finished: bool, step: int) -> list[str]:
+    lines = [] if judged.state == "early" else [f"The curves say: {judged.text}."]
+    lines += [f"{note[0].upper()}{note[1:]}." for note in judged.notes]
+    if not finished:
+        lines.append(f"The run was stopped at step {step}; this page shows the encoder as it is now.")
     lines.append(
         f"The embeddings of the archive use {rank:.1f} effective directions of {dim} (the same encoder without "
         f"training: {control:.1f})."
     )
     if rank < 0.02 * dim or rank < 3:
-        lines.append("That is close to collapse: raise --objective.lamb or the batch size, and look at the views.")
-    return lines
+        lines.append("That is close to collapse.")
+    return [*lines, judged.advice] if judged.advice else lines
 
 
 def _probe(sample: Manifest, kept: list[int], vectors: NDArray[Any]) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """The run folder: which files it holds, and who may write into it.
 
-config.yaml metrics.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
+config.yaml metrics.jsonl online.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
 local.yaml manifest.parquet rejected.csv   paths of this machine, see docs/privacy.md: never to be shared
 bad_files.jsonl                            the same, and only when reads failed during training
+encoder-average/                           only with --optim.average
 """
 
 import json
@@ -23,9 +24,11 @@ class RunFolder:
         self.config = root / "config.yaml"
         self.manifest = root / "manifest.parquet"
         self.metrics = root / "metrics.jsonl"
+        self.online = root / "online.jsonl"
         self.bad_files = root / "bad_files.jsonl"
         self.checkpoints = root / "checkpoints"
         self.encoder = root / "encoder"
+        self.averaged = root / "encoder-average"
         self.report = root / "report.html"
 
     def start(self, *, overwrite: bool) -> None:
@@ -66,11 +69,12 @@ class RunFolder:
                 remedy="Leave them out to resume, or start a new run with another --out.",
             )
         recover(self.encoder)
+        recover(self.averaged)
         return saved
 
     def truncate_metrics(self, step: int) -> None:
         """Drop records after `step`: the interrupted part will be run again."""
-        for file in (self.metrics, self.bad_files):
+        for file in (self.metrics, self.online, self.bad_files):
             if file.is_file():
                 kept = [line for line in read_lines(file) if line["step"] <= step]
                 draft = file.with_name(f".{file.name}.draft")

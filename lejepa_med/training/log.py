@@ -1,7 +1,9 @@
 """What a run tells: metrics.jsonl, TensorBoard, and one status line that a tired person can read."""
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,7 +12,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from lejepa_med.training.observe.verdict import Verdict
+
 PLAIN_SECONDS = 15  # between two lines where the output is no terminal
+# Shown in the status line where a record has them: key, format.
+STATUS = (
+    ("loss", "loss {:.4f}"),
+    ("sigreg", "SIGReg {:.2f}"),
+    ("invariance", "invariance {:.4f}"),
+    ("backbone/effective_rank", "rank {:.0f}"),
+    ("images_per_second", "{:.0f} img/s"),
+    ("data_wait", "data-wait {:.0%}"),
+)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON can hold it: a number that is not finite becomes None (null), never a bare NaN."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 class RunLog:
@@ -21,6 +39,7 @@ class RunLog:
         self.quiet = quiet
         self.steps = steps
         self._last_line = 0.0
+        self._verdict = self._alarm = ""
         if quiet:
             return
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -57,22 +76,19 @@ class RunLog:
         if not self.quiet:
             self._bar.update(self._task, completed=step)
 
-    def record(self, values: dict[str, Any]) -> None:
-        """One record; `values` holds step and epoch besides the metrics."""
+    def record(self, values: dict[str, Any], *, verdict: Verdict | None = None) -> None:
+        """One record; `values` holds step and epoch besides the metrics. A changed verdict goes to TensorBoard, too."""
         if self.quiet:
             return
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json.dumps(plain(values), allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if name != "step":
-                self._board.add_scalar(f"train/{name}", value, values["step"])
-        parts = f"SIGReg {values['sigreg']:.2f}  " if "sigreg" in values else ""
-        parts += f"invariance {values['invariance']:.4f}  " if "invariance" in values else ""
-        status = (
-            f"loss {values['loss']:.4f}  {parts}"
-            f"rank {values['effective_rank']:.0f}  {values['images_per_second']:.0f} img/s  "
-            f"data-wait {values['data_wait']:.0%}"
-        )
+        self._scalars("train", values)
+        status = "  ".join(form.format(values[key]) for key, form in STATUS if values.get(key) is not None)
+        if verdict is not None:
+            status += f"  {verdict.text}"
+            if verdict.text != self._verdict:
+                self._verdict = verdict.text
+                self._board.add_text("verdict", "\n\n".join([verdict.text, *verdict.notes]), values["step"])
         self._bar.update(self._task, completed=values["step"], epoch=f"{values['epoch']:.1f}", status=status)
         now = time.perf_counter()
         if not self.console.is_terminal and now - self._last_line > PLAIN_SECONDS:
@@ -83,6 +99,26 @@ class RunLog:
                 soft_wrap=True,
                 highlight=False,
             )
+        if verdict is not None and verdict.alarming and verdict.state != self._alarm:
+            self._alarm = verdict.state
+            self.say(f"epoch {values['epoch']:.1f}: {verdict.text}. {verdict.advice}")
+
+    def online(self, values: dict[str, Any]) -> None:
+        """An evaluation of the encoder during training, to TensorBoard and, where labels gave accuracies, a line."""
+        if self.quiet:
+            return
+        self._scalars("online", values)
+        if values.get("knn") is not None:
+            self.say(
+                f"epoch {values['epoch']:.1f}: k-NN {values['knn']:.3f}, linear probe {values['linear']:.3f} "
+                f"(balanced accuracy, chance {values['chance']:.3f}), effective rank "
+                f"{values['backbone/effective_rank']:.1f} of {values['backbone/dim']}"
+            )
+
+    def _scalars(self, group: str, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if name != "step" and isinstance(value, int | float):
+                self._board.add_scalar(f"{group}/{name}", value, values["step"])
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

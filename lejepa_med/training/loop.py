@@ -20,16 +20,20 @@ from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
+from lejepa_med.models.start import compile_backbone
 from lejepa_med.training.archive import open_archive, scan
+from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
-from lejepa_med.training.monitor import RunningMean, effective_rank
-from lejepa_med.training.resolve import resolve_archive, resolve_machine
-from lejepa_med.training.save import Saver, State, raw_optimizer
+from lejepa_med.training.monitor import RunningMean
+from lejepa_med.training.observe.watch import Watch
+from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
+from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.sharding import fsdp_strategy
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import StopSignal
 
@@ -79,10 +83,12 @@ def pretrain(
         manifest, adapter = open_archive(run.manifest)
     else:
         config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
+    for warning in warnings(config, world_size=fabric.world_size):
+        console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
     state = build_state(fabric, config, adapter)
-    state.step = (
-        load_checkpoint(run.checkpoints, model=state.module, optimizer=raw_optimizer(state.optimizer)) if resume else 0
-    )
+    saved = load_checkpoint(run.checkpoints) if resume else None
+    if saved is not None:
+        restore(fabric, state, saved)
     steps = fit(fabric, config, run, state, manifest, adapter, console=console)
     if fabric.is_global_zero:
         write_run_report(run, config, manifest, console=console, finished=state.step == steps)
@@ -104,7 +110,7 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
         accelerator=accelerator,
         devices=local,
         num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
+        strategy="auto" if world == 1 else fsdp_strategy(world) if config.train.strategy == "fsdp" else "ddp",
         precision=resolved.train.precision,
     )
     fabric.launch()
@@ -142,8 +148,13 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
     module = build_method(config, adapter.spec)
     if fabric.world_size > 1:
         module = convert_batchnorm(module)  # type: ignore[assignment]
-    model, optimizer = fabric.setup(module, make_optimizer(module, config.optim))
-    return State(model=model, optimizer=optimizer, module=module)
+    if config.train.compile:
+        compile_backbone(module.encoder)
+    # the optimiser after the model: sharding replaces the parameters
+    model = fabric.setup_module(module)
+    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim))
+    average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
+    return State(model=model, optimizer=optimizer, module=module, average=average)
 
 
 def fit(
@@ -164,6 +175,7 @@ def fit(
     if fabric.is_global_zero:
         run.truncate_metrics(state.step)
     means, first_step = RunningMean(), state.step
+    watch = Watch(fabric, config, run, state, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
         RunLog(run.root, steps=steps, first_step=first_step, console=console, quiet=quiet) as log,
@@ -175,7 +187,7 @@ def fit(
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
             values = train_step(fabric, config, state, batch, steps=steps)
-            features, z = values.pop("features"), values.pop("z")
+            seen = {name: values.pop(name) for name in ("features", "z", "z_views")}
             means.add(**values)
             counted += batch.global_views.shape[1] * fabric.world_size
             if not quiet:
@@ -188,16 +200,15 @@ def fit(
                     "epoch": round(state.step / batches.steps_per_epoch, 4),
                     **means.take(),
                     "lr": learning_rate(state.step - 1, steps=steps, config=config.optim),
-                    "effective_rank": effective_rank(features),
-                    "effective_rank_projector": effective_rank(z),
                     "images_per_second": counted / (now - started),
                     "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
                     "session_steps": state.step - first_step,
                 }
-                started, waited, counted = now, timed.waited, 0
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
-                log.record(record)
+                log.record(watch.complete(record, **seen), verdict=watch.verdict())
+                evaluation = watch.evaluate(log, epoch=record["epoch"], last=state.step == steps)
+                started, waited, counted = now + evaluation, timed.waited, 0
             stopping = state.step < steps and stop.requested(fabric, step=state.step, every=config.train.log_every)
             if stopping or state.step == steps or save.due(fabric):
                 save.now()

@@ -1,15 +1,51 @@
-"""Numbers that show collapse before the probe does."""
+"""Numbers that show collapse before the probe does, from the batch at hand."""
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from lejepa_med.evaluation.metrics import eigen_spectrum
+from lejepa_med.evaluation.spread import Figures, lidar, spread
+
+ROWS = 256  # samples of a batch that the figures look at: an eigen-decomposition of 256 takes milliseconds
+LIDAR_ROWS = 512  # views times samples of a batch that LiDAR looks at
 
 
 def effective_rank(vectors: Tensor) -> float:
     """Effective rank of a batch of vectors (N, D), at most min(N - 1, D); NaN where a value is not finite."""
     table = vectors.detach().float().cpu().numpy()
     return eigen_spectrum(table)[1] if np.isfinite(table).all() else float("nan")
+
+
+def batch_figures(features: Tensor, z: Tensor, z_views: Tensor | None = None) -> dict[str, float | int | None]:
+    """`backbone/...` and `projector/...`: dim, rows and the figures of `spread`; with views, `projector/lidar`.
+
+    This waits for the device, so it is for log steps only. Of larger batches the first 256 samples are used, for LiDAR
+    the first 512 / views.
+
+    Args:
+        features: (B, dim), of one view.
+        z: (B, K), of the same view.
+        z_views: (V, B, K), all views, or None.
+    """
+    found: dict[str, float | int | None] = {}
+    for name, vectors in (("backbone", features), ("projector", z)):
+        table = vectors[:ROWS].detach().float().cpu().numpy()
+        figures: Figures = spread(table)
+        found |= {f"{name}/dim": table.shape[1], f"{name}/rows": len(table)}
+        found |= {f"{name}/{key}": value for key, value in figures.items()}
+    if z_views is not None and len(z_views) > 1:
+        views = z_views[:, : max(2, LIDAR_ROWS // len(z_views))].detach().float().cpu().numpy()
+        found["projector/lidar"] = lidar(views)
+    return found
+
+
+def sigreg_floor(method: nn.Module) -> float | None:
+    """The value that SIGReg has for perfect N(0, I) embeddings; None where no part of the method states a `floor`."""
+    for module in method.modules():
+        floor = getattr(module, "floor", None)
+        if isinstance(floor, float):
+            return floor
+    return None
 
 
 class RunningMean:

@@ -15,18 +15,83 @@ from numpy.typing import NDArray
 
 from lejepa_med import __version__
 from lejepa_med.evaluation.metrics import effective_rank
-from lejepa_med.training.report_plots import Scale, curve, data_uri, spectrum
+from lejepa_med.training.report_plots import Scale, curves, data_uri, plane, spectra, spectrum
 
 Pixels = NDArray[np.uint8]
-# Key in the history, heading, axis, how to read it.
-CURVES: tuple[tuple[str, str, Scale, str], ...] = (
-    ("loss", "Loss", "plain", "Falls and flattens; a jump that stays means a learning rate that is too high."),
-    ("invariance", "Invariance", "log", "Distance between views of one image; falls as the encoder learns what stays."),
-    ("sigreg", "SIGReg", "log", "Distance of the embedding from an isotropic Gaussian; about 1 is ideal."),
-    ("effective_rank", "Effective rank", "zero", "Directions in use; falling towards 1 is collapse."),
-    ("lr", "Learning rate", "zero", "Warm-up, then the chosen schedule."),
-    ("images_per_second", "Images per second", "zero", "Throughput; dips mean that something else used the machine."),
-    ("data_wait", "Data wait", "zero", "Share of time spent waiting for images; above 0.2, use more workers."),
+Curves = tuple[tuple[str, dict[str, str], Scale, str], ...]
+BOTH = "backbone", "projector"
+
+
+def _both(figure: str) -> dict[str, str]:
+    return {f"{part}/{figure}": part for part in BOTH}
+
+
+# Heading, key in the history and its name in the legend, axis, how to read it.
+CURVES: Curves = (
+    ("Loss", {"loss": ""}, "plain", "Falls and flattens; a jump that stays means a learning rate that is too high."),
+    (
+        "Invariance",
+        {"invariance": ""},
+        "log",
+        "Distance between views of one image; falls as the encoder learns what stays.",
+    ),
+    (
+        "SIGReg above its floor",
+        {"sigreg_above_floor": ""},
+        "plain",
+        "Distance of the projector's output from an isotropic Gaussian, less what a perfect batch has; 0 is ideal.",
+    ),
+    ("SIGReg", {"sigreg": ""}, "log", "The same with the floor, which is about 1."),
+    ("Effective rank", _both("effective_rank"), "zero", "Directions in use; falling towards 1 is collapse."),
+    ("RankMe", _both("rankme"), "zero", "The rank without centring (arXiv 2210.02885)."),
+    (
+        "LiDAR",
+        {"projector/lidar": ""},
+        "zero",
+        "Directions that tell samples apart despite their views (arXiv 2312.04000).",
+    ),
+    (
+        "Standard deviation",
+        _both("std"),
+        "zero",
+        "Of a dimension, on average; 1 is the projector's aim, towards 0 is collapse.",
+    ),
+    (
+        "Length of the mean",
+        _both("mean_norm"),
+        "zero",
+        "Of the mean vector; the projector's aim is 0.",
+    ),
+    (
+        "Condition number",
+        _both("condition"),
+        "log",
+        "Largest over smallest variance of a direction; 1 is ideal for the projector.",
+    ),
+    ("Gradient norm", {"gradient_norm": ""}, "log", "Before clipping; growth over many steps precedes divergence."),
+    ("Learning rate", {"lr": ""}, "zero", "Warm-up, then the chosen schedule."),
+    (
+        "Images per second",
+        {"images_per_second": ""},
+        "zero",
+        "Throughput; dips mean that something else used the machine.",
+    ),
+    (
+        "Data wait",
+        {"data_wait": ""},
+        "zero",
+        "Share of time spent waiting for images; above 0.2, use more workers.",
+    ),
+)
+ONLINE: Curves = (
+    (
+        "Accuracy on the catalogue's labels",
+        {"knn": "20-NN", "linear": "linear probe"},
+        "plain",
+        "Balanced accuracy on the half of the sample's groups that the probe never saw.",
+    ),
+    ("Effective rank", _both("effective_rank"), "zero", "Of the whole sample, so higher than that of a batch."),
+    ("RankMe", _both("rankme"), "zero", "The rank without centring; the label-free score of arXiv 2210.02885."),
 )
 
 
@@ -37,12 +102,15 @@ class ReportData:
     title: str
     verdict: Sequence[str] = ()
     """Sentences at the top: is the encoder good, by which number, against what."""
+    alarm: bool = False
+    """Whether the verdict asks for action."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     archive: Sequence[Sequence[Any]] = ()
     """Rows of the archive's summary; the first cell of a row is its heading."""
     history: Sequence[Mapping[str, Any]] = ()
-    """Records of metrics.jsonl: step, and any of loss, invariance, sigreg, effective_rank, lr, images_per_second,
-    data_wait."""
+    """Records of metrics.jsonl: step, and any of the keys in `CURVES`."""
+    online: Sequence[Mapping[str, Any]] = ()
+    """Records of online.jsonl: step, epoch, and any of the keys in `ONLINE`, with spectra."""
     eigenvalues: NDArray[np.float64] | None = None
     """Of the embedding's covariance, largest first (`evaluation.metrics.eigen_spectrum`)."""
     neighbours: Sequence[tuple[Pixels, Sequence[tuple[Pixels, float]]]] = ()
@@ -86,10 +154,16 @@ def render(data: ReportData) -> str:
     environment.filters |= {"share": _share, "cell": _cell}
     eigenvalues = data.eigenvalues
     rank = None if eigenvalues is None else effective_rank(np.sqrt(np.maximum(eigenvalues, 0)))
-    curves = [(name, note, Markup(curve(data.history, key, scale=scale))) for key, name, scale, note in CURVES]
+    chance = next((row["chance"] for row in data.online if row.get("chance") is not None), None)
+    online = _drawn(ONLINE, data.online, against="epoch", first_levels=[(chance, "chance")] if chance else ())
+    for part in BOTH:
+        note = "Flatter is better: variance is spread over more directions. Dashed: earlier evaluations."
+        online.append((f"Spectrum of the {part}", note, Markup(spectra(data.online, part))))
     return environment.get_template("report.html.j2").render(
         data=data,
-        curves=[entry for entry in curves if entry[2]],
+        curves=_drawn(CURVES, data.history),
+        online=[entry for entry in online if entry[2]],
+        plane=Markup(plane(data.history)),
         spectrum=None if eigenvalues is None or rank is None else Markup(spectrum(eigenvalues, rank)),
         rank=rank,
         neighbours=[
@@ -100,6 +174,21 @@ def render(data: ReportData) -> str:
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _drawn(
+    wanted: Curves,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    against: str = "step",
+    first_levels: Sequence[tuple[float, str]] = (),
+) -> list[tuple[str, str, Markup]]:
+    """Heading, note and SVG of the curves that the records hold; the levels belong to the first."""
+    found = [
+        (name, note, Markup(curves(records, keys, scale=scale, against=against, levels=() if k else first_levels)))
+        for k, (name, keys, scale, note) in enumerate(wanted)
+    ]
+    return [entry for entry in found if entry[2]]
 
 
 def _share(value: float | None) -> str:

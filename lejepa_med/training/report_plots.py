@@ -5,98 +5,111 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-# Written into the SVG as a colour and replaced by `currentColor`, so that lines and text follow light and dark mode.
-INK = "#010203"
+from lejepa_med.training.svg import COLOURS, Point, Series, plot
+
 Scale = Literal["plain", "log", "zero"]
-ACCENT = "#2f7fd1"
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
-    "svg.hashsalt": "lejepa-med",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+Keys = Mapping[str, str]  # key of a record: its name in the legend
 
 
 def curve(history: Sequence[Mapping[str, Any]], key: str, *, scale: Scale = "plain") -> str:
-    """SVG of one metric against the step; empty when no record holds it. NaN leaves a gap.
+    """SVG of one metric against the step; empty when no record holds it. NaN (null in the file) leaves a gap.
 
     `scale`: "log" (plain where a value is not positive), or "zero" for an axis that starts at 0.
     """
-    points = [(row["step"], float(row[key])) for row in history if row.get(key) is not None]
-    if not any(np.isfinite(value) for _, value in points):
-        return ""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.2, 2.4)
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=ACCENT, linewidth=1.5, marker="o" if len(points) == 1 else None)
-        finite = [value for value in values if np.isfinite(value)]
-        if scale == "zero":
-            axes.set_ylim(0, 1.1 * max(finite) or 1)
-        elif scale == "log" and min(finite) > 0:
-            _logarithmic(axes, label_between=max(finite) < 20 * min(finite))
-        axes.set_xlabel("step")
-        return _svg(figure)
+    return curves(history, {key: ""}, scale=scale)
+
+
+def curves(
+    history: Sequence[Mapping[str, Any]],
+    keys: Keys,
+    *,
+    scale: Scale = "plain",
+    against: str = "step",
+    levels: Sequence[tuple[float, str]] = (),
+) -> str:
+    """SVG of several metrics against the step, or another key of the records; empty when no record holds any."""
+    return plot(
+        [
+            Series(points=_points(history, against, key), label=label, colour=colour)
+            for (key, label), colour in zip(keys.items(), COLOURS, strict=False)
+        ],
+        x_label=against,
+        y_log=scale == "log" and _positive(history, keys),
+        y_zero=scale == "zero",
+        levels=levels,
+    )
 
 
 def spectrum(eigenvalues: NDArray[Any], effective_rank: float) -> str:
     """SVG of the eigenvalues (largest first) on a logarithmic axis, with the effective rank marked."""
     largest = float(eigenvalues.max(initial=0.0))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(7.0, 3.2)
-        if largest > 0:
-            kept = np.maximum(eigenvalues / largest, 1e-12)  # below is rounding; the axis needs a floor
-            axes.plot(np.arange(1, len(kept) + 1), kept, color=ACCENT, linewidth=1.8)
-            _logarithmic(axes)
-        axes.axvline(effective_rank, color=INK, linewidth=1, linestyle="--")
-        steep = effective_rank < 0.5 * len(eigenvalues)  # which corner the curve leaves free
-        axes.annotate(
-            f"effective rank {effective_rank:.1f} of {len(eigenvalues)}",
-            (effective_rank, 1.0 if steep else 0.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(6, -4) if steep else (-6, 6),
-            textcoords="offset points",
-            ha="left" if steep else "right",
-            va="top" if steep else "bottom",
-        )
-        axes.set_xlim(0, len(eigenvalues) + 1)
-        axes.set_xlabel("direction, most variance first")
-        axes.set_ylabel("variance / largest")
-        return _svg(figure)
+    # below 1e-12 is rounding, as is all beyond the number of vectors; a collapsed embedding has nothing to show
+    shares = eigenvalues / largest if largest > 0 else np.ones(1)
+    return plot(
+        [Series(points=[(k + 1.0, float(value)) for k, value in enumerate(shares) if value > 1e-12])],
+        width=700,
+        height=300,
+        x_label="direction, most variance first",
+        y_label="variance / largest",
+        y_log=True,
+        marks=[(effective_rank, f"effective rank {effective_rank:.1f} of {len(eigenvalues)}")],
+    )
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot: no display and no global state
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.2, color=INK)
-    return figure, axes
+def spectra(online: Sequence[Mapping[str, Any]], part: str) -> str:
+    """SVG of the thinned spectra of `part` ("backbone", "projector") at the first, middle and last evaluation."""
+    rows = [row for row in online if row.get(f"{part}/spectrum")]
+    chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})] if rows else []
+    return plot(
+        [
+            Series(
+                points=[(float(k), max(float(v), 1e-12)) for k, v in row[f"{part}/spectrum"]],
+                label=f"epoch {row['epoch']:.3g}",
+                colour=colour,
+                dashed=row is not chosen[-1],
+            )
+            for row, colour in zip(chosen, (COLOURS[5], COLOURS[1], COLOURS[0])[3 - len(chosen) :], strict=True)
+        ],
+        x_label="direction, most variance first",
+        y_label="share of variance",
+        x_log=True,
+        y_log=True,
+    )
 
 
-def _logarithmic(axes: Axes, *, label_between: bool = False) -> None:
-    """A logarithmic axis with plain numbers (0.01, not a power), between decades too if asked."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if label_between else "")
+def plane(history: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of the way through the plane of SIGReg and invariance, faint at the start and full at the end."""
+    points = [(row["sigreg"], row["invariance"]) for row in history if _both(row)]
+    if len(points) > 300:
+        points = [points[i] for i in np.linspace(0, len(points) - 1, 300).round().astype(int)]
+    positive = all(min(point) > 0 for point in points)
+    return plot(
+        [Series(points=points, dots=True, fade=True)],
+        x_label="SIGReg",
+        y_label="invariance",
+        x_log=positive,
+        y_log=positive,
+        height=300,
+    )
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+def _both(row: Mapping[str, Any]) -> bool:
+    return row.get("sigreg") is not None and row.get("invariance") is not None
+
+
+def _points(history: Sequence[Mapping[str, Any]], against: str, key: str) -> list[Point]:
+    """Points of the records that hold the key; None is a gap."""
+    return [
+        (float(row[against]), float("nan") if row[key] is None else float(row[key])) for row in history if key in row
+    ]
+
+
+def _positive(history: Sequence[Mapping[str, Any]], keys: Keys) -> bool:
+    return all(row[key] > 0 for row in history for key in keys if row.get(key) is not None and row[key] == row[key])
 
 
 def data_uri(image: NDArray[np.uint8], *, longest: int = 160) -> str:

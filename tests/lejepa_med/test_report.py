@@ -44,7 +44,9 @@ def values():
             "loss": 0.4 * 0.99**step + 0.1,
             "invariance": 0.3 * 0.99**step + 0.02,
             "sigreg": 5 * 0.98**step + 1.06,
-            "effective_rank": 30 - 20 * 0.98**step,
+            "sigreg_above_floor": 5 * 0.98**step,
+            "backbone/effective_rank": 30 - 20 * 0.98**step,
+            "projector/effective_rank": 20 - 10 * 0.98**step,
             "lr": 2e-3 * np.sin(np.pi * step / 400),
             "images_per_second": 200 + rng.normal() * 5,
             "data_wait": 0.03,
@@ -58,6 +60,21 @@ def values():
         "settings": {"model.name": "resnet18", "optim.lr": 2e-3, "data.views": [2, 2]},
         "archive": [("Files", 5330), ("Size", "224 × 224", "all")],
         "history": history,
+        "online": [
+            {
+                "step": 40 * k,
+                "epoch": 0.4 * k,
+                "records": 120,
+                "knn": 0.5 + 0.03 * k,
+                "linear": 0.55 + 0.03 * k,
+                "chance": 1 / 3,
+                "backbone/effective_rank": 20.0 + k,
+                "projector/effective_rank": 12.0 + k,
+                "backbone/rankme": 18.0 + k,
+                "backbone/spectrum": [[i, 0.3 * 0.8**i] for i in range(1, 33)],
+            }
+            for k in range(1, 10)
+        ],
         "eigenvalues": eigen_spectrum(vectors)[0],
         "neighbours": [
             (blobs[i], [(blobs[j], float(c)) for j, c in zip(indices[i], cosines[i], strict=True)]) for i in range(4)
@@ -104,7 +121,7 @@ def test_page_is_complete_well_formed_and_alone(page):
     parsed = Parsed(page)
     assert parsed.open == []
     assert parsed.sections == [
-        "probe", "spectrum", "neighbours", "pca", "curves", "archive", "bad-files", "settings"
+        "probe", "spectrum", "neighbours", "pca", "online", "curves", "plane", "archive", "bad-files", "settings"
     ]  # fmt: skip
     assert "script" not in parsed.tags and "link" not in parsed.tags
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in parsed.links)
@@ -118,7 +135,7 @@ def test_page_shows_what_it_was_given(page):
         assert text in page
     rank = eigen_spectrum_rank(made().eigenvalues)
     assert f"effective rank {rank:.1f} of 32" in page
-    assert page.count("<svg") == 8 and page.count("<img") == 4 * 6 + 6 * 2
+    assert page.count("<svg") == 1 + 4 + 8 + 1 and page.count("<img") == 4 * 6 + 6 * 2
 
 
 def eigen_spectrum_rank(eigenvalues):

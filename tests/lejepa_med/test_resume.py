@@ -38,6 +38,7 @@ def test_run_folder_holds_exactly_what_is_promised(whole: Path) -> None:
         "local.yaml",
         "manifest.parquet",
         "metrics.jsonl",
+        "online.jsonl",
         "rejected.csv",
         "report.html",
     ]

@@ -1,0 +1,77 @@
+"""Commands about many runs: select and stability. Heavy imports wait for the command."""
+
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from lejepa_med.config import PretrainConfig, Section
+
+
+class SelectCommand(Section):
+    """Rank finished runs without labels, by loss / lambda^alpha, and ask the labels whether that was right.
+
+    Prints the table, and where runs measured an accuracy, how each score agrees with it (Spearman, 95 % interval).
+    """
+
+    runs: CliPositionalArg[list[Path]] = Field(description="run folders, or folders of them")
+    alpha: float = Field(default=0.4, ge=0, description="exponent of lambda")
+    labels: Path | None = Field(
+        default=None, description="catalogue (path, label, group) to measure accuracies now; None: as the runs did"
+    )
+    mixed: bool = Field(default=False, description="rank runs of different archives or objectives all the same")
+    device: str = Field(default="cpu", description="cpu or cuda, for --labels")
+    out: Path | None = Field(default=None, description="also write a table (.csv), or a page with plots (.html)")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.study.select import select, write_selection
+        from lejepa_med.study.show import print_selection
+
+        given = self.model_dump(include={"alpha", "labels", "mixed", "device"})
+        found = select(self.runs, **given)
+        print_selection(found)
+        if self.out is not None:
+            write_selection(self.out, found)
+            print(f"wrote {self.out}")
+
+
+class StabilityCommand(PretrainConfig):
+    """Pretrain shortly with every combination of lambda, batch, views and architecture, and draw where it collapses.
+
+    Repeated with the same --out it keeps finished cells and goes on. All other settings are those of pretrain.
+    """
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images")
+    out: Path = Field(description="folder of the grid: cells/, stability.csv, stability.html")
+    lambdas: list[float] = Field(default=[0.01, 0.05, 0.2], min_length=1, description="such as 0.01,0.05,0.2")
+    batches: list[int] = Field(default=[32, 128], min_length=1, description="such as 32,128")
+    n_views: list[int] = Field(default=[2, 4], min_length=1, description="such as 2,4,8")
+    backbones: list[str] | None = Field(default=None, description="such as resnet18,vit_tiny_patch16_224")
+    steps: int | None = Field(default=None, ge=1, description="steps of a cell at least, in whole epochs")
+    minutes_each: float | None = Field(default=None, gt=0, description="minutes of a cell, in place of steps")
+    records: int | None = Field(default=None, ge=2, description="train on so many records; None: all")
+    retry: bool = Field(default=False, description="run failed cells again")
+
+    def cli_cmd(self) -> None:
+        """Run the command; exit code 3 says that it was stopped and can be repeated."""
+        from rich.console import Console
+
+        from lejepa_med.study.grid import Axes
+        from lejepa_med.study.stability import Grid
+        from lejepa_med.training.loop import make_fabric
+        from lejepa_med.training.resolve import resolve_machine
+
+        own = set(StabilityCommand.model_fields) - set(PretrainConfig.model_fields)
+        base = PretrainConfig(**self.model_dump(exclude_unset=True, exclude=own))
+        backbones = self.backbones
+        if backbones is None:
+            chosen = resolve_machine(base, device=make_fabric(base).device.type).model.backbone
+            assert chosen is not None
+            backbones = [chosen]
+        axes = Axes(lambdas=self.lambdas, batches=self.batches, n_views=self.n_views, backbones=backbones)
+        given = {"steps": self.steps, "minutes": self.minutes_each, "records": self.records, "retry": self.retry}
+        if not Grid(base, axes, console=Console(stderr=True), **given).run():  # type: ignore[arg-type]
+            sys.exit(3)
+        print(f"wrote {self.out}/stability.csv and {self.out}/stability.html")

@@ -1,0 +1,228 @@
+"""Rank runs without labels by C = loss / lambda^alpha, and ask the labels, where there are any, whether that was right.
+
+The score is equation 8 of LeJEPA (arXiv 2511.08544), with the paper's alpha of .4. Since a perfect batch still has a
+SIGReg of about 1, a second score takes lambda times that floor off the loss first. The paper's correlations of up to
+.99 are over runs of one architecture and one archive with other hyper-parameters; measure yours before you rely on it.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_adapters.catalog import Catalog
+from data_adapters.manifest import Manifest
+from lejepa_med.atomic import write_text
+from lejepa_med.errors import ConfigError
+from lejepa_med.models.folder import load_encoder
+from lejepa_med.study.correlation import FEW, Correlation, spearman
+from lejepa_med.study.page import render
+from lejepa_med.study.runs import RunSummary, find_runs, read_run
+from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.observe.sample import FixedSample
+from lejepa_med.training.svg import Series, plot
+
+ACCURACIES = {"linear": "linear probe", "knn": "k-NN"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A label-free score: its name, whether small is good, and its value for a run (None: undefined)."""
+
+    key: str
+    name: str
+    small_is_good: bool
+    of: Callable[[RunSummary], float | None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Runs, best first by the first score.
+
+    Attributes:
+        runs: in the order of the first score; those without it last.
+        scores: the label-free scores.
+        agreement: for each score's key and accuracy, Spearman's coefficient; positive where the score points to the
+            accurate runs.
+        warnings: what a reader must know before believing the order.
+    """
+
+    runs: Sequence[RunSummary]
+    scores: Sequence[Score]
+    agreement: dict[tuple[str, str], Correlation]
+    warnings: Sequence[str]
+
+
+def scores(alpha: float) -> list[Score]:
+    """The scores, the one that ranks first."""
+
+    def scaled(run: RunSummary) -> float | None:
+        return _scaled(run.final.get("loss"), run.lamb, alpha)
+
+    def above_floor(run: RunSummary) -> float | None:
+        sigreg, above = run.final.get("sigreg"), run.final.get("sigreg_above_floor")
+        if sigreg is None or above is None or "loss" not in run.final:
+            return None
+        return _scaled(run.final["loss"] - run.lamb * (sigreg - above), run.lamb, alpha)
+
+    return [
+        Score("C", f"loss / lambda^{alpha:g}", True, scaled),
+        Score("C_above_floor", f"(loss - lambda floor) / lambda^{alpha:g}", True, above_floor),
+        Score("loss", "loss", True, lambda run: run.final.get("loss")),
+        Score("rankme", "RankMe", False, lambda run: run.number("backbone/rankme")),
+        Score("effective_rank", "effective rank", False, lambda run: run.number("backbone/effective_rank")),
+        Score("lidar", "LiDAR", False, lambda run: run.final.get("projector/lidar")),
+    ]
+
+
+def _scaled(loss: float | None, lamb: float, alpha: float) -> float | None:
+    return None if loss is None or not math.isfinite(loss) else loss / lamb**alpha
+
+
+def select(
+    folders: Sequence[Path],
+    *,
+    alpha: float = 0.4,
+    labels: Path | None = None,
+    mixed: bool = False,
+    device: str = "cpu",
+) -> Selection:
+    """Rank runs.
+
+    Args:
+        folders: run folders, or folders of them.
+        alpha: exponent of lambda.
+        labels: catalogue (path, label, group) from which accuracies are measured now; None: those that the runs
+            measured themselves at their end, from the labels of their own manifest.
+        mixed: rank runs of different archives or objectives all the same.
+        device: where `labels` are evaluated.
+
+    Raises:
+        ConfigError: fewer than two runs, or runs whose losses cannot be compared, without `mixed`.
+    """
+    runs = [read_run(folder) for folder in find_runs(folders)]
+    if len(runs) < 2:
+        raise ConfigError(f"There is {len(runs)} run to compare.", remedy="Give the folders of at least two runs.")
+    warnings = _differences(runs, mixed=mixed)
+    if labels is not None:
+        catalog = Catalog(labels)
+        runs = [_labelled(run, catalog, device=device) for run in runs]
+    listed = scores(alpha)
+    first = listed[0]
+    runs.sort(key=lambda run: (first.of(run) is None, first.of(run) or 0.0))
+    agreement = {}
+    for score in listed:
+        for key in ACCURACIES:
+            found = spearman(_column(score.of(run) for run in runs), _column(run.online.get(key) for run in runs))
+            if found is not None:
+                sign = -1 if score.small_is_good else 1
+                low, high = sorted((sign * found.low, sign * found.high))
+                agreement[score.key, key] = replace(found, value=sign * found.value, low=low, high=high)
+    if agreement and (count := max(found.runs for found in agreement.values())) < FEW:
+        warnings.append(f"{count} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
+    warnings += [f"{run.folder.name} is not finished." for run in runs if not run.finished]
+    warnings += [f"{run.folder.name}: {run.verdict.text}." for run in runs if run.verdict.alarming]
+    return Selection(runs=runs, scores=listed, agreement=agreement, warnings=warnings)
+
+
+def _differences(runs: Sequence[RunSummary], *, mixed: bool) -> list[str]:
+    found = []
+    if (count := len({run.archive for run in runs})) > 1:
+        found.append(f"The runs were trained on {count} different archives (or splits).")
+    if len(texts := {run.objective for run in runs}) > 1:
+        trees = [json.loads(text) for text in sorted(texts)]
+        names = sorted({k for tree in trees for k in tree if len({json.dumps(t.get(k)) for t in trees}) > 1})
+        found.append(f"The runs have different objectives: {', '.join(names)}.")
+    if found and not mixed:
+        raise ConfigError(
+            f"{' '.join(found)} Their losses are not on one scale.",
+            remedy="Compare runs of one archive and objective, or give --mixed to rank them all the same.",
+        )
+    return found
+
+
+def _labelled(run: RunSummary, catalog: Catalog, *, device: str) -> RunSummary:
+    """The run with accuracies from the catalogue's labels, on the sample that training would have taken."""
+    folder = RunFolder(run.folder)
+    manifest = Manifest.read(folder.manifest)
+    found = [catalog.apply(manifest.record(index), manifest.root) for index in range(len(manifest))]
+    rows = manifest.rows
+    for name, values in (("label", [r.label or "" for r in found]), ("group", [r.group for r in found])):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    encoder = load_encoder(run.folder, device=device)
+    sample = FixedSample(replace(manifest, rows=rows), encoder.adapter, size=1000, cache_bytes=512 * 2**20)
+    sample.fill(len(sample))
+    return replace(run, online={**run.online, **sample.accuracies(sample.embed(encoder.module, device=device))})
+
+
+def _column(values: Any) -> np.ndarray:
+    return np.array([np.nan if value is None else float(value) for value in values])
+
+
+def rows(selection: Selection) -> list[dict[str, Any]]:
+    """The table as one dict a run, best first."""
+    return [
+        {
+            "rank": index + 1,
+            "run": run.folder.name,
+            "lambda": run.lamb,
+            **{score.key: score.of(run) for score in selection.scores},
+            **{key: run.online.get(key) for key in ACCURACIES},
+            "verdict": run.verdict.text,
+        }
+        for index, run in enumerate(selection.runs)
+    ]
+
+
+def write_selection(file: Path, selection: Selection) -> None:
+    """Write FILE.csv, or FILE.html with scatter plots of each score against each accuracy.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    if file.suffix not in (".csv", ".html"):
+        raise ConfigError(f"{file} is neither .csv nor .html.", remedy="Name the file --out select.csv or select.html.")
+    table = rows(selection)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".csv":
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+        write_text(file, stream.getvalue())
+        return
+    plots = [
+        (f"{score.name} and {title}", selection.agreement.get((score.key, key)), _scatter(selection, score, key, title))
+        for key, title in ACCURACIES.items()
+        for score in selection.scores
+    ]
+    write_text(
+        file,
+        render(
+            "select.html.j2",
+            title=f"{len(table)} runs, ranked by {selection.scores[0].name}",
+            table=table,
+            selection=selection,
+            accuracies=ACCURACIES,
+            plots=[entry for entry in plots if entry[2]],
+        ),
+    )
+
+
+def _scatter(selection: Selection, score: Score, key: str, title: str) -> str:
+    points, names = [], []
+    for run in selection.runs:
+        value, accuracy = score.of(run), run.online.get(key)
+        if value is not None and accuracy is not None:
+            points.append((value, float(accuracy)))
+            names.append(run.folder.name)
+    positive = bool(points) and score.small_is_good and all(point[0] > 0 for point in points)
+    series = [Series(points=points, dots=True, titles=names)]
+    return plot(series, x_label=score.name, y_label=f"{title} accuracy", x_log=positive)

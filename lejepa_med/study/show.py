@@ -1,0 +1,43 @@
+"""A selection on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from lejepa_med.study.page import figure
+from lejepa_med.study.select import ACCURACIES, Selection, rows
+
+# What fits into 80 columns; a file of --out has every score.
+COLUMNS = {
+    "run": "run", "lambda": "lambda", "C": "C", "C_above_floor": "C - floor", "rankme": "RankMe",
+    "linear": "linear", "knn": "k-NN", "verdict": "verdict",
+}  # fmt: skip
+
+
+def print_selection(selection: Selection, *, console: Console | None = None) -> None:
+    """Print the ranking, the agreement of each score with accuracy, and the warnings."""
+    console = console or Console()
+    found = rows(selection)
+    table = Table(title=f"{len(found)} runs, best first by {selection.scores[0].name}", title_justify="left")
+    for key, title in COLUMNS.items():
+        table.add_column(title, overflow="fold", no_wrap=key != "run")
+    for row in found:
+        table.add_row(*(figure(row[key]) for key in COLUMNS))
+    console.print(table)
+    if selection.agreement:
+        table = Table(
+            title="Spearman with accuracy (95 % interval); +1: the score puts the best run first", title_justify="left"
+        )
+        table.add_column("score")
+        for title in ACCURACIES.values():
+            table.add_column(title)
+        for score in selection.scores:
+            cells = []
+            for key in ACCURACIES:
+                c = selection.agreement.get((score.key, key))
+                cells.append("–" if c is None else f"{c.value:+.2f} ({c.low:+.2f} to {c.high:+.2f}), {c.runs} runs")
+            table.add_row(score.name, *cells)
+        console.print(table)
+    else:
+        console.print("No accuracy to compare with: give --labels, or train with a catalogue that has labels.")
+    for warning in selection.warnings:
+        console.print(f"[yellow]note:[/] {warning}", highlight=False)

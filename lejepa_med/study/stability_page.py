@@ -1,0 +1,93 @@
+"""stability.csv and stability.html of a grid."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lejepa_med.atomic import write_text
+from lejepa_med.study.grid import Axes
+from lejepa_med.study.heat import HeatCell, heat_map
+from lejepa_med.study.page import render
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def write_pages(root: Path, axes: Axes, results: Results) -> None:
+    """Write both files, also of a grid that is not finished."""
+    columns = list(dict.fromkeys(name for result in results.values() for name in result))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=["cell", *columns])
+    writer.writeheader()
+    writer.writerows({"cell": name, **result} for name, result in results.items())
+    write_text(root / "stability.csv", stream.getvalue())
+    cells = axes.cells()
+    mine = [results[cell.name] for cell in cells if cell.name in results]
+    done = [result for result in mine if result["state"] in ("finished", "failed")]
+    sections = []
+    for backbone in axes.backbones:
+        for views in axes.n_views:
+            maps = [
+                ("Effective rank of the projector, share of what batch and dimension allow", _map(
+                    axes, results, backbone, views, "rank", low=0.0, high=1.0)),
+            ]  # fmt: skip
+            for key, title in (("knn", "k-NN accuracy"), ("linear", "Linear probe accuracy")):
+                found = [r[key] for r in mine if r.get(key) is not None]
+                if found:
+                    chance = min(r["chance"] for r in mine if r.get("chance") is not None)
+                    picture = _map(axes, results, backbone, views, key, low=chance, high=max(found))
+                    maps.append((f"{title} (balanced, chance {chance:.3f})", picture))
+            sections.append((f"{backbone}, {views} views", maps))
+    alarming = [r for r in done if r.get("verdict") in ("collapsing", "diverging")]
+    failed = [(name, result["reason"]) for name, result in results.items() if result["state"] == "failed"]
+    write_text(
+        root / "stability.html",
+        render(
+            "stability.html.j2",
+            title=f"Stability: {len(done)} of {len(cells)} cells",
+            collapsed=sum(r["verdict"] == "collapsing" for r in alarming),
+            diverged=sum(r["verdict"] == "diverging" for r in alarming),
+            failed=failed,
+            finished=sum(r["state"] == "finished" for r in mine),
+            sections=sections,
+        ),
+    )
+
+
+def _map(axes: Axes, results: Results, backbone: str, views: int, key: str, *, low: float, high: float) -> str:
+    cells = {}
+    for cell in axes.cells():
+        if (cell.backbone, cell.n_views) == (backbone, views) and cell.name in results:
+            cells[f"{cell.lamb:g}", str(cell.batch)] = _heat_cell(results[cell.name], key)
+    return heat_map(
+        cells,
+        rows=[f"{value:g}" for value in axes.lambdas],
+        columns=[str(value) for value in axes.batches],
+        row_label="lambda",
+        column_label="batch",
+        low=low,
+        high=high,
+    )
+
+
+def _heat_cell(result: Mapping[str, Any], key: str) -> HeatCell:
+    if result["state"] == "failed":
+        return HeatCell(None, "failed", "see below", alarm=True, title=str(result["reason"]))
+    if result["state"] != "finished":
+        return HeatCell(None, str(result["state"]))
+    verdict = str(result["verdict"])
+    alarm = verdict in ("collapsing", "diverging")
+    word = {"collapsing": "collapsed", "diverging": "diverged"}.get(verdict, "")
+    value = _rank_share(result) if key == "rank" else result.get(key)
+    if value is None or not math.isfinite(value):
+        return HeatCell(None, "–", word, alarm=alarm, title=str(result["text"]))
+    rank = f"{result['projector/effective_rank']:.1f} of {result['projector/dim']:.0f}" if key == "rank" else ""
+    text = rank or f"{value:.3f}"
+    return HeatCell(float(value), text, word, alarm=alarm, title=str(result["text"]))
+
+
+def _rank_share(result: Mapping[str, Any]) -> float | None:
+    rank = result.get("projector/effective_rank")
+    return None if rank is None else rank / max(1, min(result["projector/dim"], result["projector/rows"] - 1))
