@@ -108,7 +108,7 @@ def describe(run: Path, encoder: LoadedEncoder, method: str, seed: int, seconds:
         "minutes": round(seconds / 60, 2),
         "epochs": encoder.info["training"]["epochs"],
         "images_per_second": round(float(np.median([r["images_per_second"] for r in history])), 1),
-        "effective_rank": round(history[-1]["effective_rank"], 1),
+        "effective_rank": round(history[-1]["backbone/effective_rank"], 1),
         "backbone": encoder.info["backbone"],
         "objective": encoder.info["objective"],
     }

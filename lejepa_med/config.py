@@ -81,7 +81,8 @@ class ObjectiveConfig(Section):
     method: Literal["lejepa", "masked", "vicreg", "simclr", "barlow_twins", "byol", "dino"] = "lejepa"
     """lejepa; masked: predict hidden patches of a ViT, with SIGReg; the rest are baselines to compare with"""
     lamb: float | None = Field(default=None, gt=0)
-    """weight of the regulariser; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    """weight of the regulariser; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches;
+    the baselines have none"""
     target: Literal["global_mean", "all_mean", "pairwise"] = "global_mean"
     """what the views are pulled to: the mean of the global views, of all views, or each global view (Equation 5)"""
     pool: Literal["per_view", "pooled"] = "per_view"

@@ -81,7 +81,7 @@ def build_sigreg(config: ObjectiveConfig) -> nn.Module:
     assert config.slices is not None
     if config.test == "epps_pulley":
         return SIGReg(slices=config.slices, knots=config.knots, t_max=config.t_max)
-    from lejepa_med.objective.normality import make_test  # type: ignore[import-not-found]
+    from lejepa_med.objective.normality import make_test
 
     test: nn.Module = make_test(config.test, slices=config.slices, knots=config.knots, t_max=config.t_max)
     return test

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import torch
 from timm.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -30,7 +31,12 @@ def make_teacher(student: Net) -> Net:
 def follow(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
     """Teacher = momentum * teacher + (1 - momentum) * student, for parameters; running statistics are its own."""
     average = get_ema_multi_avg_fn(momentum)
-    average(list(teacher.parameters()), list(student.parameters()), None)
+    average(_own(teacher), _own(student), None)
+
+
+def _own(net: nn.Module) -> list[Tensor]:
+    """This process's part of each parameter: the whole, or its shard (FSDP2), which is cut alike in both nets."""
+    return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in net.parameters()]
 
 
 def momentum_at(step: int, *, steps: int, base: float) -> float:

@@ -26,7 +26,7 @@ class RunSummary:
         folder: the run folder.
         archive: fingerprint of the records that it was trained on.
         objective: its settings but for lambda and the number of slices, as JSON: equal texts give comparable losses.
-        lamb: lambda.
+        lamb: lambda; None of a method without it (the baselines).
         final: means of the numbers in metrics.jsonl over its last tenth.
         online: the last record of online.jsonl; empty where there is none.
         verdict: on the whole run.
@@ -36,7 +36,7 @@ class RunSummary:
     folder: Path
     archive: str
     objective: str
-    lamb: float
+    lamb: float | None
     final: Mapping[str, float]
     online: Mapping[str, Any]
     verdict: Verdict
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> RunSummary:
         folder=folder,
         archive=str(info["data"]["fingerprint"]),
         objective=json.dumps(objective, sort_keys=True),
-        lamb=float(tree["objective"]["lamb"]),
+        lamb=config.objective.lamb,
         final=final_means(history),
         online=online[-1] if online else {},
         verdict=judge(history, online),

@@ -68,7 +68,7 @@ def scores(alpha: float) -> list[Score]:
 
     def above_floor(run: RunSummary) -> float | None:
         sigreg, above = run.final.get("sigreg"), run.final.get("sigreg_above_floor")
-        if sigreg is None or above is None or "loss" not in run.final:
+        if run.lamb is None or sigreg is None or above is None or "loss" not in run.final:
             return None
         return _scaled(run.final["loss"] - run.lamb * (sigreg - above), run.lamb, alpha)
 
@@ -82,8 +82,14 @@ def scores(alpha: float) -> list[Score]:
     ]
 
 
-def _scaled(loss: float | None, lamb: float, alpha: float) -> float | None:
-    return None if loss is None or not math.isfinite(loss) else loss / lamb**alpha
+def _scaled(loss: float | None, lamb: float | None, alpha: float) -> float | None:
+    return None if loss is None or lamb is None or not math.isfinite(loss) else loss / lamb**alpha
+
+
+def _order(run: RunSummary, first: Score) -> tuple[bool, float]:
+    """By the first score; runs without it come last, by their loss."""
+    value = first.of(run)
+    return (True, run.final.get("loss", math.inf)) if value is None else (False, value)
 
 
 def select(
@@ -116,7 +122,7 @@ def select(
         runs = [_labelled(run, catalog, device=device) for run in runs]
     listed = scores(alpha)
     first = listed[0]
-    runs.sort(key=lambda run: (first.of(run) is None, first.of(run) or 0.0))
+    runs.sort(key=lambda run: _order(run, first))
     agreement = {}
     for score in listed:
         for key in ACCURACIES:

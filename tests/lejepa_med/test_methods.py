@@ -14,7 +14,7 @@ from lejepa_med.methods.added import AddedTerms
 from lejepa_med.methods.dino import DINOMethod
 from lejepa_med.methods.teacher import follow, make_teacher, momentum_at
 from lejepa_med.objective import SIGReg, variance_hinge
-from lejepa_med.training.checkpoint import load_checkpoint, save_checkpoint
+from lejepa_med.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
@@ -67,7 +67,8 @@ def test_two_steps_from_settings_train_every_weight(method: str) -> None:
         built.after_step(step=step, steps=20)
         assert out.loss.isfinite() and out.features.shape == (4, built.encoder.dim)
         assert out.z.shape == (4, config.model.projector_dim)
-        assert not out.z.requires_grad and not out.features.requires_grad
+        assert out.z_views is not None and torch.equal(out.z_views[0], out.z)
+        assert not out.z_views.requires_grad and not out.features.requires_grad
         assert all(value.shape == () and not value.requires_grad for value in out.terms.values())
     # after the first step, which opens timm's zero-initialised residual branches; the last bias only moves the batch
     idle = [name for name, p in trained.items() if not p.grad.any() and not name.endswith("projector.layers.6.bias")]
@@ -102,11 +103,14 @@ def test_a_run_resumed_from_its_checkpoint_is_the_same_run(name: str, tmp_path: 
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2)
     for step in range(2):
         take_step(whole, optimizer, name, step=step)
-    save_checkpoint(tmp_path, step=2, model=whole, optimizer=optimizer)
+    save_checkpoint(tmp_path, Snapshot(step=2, model=whole.state_dict(), optimizer=optimizer.state_dict()))
     expected = [take_step(whole, optimizer, name, step=step).loss for step in (2, 3)]
     resumed = make_method(name, seed=1)
     again = torch.optim.AdamW(resumed.parameters(), lr=1e-2)
-    assert load_checkpoint(tmp_path, model=resumed, optimizer=again) == 2
+    snapshot = load_checkpoint(tmp_path)
+    assert snapshot is not None and snapshot.step == 2
+    resumed.load_state_dict(snapshot.model)
+    again.load_state_dict(snapshot.optimizer)
     got = [take_step(resumed, again, name, step=step).loss for step in (2, 3)]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in whole.state_dict().items())

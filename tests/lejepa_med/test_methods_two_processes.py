@@ -1,4 +1,4 @@
-"""Every method on two gloo processes under DDP equals one process on the joined batch."""
+"""Every method on two gloo processes, under DDP and FSDP2, equals one process on the joined batch."""
 
 from pathlib import Path
 
@@ -7,16 +7,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lejepa_med.methods import Method
 from lejepa_med.methods.added import AddedTerms
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.objective import SIGReg
+from lejepa_med.training.sharding import shard
 from tests.lejepa_med.tiny_methods import NAMES, make_method, make_views
 
 WORLD, STEPS = 2, 2
+SHARDED = ("lejepa", "byol", "dino", "masked")
 
 
 def build(name: str) -> Method:
@@ -39,11 +43,16 @@ def train(model: nn.Module, name: str, *, rank: int = 0, world: int = 1) -> dict
             for key, p in method.named_parameters():
                 if p.requires_grad:
                     assert p.grad is not None, key
-                    found[f"{step}.grad.{key}"] = p.grad.numpy().copy()
-                    p -= 0.05 * p.grad / (1 + p.grad.norm())
+                    found[f"{step}.grad.{key}"] = whole_of(p.grad)
+                    p -= 0.05 * p.grad / (1 + float(np.linalg.norm(found[f"{step}.grad.{key}"])))
                     p.grad = None
         method.after_step(step=step, steps=STEPS)
-    return found | {f"state.{key}": value.numpy() for key, value in method.state_dict().items()}
+    return found | {f"state.{key}": whole_of(value) for key, value in method.state_dict().items()}
+
+
+def whole_of(tensor: Tensor) -> np.ndarray:
+    """As one NumPy array, gathered where it is sharded."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().numpy().copy()
 
 
 def worker(index: int, folder: str) -> None:
@@ -53,6 +62,11 @@ def worker(index: int, folder: str) -> None:
         # DDP stops at the second step where a weight had no part in the first
         model = DistributedDataParallel(convert_batchnorm(build(name)))
         np.savez(f"{folder}/{name}-{index}.npz", **train(model, name, rank=index, world=WORLD))
+    mesh = init_device_mesh("cpu", (WORLD,), mesh_dim_names=("data_parallel",))
+    for name in SHARDED:
+        method = convert_batchnorm(build(name))
+        found = train(shard(method, mesh), name, rank=index, world=WORLD)
+        np.savez(f"{folder}/{name}-fsdp-{index}.npz", **found)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -65,12 +79,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(900)  # two processes that import torch, on a busy machine
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_equal_one(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("kind", [*NAMES, *(f"{name}-fsdp" for name in SHARDED)])
+def test_two_processes_equal_one(folder: Path, kind: str) -> None:
     """Losses, terms, gradients, running statistics, teachers and centres; float32 sums in another order."""
+    name = kind.removesuffix("-fsdp")
     alone = train(build(name), name)
     for index in range(WORLD):
-        got = np.load(folder / f"{name}-{index}.npz")
+        got = np.load(folder / f"{kind}-{index}.npz")
         assert set(got) == set(alone)
         for key, expected in alone.items():
             # some gradients are 0 but for rounding, such as that of a last bias which only moves the batch

@@ -20,7 +20,7 @@ FLOOR = 1.06
 
 
 def write_run(
-    folder: Path, *, loss: float, lamb: float, accuracy: float | None, archive: str = "a", **objective: Any
+    folder: Path, *, loss: float, lamb: float | None, accuracy: float | None, archive: str = "a", **objective: Any
 ) -> Path:
     """A run folder of 40 records whose last tenth has this loss; only what select reads."""
     folder.mkdir(parents=True)
@@ -107,6 +107,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     assert any("different archives" in warning for warning in select([one, other], mixed=True).warnings)
     slices = write_run(tmp_path / "slices", loss=1.0, lamb=0.2, accuracy=0.5, slices=64)
     assert len(select([one, slices]).runs) == 2  # lambda and slices leave the loss on one scale
+
+
+def test_runs_of_a_method_without_lambda_are_ranked_by_their_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, loss in (("worse", 2.0), ("better", 1.0), ("middle", 1.5)):
+        write_run(tmp_path / "runs" / name, loss=loss, lamb=None, accuracy=0.5, method="byol")
+    found = select([tmp_path / "runs"])
+    assert [run.folder.name for run in found.runs] == ["better", "middle", "worse"]
+    assert found.scores[0].of(found.runs[0]) is None and found.scores[1].of(found.runs[0]) is None
+    main(["select", str(tmp_path / "runs"), "--out", str(tmp_path / "select.html")])
+    assert "better" in capsys.readouterr().out
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
