@@ -124,7 +124,7 @@ def select(
             if found is not None:
                 sign = -1 if score.small_is_good else 1
                 low, high = sorted((sign * found.low, sign * found.high))
-                agreement[score.key, key] = replace(found, value=sign * found.value, low=low, high=high)
+                agreement[score.key, key] = replace(found, value=sign * found.value + 0.0, low=low, high=high)
     if agreement and (count := max(found.runs for found in agreement.values())) < FEW:
         warnings.append(f"{count} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
     warnings += [f"{run.folder.name} is not finished." for run in runs if not run.finished]
@@ -175,6 +175,7 @@ def rows(selection: Selection) -> list[dict[str, Any]]:
             "lambda": run.lamb,
             **{score.key: score.of(run) for score in selection.scores},
             **{key: run.online.get(key) for key in ACCURACIES},
+            "state": run.verdict.state,
             "verdict": run.verdict.text,
         }
         for index, run in enumerate(selection.runs)

@@ -8,8 +8,8 @@ from lejepa_med.study.select import ACCURACIES, Selection, rows
 
 # What fits into 80 columns; a file of --out has every score.
 COLUMNS = {
-    "run": "run", "lambda": "lambda", "C": "C", "C_above_floor": "C - floor", "rankme": "RankMe",
-    "linear": "linear", "knn": "k-NN", "verdict": "verdict",
+    "run": "run", "lambda": "lambda", "C": "C", "rankme": "RankMe",
+    "linear": "linear", "knn": "k-NN", "state": "verdict",
 }  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def print_selection(selection: Selection, *, console: Console | None = None) -> 
     found = rows(selection)
     table = Table(title=f"{len(found)} runs, best first by {selection.scores[0].name}", title_justify="left")
     for key, title in COLUMNS.items():
-        table.add_column(title, overflow="fold", no_wrap=key != "run")
+        table.add_column(title, overflow="fold", min_width=16 if key == "run" else len(title), no_wrap=key != "run")
     for row in found:
         table.add_row(*(figure(row[key]) for key in COLUMNS))
     console.print(table)

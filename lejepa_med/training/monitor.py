@@ -1,19 +1,11 @@
 """Numbers that show collapse before the probe does, from the batch at hand."""
 
-import numpy as np
 from torch import Tensor, nn
 
-from lejepa_med.evaluation.metrics import eigen_spectrum
 from lejepa_med.evaluation.spread import Figures, lidar, spread
 
 ROWS = 256  # samples of a batch that the figures look at: an eigen-decomposition of 256 takes milliseconds
 LIDAR_ROWS = 512  # views times samples of a batch that LiDAR looks at
-
-
-def effective_rank(vectors: Tensor) -> float:
-    """Effective rank of a batch of vectors (N, D), at most min(N - 1, D); NaN where a value is not finite."""
-    table = vectors.detach().float().cpu().numpy()
-    return eigen_spectrum(table)[1] if np.isfinite(table).all() else float("nan")
 
 
 def batch_figures(features: Tensor, z: Tensor, z_views: Tensor | None = None) -> dict[str, float | int | None]:
