@@ -64,7 +64,7 @@ def test_without_labels_there_are_figures_but_no_accuracies(pictures: Path, adap
 def test_the_cache_bounds_the_sample(labelled: Manifest, adapter: data_adapters.Adapter) -> None:
     sample = sample_of(labelled, adapter, cache_bytes=7 * 3 * 32 * 32)
     sample.fill(100)
-    assert len(sample.tensors) == 7 and sample.complete
+    assert len(sample.tensors) == len(sample) == 7 and sample.progress == 1
     assert all(tensor.dtype == torch.uint8 for tensor in sample.tensors)
 
 
@@ -138,8 +138,8 @@ def test_evaluations_keep_their_share_of_the_time(share: float, cost: float) -> 
 
 def test_intervals_in_epochs_and_minutes() -> None:
     now = [0.0]
-    by_epoch = Spacing(MonitorConfig(share=1, epochs=2), clock=lambda: now[0])
-    by_minute = Spacing(MonitorConfig(share=1, minutes=1), clock=lambda: now[0])
+    by_epoch = Spacing(MonitorConfig(share=1, every_epochs=2), clock=lambda: now[0])
+    by_minute = Spacing(MonitorConfig(share=1, every_minutes=1), clock=lambda: now[0])
     for spacing in (by_epoch, by_minute):
         spacing.estimate(0.0, share=1)
     now[0] = 30.0

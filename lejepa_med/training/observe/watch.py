@@ -20,7 +20,7 @@ from lejepa_med.training.observe.verdict import KEYS, Verdict, judge
 from lejepa_med.training.save import State
 
 MOST_ROWS = 4000  # records that the verdict remembers; of more, every second one is forgotten
-TRIAL = 8  # records whose cost tells that of the first evaluation
+TRIAL, TRIAL_SECONDS = 8, 1.0  # records, or seconds, whose cost tells that of the first evaluation
 LAST_SECONDS = 60.0  # what the evaluation at the end may take where the run's share allows less
 
 
@@ -92,10 +92,10 @@ class Watch:
     def _due(self, epoch: float) -> bool:
         if self.config.monitor.share > 0 and self.spacing.cost is None and self.spacing.allowance() > 0:
             started = time.perf_counter()
-            self.sample.fill(TRIAL)
-            self.sample.embed(self.state.module.encoder, device=self.fabric.device)
-            share = min(1.0, TRIAL / len(self.sample))
-            self.spacing.estimate(time.perf_counter() - started, share=share)
+            sample = self.sample  # planned here, which takes its own time in a large archive
+            sample.fill(TRIAL, until=time.perf_counter() + TRIAL_SECONDS)
+            sample.embed(self.state.module.encoder, device=self.fabric.device)
+            self.spacing.estimate(time.perf_counter() - started, share=sample.progress)
         return self.spacing.due(epoch)
 
     def _evaluate(self, log: RunLog, *, epoch: float, last: bool) -> None:
