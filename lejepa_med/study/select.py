@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_adapters.catalog import Catalog
+from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
 from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
@@ -152,9 +153,13 @@ def _labelled(run: RunSummary, catalog: Catalog, *, device: str) -> RunSummary:
     """The run with accuracies from the catalogue's labels, on the sample that training would have taken."""
     folder = RunFolder(run.folder)
     manifest = Manifest.read(folder.manifest)
-    found = [catalog.apply(manifest.record(index), manifest.root) for index in range(len(manifest))]
+    labels, groups = [], []
+    for record in manifest.records():
+        found = catalog.apply(record, manifest.root)
+        labels.append(found.label or "")
+        groups.append(record.group if found.group == record.group else group_id(found.group))  # sealed as scan does
     rows = manifest.rows
-    for name, values in (("label", [r.label or "" for r in found]), ("group", [r.group for r in found])):
+    for name, values in (("label", labels), ("group", groups)):
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
     encoder = load_encoder(run.folder, device=device)
     sample = FixedSample(replace(manifest, rows=rows), encoder.adapter, size=1000, cache_bytes=512 * 2**20)
