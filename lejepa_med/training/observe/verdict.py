@@ -35,7 +35,7 @@ RISE, RISE_ERRORS = 0.25, 6.0
 TOLERANCE, TOLERANCE_ERRORS = 0.01, 2.0
 PLATEAU_SHARE, PLATEAU_RECORDS, MANY_RECORDS = 0.2, 10, 200
 ADVICE: dict[State, str] = {
-    "collapsing": "Raise --objective.lamb or the batch size, and look at the views with: lejepa-med inspect",
+    "collapsing": "Raise --objective.lamb or the batch size, and look at the views with lejepa-med inspect.",
     "diverging": "Start again with a smaller --optim.lr or a longer --optim.warmup.",
 }
 WORSE = 0.02  # fall of an accuracy, and two standard errors of it, that is worth a word
