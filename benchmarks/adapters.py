@@ -27,7 +27,7 @@ from PIL import Image
 
 import data_adapters
 from benchmarks import recipes
-from benchmarks.sigreg import cpu_name
+from benchmarks.hardware import cpu_name
 from data_adapters.base import Record
 from examples.demo.archives import make
 

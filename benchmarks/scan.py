@@ -4,20 +4,20 @@
 
 Each size is scanned in a fresh process: everything new, then once more with nothing changed. Seconds of CPU count the
 scanning process, its workers and their start, so they say the same on a busy machine; files per second are wall time.
-Memory is the peak resident size of the scanning process, less what it needs before it begins (imports), and that of
-the largest worker.
+
+What is measured is the whole of `lejepa-med scan`, with the figures that it prints. Memory is looked at five times a
+second from outside, once before the scan begins (imports) and then for its peak: resident pages, and of those the
+anonymous ones (RssAnon), which are the process's own; the others are files that the system keeps in memory while it has
+room and shares between processes (libraries, the journal, the manifest).
 """
 
 import argparse
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
-import struct
 import tempfile
 import time
-import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -25,20 +25,28 @@ from pathlib import Path
 
 import numpy as np
 
-SIDE = 32  # pixels
-PER_FOLDER = 1000
+from benchmarks.hardware import cpu_name
+from benchmarks.made_archive import PER_FOLDER, SIDE, make_archive, make_catalog
+from benchmarks.watch import Memory, memory, seconds, watched
+
 PAGE = """# scan on many small files
 
 {date}. {cpu}, {cores} cores, {workers} worker processes, {file_system}. {side} x {side} px RGB PNG of about 3 kB, each
-of its own content, {per_folder} to a folder, {verify}. Load average at the start {load:.1f}: where
+of its own content, {layout}, {catalog}, {verify}. Load average at the start {load:.1f}: where
 that is more than the cores, other work shared the machine, and the seconds of CPU say more than the files per second.
 
-| files | files/s | CPU-s per 1,000 files | files/s if {cores} cores were free | peak MiB over imports \
-| largest worker MiB | again, unchanged: CPU-s per 1,000 | manifest MiB | journal MiB | record(i) us |
-|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+| files | files/s | CPU-s per 1,000 files | files/s if {cores} cores were free | again, unchanged: CPU-s per 1,000 \
+| manifest MiB | journal MiB | record(i) us |
+|---:|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
-Against {first:,} files, with everything new:
+Memory in MiB: RssAnon, the pages of the process's own, and in brackets with pages of files.
+
+| files | imports | peak of the scan | over imports | peak of the unchanged scan | largest worker \
+| more to read the manifest |
+|---:|---:|---:|---:|---:|---:|---:|
+{memory}
+
 {ratios}
 
 Again with: `python -m benchmarks.scan {arguments}`
@@ -47,101 +55,109 @@ Again with: `python -m benchmarks.scan {arguments}`
 
 @dataclass(frozen=True)
 class Result:
-    """One size. Times in seconds, memory and sizes in MiB."""
+    """One size. Times in seconds, sizes in MiB."""
 
     files: int
     wall: float
     cpu: float
-    peak: float
-    worker: float
     again_cpu: float
+    imports: Memory
+    peak: Memory
+    again_peak: Memory
+    worker: Memory
+    reading: Memory
     manifest: float
     journal: float
     record_us: float
 
 
-def make_archive(folder: Path, files: int) -> None:
-    """Write `files` PNG files with contents of their own: one picture, and its number in a text chunk."""
-    from PIL import Image
-
-    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    template = folder / "template.png"
-    folder.mkdir(parents=True)
-    Image.fromarray(pixels).save(template)
-    content = template.read_bytes()
-    template.unlink()
-    head, tail = content[:33], content[33:]  # signature and IHDR
-    for index in range(files):
-        if index % PER_FOLDER == 0:
-            inside = folder / f"patient-{index // PER_FOLDER:04d}"
-            inside.mkdir()
-        text = b"tEXtnumber\0%d" % index
-        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-        (inside / f"{index:07d}.png").write_bytes(head + chunk + tail)
-
-
-def seconds(who: int) -> float:
-    """User and system seconds of this process or of its ended children."""
-    usage = resource.getrusage(who)
-    return usage.ru_utime + usage.ru_stime
-
-
-def resident(field: str) -> float:
-    """VmRSS or VmHWM (the peak) of this process, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("This benchmark reads /proc/self/status and needs Linux.")
-
-
-def measure(archive: str, out: str, files: int, workers: int, verify: bool) -> Result:
-    """Scan an archive twice; to be called in a process of its own."""
+def prepare() -> int:
+    """Import what a scan needs; the number of this process."""
     import data_adapters
-    from data_adapters.manifest import Manifest
-    from data_adapters.scan import scan_archive
+    import lejepa_med.training.archive  # noqa: F401
 
-    adapter = data_adapters.create("images")
+    data_adapters.create("images")
+    return os.getpid()
+
+
+def scan(archive: str, out: str, files: int, workers: int, verify: bool, catalog: str | None) -> tuple[float, float]:
+    """What `lejepa-med scan` does; seconds of wall time and of CPU."""
+    from rich.console import Console
+
+    import data_adapters
+    from lejepa_med.training.archive import JOURNAL
+    from lejepa_med.training.archive import scan as scan_and_show
+
     target = Path(out)
+    wall, cpu = time.perf_counter(), seconds(resource.RUSAGE_SELF) + seconds(resource.RUSAGE_CHILDREN)
+    with open(os.devnull, "w") as nowhere:
+        found = scan_and_show(
+            data_adapters.create("images"),
+            Path(archive),
+            catalog=Path(catalog) if catalog else None,
+            workers=workers,
+            verify=verify,
+            journal=target / JOURNAL,
+            console=Console(file=nowhere),
+        )
+    found.write(target)
+    spent = seconds(resource.RUSAGE_SELF) + seconds(resource.RUSAGE_CHILDREN) - cpu
+    if len(found) != files or found.unused_rows:
+        raise SystemExit(f"{len(found)} of {files} files were readable: {found.reasons()[:3]}")
+    return time.perf_counter() - wall, spent
 
-    def scan() -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), seconds(resource.RUSAGE_SELF) + seconds(resource.RUSAGE_CHILDREN)
-        found = scan_archive(adapter, Path(archive), workers=workers, verify=verify, journal=target / ".scan")
-        found.write(target)
-        spent = seconds(resource.RUSAGE_SELF) + seconds(resource.RUSAGE_CHILDREN) - cpu
-        if len(found) != files:
-            raise SystemExit(f"{len(found)} of {files} files were readable: {found.reasons()[:3]}")
-        return time.perf_counter() - wall, spent
 
-    before = resident("VmRSS")
-    wall, cpu = scan()
-    peak = resident("VmHWM") - before
-    _, again = scan()
-    manifest = Manifest.read(target / "manifest.parquet")
+def read(out: str, files: int) -> tuple[Memory, float]:
+    """Memory that the manifest takes, and microseconds of CPU for one of its records."""
+    from data_adapters.manifest import Manifest
+
+    before = memory("self")
+    manifest = Manifest.read(Path(out) / "manifest.parquet")
+    after = memory("self")
     if len(manifest) != files:
         raise SystemExit(f"{len(manifest)} of {files} files are in the manifest")
     rows = np.random.default_rng(0).integers(files, size=2000).tolist()
     start = time.process_time()
     for row in rows:
         manifest.record(row)
+    each = 1e6 * (time.process_time() - start) / len(rows)
+    return Memory(after.own - before.own, after.resident - before.resident), each
+
+
+def fresh() -> ProcessPoolExecutor:
+    """One new process."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def measure(archive: Path, out: Path, files: int, *, workers: int, verify: bool, catalog: Path | None) -> Result:
+    """Scan an archive twice in one fresh process, and read the manifest in another."""
+    given = (str(archive), str(out), files, workers, verify, str(catalog) if catalog else None)
+    with fresh() as process:
+        number = process.submit(prepare).result()
+        imports = memory(number)
+        first = process.submit(scan, *given)
+        peak, worker = watched(first, number)
+        again = process.submit(scan, *given)
+        again_peak, _ = watched(again, number)
+        wall, cpu = first.result()
+        _, again_cpu = again.result()
+    with fresh() as process:
+        process.submit(prepare).result()
+        reading, record_us = process.submit(read, str(out), files).result()
     return Result(
         files=files,
         wall=wall,
         cpu=cpu,
+        again_cpu=again_cpu,
+        imports=imports,
         peak=peak,
-        worker=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
-        again_cpu=again,
-        manifest=(target / "manifest.parquet").stat().st_size / 2**20,
-        journal=sum(file.stat().st_size for file in (target / ".scan").iterdir()) / 2**20,
-        record_us=1e6 * (time.process_time() - start) / len(rows),
+        again_peak=again_peak,
+        worker=worker,
+        reading=reading,
+        manifest=(out / "manifest.parquet").stat().st_size / 2**20,
+        journal=sum(file.stat().st_size for file in (out / ".scan").iterdir()) / 2**20,
+        record_us=record_us,
     )
-
-
-def cpu_name() -> str:
-    """The processor's model name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def file_system(folder: Path) -> str:
@@ -151,54 +167,61 @@ def file_system(folder: Path) -> str:
     return max(inside, key=lambda pair: len(pair[0]))[1]
 
 
-def run(sizes: list[int], *, folder: Path, workers: int, verify: bool, keep: bool) -> list[Result]:
-    """Measure every size, each in a fresh process on an archive of its own."""
+def run(args: argparse.Namespace, folder: Path) -> list[Result]:
+    """Measure every size on an archive of its own."""
     results = []
-    for files in sizes:
+    for files in args.sizes:
         archive, out = folder / f"archive-{files}", folder / f"out-{files}"
         if not archive.is_dir():
-            make_archive(archive, files)
+            make_archive(archive, files, flat=args.flat)
+        catalog = make_catalog(archive, files, flat=args.flat) if args.catalog else None
         shutil.rmtree(out, ignore_errors=True)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            result = pool.submit(measure, str(archive), str(out), files, workers, verify).result()
+        result = measure(archive, out, files, workers=args.workers, verify=args.verify, catalog=catalog)
         results.append(result)
         print(result, flush=True)
         shutil.rmtree(out)
-        if not keep:
+        if not args.keep:
             shutil.rmtree(archive)
     return results
 
 
-def page(results: list[Result], *, folder: Path, workers: int, verify: bool, load: float) -> str:
+def page(results: list[Result], args: argparse.Namespace, *, folder: Path, load: float) -> str:
     """The Markdown page."""
     cores = len(os.sched_getaffinity(0))
     rows = [
         f"| {r.files:,} | {r.files / r.wall:,.0f} | {1000 * r.cpu / r.files:.2f} | {r.files * cores / r.cpu:,.0f} "
-        f"| {r.peak:.0f} | {r.worker:.0f} | {1000 * r.again_cpu / r.files:.2f} | {r.manifest:.1f} | {r.journal:.1f} "
-        f"| {r.record_us:.0f} |"
+        f"| {1000 * r.again_cpu / r.files:.2f} | {r.manifest:.1f} | {r.journal:.1f} | {r.record_us:.0f} |"
         for r in results
+    ]
+    over = [Memory(r.peak.own - r.imports.own, r.peak.resident - r.imports.resident) for r in results]
+    memories = [
+        f"| {r.files:,} | {r.imports} | {r.peak} | {more} | {r.again_peak} | {r.worker} | {r.reading} |"
+        for r, more in zip(results, over, strict=True)
     ]
     first = results[0]
     ratios = [
-        f"- {r.files:,} files, {r.files / first.files:g} times as many: {r.peak / first.peak:.2f} times the memory "
-        f"over imports, {r.cpu / r.files / (first.cpu / first.files):.2f} times the CPU a file"
-        for r in results[1:]
+        f"- {r.files:,} files against {first.files:,}, {r.files / first.files:g} times as many: "
+        f"{more.own - over[0].own:+.0f} MiB of its own, "
+        f"{r.cpu / r.files / (first.cpu / first.files):.2f} times the CPU a file"
+        for r, more in zip(results[1:], over[1:], strict=True)
     ]
+    options = [name for name in ("flat", "catalog") if getattr(args, name)] + ([] if args.verify else ["no-verify"])
     sizes = " ".join(str(r.files) for r in results)
     return PAGE.format(
         date=date.today().isoformat(),
         cpu=cpu_name(),
         cores=cores,
-        workers=workers,
+        workers=args.workers,
         file_system=file_system(folder),
         side=SIDE,
-        per_folder=PER_FOLDER,
-        verify="decoded and hashed" if verify else "headers and hash only (--no-verify)",
+        layout="all in one folder" if args.flat else f"{PER_FOLDER} to a folder",
+        catalog="a catalogue with a row for each" if args.catalog else "no catalogue",
+        verify="decoded and hashed" if args.verify else "headers and hash only (--no-verify)",
         load=load,
         rows="\n".join(rows),
-        first=first.files,
+        memory="\n".join(memories),
         ratios="\n".join(ratios),
-        arguments=f"--sizes {sizes} --workers {workers}{'' if verify else ' --no-verify'}",
+        arguments=" ".join([f"--sizes {sizes} --workers {args.workers}", *(f"--{name}" for name in options)]),
     )
 
 
@@ -210,6 +233,8 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help="decode every file")
+    parser.add_argument("--flat", action="store_true", help="all files in one folder")
+    parser.add_argument("--catalog", action="store_true", help="with a catalogue of all files")
     parser.add_argument(
         "--folder", type=Path, help="where archives are made: about 4 kB a file; default: a temporary one"
     )
@@ -220,8 +245,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        given = {"folder": folder, "workers": args.workers, "verify": args.verify}
-        text = page(run(args.sizes, keep=args.keep, **given), load=load, **given)
+        text = page(run(args, folder), args, folder=folder, load=load)
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

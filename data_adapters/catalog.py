@@ -1,7 +1,9 @@
 """A catalogue: a CSV or Parquet table with group, label, split and measured values for the files of an archive."""
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +15,54 @@ if TYPE_CHECKING:
 KNOWN = ("path", "item", "group", "label", "split")
 
 
+SLICE = 1024  # rows that are Python objects at one time
+TABLE = """
+CREATE TABLE rows (
+  path TEXT, item TEXT, cells TEXT, used INTEGER DEFAULT 0, PRIMARY KEY (path, item)
+) WITHOUT ROWID
+"""
+FIND = "SELECT item, cells, used FROM rows WHERE path = ? AND item IN (?, '') ORDER BY item = '' LIMIT 1"
+
+
 class Catalog:
     """Rows by path (relative to the catalogue's own folder, to the archive root, or absolute).
 
     Columns: `path` (required), and optionally `item` (a row of an HDF5 file), `group`, `label`, `split`. Every further
     column becomes `meta[column]`: `mpp` for slides, `ra` and `dec` for galaxies. An empty cell gives nothing.
+
+    The rows lie in temporary files, not in memory. One thread may use an object.
     """
 
     def __init__(self, file: Path) -> None:
+        """Read `file`.
+
+        Raises:
+            UserError: it is missing or no table, has no column `path`, or two different rows for one path.
+        """
         self.file = file.resolve()
-        self._rows = _read_rows(self.file)
-        self._used: set[tuple[str, str]] = set()
+        self._sql = sqlite3.connect("")
+        self._sql.execute("PRAGMA journal_mode = OFF")
+        self._sql.execute(TABLE)
+        self._columns: list[str] = []
+        for row in _read_rows(self.file):
+            self._columns = self._columns or list(row)
+            self._add(row)
+
+    def _add(self, row: Mapping[str, str]) -> None:
+        key = (row["path"].removeprefix("./"), row.get("item", ""))
+        cells = json.dumps(list(row.values()))
+        added = self._sql.execute("INSERT OR IGNORE INTO rows (path, item, cells) VALUES (?, ?, ?)", (*key, cells))
+        if added.rowcount:
+            return
+        (before,) = self._sql.execute("SELECT cells FROM rows WHERE path = ? AND item = ?", key).fetchone()
+        if before != cells:
+            raise UserError(
+                f"The catalogue {self.file} has two different rows for the path '{key[0]}'.",
+                remedy="Keep one row for each file.",
+            )
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._sql.execute("SELECT COUNT(*) FROM rows").fetchone()[0])
 
     def lookup(self, uri: str, item: str, root: Path) -> Mapping[str, str] | None:
         """The row for a file, or None. A row without an item stands for every item of its file."""
@@ -35,10 +71,12 @@ class Catalog:
             if Path(uri).is_relative_to(base):
                 names.append(Path(uri).relative_to(base).as_posix())
         for name in names:
-            for key in ((name, item), (name, "")):
-                if key in self._rows:
-                    self._used.add(key)
-                    return self._rows[key]
+            found = self._sql.execute(FIND, (_text(name), item)).fetchone()
+            if found is not None:
+                own, cells, used = found
+                if not used:
+                    self._sql.execute("UPDATE rows SET used = 1 WHERE path = ? AND item = ?", (_text(name), own))
+                return dict(zip(self._columns, json.loads(cells), strict=True))
         return None
 
     def apply(self, record: "Record", root: Path) -> "Record":
@@ -57,7 +95,16 @@ class Catalog:
 
     def unused(self) -> list[str]:
         """Paths of rows that no file of the archive matched."""
-        return sorted({path for path, item in self._rows.keys() - self._used})
+        return [path for (path,) in self._sql.execute("SELECT DISTINCT path FROM rows WHERE NOT used ORDER BY path")]
+
+    def unused_rows(self) -> int:
+        """How many rows no file of the archive matched."""
+        return int(self._sql.execute("SELECT COUNT(*) FROM rows WHERE NOT used").fetchone()[0])
+
+
+def _text(name: str) -> str:
+    """A file name as a UTF-8 table could hold it: one that is not UTF-8 matches no row."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _number(text: str) -> str | float:
@@ -67,7 +114,8 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _read_rows(file: Path) -> dict[tuple[str, str], dict[str, str]]:
+def _read_rows(file: Path) -> Iterator[dict[str, str]]:
+    """The rows one after the other, every cell as text, an empty one as ""."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -76,30 +124,24 @@ def _read_rows(file: Path) -> dict[tuple[str, str], dict[str, str]]:
         raise UserError(f"The catalogue {file} does not exist.", remedy="Give the path of a CSV or Parquet file.")
     try:
         if file.suffix.lower() == ".parquet":
-            table = pa.parquet.read_table(file)
+            table = pa.parquet.ParquetFile(file)
+            names, batches = table.schema_arrow.names, table.iter_batches(batch_size=SLICE)
         else:
-            header = pa.csv.open_csv(file).schema.names
+            names = pa.csv.open_csv(file).schema.names
             # Everything as text: an id such as 007 or 587722952767439450 must not become a number.
-            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
-            table = pa.csv.read_csv(file, convert_options=convert)
+            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+            batches = pa.csv.open_csv(file, convert_options=convert)
+        if "path" not in names:
+            raise UserError(
+                f"The catalogue {file} has no column 'path' (it has: {', '.join(names)}).",
+                remedy="Add a column 'path' with each file's path relative to the catalogue's folder.",
+            )
+        for batch in batches:
+            for start in range(0, batch.num_rows, SLICE):
+                for raw in batch.slice(start, SLICE).to_pylist():
+                    yield {name: "" if value is None else str(value).strip() for name, value in raw.items()}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"The catalogue {file} cannot be read: {error}.",
             remedy="Save it as UTF-8 CSV with a header line, or as Parquet.",
         ) from error
-    if "path" not in table.column_names:
-        raise UserError(
-            f"The catalogue {file} has no column 'path' (it has: {', '.join(table.column_names)}).",
-            remedy="Add a column 'path' with each file's path relative to the catalogue's folder.",
-        )
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for raw in table.to_pylist():
-        row = {k: "" if v is None else str(v).strip() for k, v in raw.items()}
-        key = (row["path"].removeprefix("./"), row.get("item", ""))
-        if rows.get(key, row) != row:
-            raise UserError(
-                f"The catalogue {file} has two different rows for the path '{key[0]}'.",
-                remedy="Keep one row for each file.",
-            )
-        rows[key] = row
-    return rows

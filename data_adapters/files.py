@@ -1,11 +1,15 @@
 """The files of an archive, in one order for every scan."""
 
 import os
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 # Files that accompany an archive and are no images; scan passes over them without a word.
 SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
+
+HELD = 1 << 16  # names of one folder that are sorted in memory: some 4 MiB
 
 
 def walk(root: Path, *, closed: Callable[[Path], None] | None = None) -> Iterator[Path]:
@@ -19,18 +23,34 @@ def walk(root: Path, *, closed: Callable[[Path], None] | None = None) -> Iterato
         return
     try:
         with os.scandir(root) as found:
-            entries = [(e.name + "/" if e.is_dir() else e.name, e) for e in found if not e.name.startswith(".")]
+            # a folder sorts as its name with "/", as it does in the paths of its files
+            names = _in_order(
+                os.fsencode(entry.name) + b"/" * entry.is_dir()
+                for entry in found
+                if not (entry.name.startswith(".") or (entry.is_symlink() and entry.is_dir()))
+            )
     except OSError:
         if closed is not None:
             closed(root)
         return
-    # a folder sorts as its name with "/", as it does in the paths of its files
-    for name, entry in sorted(entries, key=lambda pair: pair[0]):
+    for name in map(os.fsdecode, names):
         if name.endswith("/"):
-            if not entry.is_symlink():
-                yield from walk(Path(root, entry.name), closed=closed)
+            yield from walk(Path(root, name), closed=closed)
         elif not name.lower().endswith(SIDECARS):
             yield Path(root, name)
+
+
+def _in_order(names: Iterable[bytes]) -> Iterable[bytes]:
+    """`names` sorted; where they are very many, on disk, so that one folder may hold a million files."""
+    names = iter(names)
+    held = list(islice(names, HELD))
+    if len(held) < HELD:
+        return sorted(held)
+    disk = sqlite3.connect("")  # a private database in temporary files
+    disk.execute("PRAGMA journal_mode = OFF")
+    disk.execute("CREATE TABLE names (name BLOB)")
+    disk.executemany("INSERT INTO names VALUES (?)", ((name,) for name in chain(held, names)))
+    return (name for (name,) in disk.execute("SELECT name FROM names ORDER BY name"))
 
 
 class Files:

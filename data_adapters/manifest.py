@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import mmap
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP = 16_384  # rows of one Parquet row group: what a writer holds in memory
+LARGE = 65_536  # rows; of a larger manifest they lie in a temporary file, not in memory
+ONCE = ("id", "path", "mtime_ns", "digest")  # hardly a value comes twice, so a dictionary of them saves nothing
 
 
 @contextmanager
@@ -39,7 +43,8 @@ def parquet_writer(file: Path, *, root: Path, adapter: dict[str, Any]) -> Iterat
     header = {b"root": str(root).encode(), b"adapter": json.dumps(adapter).encode()}
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with pq.ParquetWriter(draft, SCHEMA.with_metadata(header)) as writer:
+        shared = [name for name in SCHEMA.names if name not in ONCE]
+        with pq.ParquetWriter(draft, SCHEMA.with_metadata(header), use_dictionary=shared) as writer:
             yield writer
         with draft.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -160,14 +165,32 @@ class Manifest:
             UserError: the file is missing or is no manifest.
         """
         try:
-            table = pq.read_table(file)
-            header = table.schema.metadata or {}
-            return cls(
-                root=Path(header[b"root"].decode()),
-                adapter=json.loads(header[b"adapter"]),
-                rows=table.replace_schema_metadata(None).combine_chunks(),  # one chunk: a row is found at once
-            )
+            with pq.ParquetFile(file) as source:
+                header = source.schema_arrow.metadata or {}
+                return cls(
+                    root=Path(header[b"root"].decode()), adapter=json.loads(header[b"adapter"]), rows=_rows(source)
+                )
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(
                 f"{file} is not a manifest ({type(error).__name__}).", remedy="Write one with: lejepa-med scan ARCHIVE"
             ) from error
+
+
+def _rows(source: pq.ParquetFile) -> pa.Table:
+    """All rows. Large manifests are mapped: pages that the system may drop, and that forked loader workers share."""
+    if source.metadata.num_rows > LARGE:
+        try:
+            return _mapped(source)
+        except OSError:  # no room for temporary files
+            pass
+    return source.read().replace_schema_metadata(None).combine_chunks()  # one chunk: a row is found at once
+
+
+def _mapped(source: pq.ParquetFile) -> pa.Table:
+    with tempfile.TemporaryFile() as stream:
+        with pa.ipc.new_file(stream, source.schema_arrow.remove_metadata()) as writer:
+            for group in range(source.num_row_groups):
+                writer.write_table(source.read_row_group(group))
+        stream.flush()
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # it outlives the file's name and handle
+    return pa.ipc.open_file(pa.py_buffer(content)).read_all()

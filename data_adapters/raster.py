@@ -7,7 +7,8 @@ Rules, one for each way in which a picture can be misread:
 - Several frames or pages are refused; of an MPO (camera) file the first frame is the picture.
 - A palette is expanded to RGB; samples of 1, 2 and 4 bits are spread evenly over 0 to 255.
 - An alpha channel that is opaque everywhere is dropped; any transparent pixel is refused.
-- CMYK, YCbCr and Lab pixels are refused: their RGB values depend on a profile.
+- CMYK becomes sRGB by the embedded profile, or by the formula for ideal inks where there is none (see raster_cmyk).
+- YCbCr (other than in JPEG) and Lab pixels are refused: their RGB values depend on a profile.
 - More than 8 bits, or more than four channels, keep their dtype and values; where a decoder would cut them to 8 bits,
   another one is used, and where there is none the file is refused.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data_adapters.errors import BadFileError, MissingExtraError
+from data_adapters.raster_cmyk import check_cmyk, cmyk_to_srgb
 from data_adapters.raster_tiff import MULTISAMPLE_MODES, beyond_pillow, check_tiff, read_tiff, tiff_layout
 
 SUFFIXES = (
@@ -37,7 +39,10 @@ FORMATS: list[str] = [
     for name in ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
     if name in Image.OPEN  # a Pillow built without a codec lacks its entry
 ]
-CHANNELS = {"1": 1, "L": 1, "LA": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I": 1, "F": 1, "P": 3, "RGB": 3, "RGBA": 3}
+CHANNELS = {
+    **{"1": 1, "L": 1, "LA": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I": 1, "F": 1},
+    **{"P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3},
+}
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -163,6 +168,8 @@ def _check_header(image: Image.Image, path: Path | str) -> None:
             remedy="Convert the picture to RGB with the profile that it was made with.",
             path=path,
         )
+    if image.mode == "CMYK":
+        check_cmyk(image, path)
     _check_depth(image, path)
 
 
@@ -234,6 +241,8 @@ def _jp2_depths(path: Path | str) -> set[int]:
 def _array(image: Image.Image) -> np.ndarray:
     if image.mode == "1":
         return np.asarray(image.convert("L"))
+    if image.mode == "CMYK":
+        return cmyk_to_srgb(image)
     if image.mode.startswith("I"):  # 16 bits: the header checks refused the rest
         return np.asarray(image).astype(np.uint16)
     if "transparency" in image.info:  # a palette entry or one colour (PNG tRNS, GIF) stands for transparent

@@ -28,6 +28,9 @@ class ScanCommand(Section):
     verify: bool = Field(default=True, description="decode every file once")
     workers: int | None = Field(default=None, ge=0, description="reading processes; None: all cores; 0: this process")
     fresh: bool = Field(default=False, description="read every file again, changed or not")
+    file_seconds: float = Field(
+        default=300.0, gt=0, description="after so long on one file a reading process is killed and the file refused"
+    )
     options: dict[str, Any] = Field(default={}, description="options of the modality")
 
     def cli_cmd(self) -> None:
@@ -36,7 +39,7 @@ class ScanCommand(Section):
         from lejepa_med.training.archive import JOURNAL, scan
 
         adapter = data_adapters.create(self.modality, **self.options)
-        given = self.model_dump(include={"catalog", "verify", "workers", "fresh"})
+        given = self.model_dump(include={"catalog", "verify", "workers", "fresh", "file_seconds"})
         found = scan(adapter, self.archive, journal=self.out / JOURNAL, console=_console(), **given)
         found.write(self.out)
         copies = f" and {self.out}/duplicates.csv" if found.copied.contents else ""

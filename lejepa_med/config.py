@@ -57,8 +57,16 @@ class ModelConfig(Section):
     backbone: str | None = None
     """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: resnet18
     or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
+    init: Path | None = None
+    """run or encoder folder of the same architecture whose weights start this one: continued pretraining"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
+    registers: int = Field(default=0, ge=0)
+    """register tokens of a ViT (arXiv 2309.16588); LeJEPA does not need them"""
+    conv_stem: bool = False
+    """patches of a ViT (4, 8, 16 or 32 pixels) through 3 x 3 convolutions of stride 2 (arXiv 2106.14881)"""
+    checkpointing: bool = False
+    """forget activations and compute them again in the backward pass: less memory, about a third more time"""
     projector_hidden: int | None = Field(default=None, ge=8)
     """hidden width of the projector; None: 2048, or 1024 for up to 5,000 images"""
     projector_depth: int = Field(default=3, ge=1)
@@ -68,20 +76,65 @@ class ModelConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """LeJEPA: (1 - lamb) * invariance + lamb * SIGReg (arXiv 2511.08544)."""
+    """What is minimised; the default is LeJEPA: (1 - lamb) * invariance + lamb * SIGReg (arXiv 2511.08544)."""
 
-    lamb: float | None = Field(default=None, gt=0, lt=1)
-    """the one trade-off; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    method: Literal["lejepa", "masked", "vicreg", "simclr", "barlow_twins", "byol", "dino"] = "lejepa"
+    """lejepa; masked: predict hidden patches of a ViT, with SIGReg; the rest are baselines to compare with"""
+    lamb: float | None = Field(default=None, gt=0)
+    """weight of the regulariser; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    target: Literal["global_mean", "all_mean", "pairwise"] = "global_mean"
+    """what the views are pulled to: the mean of the global views, of all views, or each global view (Equation 5)"""
+    pool: Literal["per_view", "pooled"] = "per_view"
+    """regularise every view by itself, or all views as one sample (stable-pretraining's way; V times stronger)"""
+    weighting: Literal["convex", "additive"] = "convex"
+    """(1 - lamb) * invariance + lamb * regulariser, or invariance + lamb * regulariser"""
+    regularizer: Literal["sigreg", "visreg", "spectral_entropy"] = "sigreg"
+    """visreg: arXiv 2606.02572; spectral_entropy is not LeJEPA but a third-party article's variant"""
+    test: Literal[
+        "epps_pulley",
+        "cramer_von_mises",
+        "anderson_darling",
+        "watson",
+        "shapiro_wilk",
+        "jarque_bera",
+        "moments",
+        "vcreg",
+        "entropy",
+        "nll",
+        "bhep",
+        "henze_zirkler",
+    ] = "epps_pulley"
+    """statistical test inside SIGReg"""
     slices: int | None = Field(default=None, ge=1)
     """random directions of each step; None: 256 on a CPU, 1024 on a GPU"""
     knots: int = Field(default=17, ge=3)
     """quadrature points on [0, t_max]"""
     t_max: float = Field(default=3.0, gt=0)
     """upper limit of the integral over the characteristic function"""
+    sigreg_weight: float = Field(default=0.0, ge=0)
+    """add this much SIGReg on the projector's output to the loss of another method"""
+    variance_hinge: float = Field(default=0.0, ge=0)
+    """add this much of VICReg's hinge on the standard deviations: a guard that still pulls where SIGReg goes flat"""
+    mask: Literal["multi_block", "random_token"] = "multi_block"
+    """what masked hides: I-JEPA's four blocks, or single patches"""
+    mask_ratio: float = Field(default=0.6, gt=0, lt=1)
+    """share of the patches that random_token hides"""
+    predictor: Literal["none", "mlp", "transformer"] | None = None
+    """predictor of masked; None: transformer"""
+    predictor_dim: int = Field(default=192, ge=32, multiple_of=32)
+    """width of the transformer predictor, narrower than the encoder"""
+    predictor_depth: int = Field(default=4, ge=1)
+    """blocks of the transformer predictor"""
+    temperature: float = Field(default=0.1, gt=0)
+    """of SimCLR"""
+    teacher_momentum: float = Field(default=0.996, ge=0, lt=1)
+    """of BYOL and DINO at the first step; rises to 1 along a cosine"""
+    prototypes: int = Field(default=4096, ge=2)
+    """outputs of DINO's head"""
 
 
 class OptimConfig(Section):
-    """AdamW, linear warm-up, cosine decay."""
+    """AdamW, linear warm-up, cosine decay, clipping by norm."""
 
     lr: float | None = Field(default=None, gt=0)
     """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT"""
@@ -89,8 +142,14 @@ class OptimConfig(Section):
     """not applied to norms and biases; None: 5e-4 for CNN, 5e-2 for ViT"""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """fraction of all steps"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """after the warm-up: cosine decay, or the peak to the end (the warm-up stays; --optim.warmup 0 removes it)"""
     final_lr: float = Field(default=1e-3, ge=0, le=1)
-    """last learning rate as a fraction of the peak"""
+    """last learning rate of the cosine as a fraction of the peak"""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """factor of the learning rate from each layer to the one below it, for continued pretraining; 1: one rate"""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """decay of a moving average of the encoder's weights, saved as encoder-average and never in the loss; 0: none"""
     clip: float = Field(default=1.0, gt=0)
     """largest norm of the gradient"""
 
@@ -104,10 +163,16 @@ class TrainConfig(Section):
     """instead of epochs: measure the speed first, then choose the epochs that fit"""
     batch_size: int | None = Field(default=None, ge=2)
     """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64"""
+    accumulate: int = Field(default=1, ge=1)
+    """parts a batch is cut into to save memory; the objective then sees one part at a time: not the same method"""
     seed: int = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
-    """the objective is always float32; None: bf16 where the device has it, else float32"""
+    """the objective is always float32; None: bf16 where the device computes in it, else fp16 on a GPU, else float32"""
+    compile: bool = False
+    """torch.compile of the backbone; a minute at the start, and on a CPU a C++ compiler"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """under torchrun: copies of the model, or its parameters sharded over the processes (FSDP2)"""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """device kind"""
     log_every: int = Field(default=10, ge=1)
@@ -157,6 +222,7 @@ def save_config(config: PretrainConfig, file: Path) -> None:
     local = {name: settings.pop(name) for name in ("archive", "out")}
     options = settings["data"]["options"]
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
+    local["model"] = {"init": settings["model"].pop("init")}
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
     # config.yaml last: where it stands, the run has begun
     for target, tree in ((file.with_name(LOCAL), local), (file, settings)):

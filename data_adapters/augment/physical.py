@@ -6,7 +6,7 @@ lies in one piece. The distributions are those that Stein et al.
 values are log-normal (shape, location, scale): location + scale * exp(shape * N(0, 1)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import cv2
@@ -75,10 +75,12 @@ def blur(planes: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
     """Gaussian blur of each band of (bands, H, W) by its own sigma in pixels; the flux of each band is kept."""
     if max(sigmas) < MIN_SIGMA:
         return planes
-    out = planes.copy()
-    for band, sigma in zip(out, sigmas, strict=True):
+    out = np.empty(planes.shape, np.float32)
+    for band, sigma, blurred in zip(planes, sigmas, out, strict=True):
         if sigma >= MIN_SIGMA:
-            band[:] = cv2.GaussianBlur(band, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+            cv2.GaussianBlur(band, (0, 0), sigma, dst=blurred, borderType=cv2.BORDER_REFLECT)
+        else:
+            blurred[:] = band
     return out
 
 
@@ -87,24 +89,30 @@ def _grain() -> np.ndarray:
     return np.random.default_rng(0).standard_normal(GRAINS, dtype=np.float32)
 
 
+def _stretch_of_grain(count: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """`count` standard normal values, read-only where they lie in the table, and the sign to take them with."""
+    if count > GRAINS:
+        return rng.standard_normal(count, dtype=np.float32), 1
+    first = int(rng.integers(GRAINS - count + 1))
+    return _grain()[first : first + count], -1 if rng.integers(2) else 1
+
+
 def grain(count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` standard normal values, float32: a random stretch of a fixed table of 2**20, of random sign.
 
     Drawing them anew takes as long as the rest of a view. More than the table holds are drawn.
     """
-    if count > GRAINS:
-        return rng.standard_normal(count, dtype=np.float32)
-    first = int(rng.integers(GRAINS - count + 1))
-    values = _grain()[first : first + count]
-    return -values if rng.integers(2) else values.copy()
+    values, sign = _stretch_of_grain(count, rng)
+    return sign * values
 
 
 def noisy(planes: np.ndarray, sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """`planes` (bands, H, W) with white Gaussian noise of standard deviation `sigma` (bands,)."""
-    noise = np.stack([grain(plane.size, rng).reshape(plane.shape) for plane in planes])
-    noise *= np.asarray(sigma, np.float32)[:, None, None]
-    noise += planes
-    return noise
+    out = np.empty(planes.shape, np.float32)
+    for plane, strength, noised in zip(planes, sigma.tolist(), out, strict=True):
+        values, sign = _stretch_of_grain(plane.size, rng)
+        cv2.scaleAdd(values.reshape(plane.shape), sign * strength, plane, dst=noised)
+    return out
 
 
 def robust_sigma(image: np.ndarray) -> np.ndarray:
@@ -119,11 +127,19 @@ def robust_sigma(image: np.ndarray) -> np.ndarray:
     return np.asarray(1.4826 * np.partition(deviation, middle, axis=1)[:, middle], np.float32)
 
 
-def asinh_stretch(planes: np.ndarray, scales: Sequence[float], *, q: float, m: float) -> np.ndarray:
+def asinh_stretch(
+    planes: np.ndarray,
+    scales: Sequence[float],
+    *,
+    q: float,
+    m: float,
+    log: Callable[[np.ndarray], np.ndarray] = np.log,
+) -> np.ndarray:
     """Flux (bands, H, W) -> float32 in [0, 1] with colours kept: the asinh stretch of Lupton et al. (2004).
 
     With x_b = flux_b * scales[b] + m and I = mean_b max(x_b, 0), a band becomes x_b * asinh(q I) / (sqrt(q) I), cut to
     [0, 1]; q sets where the curve turns logarithmic, m lifts the sky above black (Legacy Surveys viewer: q 20, m .03).
+    `log`: NumPy's, or for views OpenCV's, which takes a quarter of the time and differs by 1e-6 of the value at most.
     """
     x: np.ndarray = planes * np.asarray(scales, np.float32)[:, None, None]
     x += np.float32(m)
@@ -131,7 +147,11 @@ def asinh_stretch(planes: np.ndarray, scales: Sequence[float], *, q: float, m: f
     y *= np.float32(q / len(planes))
     # Below .01, asinh(y) / y is 1 to 2e-5, while float32 loses the sum in the logarithm: pixels are right to 1e-7.
     np.maximum(y, np.float32(0.01), out=y)
-    gain = np.log(y + np.sqrt(y * y + 1))  # asinh(y); NumPy's own takes ten times as long
+    root = y * y
+    root += 1
+    np.sqrt(root, out=root)
+    root += y
+    gain = log(root)  # asinh(y); NumPy's own takes ten times as long
     gain /= y
     gain *= np.float32(np.sqrt(q))
     x *= gain

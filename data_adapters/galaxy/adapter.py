@@ -17,7 +17,7 @@ from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, Vie
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.galaxy import fits, hdf5
-from data_adapters.galaxy.bands import COMPANION_FILE, choose
+from data_adapters.galaxy.bands import COMPANION_FILE, choose, named_bands, settle
 from data_adapters.galaxy.field import middle
 from data_adapters.galaxy.flux import clean_flux
 from data_adapters.galaxy.learn import learn
@@ -90,18 +90,19 @@ class GalaxyAdapter(BaseAdapter):
     # --- records ----------------------------------------------------------------------------------------------------
 
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
-        """As BaseAdapter, and then groups: they need the positions that the catalogue may have added."""
+        """As BaseAdapter, and then bands and groups: the catalogue may have added names and positions."""
         for found in super().scan(root, catalog=catalog):
-            if isinstance(found, Rejected) or found.group:
+            if isinstance(found, Rejected):
                 yield found
                 continue
             try:
-                yield dataclasses.replace(found, group=_group(found))
+                settled = settle(found, self.bands)
+                yield settled if settled.group else dataclasses.replace(settled, group=_group(settled))
             except BadFileError as error:
                 yield rejected(found.uri, error)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
-        """Headers of one file -> its records, with an empty group that `scan` fills."""
+        """Headers of one file -> its records, with an empty group and perhaps no bands, which `scan` fills in."""
         suffix = path.name.lower()
         if suffix.endswith(fits.SUFFIXES):
             return [self._inspect_fits(path)]
@@ -118,7 +119,7 @@ class GalaxyAdapter(BaseAdapter):
             )
         self._check_kind("flux")
         image, place = fits.fits_info(path, self.bands)
-        meta = self._meta("flux", image.bands, image.width, image.height, image.bits)
+        meta = self._meta("flux", image.found, image.count, image.width, image.height, image.bits)
         if image.unit:
             meta["unit"] = image.unit
         return Record(uri=str(path), group="", meta={**meta, **place})
@@ -127,7 +128,7 @@ class GalaxyAdapter(BaseAdapter):
         file = self._files.get(path)
         table = hdf5.table_layout(file, self.bands)
         self._check_kind(table.kind)
-        meta = self._meta(table.kind, table.bands, table.width, table.height, table.bits)
+        meta = self._meta(table.kind, table.found, table.count, table.width, table.height, table.bits)
         labels, measured = hdf5.columns(file, table)
         return [
             Record(uri=str(path), item=str(row), group="", label=label, meta={**meta, **extra})
@@ -142,8 +143,10 @@ class GalaxyAdapter(BaseAdapter):
                 f"a picture with {info.channels} channels of {info.bits} bits, neither display colours nor known flux",
                 remedy="Save flux as FITS, or the picture as 8-bit grey or RGB.",
             )
-        _, bands = choose(PICTURE_BANDS[info.channels], info.channels, self.bands)
-        return Record(uri=str(path), group="", meta=self._meta("picture", bands, info.width, info.height, info.bits))
+        found = PICTURE_BANDS[info.channels]
+        choose(found, info.channels, self.bands)
+        meta = self._meta("picture", found, info.channels, info.width, info.height, info.bits)
+        return Record(uri=str(path), group="", meta=meta)
 
     def _check_kind(self, kind: str) -> None:
         if self.options.kind not in ("auto", kind):
@@ -152,7 +155,9 @@ class GalaxyAdapter(BaseAdapter):
                 remedy="Keep pictures and flux in separate archives, each with an encoder of its own.",
             )
 
-    def _meta(self, kind: str, bands: Sequence[str], width: int, height: int, bits: int) -> dict[str, Any]:
+    def _meta(
+        self, kind: str, found: Sequence[str] | None, planes: int, width: int, height: int, bits: int
+    ) -> dict[str, Any]:
         if min(width, height) < MIN_SIDE:
             raise BadFileError(f"a side of less than {MIN_SIDE} pixels", remedy="Cut out with more sky around.")
         if max(width, height) > self.options.max_side:
@@ -162,7 +167,8 @@ class GalaxyAdapter(BaseAdapter):
             )
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise BadFileError("a strip, more than four times as long as wide", remedy="Cut out the sources.")
-        return {"kind": kind, "bands": ",".join(bands), "size": [width, height], "bits": bits}
+        meta = {"kind": kind, "planes": planes, "size": [width, height], "bits": bits}
+        return meta if found is None else {**meta, "file_bands": ",".join(found)}
 
     # --- pixels -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +182,7 @@ class GalaxyAdapter(BaseAdapter):
         suffix = path.name.lower()
         if suffix.endswith(fits.SUFFIXES):
             self._check_kind("flux")
-            return clean_flux(fits.read_fits(path, self.bands), background=self.options.background)
+            return clean_flux(fits.read_fits(path, self.bands, named_bands(record)), background=self.options.background)
         if suffix.endswith(hdf5.SUFFIXES):
             file = self._files.get(path)
             table = hdf5.table_layout(file, self.bands)

@@ -1,9 +1,11 @@
-"""Which bands a FITS header names, and which of them an archive uses."""
+"""Which bands a FITS header or a catalogue names, and which of them an archive uses."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from data_adapters.base import Record
 from data_adapters.errors import BadFileError
 from data_adapters.galaxy.options import UNNAMED
 
@@ -21,7 +23,9 @@ COMPANION_FILE = re.compile(
     r"_o[ops][dw]_|-(?:invvar|maskbits|nexp|psfsize|galdepth|psfdepth|depth|chi2|model|blobmodel|resid)[-.]",
     re.IGNORECASE,
 )
-NAME_BANDS = "Name the bands in channel order with the option bands, such as bands=g,r,z."
+NAME_BANDS = (
+    "Name the bands in channel order with the option bands, such as bands=g,r,z, or in the catalogue's column bands."
+)
 
 
 def header_band(*headers: Any) -> str | None:
@@ -84,3 +88,33 @@ def choose(found: tuple[str, ...] | None, count: int, wanted: tuple[str, ...] | 
             remedy="Set the option bands to bands that every file has, or split the archive by bands.",
         )
     return [found.index(name) for name in wanted], list(wanted)
+
+
+def named_bands(record: Record) -> tuple[str, ...] | None:
+    """The names of all planes of the record's file, in its order; None where nothing names them."""
+    text = record.meta.get("file_bands")
+    return None if text is None else tuple(str(text).split(","))
+
+
+def settle(record: Record, wanted: tuple[str, ...] | None) -> Record:
+    """`record`, its bands settled between header, catalogue (column `bands`: all planes of the file) and option.
+
+    Raises:
+        BadFileError: header and catalogue disagree, or neither they nor `wanted` name the planes.
+    """
+    found, count = named_bands(record), int(record.meta["planes"])
+    stated = tuple(re.split(r"[,;\s]+", str(record.meta["bands"]).strip())) if "bands" in record.meta else None
+    if stated is not None and found is not None and stated != found:
+        raise BadFileError(
+            f"bands {','.join(stated)} in the catalogue, but {','.join(found)} in the file",
+            remedy="Correct the catalogue's column bands or the header.",
+        )
+    if stated is not None and not len(stated) == len(set(stated)) == count:
+        raise BadFileError(
+            f"bands {','.join(stated)} in the catalogue for a file of {count} planes",
+            remedy="Name every plane of the file once, in its order, in the catalogue's column bands.",
+        )
+    names = found or stated
+    _, chosen = choose(names, count, wanted)
+    meta = {**record.meta, "bands": ",".join(chosen)}
+    return dataclasses.replace(record, meta={**meta, "file_bands": ",".join(names)} if names else meta)

@@ -21,7 +21,8 @@ MAX_PLANES = 32  # a longer third axis is a spectrum
 class FitsImage:
     """What the headers tell: the chosen planes in channel order, and where they lie."""
 
-    bands: tuple[str, ...]
+    found: tuple[str, ...] | None  # the names of all planes in the file's order, where the headers give them
+    count: int  # of all planes
     width: int
     height: int
     bits: int
@@ -32,25 +33,27 @@ class FitsImage:
 def fits_info(path: Path | str, wanted: tuple[str, ...] | None) -> tuple[FitsImage, dict[str, float]]:
     """Headers only: the image, and its place as `sky.locate` tells it.
 
-    `wanted`: the archive's bands, or None for those that the file names.
+    `wanted`: the archive's bands, or None for those that the file or a catalogue names.
 
     Raises:
-        BadFileError: no image, several images that are no bands of one, unnamed or other bands.
+        BadFileError: no image, several images that are no bands of one, or other bands.
     """
     with _opened(path) as hdus:
-        image = _layout(hdus, wanted)
+        image = _layout(hdus, wanted, None, unnamed=True)
         return image, locate(hdus[image.planes[0][0]].header, hdus[0].header)
 
 
-def read_fits(path: Path | str, wanted: tuple[str, ...] | None) -> np.ndarray:
+def read_fits(path: Path | str, wanted: tuple[str, ...] | None, named: tuple[str, ...] | None = None) -> np.ndarray:
     """Flux as stored (BSCALE, BZERO and BLANK applied): (height, width, bands) float32 in native byte order.
+
+    `named`: the planes' names by the catalogue, where the headers give none.
 
     Raises:
         BadFileError: as `fits_info`, or damaged data.
     """
     with _opened(path) as hdus:
-        image = _layout(hdus, wanted)
-        planes = np.empty((len(image.bands), image.height, image.width), np.float32)
+        image = _layout(hdus, wanted, named)
+        planes = np.empty((len(image.planes), image.height, image.width), np.float32)
         for band, (extension, plane) in zip(planes, image.planes, strict=True):
             pixels = np.squeeze(hdus[extension].data)
             band[:] = pixels if plane is None else pixels[plane]
@@ -78,7 +81,10 @@ def _opened(path: Path | str) -> Iterator[Any]:
             ) from error
 
 
-def _layout(hdus: Any, wanted: tuple[str, ...] | None) -> FitsImage:
+def _layout(
+    hdus: Any, wanted: tuple[str, ...] | None, named: tuple[str, ...] | None, *, unnamed: bool = False
+) -> FitsImage:
+    """`unnamed` admits planes that nothing names yet, since a catalogue may."""
     primary = hdus[0].header
     images = [k for k, hdu in enumerate(hdus) if _holds_image(hdu)]
     if len(images) > 1:
@@ -88,19 +94,22 @@ def _layout(hdus: Any, wanted: tuple[str, ...] | None) -> FitsImage:
     if len(images) == 1:
         (extension,) = images
         found, count = _single(hdus[extension], primary)
-        chosen, names = choose(found, count, wanted)
+        nameless = unnamed and found is None
+        chosen = list(range(count)) if nameless else choose(found or named, count, wanted)[0]
         cube = len(_shape(hdus[extension])) == 3
         planes = tuple((extension, k if cube else None) for k in chosen)
     else:
         found, extensions = _several(hdus, images, wanted)
-        chosen, names = choose(found, len(extensions), wanted)
+        count = len(extensions)
+        chosen, _ = choose(found, count, wanted)
         planes = tuple((extensions[k], None) for k in chosen)
     first = hdus[planes[0][0]]
     height, width = _shape(first)[-2:]
     if any(_shape(hdus[k])[-2:] != (height, width) for k, _ in planes):
         raise BadFileError("bands of different sizes", remedy="Resample the bands to one pixel grid.")
     return FitsImage(
-        bands=tuple(names),
+        found=found,
+        count=count,
         width=width,
         height=height,
         bits=abs(int(first.header["BITPIX"])),

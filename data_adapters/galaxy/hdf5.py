@@ -17,6 +17,7 @@ IMAGES = ("images", "image")
 LABELS = ("ans", "label", "labels")
 COLUMNS = {"ra": "ra", "dec": "dec", "pxscale": "pixel_scale", "redshift": "redshift"}  # column -> key of meta
 MAX_OPEN = 8
+CHUNK_CACHE = 64 * 2**20  # bytes a file, as they are used: rows of a compressed chunk come from one decompression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Table:
     kind: str
     bits: int
     bands: tuple[str, ...]
+    found: tuple[str, ...] | None  # the names of all planes, where the file gives them
+    count: int  # of all planes
     chosen: tuple[int, ...]
 
 
@@ -55,7 +58,7 @@ class Hdf5Files:
             if key in self._open:
                 self._open.move_to_end(key)
                 return self._open[key]
-            file = require("h5py", extra="galaxy").File(path, "r")
+            file = require("h5py", extra="galaxy").File(path, "r", rdcc_nbytes=CHUNK_CACHE)
         except MissingExtraError:
             raise
         except Exception as error:
@@ -88,7 +91,8 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
     count = size.get("C", 1)
     if picture and count not in PICTURE_BANDS:
         raise BadFileError(f"8-bit pictures with {count} channels", remedy="Store grey or RGB, or flux as floats.")
-    chosen, bands = choose(PICTURE_BANDS[count] if picture else _named(images, file, count), count, wanted)
+    found = PICTURE_BANDS[count] if picture else _named(images, file, count)
+    chosen, bands = choose(found, count, wanted)
     return Table(
         dataset=name,
         rows=images.shape[0],
@@ -98,6 +102,8 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
         kind="picture" if picture else "flux",
         bits=images.dtype.itemsize * 8,
         bands=tuple(bands),
+        found=found,
+        count=count,
         chosen=tuple(chosen),
     )
 

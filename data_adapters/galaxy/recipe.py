@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from data_adapters.augment import physical
+from data_adapters.augment.blur import blur_picture
 from data_adapters.galaxy.warp import draw_geometry, resample
 
 
@@ -43,7 +44,7 @@ class FluxRecipe:
             # A view pixel is the mean of zoom^2 image pixels, which has 1 / zoom of their noise.
             view = physical.noisy(view, noise / max(geometry.zoom, 1.0), rng)
         q = self.q * rng.uniform(0.75, 1.25) if rng.random() < 0.3 else self.q
-        return physical.asinh_stretch(view, self.scales, q=q, m=self.m).transpose(1, 2, 0)
+        return physical.asinh_stretch(view, self.scales, q=q, m=self.m, log=cv2.log).transpose(1, 2, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,7 @@ class PictureRecipe:
             view = _other_exposure(view, rng)
         if rng.random() < 0.3:
             sigma = self.resolution * rng.uniform(0.1, 1.5)
-            if sigma >= physical.MIN_SIGMA:
-                view = cv2.GaussianBlur(view, (0, 0), sigma, borderType=cv2.BORDER_REFLECT).reshape(view.shape)
+            view = blur_picture(view, sigma)
         if rng.random() < 0.3:
             strength = np.float32(255 * rng.uniform(0.01, 0.03))
             grain = physical.grain(view.size, rng).reshape(view.shape)

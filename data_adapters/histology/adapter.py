@@ -24,7 +24,7 @@ from data_adapters.base import (
 )
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
-from data_adapters.histology import coords, dicom, files, groups, hdf5, regions, scale
+from data_adapters.histology import coords, dicom, files, groups, hdf5, mirax, regions, scale
 from data_adapters.histology.handles import Handles
 from data_adapters.histology.ops import resize
 from data_adapters.histology.options import HistologyOptions
@@ -69,7 +69,8 @@ class HistologyAdapter(BaseAdapter):
             try:
                 yield self.settle(found)
             except BadFileError as error:
-                for path in found.meta.get("files", (found.uri,)):
+                of_mirax = found.uri.lower().endswith(mirax.SUFFIX)  # its data files are no slides of their own
+                for path in (found.uri,) if of_mirax else found.meta.get("files", (found.uri,)):
                     yield rejected(path, error)
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
@@ -103,12 +104,16 @@ class HistologyAdapter(BaseAdapter):
     def companions(self, path: Path) -> Iterable[Path]:
         """What else tells about a file: labels and groups of HDF5 tiles, patch coordinates, a slide's further files.
 
-        The folder of a MIRAX slide's data, or of a DICOM slide's files, changes when one of them comes or goes.
+        The folder of a DICOM slide's files changes when one of them comes or goes; a MIRAX slide's data may also change
+        in place.
         """
         suffix = path.suffix.lower()
         if suffix in hdf5.SUFFIXES:
             return hdf5.companions(path)
-        found = [path.with_suffix("")] if suffix == ".mrxs" else [path.parent] if suffix == ".dcm" else []
+        if suffix == mirax.SUFFIX:
+            found = [path.with_suffix(""), *mirax.parts(path)[1:]]
+        else:
+            found = [path.parent] if suffix == ".dcm" else []
         return found + ([] if self.options.coords is None else coords.names(self.options.coords, path))
 
     def _of_their_own(self, paths: Iterable[Path]) -> Iterator[Path]:
@@ -143,6 +148,8 @@ class HistologyAdapter(BaseAdapter):
         if path.suffix.lower() == ".dcm":
             group = dicom.slide_instance(path).case or group
         meta = files.slide_meta(path, self._handles, self.options, tissue=True)
+        if path.suffix.lower() == mirax.SUFFIX:
+            meta = {**meta, "files": [str(part) for part in mirax.parts(path)]}
         return [Record(uri=str(path), group=group, meta=meta)]
 
     def settle(self, record: Record) -> Record:
@@ -170,6 +177,8 @@ class HistologyAdapter(BaseAdapter):
 
     def read(self, record: Record, rng: np.random.Generator) -> Source:
         """A tile, or a random tissue region of a slide, about tile_px wide at a random mpp (see `Source`).
+
+        Where the tiles of a slide are read directly, they are decoded, and found damaged, by `views`.
 
         Raises:
             BadFileError: the pixels cannot be read right.

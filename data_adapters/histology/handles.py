@@ -5,18 +5,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
 from data_adapters.histology import hdf5
+from data_adapters.histology.canvas import Canvas
 from data_adapters.histology.slide import open_slide, read_field, read_source
 from data_adapters.histology.tiledtiff import TiledTiff
 
 CACHE_BYTES = 64 * 2**20  # decoded tiles, shared by all openslide handles: about 1 MB a handle instead of 10
 OPENERS: dict[str, Callable[[Path], Any]] = {"openslide": open_slide, "tiles": TiledTiff.open, "hdf5": hdf5.open_tiles}
 Key = tuple[str, str, int, int]
+Pixels = TypeVar("Pixels", bound=np.ndarray | Canvas)
 
 
 class Handles:
@@ -90,7 +92,9 @@ class Handles:
         """
         return self._guarded(path, reader, lambda slide: read_field(slide, corner=corner, extent=extent, out=out))
 
-    def source(self, path: Path, *, corner: tuple[float, float], side: float, out: int, reader: str) -> np.ndarray:
+    def source(
+        self, path: Path, *, corner: tuple[float, float], side: float, out: int, reader: str
+    ) -> np.ndarray | Canvas:
         """`read_source` of the slide at `path`: (n, n, 3) uint8 RGB.
 
         Raises:
@@ -98,7 +102,7 @@ class Handles:
         """
         return self._guarded(path, reader, lambda slide: read_source(slide, corner=corner, side=side, out=out))
 
-    def _guarded(self, path: Path, reader: str, read: Callable[[Any], np.ndarray]) -> np.ndarray:
+    def _guarded(self, path: Path, reader: str, read: Callable[[Any], Pixels]) -> Pixels:
         slide = self.get(path, reader)
         try:
             return read(slide)

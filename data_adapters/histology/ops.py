@@ -1,25 +1,32 @@
 """The steps of a view in OpenCV: crop, symmetry, colour, focus, JPEG. Every draw comes from the generator.
 
-The colour step is that of torchvision and albumentations (same factors, same random order). It is written out because
-albumentations 2.0.8 spends more on its own bookkeeping than on the pixels of a small view.
+The colour step is that of torchvision and albumentations (same factors, same random order), but for rounding. It is
+written out because albumentations 2.0.8 spends more on its own bookkeeping than on the pixels of a small view.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from data_adapters.histology.canvas import Canvas
+
 cv2.setNumThreads(0)  # loader workers are the parallelism; nested threads only contend
 
-_LEVELS = np.arange(256, dtype=np.float64)
-MIN_SIGMA = 0.1  # pixels; a narrower Gaussian changes nothing that 8 bits can show
-_HUES = 180  # OpenCV's 8-bit hue counts steps of 2 degrees
-_UNTURNED = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)  # a table that changes nothing
+MIN_SIGMA = 0.28  # pixels; a narrower Gaussian's neighbours weigh under 1/512, which is 0 in OpenCV's 8-bit kernels
+STEPS = ("brightness", "contrast", "saturation", "hue")
+_SAME = np.eye(3, 4)
+_LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
 
 
 def random_crop(
-    image: np.ndarray, rng: np.random.Generator, *, size: int, area: tuple[float, float], ratio: tuple[float, float]
+    image: np.ndarray | Canvas,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> np.ndarray:
     """A random crop, resized: (H, W, 3) -> (size, size, 3).
 
@@ -51,11 +58,17 @@ def _fitted(crop: np.ndarray, size: int) -> np.ndarray:
     sigma = 0.8 * (factor - 1)
     if factor >= 2:
         return resize(crop, (size, size))
-    if sigma > MIN_SIGMA:
-        side = 2 * math.ceil(3 * sigma) + 1
-        crop = cv2.GaussianBlur(crop, (side, side), sigma)
-    small: np.ndarray = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+    small: np.ndarray = cv2.resize(gaussian(crop, sigma), (size, size), interpolation=cv2.INTER_LINEAR)
     return small
+
+
+def gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur; neighbours beyond 3.3 sigma, which weigh less than half a percent, are left out."""
+    if sigma < MIN_SIGMA:
+        return image
+    side = 2 * max(1, math.ceil(3.3 * sigma - 1)) + 1
+    blurred: np.ndarray = cv2.GaussianBlur(image, (side, side), sigma)
+    return blurred
 
 
 def resize(rgb: np.ndarray, out: tuple[int, int]) -> np.ndarray:
@@ -81,47 +94,61 @@ def colour_jitter(
 ) -> np.ndarray:
     """Brightness, contrast, saturation (factors uniform in 1 +- limit) and hue (+- limit turns) in random order."""
     draws = rng.uniform(-1, 1, 4) * (brightness, contrast, saturation, hue) + (1, 1, 1, 0)
-    for step in rng.permutation(4):
-        image = STEPS[step](image, float(draws[step]))
-    return image
+    return coloured(image, [(STEPS[step], float(draws[step])) for step in rng.permutation(4)])
 
 
-def brighter(image: np.ndarray, factor: float) -> np.ndarray:
-    """V * factor."""
-    return _mapped(image, _LEVELS * factor)
+def coloured(image: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
+    """Colour steps in the given order.
+
+    - brightness f: V * f
+    - contrast f: V * f + m * (1 - f), m the mean luma of the view
+    - saturation f: V * f + luma * (1 - f)
+    - hue t: HSV hue moved by t turns of the colour circle
+
+    The first three are affine maps of the three channels, so neighbours among them become one matrix, and values are
+    rounded and cut to 0 .. 255 once behind it.
+    """
+    affine, mean = _SAME, None
+    for name, value in steps:
+        if name == "hue":
+            image = turned_hue(_mapped(image, affine), value)
+            affine, mean = _SAME, None
+        elif name == "saturation":
+            affine = value * affine + (1 - value) * (_LUMA @ affine)
+        else:
+            luma = 0.0
+            if name == "contrast":
+                mean = _mean(image) if mean is None else mean
+                luma = float(_LUMA @ affine @ mean)
+            affine = value * affine
+            affine[:, 3] += luma * (1 - value)
+    return _mapped(image, affine)
 
 
-def contrasted(image: np.ndarray, factor: float) -> np.ndarray:
-    """V * factor + m * (1 - factor), m the mean luma of the view."""
-    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
-    return _mapped(image, _LEVELS * factor + mean * (1 - factor))
+def _mean(image: np.ndarray) -> np.ndarray:
+    """Mean red, green, blue, and 1."""
+    return np.array([*cv2.mean(image)[:3], 1.0])
 
 
-def saturated(image: np.ndarray, factor: float) -> np.ndarray:
-    """V * factor + luma * (1 - factor)."""
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    mixed: np.ndarray = cv2.addWeighted(image, factor, grey, 1 - factor, 0)
-    return mixed
+def _mapped(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    out: np.ndarray = image if affine is _SAME else cv2.transform(image, affine)
+    return out
 
 
 def turned_hue(image: np.ndarray, turns: float) -> np.ndarray:
-    """HSV hue moved by `turns` of the colour circle."""
-    table = _UNTURNED.copy()
-    table[0, :_HUES, 0] = np.roll(table[0, :_HUES, 0], -round(_HUES * turns))
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table)
-    rgb: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    """HSV hue moved by `turns` of the colour circle, in steps of 1/256."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    row = np.zeros((hsv.shape[1], 3), np.uint8)
+    row[:, 0] = round(256 * turns) % 256
+    rows = hsv.reshape(len(hsv), -1)
+    rows += row.ravel()  # 8-bit numbers turn over as the circle does
+    rgb: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     return rgb
 
 
-STEPS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (brighter, contrasted, saturated, turned_hue)
-
-
 def defocus(image: np.ndarray, rng: np.random.Generator, *, sigma: tuple[float, float]) -> np.ndarray:
-    """Gaussian blur with sigma uniform in `sigma`, pixels; the kernel reaches to 3.5 sigma, as Pillow's."""
-    width = float(rng.uniform(*sigma))
-    side = 2 * int(3.5 * width) + 1
-    blurred: np.ndarray = image if side == 1 else cv2.GaussianBlur(image, (side, side), width)
-    return blurred
+    """Gaussian blur with sigma uniform in `sigma`, pixels."""
+    return gaussian(image, float(rng.uniform(*sigma)))
 
 
 def jpeg(image: np.ndarray, rng: np.random.Generator, *, quality: tuple[int, int]) -> np.ndarray:
@@ -132,7 +159,8 @@ def jpeg(image: np.ndarray, rng: np.random.Generator, *, quality: tuple[int, int
     return back
 
 
-def _mapped(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    out: np.ndarray = cv2.LUT(image, table)
-    return out
+def by_channel(image: np.ndarray) -> np.ndarray:
+    """The same (H, W, 3) picture, laid out channel by channel, as the tensor of it will be."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))
+    return planes.transpose(1, 2, 0)

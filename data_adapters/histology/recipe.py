@@ -12,7 +12,8 @@ import numpy as np
 
 from data_adapters.augment.stain import hed_jitter
 from data_adapters.base import ViewKind
-from data_adapters.histology.ops import colour_jitter, defocus, jpeg, random_crop, symmetry
+from data_adapters.histology.canvas import Canvas
+from data_adapters.histology.ops import by_channel, colour_jitter, defocus, jpeg, random_crop, symmetry
 from data_adapters.histology.options import HistologyOptions
 
 RATIO = (0.95, 1.05)  # the shape of nuclei is a feature, so views are hardly stretched
@@ -29,11 +30,11 @@ class Source:
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB. Of a slide, the region at the resolution in which it was read (up to about twice
-            finer than wanted), so that a view is resampled once.
+            finer than wanted), so that a view is resampled once; as a Canvas it is decoded as views are cut out.
         scaled: a region of a slide, at a chosen um per pixel; otherwise a ready-made tile.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Canvas
     scaled: bool
 
 
@@ -59,4 +60,4 @@ class Recipe:
             view = colour_jitter(view, rng, **COLOUR)
         if blurred:
             view = defocus(view, rng, sigma=FOCUS)
-        return jpeg(view, rng, quality=QUALITY) if compressed else view
+        return by_channel(jpeg(view, rng, quality=QUALITY) if compressed else view)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
+from data_adapters.histology.canvas import Canvas
 from data_adapters.histology.ops import resize
 from data_adapters.histology.tiledtiff import TiledTiff
 
@@ -135,11 +136,11 @@ def read_field(
     return resize(_pixels(slide, corner, level, (width, height))[0], out)
 
 
-def read_source(slide: Any, *, corner: tuple[float, float], side: float, out: int) -> np.ndarray:
+def read_source(slide: Any, *, corner: tuple[float, float], side: float, out: int) -> np.ndarray | Canvas:
     """A square field for training: at the slide's own resolution next to the wanted one, so that views resample once.
 
     Reads the level as `read_field` does; where that is twice as fine or more, whole blocks of 2 x 2, 3 x 3 ... pixels
-    are averaged.
+    are averaged, those of JPEG tiles by 2 or 4 while they are decoded.
 
     Args:
         slide: an open handle.
@@ -148,17 +149,24 @@ def read_source(slide: Any, *, corner: tuple[float, float], side: float, out: in
         out: the wanted side of the field, pixels.
 
     Returns:
-        (n, n, 3) uint8 RGB, n from about out to 2 * out.
+        (n, n, 3) uint8 RGB, n from about out to 2 * out. Of a TiledTiff a Canvas, where nothing needs averaging: its
+        tiles are decoded, and damage is found, when views are cut out.
 
     Raises:
         BadFileError: the slide has no level near this scale.
         openslide.OpenSlideError: damaged data; the handle is dead afterwards.
     """
     level, downsample = _level(slide, side / out)
-    block = max(1, int(1.01 * side / out / downsample))
-    n = max(1, round(side / downsample / block))
-    _check_size((n * block) ** 2)
-    return resize(_pixels(slide, corner, level, (n * block, n * block))[0], (n, n))
+    wanted = 1.01 * side / out / downsample
+    reduce = slide.reduction(level, wanted) if isinstance(slide, TiledTiff) else 1
+    block = max(1, int(wanted / reduce))
+    n = max(1, round(side / downsample / reduce / block))
+    _check_size((n * block * reduce) ** 2)
+    size = (n * block, n * block)
+    if not isinstance(slide, TiledTiff):
+        return resize(_pixels(slide, corner, level, size)[0], (n, n))
+    canvas = slide.canvas(corner, level, size, reduce=reduce)
+    return canvas if block == 1 else resize(canvas[:, :], (n, n))
 
 
 def _level(slide: Any, downsample: float) -> tuple[int, float]:

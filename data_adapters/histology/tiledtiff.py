@@ -1,7 +1,7 @@
 """Tiled TIFF pyramids, tile by tile: OME-TIFF, whose levels openslide does not see, and the fast path of training.
 
 openslide composes a region pixel by pixel: 18 to 22 ns a pixel with every tile in its cache, measured, while decoding
-a JPEG tile takes 2. A training sample needs hundreds of thousands of pixels, so where the tiles of a slide are plain
+a JPEG tile takes 4. A training sample needs hundreds of thousands of pixels, so where the tiles of a slide are plain
 (8-bit RGB, one JPEG, deflate or LZW stream each) they are decoded and put side by side here. Scan compares the readers.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
+from data_adapters.histology import jpegtile
+from data_adapters.histology.canvas import Canvas
 
 VENDOR = "ome-tiff"
 NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE = 1, 5, 7, 8, 32946
@@ -63,6 +65,7 @@ class TiledTiff:
         """
         tifffile = require("tifffile", extra="histology")
         require("imagecodecs", extra="histology")
+        require("simplejpeg", extra="histology")
         try:
             with tifffile.TiffFile(path) as file:
                 first = file.pages[0]
@@ -86,13 +89,33 @@ class TiledTiff:
         """The coarsest level that is at least as fine."""
         return max(i for i, own in enumerate(self.level_downsamples) if own <= max(downsample, 1.0))
 
-    def region(self, place: tuple[float, float], level: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels of one level.
+    def reduction(self, level: int, wanted: float) -> int:
+        """By how much the tiles of a level can be reduced while they are decoded, at most `wanted`: 1, 2 or 4."""
+        own = self.levels[level]
+        return jpegtile.reduction(own.tile, wanted) if own.page.compression == JPEG else 1
+
+    def canvas(self, place: tuple[float, float], level: int, size: tuple[int, int], *, reduce: int = 1) -> Canvas:
+        """Pixels of one level, decoded as they are cut out; a damaged tile raises BadFileError then.
 
         Args:
             place: left and top, level-0 pixels.
             level: index of the level.
-            size: width and height, pixels of the level.
+            size: width and height, pixels of the level after its reduction.
+            reduce: of the level, as `reduction` allows.
+        """
+        own = self.levels[level]
+        across = math.ceil(own.size[0] / own.tile[0])
+        x, y = (round(v / (self.level_downsamples[level] * reduce)) for v in place)
+        return Canvas(
+            lambda row, column: self._tile(own, row * across + column, reduce),
+            place=(x, y),
+            size=size,
+            picture=(math.ceil(own.size[0] / reduce), math.ceil(own.size[1] / reduce)),
+            tile=(own.tile[0] // reduce, own.tile[1] // reduce),
+        )
+
+    def region(self, place: tuple[float, float], level: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of one level, for arguments see `canvas`.
 
         Returns:
             (h, w, 3) uint8 RGB, white outside of the picture, and (h, w) uint8 coverage, 0 outside.
@@ -100,40 +123,29 @@ class TiledTiff:
         Raises:
             BadFileError: a tile is damaged or cut off.
         """
-        own, (w, h) = self.levels[level], size
-        x, y = (round(v / self.level_downsamples[level]) for v in place)
-        rgb, covered = np.full((h, w, 3), 255, np.uint8), np.zeros((h, w), np.uint8)
-        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, own.size[0]), min(y + h, own.size[1])
-        if x0 >= x1 or y0 >= y1:
-            return rgb, covered
-        covered[y0 - y : y1 - y, x0 - x : x1 - x] = 255
-        tw, th = own.tile
-        across = math.ceil(own.size[0] / tw)
-        for row in range(y0 // th, (y1 - 1) // th + 1):
-            top, bottom = max(y0, row * th), min(y1, row * th + th)
-            for column in range(x0 // tw, (x1 - 1) // tw + 1):
-                left, right = max(x0, column * tw), min(x1, column * tw + tw)
-                tile = self._tile(own, row * across + column)
-                part = tile[top - row * th : bottom - row * th, left - column * tw : right - column * tw]
-                rgb[top - y : bottom - y, left - x : right - x] = part
-        return rgb, covered
+        canvas = self.canvas(place, level, size)
+        return canvas[:, :], canvas.coverage()
 
-    def _tile(self, level: Level, index: int) -> np.ndarray:
+    def _tile(self, level: Level, index: int, reduce: int) -> np.ndarray:
         """(tile height, tile width, 3) uint8; tiles at the right and bottom edge may be smaller."""
         count = int(level.counts[index])
         with self._lock:
             self._file.seek(int(level.offsets[index]))
             data = self._file.read(count)
-        # The decoder fills up what a cut-off stream lacks, so a JPEG must reach its end-of-image mark.
-        whole = len(data) == count and (level.page.compression != JPEG or b"\xff\xd9" in data[-16:])
+        tile = self._decoded(level, data, index, reduce) if len(data) == count else None
+        if tile is None:
+            raise _undecodable(self._path)
+        return tile
+
+    def _decoded(self, level: Level, data: bytes, index: int, reduce: int) -> np.ndarray | None:
+        if level.page.compression == JPEG:
+            ycbcr = level.page.photometric == YCBCR
+            return jpegtile.decode(data, tables=level.tables, ycbcr=ycbcr, tile=level.tile, reduce=reduce)
         try:
-            pixels = level.page.decode(data, index, jpegtables=level.tables)[0] if whole else None
+            pixels = level.page.decode(data, index)[0]
         except Exception as error:  # imagecodecs has an exception class for each codec
             raise _undecodable(self._path) from error
-        if pixels is None:
-            raise _undecodable(self._path)
-        tile: np.ndarray = pixels[0]
-        return tile[..., :3]
+        return None if pixels is None else np.asarray(pixels[0][..., :3])
 
 
 def is_ome(path: Path) -> bool:

@@ -9,6 +9,11 @@ SATURATION, HUE = 0.2, 0.1  # of the factor; of a turn
 # RGB -> luma and two chroma axes (FCC NTSC 1953, ITU-R BT.601 luma).
 YIQ = np.asarray([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)
+# The parts of every such map: what keeps luma, what keeps chroma, and what turns chroma by a quarter.
+LUMA, CHROMA, QUARTER = (
+    RGB @ np.asarray(part) @ YIQ
+    for part in (np.diag([1, 0, 0]), np.diag([0, 1, 1]), [[0, 0, 0], [0, 0, -1], [0, 1, 0]])
+)
 
 
 def colour_matrix(
@@ -23,17 +28,17 @@ def colour_matrix(
     """
     gain, offset, saturation, angle = 1.0, 0.0, 1.0, 0.0
     if jitter:
-        brightness, contrast = rng.uniform(1 - strength, 1 + strength, 2)
+        draws = rng.uniform(-1, 1, 4).tolist()
+        brightness, contrast = 1 + strength * draws[0], 1 + strength * draws[1]
         gain, offset = brightness * contrast, brightness * (1 - contrast) * float(YIQ[0] @ cv2.mean(view)[:3])
-        saturation, angle = rng.uniform(1 - SATURATION, 1 + SATURATION), 2 * math.pi * rng.uniform(-HUE, HUE)
+        saturation, angle = 1 + SATURATION * draws[2], 2 * math.pi * HUE * draws[3]
     if grey:
         saturation = 0.0
     if not (jitter or grey):
         return view
-    chroma = np.zeros((3, 3))
-    chroma[0, 0] = 1
+    matrix = np.empty((3, 4), np.float32)
     cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
-    chroma[1:, 1:] = [[cos, -sin], [sin, cos]]
-    matrix = np.column_stack([gain * RGB @ chroma @ YIQ, np.full(3, offset)])
-    changed: np.ndarray = cv2.transform(view, matrix.astype(np.float32))
+    matrix[:, :3] = gain * (LUMA + cos * CHROMA + sin * QUARTER)
+    matrix[:, 3] = offset
+    changed: np.ndarray = cv2.transform(view, matrix)
     return changed

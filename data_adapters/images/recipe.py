@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from data_adapters.augment.blur import MIN_SIGMA, blur_picture
 from data_adapters.augment.resize import MOST, in_fours, resize
 from data_adapters.images.colour import colour_matrix
 
@@ -20,7 +21,6 @@ TRIES = 10  # for a crop that fits; then the largest one that the ratio permits
 STRENGTH = 0.4  # of brightness and contrast
 P_JITTER, P_GREY, P_BLUR, P_SOLARIZE = 0.8, 0.2, 0.5, 0.2
 BLUR_SIGMA = (0.1, 2.0)  # pixels
-MIN_SIGMA = 0.2  # a narrower Gaussian changes nothing that the pixel grid can show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Recipe:
         left, top, width, height = draw_crop(rng, *image.shape[1::-1], area=self.area)
         view = shrink(image[top : top + height, left : left + width], self.size)
         if rng.random() < self.mirror:
-            view = np.ascontiguousarray(view[:, ::-1])
+            view = cv2.flip(view, 1).reshape(view.shape)
         jitter = rng.random() < P_JITTER
         if self.colour:
             grey = self.natural and rng.random() < P_GREY
@@ -52,9 +52,7 @@ class Recipe:
         elif jitter:
             view = _brightness_contrast(view, rng)
         if rng.random() < P_BLUR:
-            sigma = rng.uniform(*BLUR_SIGMA)
-            if sigma >= MIN_SIGMA:
-                view = in_fours(view, lambda part: cv2.GaussianBlur(part, (0, 0), sigma))
+            view = _blur(view, rng.uniform(*BLUR_SIGMA))
         if self.natural and self.colour and rng.random() < P_SOLARIZE:
             view = cv2.min(view, cv2.bitwise_not(view))  # values from 128 upwards are inverted
         return view
@@ -65,11 +63,12 @@ def draw_crop(
 ) -> tuple[int, int, int, int]:
     """(left, top, width, height) of a crop with a share of the image in `area` and sides in a ratio of 3:4 to 4:3."""
     for _ in range(TRIES):
-        pixels = width * height * rng.uniform(*area)
-        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        share, ratio, x, y = rng.random(4).tolist()
+        pixels = width * height * (area[0] + (area[1] - area[0]) * share)
+        ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio  # its logarithm is uniform
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
     w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     return (width - w) // 2, (height - h) // 2, w, h
 
@@ -79,10 +78,16 @@ def shrink(part: np.ndarray, size: int) -> np.ndarray:
     if part.dtype != np.uint8 or part.shape[2] > MOST:
         return resize(part, size, size)
     writable = part if part.flags.writeable else part.copy()  # PyTorch has no read-only tensors, and warns
-    pixels = torch.from_numpy(writable).permute(2, 0, 1)[None]
-    planes = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)[0].numpy()
-    merged: np.ndarray = cv2.merge(list(planes))
-    return merged.reshape(size, size, part.shape[2])
+    # A batch axis added by PyTorch keeps the layout known as channels last, for which it has a faster path.
+    pixels = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
+    planes = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)[0]
+    return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
+
+
+def _blur(view: np.ndarray, sigma: float) -> np.ndarray:
+    if view.dtype == np.uint8:
+        return blur_picture(view, sigma)
+    return view if sigma < MIN_SIGMA else in_fours(view, lambda part: cv2.GaussianBlur(part, (0, 0), sigma))
 
 
 def _brightness_contrast(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,44 +1,31 @@
 """The MRI adapter: NIfTI and kin, DICOM series and exported slices as views of neighbouring slices."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
-from data_adapters.cache import ArrayCache, cache_key, default_folder
+from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.catalog import Catalog
-from data_adapters.errors import BadFileError, UserError
-from data_adapters.mri import bids, containers, dicom, exported, nifti, paired, sequences, series
+from data_adapters.errors import BadFileError
+from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
 from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
 from data_adapters.mri.subjects import subject, top_folder
-from data_adapters.mri.volume import (
-    LAYOUT,
-    Stack,
-    Volume,
-    normalise,
-    resize,
-    slicing_plane,
-    spread,
-    square_slice,
-    stack_slices,
-    stack_volume,
-    usable,
-)
+from data_adapters.mri.volume import LAYOUT, Stack, resize, slicing_plane, spread, square_slice, usable
 
 SLICES_PER_SAMPLE = 8  # an epoch draws one slab for each 8 slices of a volume ...
 MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
 MAX_VOXELS = 10**9  # 4 GB while decoding; a damaged or hostile header can claim more than any scanner makes
 THICK = 3  # slices are thick above this ratio of voxel sides (nnU-Net's threshold for anisotropic data)
 PACKED_DICOM = ".dcm.gz"
-T = TypeVar("T")
 
 
 class MRIAdapter(BaseAdapter):
@@ -184,7 +171,7 @@ class MRIAdapter(BaseAdapter):
     def read(self, record: Record, rng: np.random.Generator) -> Source:
         """A slab about a slice drawn from the usable ones. Raises BadFileError."""
         o = self.options
-        if record.meta.get("reader") == sequences.READER:
+        if sequences.is_session(record):
             members = sequences.parts(record)
             stacks = {name: self._stack(part, store=True) for name, part in members.items()}
             common: dict[str, Any] = {"rng": rng, "slab_mm": o.slab_mm, "mirror": o.flip, "dropout": o.sequence_dropout}
@@ -205,7 +192,7 @@ class MRIAdapter(BaseAdapter):
         such slices with a zero channel for a missing sequence; sequences as views give those of one after the other.
         """
         o = self.options
-        if record.meta.get("reader") == sequences.READER:
+        if sequences.is_session(record):
             members = sequences.parts(record)
             if o.combine == "views":
                 return torch.cat([self.prepare(part) for part in members.values()])
@@ -224,27 +211,18 @@ class MRIAdapter(BaseAdapter):
 
     def verify(self, record: Record) -> None:
         """Decode every voxel and compare gzip checksums. Raises BadFileError."""
-        if record.meta.get("reader") == sequences.READER:
+        if sequences.is_session(record):
             for part in sequences.parts(record).values():
                 self.verify(part)
             return
-        self._check_files(record)
-        self._decode_safely(record)
-
-    def _check_files(self, record: Record) -> None:
-        if not all(Path(name).is_file() for name in _files(record)):
-            raise _missing(record)
-        if record.meta.get("reader") == "nifti":
-            nifti.check_compression(_files(record))
+        decoding.check_files(record)
+        decoding.guarded(record, lambda one: decoding.load_stack(one, self.options))
 
     @cached_property
     def _cache(self) -> ArrayCache:
         return ArrayCache(default_folder())
 
     def _stack(self, record: Record, *, store: bool) -> Stack:
-        """The canonical stack: 2-D slices are decoded each time, volumes come from the cache where they are."""
-        if record.meta.get("reader") in ("slice", "exported"):
-            return self._decode_safely(record)
         o = self.options
         recipe = {
             "adapter": self.name,
@@ -253,79 +231,12 @@ class MRIAdapter(BaseAdapter):
             "plane": o.plane,
             "volume": o.volume,
         }
-        try:
-            key = cache_key(files=_files(record), recipe=recipe, folder=self._cache.folder if store else None)
-        except FileNotFoundError as error:
-            raise _missing(record) from error
-        entry = self._cache.find(key)
-        if entry is not None:
-            meta = entry.meta
-            return Stack(
-                slices=entry.rows("slices"),
-                area=entry.array("area"),
-                step=float(meta["step"]),
-                mirror=meta["mirror"] == "True",
-            )
-        stack = self._decode_safely(record)
-        if store:
-            meta = {"step": repr(stack.step), "mirror": str(stack.mirror)}
-            self._cache.write(key, {"slices": stack.slices, "area": stack.area}, meta=meta)
-        return stack
-
-    def _decode_safely(self, record: Record) -> Stack:
-        return self._guarded(record, self._decode)
-
-    def _guarded(self, record: Record, decode: Callable[[Record], T]) -> T:
-        """Any failure of a foreign reader becomes a BadFileError that shows no path."""
-        try:
-            return decode(record)
-        except BadFileError as error:
-            raise BadFileError(error.cause, remedy=error.remedy, path=error.path or record.uri) from error
-        except UserError:  # a missing extra is no fault of the file
-            raise
-        except FileNotFoundError as error:
-            raise _missing(record) from error
-        except Exception as error:
-            cause = f"unreadable ({type(error).__name__})"
-            raise BadFileError(cause, remedy="Export the image again.", path=record.uri) from error
-
-    def _decode(self, record: Record) -> Stack:
-        path, meta = Path(record.uri), record.meta
-        match meta.get("reader"):
-            case "slice":
-                width_mm, height_mm = meta.get("spacing", (1.0, 1.0))
-                return stack_slices(
-                    normalise(dicom.load_slice(path))[None],
-                    pixel_mm=(height_mm, width_mm),
-                    mirror=bool(meta.get("mirror", True)),
-                )
-            case "exported":
-                return stack_slices(normalise(exported.load(path))[None])
-        return stack_volume(self._volume(record), plane=self.options.plane)
-
-    def _volume(self, record: Record) -> Volume:
-        path = Path(record.uri)
-        match record.meta.get("reader"):
-            case "nifti":
-                return containers.load(path, volume=self.options.volume)
-            case "series":
-                return series.load_series(_files(record))
-            case "multiframe":
-                return series.load_multiframe(path)
-        raise BadFileError("record without a reader", remedy="Records come from scan: scan the archive again.")
+        return decoding.cached_stack(record, o, recipe=recipe, cache=self._cache, store=store)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_cache"}
 
 
-def _files(record: Record) -> tuple[str, ...]:
-    return tuple(record.meta.get("files", (record.uri,)))
-
-
 def _has_header(path: Path) -> bool:
     header = containers.header_of(path)
     return header is not None and header.is_file()
-
-
-def _missing(record: Record) -> BadFileError:
-    return BadFileError("a file of the record is missing", remedy="Scan the archive again.", path=record.uri)

@@ -11,12 +11,13 @@ Nothing that the foreground box holds is ever left out: `windows` covers it whol
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from data_adapters.errors import BadFileError
-from data_adapters.mri.volume import LAYOUT, TISSUE, Volume, normalise, refuse_label_map
+from data_adapters.mri.volume import LAYOUT, NOT_ONE_GRID, TISSUE, Volume, normalise, refuse_label_map
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; nested threads only contend
 
@@ -29,29 +30,65 @@ ELONGATED = 1.5  # longest to second longest side of the box, above which one cu
 Box = tuple[slice, slice, slice]
 
 
-def canonical_cube(volume: Volume, *, spacing_mm: float) -> np.ndarray:
-    """RAS volume -> (D, H, W) uint16, isotropic at `spacing_mm`, cut to the foreground box.
+@dataclass(frozen=True)
+class Cubes:
+    """Volumes of one grid in canonical form, all cut to one box.
+
+    Attributes:
+        voxels: (C, D, H, W) uint16, one volume a channel.
+        box: (3, 2), first voxel and the one after the last that the box holds of the volumes, along the cube's axes.
+    """
+
+    voxels: np.ndarray
+    box: np.ndarray
+
+
+def unit_volume(volume: Volume) -> Volume:
+    """The volume with intensities in [0, 1], float32.
+
+    Raises:
+        BadFileError: empty, NaN, or a label map.
+    """
+    refuse_label_map(volume.array)
+    return Volume(array=normalise(volume.array), spacing=volume.spacing)
+
+
+def canonical_cubes(volumes: Sequence[Volume], *, spacing_mm: float) -> Cubes:
+    """Volumes of `unit_volume` on one grid -> isotropic at `spacing_mm`, cut to what is foreground in any of them.
 
     Sides are even numbers, so that a view may be drawn from the planes at half resolution; the voxel size is therefore
     true to one voxel over the whole side.
 
     Raises:
-        BadFileError: empty, NaN, a label map, or more than 2^29 voxels after resampling.
+        BadFileError: volumes of several sizes, or more than 2^29 voxels after resampling.
     """
-    refuse_label_map(volume.array)
+    if len({volume.array.shape for volume in volumes}) > 1:
+        raise BadFileError(NOT_ONE_GRID, remedy="Scan the archive again.")
     order = LAYOUT["axial"]
-    voxels = normalise(volume.array).transpose(order)[:, ::-1, ::-1]
-    spacing = [volume.spacing[axis] for axis in order]
-    box = foreground_box(voxels, margin=[math.ceil(MARGIN_MM / mm) for mm in spacing])
-    voxels = voxels[box]
-    shape = [max(2, 2 * round(n * mm / spacing_mm / 2)) for n, mm in zip(voxels.shape, spacing, strict=True)]
-    if math.prod(shape) > MAX_VOXELS:
+    channels = [volume.array.transpose(order)[:, ::-1, ::-1] for volume in volumes]
+    spacing = [volumes[0].spacing[axis] for axis in order]
+    margin = [math.ceil(MARGIN_MM / mm) for mm in spacing]
+    box = _around([foreground_box(voxels, margin=margin) for voxels in channels])
+    sides = [span.stop - span.start for span in box]
+    shape = [max(2, 2 * round(n * mm / spacing_mm / 2)) for n, mm in zip(sides, spacing, strict=True)]
+    if len(channels) * math.prod(shape) > MAX_VOXELS:
         raise BadFileError(
             f"more than {MAX_VOXELS} voxels at {spacing_mm:g} mm",
             remedy="Check the voxel size in the header, or choose a coarser option spacing_mm.",
         )
-    scaled = np.rint(np.ascontiguousarray(voxels) * np.float32(FULL)).astype(np.uint16)
-    return resize(scaled, shape)
+    cubes = np.empty((len(channels), *shape), np.uint16)
+    for index, voxels in enumerate(channels):
+        scaled = np.rint(np.ascontiguousarray(voxels[box]) * np.float32(FULL)).astype(np.uint16)
+        cubes[index] = resize(scaled, shape)
+    return Cubes(voxels=cubes, box=np.array([(span.start, span.stop) for span in box]))
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all `boxes`."""
+    d, h, w = (
+        slice(min(span.start for span in spans), max(span.stop for span in spans)) for spans in zip(*boxes, strict=True)
+    )
+    return d, h, w
 
 
 def foreground_box(voxels: np.ndarray, *, margin: Sequence[int]) -> Box:
@@ -130,6 +167,19 @@ def draw_window(shape: Sequence[int], rng: np.random.Generator) -> Box:
     return d, h, w
 
 
+def window_about(shape: Sequence[int], place: Sequence[float]) -> Box | None:
+    """The box of the size that `windows` has whose centre is nearest to `place`; None where `place` lies outside.
+
+    `place` is a position along (D, H, W), 0 to the number of voxels.
+    """
+    if not all(0 <= at <= n for at, n in zip(place, shape, strict=True)):
+        return None
+    side = window_side(shape)
+    starts = [min(max(round(at - side / 2), 0), max(0, n - side)) for at, n in zip(place, shape, strict=True)]
+    d, h, w = (slice(start, min(start + side, n)) for start, n in zip(starts, shape, strict=True))
+    return d, h, w
+
+
 def whole(voxels: np.ndarray, size: int) -> np.ndarray:
     """(D, H, W) uint16 -> (size, size, size) float32 in [0, 1]: centred in a black cube, so proportions are kept."""
     side = max(voxels.shape)
@@ -138,3 +188,15 @@ def whole(voxels: np.ndarray, size: int) -> np.ndarray:
     d, h, w = (slice(start, start + n) for start, n in zip(before, voxels.shape, strict=True))
     cube[d, h, w] = voxels
     return to_unit(resize(cube, (size,) * 3))
+
+
+def stacked(channels: Sequence[np.ndarray | None]) -> np.ndarray:
+    """(D, H, W) float32 of each channel -> (D, H, W, C); None is black. In memory it lies channel by channel."""
+    if len(channels) == 1 and channels[0] is not None:
+        return channels[0][..., None]
+    shape = next(image.shape for image in channels if image is not None)
+    out = np.zeros((len(channels), *shape), np.float32)
+    for index, image in enumerate(channels):
+        if image is not None:
+            out[index] = image
+    return np.moveaxis(out, 0, -1)

@@ -11,13 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_adapters.base import Augment, Record, Rejected, Spec, ViewKind, to_tensor
-from data_adapters.cache import cache_key
+from data_adapters.base import Augment, Record, Rejected, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
+from data_adapters.mri import decoding, sequences
 from data_adapters.mri.adapter import MRIAdapter
-from data_adapters.mri.cube import canonical_cube, draw_window, whole, window_side, windows
+from data_adapters.mri.cube import (
+    Cubes,
+    canonical_cubes,
+    draw_window,
+    stacked,
+    unit_volume,
+    whole,
+    window_side,
+    windows,
+)
 from data_adapters.mri.cube_options import MRI3DOptions
-from data_adapters.mri.cube_views import CubeSource, cube_augment
+from data_adapters.mri.cube_sequences import draw_channels, draw_paired, in_order
+from data_adapters.mri.cube_views import CubeSource, Source, cube_augment
+from data_adapters.mri.volume import Volume
 
 MIN_PLANES = 16  # along each axis; fewer are a slab, which 2.5-D shows as well
 USE_SLICES = "Use the modality mri (2.5-D), which reads it slice by slice"
@@ -27,8 +38,8 @@ class MRI3DAdapter(MRIAdapter):
     """Records are volumes and DICOM series; files, groups and refusals are those of `mri`.
 
     An embedding sees the whole foreground: as one cube, or as several along the longest side of an elongated volume,
-    whose vectors are averaged. Resampled volumes are cached when training reads them; `prepare` and `verify` store
-    nothing.
+    whose vectors are averaged. Several sequences of a session are channels or paired views. Resampled volumes are
+    cached when training reads them; `prepare` and `verify` store nothing.
     """
 
     name: ClassVar[str] = "mri3d"
@@ -36,11 +47,6 @@ class MRI3DAdapter(MRIAdapter):
     # Reading and intensity are those of `mri`: when they change there, these pixels change too.
     version: ClassVar[int] = 100 * MRIAdapter.version + 1
     dims: ClassVar[Literal[2, 3]] = 3
-
-    @property
-    def spec(self) -> Spec:
-        """One grey channel, centred at .5."""
-        return self.make_spec(channels=1, mean=(0.5,), std=(0.5,))
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
@@ -69,50 +75,82 @@ class MRI3DAdapter(MRIAdapter):
 
     # --- pixels -----------------------------------------------------------------------------------------------------
 
-    def read(self, record: Record, rng: np.random.Generator) -> CubeSource:  # type: ignore[override]
+    def read(self, record: Record, rng: np.random.Generator) -> Source:  # type: ignore[override]
         """The foreground, or a part of an elongated one, as large as `prepare` shows at once. Raises BadFileError."""
-        voxels = self._guarded(record, partial(self._voxels, store=True))
-        return CubeSource(voxels=voxels[draw_window(voxels.shape, rng)], mirror=self.options.flip)
+        o = self.options
+        load = partial(self._cubes, store=True)
+        if sequences.is_session(record):
+            if o.combine == "views":
+                return draw_paired(sequences.parts(record), load, rng=rng, mirror=o.flip, dropout=o.sequence_dropout)
+            channels = self._channels(record, load(record))
+            return draw_channels(channels, rng=rng, mirror=o.flip, dropout=o.sequence_dropout)
+        voxels = load(record).voxels[0]
+        return CubeSource(voxels=voxels[draw_window(voxels.shape, rng)], mirror=o.flip)
 
     def augment(self, kind: ViewKind, size: int) -> Augment:
         """The recipe of `data_adapters.mri.cube_views`."""
         return cube_augment(kind, size)
 
     def prepare(self, record: Record) -> Tensor:
-        """The whole foreground on black, proportions kept: (n, 1, size, size, size) float32 in [0, 1].
+        """The whole foreground on black, proportions kept: (n, C, size, size, size) float32 in [0, 1].
 
-        n is 1 unless the foreground's longest side is more than 1.5 times its second longest.
+        n is 1 unless the foreground's longest side is more than 1.5 times its second longest. Sequences as channels
+        share one foreground, with a black channel for a missing one; sequences as views give their cubes in turn.
         """
-        voxels = self._guarded(record, partial(self._voxels, store=False))
-        size = self.options.global_size
-        return torch.stack([to_tensor(whole(voxels[box], size)[..., None]) for box in windows(voxels.shape)])
+        if sequences.is_session(record) and self.options.combine == "views":
+            return torch.cat([self.prepare(part) for part in sequences.parts(record).values()])
+        cubes = self._cubes(record, store=False)
+        channels, size = self._channels(record, cubes), self.options.global_size
+        images = [
+            stacked([None if voxels is None else whole(voxels[box], size) for voxels in channels])
+            for box in windows(cubes.voxels.shape[1:])
+        ]
+        return torch.stack([to_tensor(image) for image in images])
 
     def verify(self, record: Record) -> None:
         """Decode every voxel and compare gzip checksums. Raises BadFileError."""
-        self._check_files(record)
-        self._guarded(record, self._cube)
+        if sequences.is_session(record) and self.options.combine == "views":
+            for part in sequences.parts(record).values():
+                self.verify(part)
+            return
+        for part in _members(record):
+            decoding.check_files(part)
+        self._decode(record)
 
-    def _cube(self, record: Record) -> np.ndarray:
-        if record.meta.get("reader") in ("slice", "exported"):
+    def _channels(self, record: Record, cubes: Cubes) -> list[np.ndarray | None]:
+        """(D, H, W) of each channel that the encoder gets, or None."""
+        if not sequences.is_session(record):
+            return list(cubes.voxels)
+        return in_order(cubes, present=list(sequences.parts(record)), sequences=self.options.sequences)
+
+    def _decode(self, record: Record) -> Cubes:
+        volumes = [decoding.guarded(part, self._unit_volume) for part in _members(record)]
+        return decoding.guarded(record, lambda _: canonical_cubes(volumes, spacing_mm=self.options.spacing_mm))
+
+    def _unit_volume(self, record: Record) -> Volume:
+        if record.meta.get("reader") in decoding.SLICE_READERS:
             raise BadFileError("a single slice, no volume", remedy=f"{USE_SLICES}.")
-        return canonical_cube(self._volume(record), spacing_mm=self.options.spacing_mm)
+        return unit_volume(decoding.load_volume(record, self.options))
 
-    def _voxels(self, record: Record, *, store: bool) -> np.ndarray:
-        """The canonical cube, from the cache of decoded volumes where it is there."""
+    def _cubes(self, record: Record, *, store: bool) -> Cubes:
+        """The canonical form of a volume, or of a session's volumes on one grid; from the cache where it is there."""
         o = self.options
         recipe = {
             "adapter": self.name,
             "version": self.version,
-            "item": record.item,
+            "volumes": [[part.item, len(decoding.files_of(part))] for part in _members(record)],
             "volume": o.volume,
             "spacing_mm": o.spacing_mm,
         }
-        folder = self._cache.folder if store else None
-        key = cache_key(files=record.meta.get("files", (record.uri,)), recipe=recipe, folder=folder)
-        entry = self._cache.find(key)
+        key, entry = decoding.find(record, recipe=recipe, cache=self._cache, store=store)
         if entry is not None:
-            return entry.array("cube")
-        voxels = self._cube(record)
+            return Cubes(voxels=entry.array("cubes"), box=entry.array("box"))
+        cubes = self._decode(record)
         if store:
-            self._cache.write(key, {"cube": voxels}, meta={})
-        return voxels
+            self._cache.write(key, {"cubes": cubes.voxels, "box": cubes.box}, meta={})
+        return cubes
+
+
+def _members(record: Record) -> list[Record]:
+    """The records of the volumes that a record stands for."""
+    return list(sequences.parts(record).values()) if sequences.is_session(record) else [record]

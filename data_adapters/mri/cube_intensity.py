@@ -6,7 +6,7 @@ each view costs about as much as some of these functions. Each draws from `rng` 
 blur and Gibbs agree with MONAI's AdjustContrast, GaussianSmooth and GibbsNoise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import cv2
@@ -18,17 +18,36 @@ from data_adapters.augment.intensity import rician_noise
 CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
 
 
-def scanner(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bias field (p .3), gamma (.5), brightness and contrast (.3), one of blur, low resolution, Gibbs, noise (.3)."""
+def scanner(channels: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Bias field (p .3), gamma (.5), brightness and contrast (.3), one of blur, low resolution, Gibbs, noise (.3).
+
+    Channels of one view get the same, except for noise: acquisitions have noise of their own.
+    """
+    images = list(channels)
     if rng.random() < 0.3:
-        image = bias_field(image, rng=rng)
+        images = _alike(bias_field, images, rng)
     if rng.random() < 0.5:
-        image = gamma(image, rng=rng)
+        images = _alike(gamma, images, rng)
     if rng.random() < 0.3:
-        image = brightness_contrast(image, rng=rng)
+        images = _alike(brightness_contrast, images, rng)
     if rng.random() < 0.3:
-        image = ARTEFACTS[rng.integers(len(ARTEFACTS))](image, rng=rng)
-    return image
+        artefact = ARTEFACTS[rng.integers(len(ARTEFACTS))]
+        if artefact is rician_noise:
+            images = [rician_noise(image, rng=rng) for image in images]
+        else:
+            images = _alike(artefact, images, rng)
+    return images
+
+
+def _alike(
+    function: Callable[..., np.ndarray], images: Sequence[np.ndarray], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """`function` of every image, with equal draws."""
+    state, out = rng.bit_generator.state, []
+    for image in images:
+        rng.bit_generator.state = state
+        out.append(function(image, rng=rng))
+    return out
 
 
 def _clipped(image: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from data_adapters.base import ViewKind
 from data_adapters.mri import cube_intensity
-from data_adapters.mri.cube import Box, halved, resize, to_unit
+from data_adapters.mri.cube import Box, halved, resize, stacked, to_unit
 
 AREA = {"global": (0.48, 1.0), "local": (0.16, 0.48)}  # of the in-slice area; 3DINO
 DEPTH = {"global": (0.5, 1.0), "local": (0.2, 0.5)}  # of the depth; 3DINO
@@ -25,12 +26,27 @@ TURN_P = 0.3
 PLANES = ((1, 2), (0, 2), (0, 1))
 
 
+class Source(Protocol):
+    """What views are drawn from."""
+
+    @property
+    def mirror(self) -> bool:
+        """Whether a view may be mirrored left to right."""
+
+    def draw(self, rng: np.random.Generator) -> "Sequence[CubeSource | None]":
+        """What one view takes as its channels, all of one shape; None stays black."""
+
+
 @dataclass(frozen=True)
 class CubeSource:
     """A training source: (D, H, W) uint16 of `data_adapters.mri.cube`, and whether views may be mirrored."""
 
     voxels: np.ndarray
     mirror: bool
+
+    def draw(self, rng: np.random.Generator) -> "Sequence[CubeSource | None]":
+        """The one channel of every view."""
+        return (self,)
 
     @cached_property
     def half(self) -> np.ndarray:
@@ -103,19 +119,21 @@ def turned_crop(source: CubeSource, box: Box, size: int, *, plane: tuple[int, in
     return np.moveaxis(out, 0, 3 - i - j)
 
 
-def cube_augment(kind: ViewKind, size: int) -> Callable[[CubeSource, np.random.Generator], np.ndarray]:
-    """(source, rng) -> (size, size, size, 1) float32 in [0, 1]."""
+def cube_augment(kind: ViewKind, size: int) -> Callable[[Source, np.random.Generator], np.ndarray]:
+    """(source, rng) -> (size, size, size, channels) float32 in [0, 1]; channels share crop, turn and mirroring."""
 
-    def view(source: CubeSource, rng: np.random.Generator) -> np.ndarray:
-        box = draw_crop(source.voxels.shape, kind, rng)
+    def view(source: Source, rng: np.random.Generator) -> np.ndarray:
+        channels = source.draw(rng)
+        shown = [cube for cube in channels if cube is not None]
+        box = draw_crop(shown[0].voxels.shape, kind, rng)
         if rng.random() < TURN_P:
             plane, degrees = PLANES[rng.integers(3)], rng.uniform(-TURN, TURN)
-            voxels = turned_crop(source, box, size, plane=plane, degrees=degrees)
+            cubes = [turned_crop(cube, box, size, plane=plane, degrees=degrees) for cube in shown]
         else:
-            voxels = source.sample(box, (size,) * 3)
+            cubes = [cube.sample(box, (size,) * 3) for cube in shown]
         if source.mirror and rng.random() < 0.5:
-            voxels = voxels[:, :, ::-1]
-        image = to_unit(np.ascontiguousarray(voxels))
-        return cube_intensity.scanner(image, rng)[..., None]
+            cubes = [voxels[:, :, ::-1] for voxels in cubes]
+        images = iter(cube_intensity.scanner([to_unit(np.ascontiguousarray(voxels)) for voxels in cubes], rng))
+        return stacked([None if cube is None else next(images) for cube in channels])
 
     return view

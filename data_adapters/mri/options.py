@@ -72,6 +72,11 @@ class MRIOptions(AdapterOptions):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"the pattern of {name} is no regular expression ({error})") from error
+        if not self.sequences:
+            fields = type(self).model_fields
+            idle = [name for name in ("combine", "sequence_dropout") if getattr(self, name) != fields[name].default]
+            if idle:
+                raise ValueError(f"{' and '.join(idle)} without sequences: list them in the option sequences")
         if self.sequences and self.plane == "acquired":
             raise ValueError("sequences need one plane for all: set plane to axial, coronal or sagittal")
         if self.sequences and self.combine == "channels" and self.channels == 3:

@@ -8,7 +8,7 @@ import numpy as np
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError
 from data_adapters.mri.recipe import Slab, cut_slab, draw_centre
-from data_adapters.mri.volume import LAYOUT, Stack, resize, spread, square_slice, usable
+from data_adapters.mri.volume import LAYOUT, NOT_ONE_GRID, Stack, resize, spread, square_slice, usable
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def prepare_channels(stacks: Sequence[Stack | None], *, slices: int, size: int) 
 
 def _shared_area(stacks: Sequence[Stack]) -> np.ndarray:
     if len({tuple(np.shape(stack.area)) for stack in stacks}) > 1:
-        raise BadFileError("sequences of one session are not on one grid", remedy="Scan the archive again.")
+        raise BadFileError(NOT_ONE_GRID, remedy="Scan the archive again.")
     area: np.ndarray = np.mean([stack.area for stack in stacks], axis=0)
     return area
 

@@ -15,7 +15,7 @@ import numpy as np
 from data_adapters.base import Record, Rejected, rejected
 from data_adapters.errors import BadFileError
 from data_adapters.mri.options import MRIOptions
-from data_adapters.mri.volume import slicing_plane
+from data_adapters.mri.volume import NOT_ONE_GRID, slicing_plane
 
 READER = "sequences"
 GRID_TOLERANCE = 0.1  # of the smallest voxel side: by how much a corner may lie elsewhere on "the same" grid
@@ -79,6 +79,11 @@ def combine(found: Iterable[Record | Rejected], options: MRIOptions) -> Iterator
             yield from _refused([record for records in session.values() for record in records], error)
 
 
+def is_session(record: Record) -> bool:
+    """Whether a record stands for several sequences of one session, which `parts` gives."""
+    return bool(record.meta.get("reader") == READER)
+
+
 def parts(record: Record) -> dict[str, Record]:
     """Sequence -> the record of its volume, for those that the session has, in the option's order."""
     files = list(record.meta["files"])
@@ -105,7 +110,7 @@ def _joined(session: dict[str, list[Record]], options: MRIOptions) -> Record:
         raise BadFileError("labels or splits of one session differ", remedy="Correct the catalogue.")
     if options.combine == "channels" and not all(same_grid(first, record) for record in records[1:]):
         raise BadFileError(
-            "sequences of one session are not on one grid",
+            NOT_ONE_GRID,
             remedy="Register and resample them to one grid (ANTs, elastix, FreeSurfer), or set combine to views.",
         )
     files: list[str] = []

@@ -30,6 +30,7 @@ MIN_AREA = 0.1  # of the largest slice's foreground
 # Slice, row and column axis in RAS; rows and columns are then reversed for radiological display.
 LAYOUT = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 PLANE_OF_AXIS = ("sagittal", "coronal", "axial")
+NOT_ONE_GRID = "sequences of one session are not on one grid"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a scan remembers: SQLite, so that it survives kill -9, needs no memory, and gives rows back in sorted order.
 
-`files` holds what a look at each file found, `items` the rows and refusals. Entries not met again in a later scan are
-dropped at its end. The whole may be deleted at any time; the next scan then reads everything.
+`files` holds what is there, `answers` what a look at each file found, `items` the rows and refusals, `lost` the files
+that took too long. Entries not met again in a later scan are dropped at its end. The whole may be deleted at any time;
+the next scan then reads everything.
 """
 
 import fcntl
@@ -17,6 +18,7 @@ from data_adapters.errors import UserError
 FILE, LOCK = "journal.sqlite", "lock"
 COMMIT_SECONDS = 3.0  # what a kill costs at most
 BATCH = 4096
+CACHE_KIB = 8192  # files are met, read and written in the order of their paths: a larger cache finds nothing more
 TABLES = """
 CREATE TABLE IF NOT EXISTS identity (value TEXT, run INTEGER);
 CREATE TABLE IF NOT EXISTS files (
@@ -25,6 +27,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE TABLE IF NOT EXISTS answers (
   path TEXT, method TEXT, key TEXT, answer TEXT, PRIMARY KEY (path, method)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost (path TEXT PRIMARY KEY, run INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
   path TEXT, item TEXT, refused INTEGER, run INTEGER, facts TEXT, verified INTEGER,
   bytes INTEGER, mtime_ns INTEGER, digest TEXT, id TEXT, "group" TEXT, label TEXT, split TEXT, samples INTEGER,
@@ -73,7 +76,7 @@ class Journal:
         self._sql = _open(folder / FILE if folder is not None else None)
         known, before = self._sql.execute("SELECT value, run FROM identity").fetchone() or ("", 0)
         self.run = before + 1  # never used again, so that the answer of one scan cannot be taken for another's
-        for table in ("files", "answers", "items") if fresh or known != identity else ():
+        for table in ("files", "answers", "lost", "items") if fresh or known != identity else ():
             self._sql.execute(f"DELETE FROM {table}")
         self._sql.execute("DELETE FROM identity")
         self._sql.execute("INSERT INTO identity VALUES (?, ?)", (identity, self.run))
@@ -117,6 +120,15 @@ class Journal:
         self._sql.execute("UPDATE files SET known = 1 WHERE path = ?", (path,))
         self._tick()
 
+    def keep_lost(self, path: str) -> None:
+        """Note a file that took too long: the next scan asks for it again, and not in its own process."""
+        self._sql.execute("INSERT OR REPLACE INTO lost VALUES (?, ?)", (path, self.run))
+        self._tick()
+
+    def any_lost(self) -> bool:
+        """Whether a file took too long in the last finished scan, or in one that was interrupted since."""
+        return self._sql.execute("SELECT 1 FROM lost LIMIT 1").fetchone() is not None
+
     def item(self, path: str, item: str) -> dict[str, Any] | None:
         """The entry of a record from an earlier scan, accepted or refused."""
         cursor = self._sql.execute("SELECT * FROM items WHERE path = ? AND item = ? AND facts != ''", (path, item))
@@ -142,7 +154,8 @@ class Journal:
     def finish(self) -> int:
         """Drop what this scan did not meet; the number of vanished files."""
         removed = self._sql.execute("DELETE FROM files WHERE run != ?", (self.run,)).rowcount
-        self._sql.execute("DELETE FROM items WHERE run != ?", (self.run,))
+        for table in ("items", "lost"):
+            self._sql.execute(f"DELETE FROM {table} WHERE run != ?", (self.run,))
         self._sql.execute("DELETE FROM answers WHERE path NOT IN (SELECT path FROM files)")
         # Adapters that do not use `each` leave no answers; their files are known all the same.
         self._sql.execute("UPDATE files SET known = 1 WHERE NOT known")
@@ -207,6 +220,6 @@ def _connect(file: Path | None) -> sqlite3.Connection:
     # a plain rollback journal also works on network drives; a commit is durable enough without waiting for the disk
     sql.execute(f"PRAGMA journal_mode = {'TRUNCATE' if file is not None else 'OFF'}")
     sql.execute("PRAGMA synchronous = OFF" if file is None else "PRAGMA synchronous = NORMAL")
-    sql.execute("PRAGMA cache_size = -32768")  # KiB
+    sql.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     sql.executescript(TABLES)
     return sql

@@ -15,10 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from data_adapters.base import Rejected
+from data_adapters.catalog import Catalog
 from data_adapters.manifest import ROW_GROUP, SCHEMA, Manifest, parquet_writer
 from data_adapters.scan.journal import Journal
 
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
+BATCH = 1024  # rows that are Python objects at one time
 READABLE = "FROM items WHERE run = ? AND NOT refused"
 
 
@@ -73,14 +75,30 @@ class Scan:
     """
 
     def __init__(
-        self, *, root: Path, adapter: dict[str, Any], journal: Journal, changes: Changes, unused: list[str]
+        self,
+        *,
+        root: Path,
+        adapter: dict[str, Any],
+        journal: Journal,
+        changes: Changes,
+        catalog: Catalog | None = None,
     ) -> None:
         self.root, self.adapter, self.changes = root, adapter, changes
-        self.unused = unused  # catalogue rows without a file
+        self._catalog = catalog
         self._journal, self._run = journal, journal.run
 
     def __len__(self) -> int:
         return int(self._one(f"SELECT COUNT(*) {READABLE}")[0])
+
+    @property
+    def unused(self) -> list[str]:
+        """Paths of the catalogue's rows without a file, in memory."""
+        return self._catalog.unused() if self._catalog is not None else []
+
+    @property
+    def unused_rows(self) -> int:
+        """How many rows of the catalogue are without a file."""
+        return self._catalog.unused_rows() if self._catalog is not None else 0
 
     def _one(self, sql: str) -> tuple[Any, ...]:
         return next(self._journal.query(sql, self._run))
@@ -92,7 +110,7 @@ class Scan:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         rows = self._journal.query(f"SELECT {ROWS} {READABLE} ORDER BY path, item", self._run)
-        while batch := list(islice(rows, ROW_GROUP)):
+        while batch := list(islice(rows, BATCH)):
             columns = zip(*batch, strict=True)
             arrays = [pa.array(values, kind) for values, kind in zip(columns, SCHEMA.types, strict=True)]
             yield pa.record_batch(arrays, schema=SCHEMA)
@@ -176,8 +194,9 @@ class Scan:
         else:
             (folder / "duplicates.csv").unlink(missing_ok=True)
         with parquet_writer(folder / "manifest.parquet", root=self.root, adapter=self.adapter) as writer:
-            for batch in self._batches():
-                writer.write_batch(batch, row_group_size=ROW_GROUP)
+            batches = self._batches()
+            while group := list(islice(batches, ROW_GROUP // BATCH)):
+                writer.write_table(pa.Table.from_batches(group), row_group_size=ROW_GROUP)
 
 
 def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from data_adapters.scan.codec import encode
 
 HASH_WHOLE = 64 << 20  # bytes; of larger files the size, the head, the middle and the tail are hashed (4 MiB each)
 READY = "ready"
+BEAT_BYTES = 8  # of the count of units begun, little-endian
 META = json.JSONEncoder(sort_keys=True)  # json.dumps would build one at each call
 
 
@@ -141,10 +143,19 @@ def relative(path: str, base: Path) -> str:
     return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else path
 
 
-def main(descriptor: int) -> None:
-    """Serve one scan over the pipe `descriptor`, until its other end is closed."""
+def main(descriptor: int, beat: int) -> None:
+    """Serve one scan over the pipe `descriptor`, until its other end is closed.
+
+    The number of units begun so far stands in the file `beat`, so that the scan knows which one takes too long.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scanning process's; it closes the pipe
     pipe: Connection[Any, Any] = Connection(descriptor)
+    numbers = count(1)
+
+    def run(kind: str, unit: Any, common: tuple[Any, ...]) -> Any:
+        os.pwrite(beat, next(numbers).to_bytes(BEAT_BYTES, "little"), 0)
+        return bench.run(kind, unit, *common)
+
     try:
         setup: Setup = pipe.recv()
         quiet_readers()  # what they would say holds names
@@ -154,7 +165,7 @@ def main(descriptor: int) -> None:
         while True:
             kind, units, common = pipe.recv()
             try:
-                answer: Any = [bench.run(kind, unit, *common) for unit in units]
+                answer: Any = [run(kind, unit, common) for unit in units]
             except MissingExtraError as error:
                 answer = Missing(error.cause, error.remedy)
             pipe.send(answer)

@@ -81,7 +81,8 @@ def _fits(path: Path, bands: Sequence[str]) -> tuple[Pixels, str]:
     with require("astropy.io.fits", extra="galaxy").open(path, memmap=False) as hdus:
         data = next(np.squeeze(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None)
     pixels, how = _slices(data, "first image of the file", bands)
-    return pixels[::-1], how  # the first row of a FITS image is its lowest
+    # the first row on top, as in the prepared pixels beside it; astronomers' viewers show it lowest
+    return pixels, f"{how}, first row on top"
 
 
 def _slide(path: Path) -> Pixels | None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lejepa_med.methods.added import AddedTerms
 from lejepa_med.models.encoder import Encoder
 
 
@@ -34,9 +35,10 @@ class Method(nn.Module):
     the loop seeds from (seed, step, rank) before every step, or from the `seed` and `step` passed in.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, *, added: AddedTerms | None = None) -> None:
         super().__init__()
         self.encoder = encoder
+        self.added = added
 
     def embed_views(self, global_views: Tensor, local_views: Tensor | None) -> Tensor:
         """Embeddings of all views, global ones first.
@@ -55,9 +57,32 @@ class Method(nn.Module):
             embeddings = torch.cat([embeddings, self.encoder(local_views.flatten(0, 1))])
         return embeddings.unflatten(0, (-1, global_views.shape[1]))  # type: ignore[no-any-return]
 
+    def finish(
+        self, loss: Tensor, terms: Mapping[str, Tensor], *, embeddings: Tensor, z: Tensor, seed: int, step: int
+    ) -> StepOutput:
+        """Add the terms that were asked for, and detach what the log looks at.
+
+        Args:
+            loss: the method's own loss.
+            terms: its parts.
+            embeddings: (views, B, dim), the first global view first.
+            z: (views, B, K), the projector's outputs, on which added terms act.
+            seed: as in `forward`.
+            step: as in `forward`.
+        """
+        if self.added is not None:
+            loss, terms = self.added(loss, terms, z, seed=seed, step=step)
+        return StepOutput(loss=loss, terms=terms, features=embeddings[0].detach(), z=z[0].detach(), z_views=z.detach())
+
     def forward(self, global_views: Tensor, local_views: Tensor | None, *, seed: int, step: int) -> StepOutput:
         """Loss of one batch; `seed` and `step` are equal on all ranks."""
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
     def after_step(self, *, step: int, steps: int) -> None:
         """Called after optimiser step `step` (from 0) of `steps`; for what follows the weights, such as a teacher."""
+
+
+def project(head: nn.Module, embeddings: Tensor) -> Tensor:
+    """(V, B, dim) -> (V, B, K). A head's batch norm sees all views in one pass."""
+    z: Tensor = head(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2])
+    return z

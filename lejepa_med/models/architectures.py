@@ -10,10 +10,12 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from data_adapters.base import Spec
 from lejepa_med.errors import ConfigError
+from lejepa_med.models.stem import conv_stem
 
 MONAI = "monai:"
 # MONAI's arguments. ResNets: stride 2 in the first layer, as MedicalNet and MONAI's own ResNetFeatures.
@@ -68,8 +70,25 @@ def check_name(name: str, *, dims: int) -> None:
         raise ConfigError(f"timm has no architecture '{name}'.", remedy=f"Close names: {close}." if close else listing)
 
 
-def model_arguments(name: str, spec: Spec, *, drop_path: float = 0.0) -> dict[str, Any]:
+def check_vit_options(name: str, *, registers: int, conv_stem: bool) -> None:
+    """Refuse what only timm's plain vision transformer has.
+
+    Raises:
+        ConfigError: register tokens or a convolutional stem for another architecture.
+    """
+    if (registers or conv_stem) and not is_plain_vit(name):
+        raise ConfigError(
+            f"'{name}' is not timm's plain vision transformer, so it takes no register tokens and no other stem.",
+            remedy="Leave out --model.registers and --model.conv-stem, or use one such as vit_small_patch16_224.",
+        )
+
+
+def model_arguments(
+    name: str, spec: Spec, *, drop_path: float = 0.0, registers: int = 0, conv_stem: bool = False
+) -> dict[str, Any]:
     """Constructor arguments: channels, no head, and the view size where the architecture must know it.
+
+    `conv_stem` is an argument of ours, which `build` turns into timm's `embed_layer`; the rest are the constructor's.
 
     Raises:
         ConfigError: a drop path for an architecture that has none.
@@ -79,6 +98,10 @@ def model_arguments(name: str, spec: Spec, *, drop_path: float = 0.0) -> dict[st
     args: dict[str, Any] = {"in_chans": spec.channels, "num_classes": 0}
     if drop_path > 0:
         args["drop_path_rate"] = drop_path
+    if registers:
+        args["reg_tokens"] = registers
+    if conv_stem:
+        args["conv_stem"] = True
     accepted = _accepted_arguments(name)
     if "img_size" in accepted:
         args["img_size"] = spec.global_size
@@ -104,12 +127,20 @@ def _accepted_arguments(name: str) -> set[str]:
     """Constructor arguments of the backbone's class, found without building weights."""
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    return set(inspect.signature(type(model).__init__).parameters)
+    accepted: set[str] = set()
+    for kind in type(model).__mro__:  # LevitDistilled, for one, only hands its arguments on
+        parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+        accepted |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return accepted
 
 
 def build(name: str, args: dict[str, Any]) -> nn.Module:
     """A randomly initialised backbone."""
     if not is_monai(name):
+        if args.get("conv_stem"):
+            args = {**{key: value for key, value in args.items() if key != "conv_stem"}, "embed_layer": conv_stem}
         backbone: nn.Module = timm.create_model(name, pretrained=False, **args)
         return backbone
     from lejepa_med.models.volumes import FAMILIES
@@ -118,8 +149,8 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def load(folder: Path, name: str, args: dict[str, Any]) -> nn.Module:
-    """The backbone of an encoder folder: through timm where it is timm's, else built anew and filled strictly."""
-    if not is_monai(name):
+    """The backbone of an encoder folder: through timm where it is all timm's, else built anew and filled strictly."""
+    if not is_monai(name) and "conv_stem" not in args:
         backbone: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
         return backbone
     backbone = build(name, args)
@@ -130,6 +161,14 @@ def load(folder: Path, name: str, args: dict[str, Any]) -> nn.Module:
 def origin(name: str) -> str:
     """MONAI's class behind a `monai:` name; another program can load the weights into it."""
     return ORIGIN[NETWORKS[name.removeprefix(MONAI)][0]]
+
+
+def is_plain_vit(name: str) -> bool:
+    """Whether the architecture is timm's VisionTransformer itself."""
+    if is_monai(name):
+        return False
+    with torch.device("meta"):
+        return isinstance(timm.create_model(name, pretrained=False), VisionTransformer)
 
 
 def is_convolutional(name: str) -> bool:

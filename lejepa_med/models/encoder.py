@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.layers import HybridEmbed, PatchEmbed
 from torch import Tensor, nn
 
 from data_adapters.base import Spec
@@ -67,7 +68,9 @@ class Encoder(nn.Module):
         return features[:, features.shape[1] // 2] if self.dims == 3 else features
 
 
-def create_encoder(name: str, spec: Spec, *, drop_path: float = 0.0) -> Encoder:
+def create_encoder(
+    name: str, spec: Spec, *, drop_path: float = 0.0, registers: int = 0, conv_stem: bool = False
+) -> Encoder:
     """A randomly initialised encoder.
 
     Args:
@@ -75,12 +78,14 @@ def create_encoder(name: str, spec: Spec, *, drop_path: float = 0.0) -> Encoder:
             'monai:resnet18', 'monai:vit_small' or 'monai:swinunetr'.
         spec: dimensions, channels, sizes and normalisation of the adapter.
         drop_path: stochastic depth rate.
+        registers: register tokens of a ViT.
+        conv_stem: whether a ViT's patches come from a stack of convolutions.
 
     Raises:
         ConfigError: the name is unknown or of other dimensions, or the architecture cannot take these sizes.
     """
     check_name(name, dims=spec.dims)
-    args = model_arguments(name, spec, drop_path=drop_path)
+    args = model_arguments(name, spec, drop_path=drop_path, registers=registers, conv_stem=conv_stem)
     try:
         encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec)
         _check_sizes(encoder, spec)
@@ -97,7 +102,10 @@ def create_encoder(name: str, spec: Spec, *, drop_path: float = 0.0) -> Encoder:
 def _check_sizes(encoder: Encoder, spec: Spec) -> None:
     encoder.eval()
     embed = getattr(encoder.backbone, "patch_embed", encoder.backbone)
-    patch = max(getattr(embed, "patch_size", (1, 1)))
+    if isinstance(embed, PatchEmbed | HybridEmbed):
+        patch = embed.feat_ratio()  # patches side by side, or what a convolutional stem's layers reduce
+    else:  # timm's other stems overlap their patches, so nothing is lost; MONAI's networks name theirs
+        patch = max(getattr(encoder.backbone, "patch_size", (1,))) if encoder.dims == 3 else 1
     for size in {spec.global_size} | ({spec.local_size} if spec.n_local else set()):
         if size % patch:  # the last pixels of each side would be dropped without a word
             raise ValueError(f"{size} px is no multiple of its patch of {patch} px")

@@ -26,8 +26,8 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.atomic import new_folder
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.architectures import is_monai, load, origin
-from lejepa_med.models.encoder import Encoder, create_encoder
+from lejepa_med.models.architectures import build, is_monai, load, origin
+from lejepa_med.models.encoder import Encoder
 
 INFO = "lejepa_med.json"
 FORMAT = 1
@@ -64,8 +64,7 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         _write_json(draft / "config.json", _config(encoder, spec))
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
         _write_json(draft / INFO, info)
-        name = folder.parent.name if folder.name == "encoder" else folder.name
-        (draft / "README.md").write_text(_model_card(name, info), encoding="utf-8")
+        (draft / "README.md").write_text(_model_card(_name(folder), info), encoding="utf-8")
         _check(encoder, draft, spec)
 
 
@@ -220,8 +219,14 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
     adapter = data_adapters.from_description(info["adapter"])
     backbone = load(folder, info["backbone"], info["model_args"])
     module = Encoder(backbone, name=info["backbone"], model_args=info["model_args"], spec=adapter.spec)
-    name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
-    return LoadedEncoder(module=module, adapter=adapter, info=info, name=name, device=device)
+    return LoadedEncoder(module=module, adapter=adapter, info=info, name=_name(folder.resolve()), device=device)
+
+
+def _name(folder: Path) -> str:
+    """What users call an encoder: its run, `RUN` for RUN/encoder and `RUN-average` for RUN/encoder-average."""
+    if folder.name.startswith("encoder"):
+        return folder.parent.name + folder.name.removeprefix("encoder")
+    return folder.name
 
 
 def find_encoders(runs: Path) -> list[Path]:
@@ -236,10 +241,13 @@ def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
     """The same architecture and preprocessing with fresh weights: the control beside which every probe is reported."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = create_encoder(encoder.module.name, encoder.adapter.spec)
+        args = {key: value for key, value in encoder.module.model_args.items() if key != "drop_path_rate"}
+        name, spec = encoder.module.name, encoder.adapter.spec
+        module = Encoder(build(name, args), name=name, model_args=args, spec=spec)
     info = {**encoder.info, "weights_sha256": f"random:{seed}"}
-    name = f"{encoder.name}-random"
-    return LoadedEncoder(module=module, adapter=encoder.adapter, info=info, name=name, device=encoder.device)
+    return LoadedEncoder(
+        module=module, adapter=encoder.adapter, info=info, name=f"{encoder.name}-random", device=encoder.device
+    )
 
 
 def _write_json(file: Path, value: Any) -> None:

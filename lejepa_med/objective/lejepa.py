@@ -1,12 +1,22 @@
 """The LeJEPA loss: predict the centre of the global views, keep the embeddings isotropic Gaussian."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lejepa_med.objective.invariance import Target, invariance
 from lejepa_med.objective.sigreg import SIGReg
-from lejepa_med.training.distributed import all_reduce_sum
+
+Pool = Literal["per_view", "pooled"]
+Weighting = Literal["convex", "additive"]
+
+
+class Regularizer(Protocol):
+    """What keeps embeddings from collapsing: SIGReg, another normality test, VISReg or SpectralEntropy."""
+
+    def __call__(self, z: Tensor, *, seed: int, step: int) -> Tensor:
+        """Scalar for z (views, batch, dim), equal on all ranks."""
 
 
 class LeJEPALoss(NamedTuple):
@@ -14,13 +24,14 @@ class LeJEPALoss(NamedTuple):
 
     Attributes:
         loss: what to call backward on.
-        invariance: mean squared distance to the centre of the global views, detached.
-        sigreg: SIGReg averaged over the views, detached; about `FLOOR` at convergence, never 0.
+        invariance: mean squared distance of the views to their target, detached.
+        regularizer: SIGReg (or what was chosen instead of it) averaged over the views, detached. SIGReg is about
+            `FLOOR` at convergence, never 0.
     """
 
     loss: Tensor
     invariance: Tensor
-    sigreg: Tensor
+    regularizer: Tensor
 
 
 class LeJEPA(nn.Module):
@@ -34,25 +45,37 @@ class LeJEPA(nn.Module):
     Args:
         lamb: lambda in (0, 1). The best value grows with the number of views (the paper's Table 7: .01 / .02 / .05 for
             2 / 4 / 8 views at batches of 256 to 512), and SIGReg's gradient grows with the global batch.
-        sigreg: the regulariser; 1024 slices and 17 knots on [0, 3] by default.
+        regularizer: 1024 slices and 17 knots of SIGReg on [0, 3] by default.
+        target: what the views are pulled to, see `invariance`.
+        pool: "pooled" regularises the views as one sample of V * N, which multiplies SIGReg and its gradient by V
+            (as stable-pretraining does); `per_view` is Algorithm 2.
+        weighting: "additive" is invariance + lambda * regulariser (as stable-pretraining does), for any lambda > 0.
 
     Raises:
-        ValueError: lamb outside (0, 1).
+        ValueError: lamb outside (0, 1), or not positive where it is additive.
     """
 
-    def __init__(self, lamb: float, sigreg: SIGReg | None = None) -> None:
+    def __init__(
+        self,
+        lamb: float,
+        regularizer: nn.Module | None = None,
+        *,
+        target: Target = "global_mean",
+        pool: Pool = "per_view",
+        weighting: Weighting = "convex",
+    ) -> None:
         super().__init__()
-        if not 0 < lamb < 1:
-            raise ValueError(
-                f"lamb weighs SIGReg against invariance and must lie strictly between 0 and 1, got {lamb}; "
-                "start from .05 for 8 views, .02 for 4, .01 for 2."
-            )
+        self.weigh = Weights(lamb, weighting)
         self.lamb = lamb
-        self.sigreg = SIGReg() if sigreg is None else sigreg
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}.")
+        self.regularizer = SIGReg() if regularizer is None else regularizer
+        self.target = target
+        self.pool = pool
 
     def extra_repr(self) -> str:
         """Show the settings in print(model)."""
-        return f"lamb={self.lamb}"
+        return f"lamb={self.lamb}, target={self.target}, pool={self.pool}, weighting={self.weigh.kind}"
 
     def forward(self, global_z: Tensor, local_z: Tensor | None = None, *, seed: int, step: int) -> LeJEPALoss:
         """Compute the loss of one step.
@@ -75,12 +98,36 @@ class LeJEPA(nn.Module):
                 f"LeJEPA compares views: it needs (views, batch, dim) with at least 2 views, got {tuple(z.shape)}."
             )
         z = z if z.dtype == torch.float64 else z.float()
-        squares = (z[: global_z.shape[0]].mean(0) - z).square().sum()
-        total = all_reduce_sum(torch.stack([squares, squares.new_full((), z.numel())]))
-        invariance = total[0] / total[1]
-        sigreg = self.sigreg(z, seed=seed, step=step)
-        loss = (1 - self.lamb) * invariance + self.lamb * sigreg
-        return LeJEPALoss(loss, invariance.detach(), sigreg.detach())
+        distance = invariance(z, n_global=len(global_z), target=self.target)
+        regularizer = cast(Regularizer, self.regularizer)(pooled(z, self.pool), seed=seed, step=step)
+        return LeJEPALoss(self.weigh(distance, regularizer), distance.detach(), regularizer.detach())
+
+
+class Weights:
+    """The one trade-off: lambda between a prediction term and a regulariser.
+
+    Raises:
+        ValueError: lamb outside (0, 1), or not positive where it is additive.
+    """
+
+    def __init__(self, lamb: float, kind: Weighting = "convex") -> None:
+        if kind not in get_args(Weighting):
+            raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {kind!r}.")
+        if not 0 < lamb < (1 if kind == "convex" else float("inf")):
+            raise ValueError(
+                f"lamb weighs SIGReg against invariance and must lie strictly between 0 and 1, got {lamb}; "
+                "start from .05 for 8 views, .02 for 4, .01 for 2. With additive weights it may exceed 1."
+            )
+        self.lamb, self.kind = lamb, kind
+
+    def __call__(self, prediction: Tensor, regularizer: Tensor) -> Tensor:
+        """The loss of the two scalars."""
+        return (1 - self.lamb if self.kind == "convex" else 1) * prediction + self.lamb * regularizer
+
+
+def pooled(z: Tensor, pool: Pool) -> Tensor:
+    """(views, batch, dim) as it is, or as the one view (1, views * batch, dim)."""
+    return z.flatten(0, 1)[None] if pool == "pooled" else z
 
 
 def _joined(global_z: Tensor, local_z: Tensor) -> Tensor:

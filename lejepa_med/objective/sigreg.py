@@ -10,7 +10,10 @@ and that knot is dropped. N is the global batch: the ECF sums of all ranks are a
 """
 
 import math
+import warnings
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -177,6 +180,9 @@ class _EcfSums(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, spacing: float, count: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.spacing = spacing
+        if (kernels := _kernels(x)) is not None:
+            summed: Tensor = kernels.forward(x, spacing, count)
+            return summed
         sums = x.new_zeros(x.shape[0], count, x.shape[2], dtype=x.dtype.to_complex())
         for views, rows in _blocks(x):
             base = _unit(x[views, rows], spacing)
@@ -191,6 +197,8 @@ class _EcfSums(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
+        if (kernels := _kernels(x)) is not None:
+            return kernels.backward(x, grad, ctx.spacing), None, None
         count = grad.shape[1]
         t = ctx.spacing * torch.arange(1, count + 1, dtype=x.dtype, device=x.device)[:, None]
         # dx = sum of t (g_sin cos - g_cos sin) = real part of a polynomial in exp(i spacing x), by Horner's rule.
@@ -203,6 +211,34 @@ class _EcfSums(torch.autograd.Function):
                 total = total.add_(coefficients[views, knot, None]).mul_(base)
             grad_x[views, rows] = total.real
         return grad_x, None, None
+
+
+def _kernels(x: Tensor) -> Any:
+    """The module of Triton kernels where they serve: float32 on a CUDA device on which they passed their check."""
+    return _checked_kernels(x.device) if x.is_cuda and x.dtype == torch.float32 else None
+
+
+@lru_cache
+def _checked_kernels(device: torch.device) -> Any:
+    """Compile the kernels for `device` and compare them with the formula there; None, with a warning, if they fail."""
+    try:
+        kernels = import_module("lejepa_med.objective.ecf_triton")
+        x = torch.randn(2, 300, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        plain = x.clone().requires_grad_()
+        sums = ecf_sums(plain, spacing=0.1875, count=16)
+        weights = torch.randn(sums.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (grad,) = torch.autograd.grad(sums, plain, weights)
+        there = x.float().to(device)
+        pairs = (
+            (kernels.forward(there, 0.1875, 16), sums.detach()),
+            (kernels.backward(there, weights.float().to(device), 0.1875), grad),
+        )
+        for got, expected in pairs:
+            torch.testing.assert_close(got.double().cpu(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    except Exception as error:  # a driver, a compiler or Triton itself: whatever it is, the formula still works
+        warnings.warn(f"SIGReg runs without its GPU kernels ({type(error).__name__}: {error}).", stacklevel=2)
+        return None
+    return kernels
 
 
 def _unit(x: Tensor, spacing: float) -> Tensor:

@@ -12,7 +12,7 @@ import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest
-from data_adapters.scan import Scan, scan_archive
+from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
 from lejepa_med.errors import UserError
 
 JOURNAL = ".scan"  # inside --out: what the next scan need not read again
@@ -41,6 +41,7 @@ def scan(
     workers: int | None = None,
     journal: Path | None = None,
     fresh: bool = False,
+    file_seconds: float = FILE_SECONDS,
     console: Console,
 ) -> Scan:
     """Scan with a progress bar and a summary table; see `data_adapters.scan.scan_archive`.
@@ -59,6 +60,7 @@ def scan(
             workers=workers,
             journal=journal,
             fresh=fresh,
+            file_seconds=file_seconds,
             progress=lambda seen, total: bar.update(task, completed=seen, total=total),
         )
     console.print(summary(result, remembered=journal is not None))
@@ -103,8 +105,8 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
-    if result.unused:
-        table.add_row("[yellow]catalogue", f"{len(result.unused):,} rows match no file; are paths relative to it?")
+    if result.unused_rows:
+        table.add_row("[yellow]catalogue", f"{result.unused_rows:,} rows match no file; are paths relative to it?")
     return table
 
 

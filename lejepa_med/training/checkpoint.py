@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lejepa_med.atomic import new_folder
 from lejepa_med.errors import TrainingError
@@ -16,23 +17,44 @@ KEEP = 2
 PATTERN = "step-*"
 
 
-def save_checkpoint(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a run continues from, on the CPU and whole, whatever the number of processes.
+
+    Attributes:
+        step: finished steps.
+        model: weights and buffers by name.
+        optimizer: as `Optimizer.state_dict()` gives it.
+        average: of the encoder's weights, or empty.
+        scaler: of 16-bit gradients, or empty.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     """Write `folder`/step-XXXXXXXX, then remove all but the two newest.
 
     Raises:
         TrainingError: a weight is not finite; the older checkpoints stay.
     """
-    tensors = {f"model.{name}": _plain(tensor) for name, tensor in model.state_dict().items()}
+    step, optimizer = snapshot.step, snapshot.optimizer
+    tensors = {f"model.{name}": _plain(tensor) for name, tensor in snapshot.model.items()}
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise not_finite(step)
-    state = optimizer.state_dict()
-    for index, values in state["state"].items():
+    for index, values in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": _plain(torch.as_tensor(value)) for name, value in values.items()}
+    tensors |= {f"average.{name}": _plain(tensor) for name, tensor in snapshot.average.items()}
     target = folder / f"step-{step:08d}"
     with new_folder(target) as draft:
         save_file(tensors, draft / "tensors.safetensors")
-        (draft / "state.json").write_text(json.dumps({"step": step, "groups": state["param_groups"]}, indent=1) + "\n")
+        state = {"step": step, "groups": optimizer["param_groups"], "scaler": snapshot.scaler}
+        (draft / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
     return target
@@ -52,21 +74,27 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(PATTERN) if (path / "state.json").is_file())
 
 
-def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest checkpoint and return its step; 0 when there is none."""
+def load_checkpoint(folder: Path) -> Snapshot | None:
+    """The newest checkpoint; None when there is none."""
     found = checkpoints(folder)
     if not found:
-        return 0
+        return None
     state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text())
-    tensors = load_file(found[-1] / "tensors.safetensors")
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+    for key, tensor in load_file(found[-1] / "tensors.safetensors").items():
+        part, name = key.split(".", 1)
+        parts[part][name] = tensor
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            moments.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
-    return int(state["step"])
+    for key, tensor in parts["optimizer"].items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = tensor
+    return Snapshot(
+        step=int(state["step"]),
+        model=parts["model"],
+        optimizer={"state": moments, "param_groups": state["groups"]},
+        average=parts["average"],
+        scaler=state.get("scaler", {}),
+    )
 
 
 def _plain(tensor: Tensor) -> Tensor:

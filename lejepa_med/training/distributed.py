@@ -34,6 +34,21 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return reduced
 
 
+def all_gather_rows(x: Tensor, *, dim: int) -> Tensor:
+    """Join the ranks' shares of `x` along `dim`, in rank order, with the gradient that belongs to it.
+
+    For statistics that no sum over samples can express, such as those of the sorted batch. Ranks may hold different
+    numbers of rows; the other dimensions must agree. The gradient is the sum over ranks of what each owes to the rows
+    of this one, so the same rule as for `all_reduce_sum` holds: a statistic that all ranks compute from the joined rows
+    gets world_size times its gradient, which DDP's mean undoes. The sizes are exchanged first, which on a GPU waits for
+    the device.
+    """
+    if world_size() == 1:
+        return x
+    joined: Tensor = _AllGatherRows.apply(x, dim)
+    return joined
+
+
 class _AllReduceSum(torch.autograd.Function):
     """SUM forward, SUM backward."""
 
@@ -50,3 +65,24 @@ def _reduced(x: Tensor) -> Tensor:
     total = x.detach().clone(memory_format=torch.contiguous_format)  # backends refuse strided tensors
     dist.all_reduce(total)
     return total
+
+
+class _AllGatherRows(torch.autograd.Function):
+    """Gather forward; SUM and this rank's rows backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        own = torch.tensor([x.shape[dim]], device=x.device)
+        counts = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(counts, own)
+        sizes = [int(count) for count in counts]
+        padded = x.movedim(dim, 0).new_zeros(max(sizes), *x.movedim(dim, 0).shape[1:])  # backends want equal shapes
+        padded[: x.shape[dim]] = x.movedim(dim, 0)
+        shares = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(shares, padded)
+        ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: rank()]), x.shape[dim]
+        return torch.cat([share[:size] for share, size in zip(shares, sizes, strict=True)]).movedim(0, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _reduced(grad).narrow(ctx.dim, ctx.start, ctx.size), None

@@ -3,6 +3,7 @@
 config.yaml metrics.jsonl online.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
 local.yaml manifest.parquet rejected.csv   paths of this machine, see docs/privacy.md: never to be shared
 bad_files.jsonl                            the same, and only when reads failed during training
+encoder-average/                           only with --optim.average
 """
 
 import json
@@ -27,6 +28,7 @@ class RunFolder:
         self.bad_files = root / "bad_files.jsonl"
         self.checkpoints = root / "checkpoints"
         self.encoder = root / "encoder"
+        self.averaged = root / "encoder-average"
         self.report = root / "report.html"
 
     def start(self, *, overwrite: bool) -> None:
@@ -67,6 +69,7 @@ class RunFolder:
                 remedy="Leave them out to resume, or start a new run with another --out.",
             )
         recover(self.encoder)
+        recover(self.averaged)
         return saved
 
     def truncate_metrics(self, step: int) -> None:

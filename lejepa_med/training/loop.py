@@ -20,7 +20,9 @@ from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
+from lejepa_med.models.start import compile_backbone
 from lejepa_med.training.archive import open_archive, scan
+from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.evaluate import write_run_report
@@ -28,9 +30,10 @@ from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
 from lejepa_med.training.monitor import RunningMean
 from lejepa_med.training.observe.watch import Watch
-from lejepa_med.training.resolve import resolve_archive, resolve_machine
-from lejepa_med.training.save import Saver, State, raw_optimizer
+from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
+from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.sharding import fsdp_strategy
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import StopSignal
 
@@ -80,10 +83,12 @@ def pretrain(
         manifest, adapter = open_archive(run.manifest)
     else:
         config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
+    for warning in warnings(config, world_size=fabric.world_size):
+        console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
     state = build_state(fabric, config, adapter)
-    state.step = (
-        load_checkpoint(run.checkpoints, model=state.module, optimizer=raw_optimizer(state.optimizer)) if resume else 0
-    )
+    saved = load_checkpoint(run.checkpoints) if resume else None
+    if saved is not None:
+        restore(fabric, state, saved)
     steps = fit(fabric, config, run, state, manifest, adapter, console=console)
     if fabric.is_global_zero:
         write_run_report(run, config, manifest, console=console, finished=state.step == steps)
@@ -105,7 +110,7 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
         accelerator=accelerator,
         devices=local,
         num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
+        strategy="auto" if world == 1 else fsdp_strategy(world) if config.train.strategy == "fsdp" else "ddp",
         precision=resolved.train.precision,
     )
     fabric.launch()
@@ -143,8 +148,13 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
     module = build_method(config, adapter.spec)
     if fabric.world_size > 1:
         module = convert_batchnorm(module)  # type: ignore[assignment]
-    model, optimizer = fabric.setup(module, make_optimizer(module, config.optim))
-    return State(model=model, optimizer=optimizer, module=module)
+    if config.train.compile:
+        compile_backbone(module.encoder)
+    # the optimiser after the model: sharding replaces the parameters
+    model = fabric.setup_module(module)
+    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim))
+    average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
+    return State(model=model, optimizer=optimizer, module=module, average=average)
 
 
 def fit(

@@ -1,5 +1,6 @@
-"""What changes during a run, and how it is written: checkpoint and encoder folder together."""
+"""What changes during a run, and how it is written: checkpoint and encoder folders together."""
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,13 @@ from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig
 from lejepa_med.embed import archive_digest
 from lejepa_med.methods import Method
+from lejepa_med.models.architectures import build
+from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
-from lejepa_med.training.checkpoint import save_checkpoint
+from lejepa_med.training.average import UPDATES, WeightAverage
+from lejepa_med.training.checkpoint import Snapshot, save_checkpoint
 from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.sharding import gather, is_sharded, scatter
 
 
 @dataclass
@@ -24,6 +29,7 @@ class State:
     model: Any  # the Method, wrapped by Fabric
     optimizer: Any
     module: Method
+    average: WeightAverage | None = None
     step: int = 0
 
 
@@ -32,8 +38,39 @@ def raw_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # type: ignore[no-any-return]
 
 
+def snapshot(fabric: lightning.Fabric, state: State) -> Snapshot:
+    """The state as a whole; called by all ranks, complete on rank 0."""
+    optimizer = raw_optimizer(state.optimizer)
+    if is_sharded(state.module):
+        model, moments = gather(state.module, optimizer)
+    else:
+        model, moments = state.module.state_dict(), optimizer.state_dict()
+    return Snapshot(
+        step=state.step,
+        model=model,
+        optimizer=moments,
+        average=state.average.state_dict() if state.average is not None else {},
+        scaler=fabric._precision.state_dict(),
+    )
+
+
+def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
+    """The reverse of `snapshot`; every rank has read the same file."""
+    optimizer = raw_optimizer(state.optimizer)
+    if is_sharded(state.module):
+        scatter(state.module, optimizer, saved.model, saved.optimizer)
+    else:
+        state.module.load_state_dict(saved.model)
+        optimizer.load_state_dict(saved.optimizer)
+    if state.average is not None:
+        state.average.load_state_dict(saved.average)
+    if saved.scaler:
+        fabric._precision.load_state_dict(saved.scaler)
+    state.step = saved.step
+
+
 class Saver:
-    """Checkpoint and encoder folder, together."""
+    """Checkpoint and encoder folders, together."""
 
     def __init__(
         self,
@@ -47,7 +84,13 @@ class Saver:
         steps: int,
     ) -> None:
         self.fabric, self.config, self.run, self.state = fabric, config, run, state
-        self.manifest, self.adapter, self.steps = manifest, adapter, steps
+        self.adapter, self.steps = adapter, steps
+        # once: at a million records this is seconds, and a checkpoint should not be
+        self.data = {
+            "records": len(manifest),
+            "groups": len(set(manifest.column("group"))),
+            "fingerprint": archive_digest(manifest),
+        }
         self.last = time.perf_counter()
 
     def due(self, fabric: lightning.Fabric) -> bool:
@@ -58,17 +101,32 @@ class Saver:
         return bool(fabric.broadcast(due)) if fabric.world_size > 1 else due
 
     def now(self) -> None:
-        """Write both; rank 0 writes, all wait."""
+        """Write all; rank 0 writes, the others help to gather and wait."""
+        whole = snapshot(self.fabric, self.state)
         if self.fabric.is_global_zero:
-            module, step = self.state.module, self.state.step
-            save_checkpoint(
-                self.run.checkpoints, step=step, model=module, optimizer=raw_optimizer(self.state.optimizer)
-            )
-            save_encoder(module.encoder, self.adapter, self.run.encoder, details=self._details(step))
+            save_checkpoint(self.run.checkpoints, whole)
+            details = self._details(whole.step)
+            live = self.state.module.encoder
+            prefix = "encoder.backbone."
+            if is_sharded(self.state.module):
+                weights = {k.removeprefix(prefix): v for k, v in whole.model.items() if k.startswith(prefix)}
+                live = self._encoder(weights)
+            save_encoder(live, self.adapter, self.run.encoder, details=details)
+            if whole.average:
+                weights = {name: value for name, value in whole.average.items() if name != UPDATES}
+                save_encoder(self._encoder(weights), self.adapter, self.run.averaged, details=details)
         self.fabric.barrier()
         self.last = time.perf_counter()
 
+    def _encoder(self, weights: dict[str, torch.Tensor]) -> Encoder:
+        """An encoder like the live one, on the CPU, with these weights of its backbone."""
+        live = self.state.module.encoder
+        backbone = build(live.name, copy.deepcopy(live.model_args))
+        backbone.load_state_dict(weights, strict=True)
+        return Encoder(backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec)
+
     def _details(self, step: int) -> dict[str, Any]:
+        model = self.config.model.model_dump(mode="json", exclude={"init"})  # a place on this machine
         return {
             "objective": self.config.objective.model_dump(mode="json"),
             "training": {
@@ -76,14 +134,11 @@ class Saver:
                 "steps": self.steps,
                 "epochs": self.config.train.epochs,
                 "batch_size": self.config.train.batch_size,
+                "accumulate": self.config.train.accumulate,
                 "seed": self.config.train.seed,
                 "precision": self.config.train.precision,
                 "optim": self.config.optim.model_dump(mode="json"),
-                "model": self.config.model.model_dump(mode="json"),
+                "model": model | {"continued": self.config.model.init is not None},
             },
-            "data": {
-                "records": len(self.manifest),
-                "groups": len(set(self.manifest.column("group"))),
-                "fingerprint": archive_digest(self.manifest),
-            },
+            "data": self.data,
         }

@@ -3,38 +3,67 @@
 import math
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 from torch.optim import AdamW
 
 from lejepa_med.config import OptimConfig
+from lejepa_med.errors import ConfigError
+
+PLAIN = ("pos_embed", "position_embeddings", "cls_token", "reg_token")  # tensors, but no weights of a layer
 
 
 def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
-    """Linear warm-up, then cosine from `lr` to `lr * final_lr`, which the last step reaches exactly.
+    """Linear warm-up, then cosine from `lr` to `lr * final_lr`, which the last step reaches exactly; or constant.
 
     Args:
         step: from 0.
         steps: of the whole run.
-        config: `lr`, `warmup` (fraction of the steps) and `final_lr` (fraction of `lr`).
+        config: `lr`, `schedule`, `warmup` (fraction of the steps) and `final_lr` (fraction of `lr`).
     """
     peak = config.lr or 0.0
     warmup = max(1, round(config.warmup * steps))
     if step < warmup:
         return peak * (step + 1) / warmup
+    if config.schedule == "constant":
+        return peak
     done = (step - warmup) / max(1, steps - 1 - warmup)
     low = peak * config.final_lr
     return low + (peak - low) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW without weight decay on norms, biases and other vectors, positional embeddings and class tokens."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    """AdamW without weight decay on norms, biases and other vectors, positional embeddings and class tokens.
+
+    With `layer_decay`, a group carries `lr_scale`, the factor of its learning rate: layer_decay ** (layers above it).
+    """
+    scales = layer_scales(model, config.layer_decay) if config.layer_decay < 1 else {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        vector = parameter.ndim <= 1 or name.endswith(("pos_embed", "position_embeddings", "cls_token", "reg_token"))
-        (plain if vector else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        if parameter.requires_grad:
+            vector = parameter.ndim <= 1 or name.endswith(PLAIN)
+            decay = 0.0 if vector else float(config.weight_decay or 0.0)
+            groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+    named = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1]))
     ]
-    return AdamW([group for group in groups if group["params"]], lr=config.lr or 0.0)
+    return AdamW(named, lr=config.lr or 0.0)
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Learning-rate factors of the backbone's parameters by their names in `model`; what is not named has 1.
+
+    Layers are timm's own grouping: the stem is the lowest, the final norm the highest.
+
+    Raises:
+        ConfigError: the backbone does not say what its layers are.
+    """
+    backbone: Any = model.get_submodule("encoder.backbone")
+    if not hasattr(backbone, "group_matcher"):
+        raise ConfigError(
+            "This backbone does not tell its layers apart.", remedy="Leave out --optim.layer-decay, or use timm's."
+        )
+    layers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    top = max(layers.values())
+    return {f"encoder.backbone.{name}": decay ** (top - layer) for name, layer in layers.items()}

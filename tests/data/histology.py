@@ -1,8 +1,10 @@
 """Miniature slides and tiles in real formats: H&E-like tissue by Beer-Lambert from haematoxylin and eosin."""
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -43,16 +45,20 @@ def write_pyramid(
     compression: str = "deflate",
     description: str | None = None,
     tile: int = 256,
+    quality: int | None = None,
 ) -> Path:
     """A tiled TIFF whose further pages are halved by areas; openslide reads it as generic-tiff.
 
-    With an Aperio `description` openslide takes it for an SVS. `mpp` None writes no resolution tags.
+    With an Aperio `description` openslide takes it for an SVS. `mpp` None writes no resolution tags. `quality` is
+    JPEG's.
     """
     resolution = None
     if mpp is not None:
         x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
         resolution = (1e4 / x, 1e4 / y)
-    common = {"compression": compression, "photometric": "rgb" if picture.ndim == 3 else "minisblack"}
+    common: dict[str, Any] = {"compression": compression, "photometric": "rgb" if picture.ndim == 3 else "minisblack"}
+    if quality is not None and compression == "jpeg":
+        common["compressionargs"] = {"level": quality}
     common |= {"resolution": resolution, "resolutionunit": "CENTIMETER"} if resolution else {}
     with tifffile.TiffWriter(path) as file:
         for level in range(levels):
@@ -256,3 +262,50 @@ def write_pcam(
     lines = [f"{row},1,0,0,0,camelyon16_train_normal_{row // 2:03d}" for row in range(rows)]
     (folder / f"{base}meta.csv").write_text("\n".join([",tumor_patch,center_tumor_patch,y,x,wsi", *lines]) + "\n")
     return folder / f"{base}x.h5", tiles
+
+
+def write_mrxs(path: Path, picture: np.ndarray, *, mpp: float = 0.5, tile: int = 64) -> Path:
+    """A MIRAX slide of two levels, sides whole multiples of 2 * tile: index, Slidedat.ini, Index.dat, Data0000.dat."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True)
+    path.write_bytes(b"index " + path.stem.encode())
+    columns, rows = picture.shape[1] // tile, picture.shape[0] // tile
+    data, records = bytearray(b"01.02slide-7".ljust(64, b"\0")), []
+    for level in range(2):
+        if level:
+            half = (picture.shape[1] // 2, picture.shape[0] // 2)
+            picture = cv2.resize(picture, half, interpolation=cv2.INTER_AREA)
+        entries = []
+        for row in range(rows >> level):
+            for column in range(columns >> level):
+                stream = io.BytesIO()
+                part = picture[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+                Image.fromarray(part).save(stream, "JPEG", quality=95, subsampling=0)
+                image = (row << level) * columns + (column << level)  # in images of level 0
+                entries.append((image, len(data), len(stream.getvalue()), 0))
+                data += stream.getvalue()
+        records.append(entries)
+    (folder / "Data0000.dat").write_bytes(data)
+    # roots, then one pointer a level, then for each level an empty page and the page with its images
+    start = 5 + len("slide-7")
+    heads, pages, at = [], b"", start + 8 + 8
+    for entries in records:
+        heads.append(at + len(pages))
+        pages += struct.pack("<ii", 0, at + len(pages) + 8)
+        pages += struct.pack("<ii", len(entries), 0) + b"".join(struct.pack("<iiii", *entry) for entry in entries)
+    index = b"01.02slide-7" + struct.pack("<ii", start + 8, start + 8) + struct.pack("<ii", *heads) + pages
+    (folder / "Index.dat").write_bytes(index)
+    zoom = "".join(
+        f"[ZOOM_{level}]\nOVERLAP_X = 0\nOVERLAP_Y = 0\nMICROMETER_PER_PIXEL_X = {mpp * 2**level}\n"
+        f"MICROMETER_PER_PIXEL_Y = {mpp * 2**level}\nIMAGE_FORMAT = JPEG\nIMAGE_FILL_COLOR_BGR = 16777215\n"
+        f"DIGITIZER_WIDTH = {tile}\nDIGITIZER_HEIGHT = {tile}\nIMAGE_CONCAT_FACTOR = {level}\n"
+        for level in range(2)
+    )
+    (folder / "Slidedat.ini").write_text(
+        f"[GENERAL]\nSLIDE_VERSION = 01.02\nSLIDE_ID = slide-7\nIMAGENUMBER_X = {columns}\nIMAGENUMBER_Y = {rows}\n"
+        "OBJECTIVE_MAGNIFICATION = 20\nCameraImageDivisionsPerSide = 1\n"
+        "[HIERARCHICAL]\nHIER_COUNT = 1\nNONHIER_COUNT = 0\nINDEXFILE = Index.dat\nHIER_0_NAME = Slide zoom level\n"
+        "HIER_0_COUNT = 2\nHIER_0_SECTION = ZOOM\nHIER_0_VAL_0_SECTION = ZOOM_0\nHIER_0_VAL_1_SECTION = ZOOM_1\n"
+        f"[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = Data0000.dat\n{zoom}"
+    )
+    return path

@@ -1,5 +1,7 @@
 """Miniature pictures and arrays of many depths and layouts."""
 
+import itertools
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,21 @@ def write_archive(folder: Path, count: int = 4) -> Path:
         else:
             write_image(place / f"{number}.jpg", scene(seed=number), quality=95)
     return folder
+
+
+def cmyk_profile(colours: dict[tuple[int, int, int, int], tuple[float, float, float]]) -> bytes:
+    """An ICC 2.4 printer profile: the CIELAB colours of inks that are off (0) or full (1), linear between; else black.
+
+    One tag A2B0 of type mft1 (ICC.1:2001-04, 6.5.9) with a grid of two points an ink.
+    """
+    lab = [colours.get(inks, (0.0, 0.0, 0.0)) for inks in itertools.product((0, 1), repeat=4)]
+    grid = bytes(round(v) for L, a, b in lab for v in (L * 2.55, a + 128, b + 128))
+    identity = b"".join(struct.pack(">i", 65536 * (k % 4 == 0)) for k in range(9))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + bytes(range(256)) * 4 + grid + bytes(range(256)) * 3
+    start = 128 + 4 + 12
+    d50 = struct.pack(">3i", 63190, 65536, 54061)
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s", start + len(table), b"", 0x02400000, b"prtr", b"CMYK", b"Lab ", bytes(12), b"acsp"
+    )
+    head = (head + bytes(28) + d50).ljust(128, b"\0")
+    return head + struct.pack(">I4sII", 1, b"A2B0", start, len(table)) + table

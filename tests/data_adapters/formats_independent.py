@@ -75,7 +75,10 @@ def picture(path: Path) -> np.ndarray:
     if suffix == ".tif" and "ojpeg" not in path.name:
         with tifffile.TiffFile(path) as tiff:
             pixels = tiff.pages[0].asarray()
-            axes = tiff.pages[0].axes
+            axes, separated = tiff.pages[0].axes, tiff.pages[0].photometric == tifffile.PHOTOMETRIC.SEPARATED
+        if separated:  # CMYK without a profile, as ideal inks
+            paper = 255.0 - pixels
+            return np.rint(paper[..., :3] * paper[..., 3:] / 255).astype(np.uint8)
         return np.moveaxis(pixels, 0, -1) if axes == "SYX" else pixels
     if suffix in (".gif", ".jp2", ".avif"):
         decode = {".gif": imagecodecs.gif_decode, ".jp2": imagecodecs.jpeg2k_decode, ".avif": imagecodecs.avif_decode}

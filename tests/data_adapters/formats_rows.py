@@ -189,7 +189,7 @@ pillow_hopper_webp_write.ppm | PPM | read: 128 x 128 px, 8 bit, 3 channels, mean
 pillow_multipage_out_of_order.tiff | TIFF of three pages | refused: several frames or pages in one file
 pillow_p_trns_single.png | PNG, palette with a transparent entry | refused: transparent pixels
 pillow_tiff_adobe_deflate.tif | TIFF, deflate | read: 278 x 374 px, 8 bit, 3 channels, mean 161.78
-pillow_tiff_strip_cmyk_jpeg.tif | TIFF, CMYK, JPEG | refused: CMYK pixels, whose RGB values depend on a colour profile
+pillow_tiff_strip_cmyk_jpeg.tif | TIFF, CMYK, JPEG, no profile: ideal inks | read: 100 x 100 px, 8 bit, 3 channels, mean 14.3526
 pillow_tiff_strip_ycbcr_jpeg_2x2_sampling.tif | TIFF, YCbCr JPEG in strips, subsampled | read: 480 x 360 px, 8 bit, 3 channels, mean 115.132
 pillow_tiff_tiled_planar_raw.tif | TIFF, tiled, planes apart | read: 278 x 374 px, 8 bit, 3 channels, mean 161.78
 pillow_truncated_jpeg.jpg | JPEG, truncated | refused: damaged or truncated picture

@@ -1,5 +1,6 @@
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from data_adapters.augment.resize import middle_square
 from data_adapters.base import Record
 from data_adapters.errors import UserError
 from data_adapters.galaxy.adapter import IMAGENET_MEAN, GalaxyAdapter
+from data_adapters.galaxy.hdf5 import CHUNK_CACHE
 from data_adapters.registry import create, from_description
 from tests.data import galaxy as make
 
@@ -192,6 +194,17 @@ def test_a_rewritten_hdf5_file_is_read_anew(tmp_path):
     replacement = make.write_hdf5(tmp_path / "b.h5", rows=3, size=40)
     replacement.rename(path)
     assert adapter.read(records[1], np.random.default_rng(0)).shape == (40, 40, 3)
+
+
+def test_many_images_in_a_compressed_chunk_are_kept_decompressed(tmp_path):
+    images = np.stack([make.picture(64, seed=row) for row in range(12)])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=(6, 64, 64, 3), compression="gzip")
+    adapter, records = fitted(tmp_path)
+    for row in (7, 0, 11, 3, 7):
+        np.testing.assert_array_equal(adapter.pixels(records[row]), images[row])
+    (file,) = adapter._files._open.values()
+    assert file.id.get_access_plist().get_cache()[2] == CHUNK_CACHE  # HDF5's own default passes over large chunks
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import gzip
 
+import h5py
 import numpy as np
 import pytest
 from astropy.io import fits as astropy_fits
@@ -83,6 +84,70 @@ def test_unnamed_planes_need_the_option(tmp_path):
     record, pixels = read(path, bands="g,r,z")
     assert record.meta["bands"] == "g,r,z"
     np.testing.assert_array_equal(pixels, make.source())
+
+
+def catalogue(folder, *rows):
+    (folder / "bands.csv").write_text("path,bands\n" + "".join(f'{path},"{bands}"\n' for path, bands in rows))
+    return Catalog(folder / "bands.csv")
+
+
+def test_a_catalogue_names_the_planes_of_each_file_in_its_own_order(tmp_path):
+    flux = make.source()
+    make.write_cube(tmp_path / "a.fits", flux, bands=None)
+    make.write_cube(tmp_path / "b.fits", flux[..., ::-1], bands=None)
+    make.write_cube(tmp_path / "c.fits", flux)  # the header agrees
+    make.write_single(tmp_path / "d.fits", flux[..., 0])
+    rows = ("a.fits", "g,r,z"), ("b.fits", "z r g"), ("c.fits", "g,r,z"), ("d.fits", "g")
+    records = scan(tmp_path, catalogue(tmp_path, *rows))
+    assert [record.meta["bands"] for record in records] == ["g,r,z", "z,r,g", "g,r,z", "g"]
+    adapter = GalaxyAdapter(background="none", bands="z,g")
+    records = list(adapter.scan(tmp_path, catalog=Catalog(tmp_path / "bands.csv")))
+    assert [getattr(found, "reason", found.uri[-6]) for found in records][:3] == ["a", "b", "c"]
+    assert "differ from the archive's z,g" in records[3].reason
+    for record in records[:3]:
+        assert record.meta["bands"] == "z,g"
+        np.testing.assert_array_equal(adapter.pixels(record), flux[..., [2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("named", "stated", "said"),
+    [
+        ("grz", "z,r,g", "bands z,r,g in the catalogue, but g,r,z in the file"),
+        ("grz", "g,r", "bands g,r in the catalogue, but g,r,z in the file"),
+        (None, "g,r", "bands g,r in the catalogue for a file of 3 planes"),
+        (None, "g,r,r", "bands g,r,r in the catalogue for a file of 3 planes"),
+        (None, "", "3 planes whose bands the header does not name"),
+    ],
+)
+def test_a_catalogue_that_contradicts_the_file_is_refused(tmp_path, named, stated, said):
+    make.write_cube(tmp_path / "a.fits", make.source(), bands=named)
+    (found,) = scan(tmp_path / "a.fits", catalogue(tmp_path, ("a.fits", stated)))
+    assert isinstance(found, Rejected)
+    assert found.reason == said
+    assert "catalogue" in found.remedy
+
+
+@pytest.mark.parametrize(("rows", "side", "survey"), [(3, 69, "SDSS"), (2, 256, "DECaLS")])
+def test_galaxy10_as_it_is_published(tmp_path, rows, side, survey):
+    images = np.stack([make.picture(side, seed=row) for row in range(rows)])
+    with h5py.File(tmp_path / f"Galaxy10_{survey}.h5", "w") as file:
+        file["images"], file["ans"] = images, np.arange(rows, dtype=np.uint8)
+        if survey == "DECaLS":
+            file["ra"], file["dec"] = np.asarray([12.5, 200.25]), np.asarray([-3.5, 41.0])
+            file["redshift"], file["pxscale"] = np.asarray([0.021, np.nan]), np.full(rows, 0.262)
+    records = scan(tmp_path)
+    assert [record.label for record in records] == [str(row) for row in range(rows)]
+    assert {(*record.meta["size"], record.meta["bands"], record.meta["kind"]) for record in records} == {
+        (side, side, "r,g,b", "picture")
+    }
+    adapter = GalaxyAdapter(global_size=64, local_size=32).fit(records)
+    for row, record in enumerate(records):
+        np.testing.assert_array_equal(adapter.pixels(record), images[row])
+    if survey == "DECaLS":
+        assert [record.group for record in records] == [sky_cell(12.5, -3.5), sky_cell(200.25, 41)]
+        assert [record.meta.get("redshift") for record in records] == [0.021, None]
+    else:
+        assert [record.group for record in records] == [f"Galaxy10_SDSS-{row}" for row in range(rows)]
 
 
 def test_other_bands_are_refused_at_scan(tmp_path):

@@ -80,7 +80,7 @@ def test_regions_lie_on_tissue(slide: tuple[Record, np.ndarray]) -> None:
         height, width = source.pixels.shape[:2]
         assert height == width
         assert 110 <= width < 2 * 112
-        saturation = cv2.cvtColor(source.pixels, cv2.COLOR_RGB2HSV)[..., 1]
+        saturation = cv2.cvtColor(np.asarray(source.pixels), cv2.COLOR_RGB2HSV)[..., 1]
         assert (saturation > 30).mean() > 0.45
 
 

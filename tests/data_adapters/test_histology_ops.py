@@ -12,10 +12,10 @@ from data_adapters.histology.recipe import COLOUR, FOCUS, QUALITY
 from tests.data.histology import he_picture
 
 REFERENCE = {
-    "brighter": fpixel.adjust_brightness_torchvision,
-    "contrasted": fpixel.adjust_contrast_torchvision,
-    "saturated": fpixel.adjust_saturation_torchvision,
-    "turned_hue": fpixel.adjust_hue_torchvision,
+    "brightness": fpixel.adjust_brightness_torchvision,
+    "contrast": fpixel.adjust_contrast_torchvision,
+    "saturation": fpixel.adjust_saturation_torchvision,
+    "hue": fpixel.adjust_hue_torchvision,
 }
 
 
@@ -27,15 +27,15 @@ def view() -> np.ndarray:
 @pytest.mark.parametrize(
     ("step", "values"),
     [
-        ("brighter", (0.8, 1.0, 1.2)),
-        ("contrasted", (0.8, 1.1, 1.2)),
-        ("saturated", (0.9, 1.1)),
-        ("turned_hue", (-0.05, 0.03, 0.05)),
+        ("brightness", (0.8, 1.0, 1.2)),
+        ("contrast", (0.8, 1.1, 1.2)),
+        ("saturation", (0.9, 1.1)),
+        ("hue", (-0.05, 0.03, 0.05)),
     ],
 )
 def test_each_colour_step_is_that_of_albumentations(view: np.ndarray, step: str, values: tuple[float, ...]) -> None:
     for value in values:
-        ours = getattr(ops, step)(view, value).astype(int)
+        ours = ops.coloured(view, [(step, value)]).astype(int)
         # albumentations cuts fractions of a level off (a step of hue, or a grey level), here they are rounded
         assert np.abs(ours - REFERENCE[step](view, value)).mean() < 1.2
 

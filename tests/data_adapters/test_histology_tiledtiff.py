@@ -94,9 +94,28 @@ def test_damaged_tiles_raise_and_the_handle_goes(
         file.write(b"\0" * (length if damage == "zeroed" else length - length // 2))
     handles = Handles()
     with pytest.raises(BadFileError, match="cannot be decoded"):
-        handles.source(path, corner=(0, 0), side=100, out=100, reader="tiles")
+        handles.read(path, corner=(0, 0), extent=(100, 100), out=(100, 100), reader="tiles")
     assert len(handles) == 0
-    assert handles.source(path, corner=(300, 300), side=100, out=100, reader="tiles").shape == (100, 100, 3)
+    source = handles.source(path, corner=(200, 200), side=200, out=200, reader="tiles")
+    with pytest.raises(BadFileError, match="cannot be decoded"):
+        source[0:100, 0:100]
+    assert source[100:200, 100:200].shape == (100, 100, 3)
+
+
+def test_only_tiles_that_are_cut_out_are_decoded(tmp_path: Path, picture: np.ndarray) -> None:
+    direct = TiledTiff.open(write_pyramid(tmp_path / "a.tif", picture, levels=1, tile=128))
+    whole, covered = direct.region((-20, 30), 0, (400, 300))
+    canvas = direct.canvas((-20, 30), 0, (400, 300))
+    assert np.array_equal(canvas[10:90, 30:140], whole[10:90, 30:140])
+    assert np.array_equal(np.asarray(canvas), whole)
+    assert np.array_equal(canvas.coverage(), covered)
+    assert (whole[:, :20] == 255).all()
+    counts = direct.levels[0].counts
+    counts[0] = 10**9  # the first tile reaches beyond the file's end
+    fresh = direct.canvas((0, 0), 0, (400, 300))
+    assert np.array_equal(fresh[0:128, 128:256], picture[0:128, 128:256])
+    with pytest.raises(BadFileError, match="cannot be decoded"):
+        fresh[0:128, 127:256]
 
 
 def test_other_tiffs_are_refused(tmp_path: Path, picture: np.ndarray) -> None:

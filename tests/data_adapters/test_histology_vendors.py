@@ -9,16 +9,17 @@ import pytest
 
 from data_adapters.base import Record
 from data_adapters.histology.adapter import HistologyAdapter
-from tests.data.histology import he_picture, write_ndpi, write_ome, write_scn, write_svs
+from tests.data.histology import he_picture, write_mrxs, write_ndpi, write_ome, write_scn, write_svs
 
 SMALL = {"global_size": 64, "local_size": 32}
 WRITERS: dict[str, Callable[..., Path]] = {
     "a.ndpi": write_ndpi,
     "a.scn": write_scn,
+    "a.mrxs": write_mrxs,
     "a.svs": write_svs,
     "a.ome.tif": write_ome,
 }
-VENDORS = {"a.ndpi": "hamamatsu", "a.scn": "leica", "a.svs": "aperio", "a.ome.tif": "ome-tiff"}
+VENDORS = {"a.mrxs": "mirax", "a.ndpi": "hamamatsu", "a.scn": "leica", "a.svs": "aperio", "a.ome.tif": "ome-tiff"}
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from data_adapters.errors import BadFileError
 from data_adapters.mri import cube_intensity
 from data_adapters.mri.cube import (
     FULL,
-    canonical_cube,
+    canonical_cubes,
     draw_window,
     foreground_box,
     resize,
+    unit_volume,
     whole,
     window_side,
     windows,
@@ -27,17 +28,19 @@ from data_adapters.mri.volume import Volume
 from tests.data.mri import SPACING, phantom, write_nifti
 
 
+def cube_of(volume: Volume, spacing_mm: float = 1.0) -> np.ndarray:
+    return canonical_cubes([unit_volume(volume)], spacing_mm=spacing_mm).voxels[0]
+
+
 @pytest.mark.parametrize("axes", ["LPS", "PIR", "SAL"])
 def test_every_orientation_gives_the_same_cube(tmp_path, axes):
     ras = load(write_nifti(tmp_path / "ras.nii", phantom()), volume=None)
     other = write_nifti(tmp_path / "o.nii", phantom(), axes=axes, spacing=SPACING)
-    np.testing.assert_array_equal(
-        canonical_cube(load(other, volume=None), spacing_mm=1), canonical_cube(ras, spacing_mm=1)
-    )
+    np.testing.assert_array_equal(cube_of(load(other, volume=None)), cube_of(ras))
 
 
 def test_axes_are_those_of_an_axial_viewer():
-    cube = canonical_cube(Volume(array=phantom(shape=(40, 40, 40)), spacing=(1, 1, 1)), spacing_mm=1)
+    cube = cube_of(Volume(array=phantom(shape=(40, 40, 40)), spacing=(1, 1, 1)))
     lesion = np.argwhere(cube == cube.max()).mean(axis=0) / np.array(cube.shape)
     assert lesion[0] > 0.55  # superior: last planes
     assert lesion[1] < 0.45 and lesion[2] < 0.45  # anterior: first rows; the patient's right: first columns
@@ -46,7 +49,7 @@ def test_axes_are_those_of_an_axial_viewer():
 @pytest.mark.parametrize("spacing_mm", [0.7, 1.0, 2.0])
 def test_voxels_are_isotropic_and_even(spacing_mm):
     volume = Volume(array=phantom(shape=(48, 40, 30)), spacing=(1.0, 1.25, 2.0))
-    shape = canonical_cube(volume, spacing_mm=spacing_mm).shape
+    shape = cube_of(volume, spacing_mm).shape
     for n, millimetres in zip(shape, (60, 50, 48), strict=True):
         assert n % 2 == 0 and abs(n * spacing_mm - millimetres) <= spacing_mm * 1.0001
 
@@ -66,7 +69,7 @@ def test_the_box_keeps_all_tissue_and_little_air():
 
 def test_a_voxel_size_that_is_no_patients_is_refused():
     with pytest.raises(BadFileError, match="voxels at 1 mm") as caught:
-        canonical_cube(Volume(array=phantom(), spacing=(500.0, 500.0, 500.0)), spacing_mm=1)
+        cube_of(Volume(array=phantom(), spacing=(500.0, 500.0, 500.0)))
     assert "spacing_mm" in caught.value.remedy
 
 

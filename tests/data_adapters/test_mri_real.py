@@ -14,6 +14,8 @@ from data_adapters.errors import BadFileError
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.dicom import load_slice
 from data_adapters.mri.nifti import load
+from data_adapters.mri.recipe import AREA, random_crop
+from data_adapters.mri.volume import TISSUE
 from data_adapters.scan import scan_archive
 
 REAL = os.environ.get("LEJEPA_REAL_DATA", "")
@@ -104,3 +106,23 @@ def test_exported_slices():
     assert all(isinstance(record, Record) for record in records)
     assert len(records) == len({record.group for record in records})
     assert adapter.prepare(records[0]).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize(("archive", "pattern", "step"), [("brain_mri", "slices/*", 20), ("brain_volumes", "t1/*", 1)])
+def test_local_views_show_tissue(archive, pattern, step):
+    """docs/mri.md quotes these shares; crops that look for tissue are to be built if they ever exceed 3 %."""
+    adapter = MRIAdapter()
+    files = [path for path in sorted((Path(REAL) / archive).glob(pattern)) if path.suffix in (".gz", ".png", ".jpg")]
+    assert len(files[::step]) >= 20
+    shown = []
+    for seed, path in enumerate(files[::step]):
+        (record,) = adapter.scan(path)
+        for draw in range(150 // len(files[::step]) + 1):
+            rng = np.random.default_rng((seed, draw))
+            source = adapter.read(record, rng)
+            for child in rng.spawn(6):
+                crop = random_crop(source.draw(child), size=96, area=AREA["local"], rng=child)
+                shown.append(float((crop > TISSUE).mean()))
+    air = np.mean(np.array(shown) < 0.2)
+    print(f"{archive}: {100 * air:.1f} % of {len(shown)} local views with less than a fifth of tissue")
+    assert len(shown) > 900 and air < 0.03

@@ -17,25 +17,11 @@ from data_adapters.mri.paired import ChannelSlab, kept, slice_places
 from data_adapters.mri.sequences import parts
 from data_adapters.scan import scan_archive
 from tests.data.mri import phantom, write_nifti, write_series
-
-ALL = ["T1w", "T2w", "FLAIR"]
-SHAPE = (20, 24, 16)
+from tests.data.mri_sessions import ALL, SHAPE, SUFFIXES, write_session
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-def subject(root: Path, name: str, suffixes: list[str], *, session: str = "", **options) -> None:
-    for suffix in suffixes:
-        middle = f"_ses-{session}" if session else ""
-        array = phantom(seed=hash_of(suffix), shape=options.get("shape", SHAPE))
-        rest = {key: value for key, value in options.items() if key != "shape"}
-        write_nifti(root / name / f"{name}{middle}_{suffix}.nii.gz", array, **rest)
-
-
-def hash_of(suffix: str) -> int:
-    return [*ALL, "bold", "PDw"].index(suffix)
 
 
 def make(combine: str, **options) -> MRIAdapter:
@@ -50,9 +36,9 @@ def refused(adapter: MRIAdapter, root: Path, **options) -> set[str]:
 
 
 def test_one_record_for_each_subject_and_session(tmp_path):
-    subject(tmp_path, "sub-01", ALL, session="1")
-    subject(tmp_path, "sub-01", ["T1w"], session="2")
-    subject(tmp_path, "sub-02", ["FLAIR", "T1w"])
+    write_session(tmp_path, "sub-01", ALL, session="1")
+    write_session(tmp_path, "sub-01", ["T1w"], session="2")
+    write_session(tmp_path, "sub-02", ["FLAIR", "T1w"])
     records = list(make("channels").scan(tmp_path))
     assert [record.group for record in records] == ["sub-01", "sub-01", "sub-02"]
     assert [list(parts(record)) for record in records] == [ALL, ["T1w"], ["T1w", "FLAIR"]]
@@ -64,8 +50,8 @@ def test_one_record_for_each_subject_and_session(tmp_path):
 
 @pytest.mark.parametrize("combine", ["channels", "views"])
 def test_through_manifest_and_description(tmp_path, combine):
-    subject(tmp_path / "data", "sub-01", ALL)
-    subject(tmp_path / "data", "sub-02", ["T2w"])
+    write_session(tmp_path / "data", "sub-01", ALL)
+    write_session(tmp_path / "data", "sub-02", ["T2w"])
     adapter = make(combine)
     scan_archive(adapter, tmp_path / "data").write(tmp_path / "scan")
     manifest = Manifest.read(tmp_path / "scan" / "manifest.parquet")
@@ -76,7 +62,7 @@ def test_through_manifest_and_description(tmp_path, combine):
 
 
 def test_channels_hold_what_each_sequence_alone_gives(tmp_path):
-    subject(tmp_path, "sub-01", ["T1w", "FLAIR"])
+    write_session(tmp_path, "sub-01", ["T1w", "FLAIR"])
     adapter = make("channels")
     assert adapter.spec.channels == 3 == len(adapter.spec.mean)
     (record,) = adapter.scan(tmp_path)
@@ -92,7 +78,7 @@ def test_channels_hold_what_each_sequence_alone_gives(tmp_path):
 
 
 def test_channel_views_have_no_signal_and_no_noise_where_a_sequence_is_missing(tmp_path):
-    subject(tmp_path, "sub-01", ["T1w", "FLAIR"])
+    write_session(tmp_path, "sub-01", ["T1w", "FLAIR"])
     adapter = make("channels", sequence_dropout=0)
     (record,) = adapter.scan(tmp_path)
     for seed in range(25):
@@ -102,7 +88,7 @@ def test_channel_views_have_no_signal_and_no_noise_where_a_sequence_is_missing(t
 
 
 def test_channel_dropout_blanks_some_views_and_never_all_channels(tmp_path):
-    subject(tmp_path, "sub-01", ALL)
+    write_session(tmp_path, "sub-01", ALL)
     adapter = make("channels", sequence_dropout=0.5, n_global=8, n_local=0)
     (record,) = adapter.scan(tmp_path)
     present = []
@@ -134,8 +120,8 @@ def test_channels_of_one_view_show_the_same_place():
 
 @pytest.mark.parametrize("n_sequences", [2, 5])
 def test_any_number_of_channels(tmp_path, n_sequences):
-    names = [*ALL, "bold", "PDw"][:n_sequences]
-    subject(tmp_path, "sub-01", names)
+    names = SUFFIXES[:n_sequences]
+    write_session(tmp_path, "sub-01", names)
     adapter = MRIAdapter(sequences=names, global_size=32, local_size=16, sequence_dropout=0)
     (record,) = adapter.scan(tmp_path)
     for seed in range(15):
@@ -185,7 +171,7 @@ def test_paired_views_lie_at_one_place_of_the_scanner(tmp_path):
 
 
 def test_prepare_of_views_gives_slices_of_every_sequence(tmp_path):
-    subject(tmp_path, "sub-01", ["T2w", "T1w"])
+    write_session(tmp_path, "sub-01", ["T2w", "T1w"])
     adapter = make("views", channels=3)
     (record,) = adapter.scan(tmp_path)
     prepared = adapter.prepare(record)
@@ -195,12 +181,12 @@ def test_prepare_of_views_gives_slices_of_every_sequence(tmp_path):
 
 
 def test_unregistered_sequences_are_no_channels(tmp_path):
-    subject(tmp_path, "sub-01", ["T1w"])
-    subject(tmp_path, "sub-01", ["T2w"], spacing=(1.1, 1.25, 2.0))
+    write_session(tmp_path, "sub-01", ["T1w"])
+    write_session(tmp_path, "sub-01", ["T2w"], spacing=(1.1, 1.25, 2.0))
     reason = "sequences of one session are not on one grid"
     assert refused(make("channels"), tmp_path) == {reason}
     assert len(list(make("views").scan(tmp_path))) == 1
-    subject(tmp_path, "sub-01", ["T2w"], shape=(20, 24, 18))
+    write_session(tmp_path, "sub-01", ["T2w"], shape=(20, 24, 18))
     assert refused(make("channels"), tmp_path) == {reason}
     moved = phantom(seed=1, shape=SHAPE)
     affine = np.diag([1.0, 1.25, 2.0, 1.0])
@@ -219,7 +205,7 @@ def test_turned_storage_of_one_grid_is_one_grid(tmp_path):
 def test_nothing_is_guessed(tmp_path):
     write_nifti(tmp_path / "p1" / "t1.nii", phantom(shape=SHAPE))
     assert refused(make("views"), tmp_path) == {"sequence not recognised"}
-    subject(tmp_path / "b", "sub-01", ["bold"])
+    write_session(tmp_path / "b", "sub-01", ["bold"])
     assert refused(make("views"), tmp_path / "b") == {"not one of the option's sequences"}
     (tmp_path / "c").mkdir()
     (tmp_path / "b" / "sub-01" / "sub-01_bold.nii.gz").rename(tmp_path / "c" / "a.nii.gz")
@@ -229,7 +215,7 @@ def test_nothing_is_guessed(tmp_path):
 
 
 def test_several_images_of_one_sequence(tmp_path):
-    subject(tmp_path, "sub-01", ["T1w"])
+    write_session(tmp_path, "sub-01", ["T1w"])
     write_nifti(tmp_path / "sub-01" / "sub-01_ce-gad_T1w.nii.gz", phantom(seed=5, shape=SHAPE))
     assert refused(make("views"), tmp_path) == {"several images of one sequence in one session"}
     adapter = MRIAdapter(sequences=["T1w", "T1c"], sequence_patterns={"T1c": "ce-gad_T1w"})
@@ -270,6 +256,8 @@ def test_dicom_series_are_named_by_their_description(tmp_path):
         ({"sequences": ["T1w", "t1W"]}, "different"),
         ({"sequences": ["T1w"], "plane": "acquired"}, "one plane"),
         ({"sequences": ["T1w"], "channels": 3}, "channels=3"),
+        ({"combine": "views"}, "combine without sequences"),
+        ({"sequence_dropout": 0.5}, "sequence_dropout without sequences"),
         ({"sequences": ["T1w"], "sequence_patterns": {"T2w": "x"}}, "does not list"),
         ({"sequences": ["T1w"], "sequence_patterns": {"T1w": "("}}, "regular expression"),
     ],
@@ -281,7 +269,7 @@ def test_options_that_make_no_sense(options, message):
 
 def test_every_part_is_cached_once_and_read_alike(tmp_path, monkeypatch):
     monkeypatch.setenv("LEJEPA_CACHE", str(tmp_path / "cache"))
-    subject(tmp_path / "data", "sub-01", ALL)
+    write_session(tmp_path / "data", "sub-01", ALL)
     for combine in ("channels", "views"):
         adapter = make(combine)
         (record,) = adapter.scan(tmp_path / "data")

@@ -1,14 +1,15 @@
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from data_adapters.errors import BadFileError
 from data_adapters.raster import oriented, raster_info, read_raster
-from tests.data.images import scene, write_deep_png, write_image, write_tiff
+from tests.data.images import cmyk_profile, scene, write_deep_png, write_image, write_tiff
 
 
 def check(path, expected):
@@ -143,10 +144,72 @@ def test_transparent_colour_is_refused_only_where_it_occurs(tmp_path):
     check(tmp_path / "unused.png", scene())
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
 def test_profile_dependent_colours_are_refused(tmp_path, mode):
     Image.new(mode, (32, 32)).save(tmp_path / "x.tif")
     refused(tmp_path / "x.tif", "colour profile")
+
+
+def inks():
+    return scene(channels=4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_without_a_profile_takes_ideal_inks(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(inks(), "CMYK").save(path, **({"quality": 95} if suffix == "jpg" else {}))
+    # Adobe's JPEG is stored inverted, which this decoder leaves so
+    stored = 255 - imagecodecs.jpeg8_decode(path.read_bytes()) if suffix == "jpg" else tifffile.imread(path)
+    paper = 255.0 - stored
+    expected = paper[..., :3] * paper[..., 3:] / 255
+    assert np.abs(read_raster(path) - expected).max() <= 1.5
+    info = raster_info(path)
+    assert (info.channels, info.dtype) == (3, np.uint8)
+
+
+def srgb(lab):
+    """CIELAB (D50) to sRGB by CIE 15 and IEC 61966-2-1, with Bradford's adaptation to D65 in the matrix."""
+    fy = (lab[0] + 16) / 116
+    f = np.asarray([fy + lab[1] / 500, fy, fy - lab[2] / 200])
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * (0.9642, 1, 0.8249)
+    matrix = [[3.1339, -1.6169, -0.4906], [-0.9788, 1.9161, 0.0335], [0.0719, -0.2290, 1.4052]]
+    linear = np.clip(np.asarray(matrix) @ xyz, 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_with_a_profile_becomes_srgb(tmp_path, suffix):
+    printed = {
+        (0, 0, 0, 0): (100, 0, 0),
+        (1, 0, 0, 0): (60, -20, -30),
+        (0, 1, 0, 0): (50, 40, 5),
+        (0, 0, 1, 0): (90, 0, 50),
+    }
+    path = tmp_path / f"x.{suffix}"
+    for ink, colour in printed.items():
+        flat = np.full((32, 32, 4), 255 * np.asarray(ink), np.uint8)
+        Image.fromarray(flat, "CMYK").save(path, icc_profile=cmyk_profile(printed))
+        out = read_raster(path)
+        assert out.shape == (32, 32, 3)
+        np.testing.assert_allclose(out[9, 9], srgb(colour), atol=3)
+    plain = 255 - flat[..., :3]
+    assert np.abs(out.astype(int) - plain).max() > 20  # the formula would give other colours
+
+
+def test_cmyk_that_cannot_be_told_is_refused(tmp_path):
+    image = Image.fromarray(inks(), "CMYK")
+    image.save(tmp_path / "a.tif", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    refused(tmp_path / "a.tif", "profile of another kind")
+    image.save(tmp_path / "b.tif", icc_profile=b"no profile at all")
+    refused(tmp_path / "b.tif", "damaged colour profile")
+    image.save(tmp_path / "c.jpg")
+    data = (tmp_path / "c.jpg").read_bytes()
+    start = data.index(b"\xff\xee")  # APP14, which Adobe's programs write
+    length = int.from_bytes(data[start + 2 : start + 4], "big")
+    (tmp_path / "c.jpg").write_bytes(data[:start] + data[start + 2 + length :])
+    refused(tmp_path / "c.jpg", "inverted")
+    tifffile.imwrite(tmp_path / "d.tif", inks(), photometric="separated", extratags=[(332, "H", 1, 2, True)])
+    refused(tmp_path / "d.tif", "inks other than CMYK")
 
 
 def test_several_frames_are_refused(tmp_path):

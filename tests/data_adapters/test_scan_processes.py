@@ -11,7 +11,8 @@ from data_adapters.base import Files, walk
 from data_adapters.catalog import Catalog
 from data_adapters.errors import MissingExtraError, UserError
 from data_adapters.scan import Scan, scan_archive
-from data_adapters.scan.pool import InProcess, Processes, Task
+from data_adapters.scan.pool import InProcess, Task
+from data_adapters.scan.processes import Processes
 from data_adapters.scan.worker import Setup
 from tests.conftest import write_pictures
 from tests.data.galaxy import write_hdf5
@@ -221,7 +222,7 @@ def test_a_name_that_is_no_text_is_refused_with_a_word(tmp_path: Path) -> None:
 
 
 def test_batches_of_the_manifest_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_adapters.scan.result.ROW_GROUP", 2)
+    monkeypatch.setattr("data_adapters.scan.result.BATCH", 2)
     root = write_pictures(tmp_path / "a", count=5)
     found = scan_archive(data_adapters.create("images"), root)
     assert found.manifest.column("path") == [f"000{i}.png" for i in range(5)]

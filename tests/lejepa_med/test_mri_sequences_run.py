@@ -1,6 +1,7 @@
 """Several MRI sequences of a session through scan, pretrain and embed, as channels and as paired views."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,16 +28,26 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("combine", "channels"), [("channels", 3), ("views", 1)])
-def test_scan_pretrain_embed(archive: Path, tmp_path: Path, combine: str, channels: int) -> None:
-    options = {"sequences": SEQUENCES, "combine": combine, "slices": 2}
-    config = tiny(
-        archive,
-        tmp_path / "run",
-        modality="mri",
-        data={"options": options},
-        train={"epochs": 2, "batch_size": 8},
-    )
+SLICES = {"modality": "mri", "train": {"epochs": 2, "batch_size": 8}}
+CUBES = {
+    "modality": "mri3d",
+    "model": {"backbone": "monai:resnet10"},
+    "views": {"n_local": 1, "global_size": 24, "local_size": 16},
+    "train": {"epochs": 1, "batch_size": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("combine", "channels", "settings"),
+    [("channels", 3, SLICES), ("views", 1, SLICES), ("channels", 3, CUBES), ("views", 1, CUBES)],
+)
+def test_scan_pretrain_embed(
+    archive: Path, tmp_path: Path, combine: str, channels: int, settings: dict[str, Any]
+) -> None:
+    options = {"sequences": SEQUENCES, "combine": combine}
+    if settings["modality"] == "mri":
+        options["slices"] = 2
+    config = tiny(archive, tmp_path / "run", data={"options": options}, **settings)
     result = pretrain(config)
     assert result.finished and len(losses(tmp_path / "run")) == result.steps
     encoder = load_encoder(tmp_path / "run" / "encoder")

@@ -26,7 +26,7 @@ def test_float64_loss_equals_the_written_out_equations(n_local: int) -> None:
 
     result = LeJEPA(lamb, SIGReg(slices=32))(global_z, local_z, seed=4, step=6)
     assert result.invariance.item() == pytest.approx(invariance, rel=1e-12)
-    assert result.sigreg.item() == pytest.approx(regulariser, rel=1e-12)
+    assert result.regularizer.item() == pytest.approx(regulariser, rel=1e-12)
     assert result.loss.item() == pytest.approx((1 - lamb) * invariance + lamb * regulariser, rel=1e-12)
 
 
@@ -41,14 +41,14 @@ def test_only_the_loss_carries_a_gradient() -> None:
     result = LeJEPA(0.1)(embeddings(2, 4, 3).requires_grad_(), seed=0, step=0)
     assert result.loss.requires_grad
     assert not result.invariance.requires_grad
-    assert not result.sigreg.requires_grad
+    assert not result.regularizer.requires_grad
 
 
 def test_equal_views_have_no_invariance_error() -> None:
     one = embeddings(1, 16, 4)
     result = LeJEPA(0.05)(one.expand(2, -1, -1), one.expand(3, -1, -1), seed=0, step=0)
     assert result.invariance.item() == pytest.approx(0, abs=1e-28)
-    assert result.sigreg.item() > 0
+    assert result.regularizer.item() > 0
 
 
 def test_bfloat16_embeddings_give_a_float32_loss() -> None:

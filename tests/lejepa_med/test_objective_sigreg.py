@@ -1,6 +1,9 @@
 """SIGReg against formulas written independently in NumPy and SciPy, and against its known constants."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -195,3 +198,60 @@ def test_free_embeddings_converge_to_a_standard_normal() -> None:
     assert sigreg(x[None], seed=1, step=0).item() < 0.5 * FLOOR  # more regular than chance, on unseen directions
     assert x.mean(0).abs().max() < 0.05
     assert (torch.cov(x.T) - torch.eye(dim)).abs().max() < 0.15
+
+
+INTERPRETED = """
+import torch
+from lejepa_med.objective import ecf_triton
+from lejepa_med.objective.sigreg import ecf_sums
+for shape in ((2, 300, 70), (1, 5, 3)):  # tiles that are cut in both directions, and one tile that is nearly empty
+    x = (2 * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    sums = ecf_sums(x, spacing=0.1875, count=16)
+    weights = torch.randn(sums.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (grad,) = torch.autograd.grad(sums, x, weights)
+    plain = x.detach().float()
+    for got, expected in (
+        (ecf_triton.forward(plain, 0.1875, 16), sums.detach()),
+        (ecf_triton.backward(plain, weights.float(), 0.1875), grad),
+    ):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 * scale)
+print("equal")
+"""
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+from lejepa_med.objective import ecf_triton
+integers = {"rows": "i32", "columns": "i32", "spacing": "fp32", "count": "i32"}
+integers |= {"ROWS": "constexpr", "COLUMNS": "constexpr"}
+for kernel, names in ((ecf_triton._forward, ("x", "sums")), (ecf_triton._backward, ("x", "grad", "out"))):
+    signature = {**{name: "*fp32" for name in names}, **integers}
+    constants = {"ROWS": ecf_triton.ROWS, "COLUMNS": ecf_triton.COLUMNS}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 8}).asm["ptx"]
+print("compiled")
+"""
+
+
+@pytest.mark.parametrize(("code", "word", "interpret"), [(INTERPRETED, "equal", "1"), (COMPILED, "compiled", "0")])
+def test_gpu_kernels_without_a_gpu(code: str, word: str, interpret: str) -> None:
+    """Triton's interpreter runs them on the CPU; its compiler makes PTX of them for a GPU that is not here."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": interpret}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0 and word in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_and_cpu_give_equal_results() -> None:
+    z = torch.randn(4, 300, 64, generator=torch.Generator().manual_seed(0)) * 1.3
+    results = []
+    for device in ("cpu", "cuda"):
+        there = z.to(device).requires_grad_()
+        value = SIGReg(slices=100)(there, seed=0, step=3)
+        (grad,) = torch.autograd.grad(value, there)
+        results.append((value.detach().cpu(), grad.cpu()))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=0, atol=1e-5 * float(results[0][1].abs().max()))

@@ -49,13 +49,16 @@ def test_default_lambda(views: int, batch: int, expected: float) -> None:
     assert default_lambda(views, batch) == pytest.approx(expected)
 
 
-def test_defaults_by_machine_and_architecture() -> None:
+def test_defaults_by_machine_and_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     base = PretrainConfig(archive=Path("a"), out=Path("b"), modality="mri")
     cpu, gpu = resolve_machine(base, device="cpu"), resolve_machine(base, device="cuda")
     assert (cpu.model.backbone, cpu.views.n_global, cpu.views.n_local) == ("resnet18", 4, 0)
     assert (gpu.model.backbone, gpu.views.n_global, gpu.views.n_local) == ("vit_small_patch16_224", 2, 6)
     assert (gpu.views.global_size, gpu.views.local_size, gpu.optim.lr, gpu.optim.weight_decay) == (224, 96, 5e-4, 5e-2)
     assert gpu.train.precision == "bf16-mixed"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert resolve_machine(base, device="cuda").train.precision == "16-mixed"  # a V100 or T4
     small = resolve_archive(cpu, items=100)
     assert (small.train.batch_size, small.train.epochs, small.model.projector_hidden) == (64, 100, 1024)
     assert small.objective.lamb == pytest.approx(0.08)

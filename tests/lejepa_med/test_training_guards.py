@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import data_adapters
 from data_adapters.errors import UserError
@@ -72,8 +73,8 @@ def test_no_epochs_gives_a_random_encoder(pictures: Path, tmp_path: Path) -> Non
 def test_minutes_choose_the_epochs_once(pictures: Path, tmp_path: Path) -> None:
     config = tiny(pictures, tmp_path / "run", train={"epochs": None, "minutes": 0.01})
     pretrain(config)
-    saved = (tmp_path / "run" / "config.yaml").read_text()
-    assert "epochs: null" not in saved
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["train"]["epochs"] >= 1
     assert pretrain(config, resume=True).finished
 
 

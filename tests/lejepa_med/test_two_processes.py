@@ -1,5 +1,7 @@
 """A run on two processes equals the run on one: the whole loop, under torchrun with gloo."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lejepa_med.training.loop import pretrain
+from tests.conftest import write_pictures
 from tests.lejepa_med.runs import losses, tiny
 
 SETTINGS = {"views": {"n_global": 3}, "train": {"epochs": 1, "batch_size": 16, "precision": "32-true"}}
@@ -32,6 +35,58 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     for a, b in zip(alone, together, strict=True):
         for key in ("loss", "invariance", "sigreg"):
             assert b[key] == pytest.approx(a[key], rel=1e-5 if a["step"] == 1 else 1e-3), (a["step"], key)
-    weights = [load_file(tmp_path / run / "encoder" / "model.safetensors") for run in ("one", "two")]
+    assert_alike(tmp_path / "one" / "encoder", tmp_path / "two" / "encoder")
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Weights agree but for one in a thousand: AdamW moves by its full rate where a gradient is near 0, either way."""
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
     for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], rtol=1e-2, atol=2e-3), name
+        near = torch.isclose(tensor.float(), weights[1][name].float(), rtol=1e-2, atol=2e-3)
+        assert near.float().mean() >= min(0.999, 1 - 3 / near.numel()), name
+
+
+KILLED = """
+import os, signal, sys
+import lejepa_med.training.loop as loop
+from lejepa_med.cli import main
+real = loop.train_step
+def step(fabric, config, state, *args, **kwargs):
+    if state.step == 2 and fabric.global_rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(fabric, config, state, *args, **kwargs)
+loop.train_step = step
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.timeout(900)
+def test_sharded_processes_survive_a_killed_rank(pictures: Path, tmp_path: Path) -> None:
+    """Two FSDP processes, of which one is killed: the run ends with an error. Four continue it; it equals one process.
+
+    49 pictures in batches of 16: the last one, which no batch takes, is left for another epoch.
+    """
+    write_pictures(tmp_path / "more", count=1)
+    archive = tmp_path / "archive"
+    shutil.copytree(pictures, archive)
+    shutil.copy(tmp_path / "more" / "0000.png", archive / "extra.png")
+    average = {"optim": {"average": 0.9}}
+    pretrain(tiny(archive, tmp_path / "one", **SETTINGS, **average))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = ["pretrain", str(archive), "--modality", "images", "--out", str(tmp_path / "many"), *FLAGS.split()]
+    run += ["--train.strategy", "fsdp", "--optim.average", "0.9", "--train.checkpoint-minutes", "0"]
+    killed = [*start, "--nproc-per-node=2", str(script), *run]
+    done = subprocess.run(killed, capture_output=True, text=True, timeout=400, env=os.environ | {"PYTHONPATH": "."})
+    assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr[-3000:]
+    resumed = [*start, "--nproc-per-node=4", "-m", "lejepa_med.cli", *run, "--resume"]
+    done = subprocess.run(resumed, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "many")
+    assert [line["step"] for line in together] == [1, 2, 3]
+    for a, b in zip(alone, together, strict=True):
+        for key in ("loss", "invariance", "sigreg", "gradient_norm"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4 if a["step"] == 1 else 5e-3), (a["step"], key)
+    for folder in ("encoder", "encoder-average"):
+        assert_alike(tmp_path / "one" / folder, tmp_path / "many" / folder)
