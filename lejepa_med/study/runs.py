@@ -26,7 +26,7 @@ class RunSummary:
         folder: the run folder.
         archive: fingerprint of the records that it was trained on.
         objective: its settings but for lambda and the number of slices, as JSON: equal texts give comparable losses.
-        lamb: lambda.
+        lamb: lambda; None for a method that has none.
         final: means of the numbers in metrics.jsonl over its last tenth.
         online: the last record of online.jsonl; empty where there is none.
         verdict: on the whole run.
@@ -36,7 +36,7 @@ class RunSummary:
     folder: Path
     archive: str
     objective: str
-    lamb: float
+    lamb: float | None
     final: Mapping[str, float]
     online: Mapping[str, Any]
     verdict: Verdict
@@ -79,14 +79,12 @@ def read_run(folder: Path) -> RunSummary:
     info = read_info(run.encoder)
     tree = config.model_dump(mode="json")
     objective = {k: v for k, v in tree["objective"].items() if k not in ("lamb", "slices")}
-    if "method" in tree:
-        objective["method"] = tree["method"]
     training = info["training"]
     return RunSummary(
         folder=folder,
         archive=str(info["data"]["fingerprint"]),
         objective=json.dumps(objective, sort_keys=True),
-        lamb=float(tree["objective"]["lamb"]),
+        lamb=tree["objective"]["lamb"],
         final=final_means(history),
         online=online[-1] if online else {},
         verdict=judge(history, online),

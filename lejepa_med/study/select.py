@@ -69,7 +69,7 @@ def scores(alpha: float) -> list[Score]:
 
     def above_floor(run: RunSummary) -> float | None:
         sigreg, above = run.final.get("sigreg"), run.final.get("sigreg_above_floor")
-        if sigreg is None or above is None or "loss" not in run.final:
+        if sigreg is None or above is None or run.lamb is None or "loss" not in run.final:
             return None
         return _scaled(run.final["loss"] - run.lamb * (sigreg - above), run.lamb, alpha)
 
@@ -83,8 +83,8 @@ def scores(alpha: float) -> list[Score]:
     ]
 
 
-def _scaled(loss: float | None, lamb: float, alpha: float) -> float | None:
-    return None if loss is None or not math.isfinite(loss) else loss / lamb**alpha
+def _scaled(loss: float | None, lamb: float | None, alpha: float) -> float | None:
+    return None if loss is None or lamb is None or not math.isfinite(loss) else loss / lamb**alpha
 
 
 def select(
@@ -116,6 +116,8 @@ def select(
         catalog = Catalog(labels)
         runs = [_labelled(run, catalog, device=device) for run in runs]
     listed = scores(alpha)
+    if all(listed[0].of(run) is None for run in runs):  # a method without lambda is ranked by its loss
+        listed = [score for score in listed if not score.key.startswith("C")]
     first = listed[0]
     runs.sort(key=lambda run: (first.of(run) is None, first.of(run) or 0.0))
     agreement = {}
