@@ -30,8 +30,8 @@ SIDES = {
 PAGE = """# Settings of training on a CPU
 
 {date}. {cpu}, {threads} thread(s), torch {torch}, {backbone}, {batch} samples of 4 views of {size} px, float32. Median
-of {rounds} rounds of {steps} steps, all rows in turns, each in a process of its own. Load average at the end {load:.1f} on
-{cores} cores.
+of {rounds} rounds of {steps} steps, all rows in turns, each in a process of its own. Load average at the end
+{load:.1f} on {cores} cores.
 
 | setting | CPU ms a step | wall ms a step | page faults a step | time over default |
 |---|---:|---:|---:|---:|

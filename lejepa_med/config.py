@@ -186,13 +186,13 @@ class MonitorConfig(Section):
     """Evaluations of the encoder during training, on a fixed sample of the archive, written to online.jsonl."""
 
     online: bool = True
-    """evaluate at the end, and during the run as share, epochs and minutes allow"""
+    """evaluate at the end, and during the run as the following settings allow"""
     share: float = Field(default=0.03, ge=0, le=1)
     """largest part of the run's time for evaluations during it; they wait until this is kept"""
-    epochs: float | None = Field(default=None, gt=0)
-    """epochs between two evaluations, at least; None: as often as share allows"""
-    minutes: float | None = Field(default=None, gt=0)
-    """minutes between two evaluations, at least; None: as often as share allows"""
+    every_epochs: float = Field(default=0.0, ge=0)
+    """epochs between two evaluations, at least; with share they may come later"""
+    every_minutes: float = Field(default=0.0, ge=0)
+    """minutes between two evaluations, at least; with share they may come later"""
     sample: int = Field(default=1000, ge=16)
     """records evaluated, half of them as reference, divided by group; also those that the report embeds"""
     cache_mib: int = Field(default=512, ge=1)

@@ -60,9 +60,9 @@ def _cell(cell: HeatCell | None, x: float, y: float, *, low: float, high: float)
     title = f"<title>{escape(cell.title)}</title>" if cell.title else ""
     texts = _text(middle, y + (HEIGHT / 2 - 2 if cell.word else HEIGHT / 2 + 0.35 * FONT), cell.text)
     if cell.word:
-        texts += _text(middle, y + HEIGHT / 2 + 14, cell.word, colour=ALARM if alarm else INK)
+        texts += _text(middle, y + HEIGHT / 2 + 14, cell.word)
     return f"{box}{title}</rect>{texts}"
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", colour: str = INK) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, *, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}">{escape(text)}</text>'

@@ -79,8 +79,6 @@ def read_run(folder: Path) -> RunSummary:
     info = read_info(run.encoder)
     tree = config.model_dump(mode="json")
     objective = {k: v for k, v in tree["objective"].items() if k not in ("lamb", "slices")}
-    if "method" in tree:
-        objective["method"] = tree["method"]
     training = info["training"]
     return RunSummary(
         folder=folder,

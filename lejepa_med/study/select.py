@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_adapters.catalog import Catalog
+from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
 from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
@@ -121,6 +122,8 @@ def select(
         catalog = Catalog(labels)
         runs = [_labelled(run, catalog, device=device) for run in runs]
     listed = scores(alpha)
+    if all(listed[0].of(run) is None for run in runs):  # a method without lambda is ranked by its loss
+        listed = [score for score in listed if not score.key.startswith("C")]
     first = listed[0]
     runs.sort(key=lambda run: _order(run, first))
     agreement = {}
@@ -130,7 +133,7 @@ def select(
             if found is not None:
                 sign = -1 if score.small_is_good else 1
                 low, high = sorted((sign * found.low, sign * found.high))
-                agreement[score.key, key] = replace(found, value=sign * found.value, low=low, high=high)
+                agreement[score.key, key] = replace(found, value=sign * found.value + 0.0, low=low, high=high)
     if agreement and (count := max(found.runs for found in agreement.values())) < FEW:
         warnings.append(f"{count} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
     warnings += [f"{run.folder.name} is not finished." for run in runs if not run.finished]
@@ -158,9 +161,13 @@ def _labelled(run: RunSummary, catalog: Catalog, *, device: str) -> RunSummary:
     """The run with accuracies from the catalogue's labels, on the sample that training would have taken."""
     folder = RunFolder(run.folder)
     manifest = Manifest.read(folder.manifest)
-    found = [catalog.apply(manifest.record(index), manifest.root) for index in range(len(manifest))]
+    labels, groups = [], []
+    for record in manifest.records():
+        found = catalog.apply(record, manifest.root)
+        labels.append(found.label or "")
+        groups.append(record.group if found.group == record.group else group_id(found.group))  # sealed as scan does
     rows = manifest.rows
-    for name, values in (("label", [r.label or "" for r in found]), ("group", [r.group for r in found])):
+    for name, values in (("label", labels), ("group", groups)):
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
     encoder = load_encoder(run.folder, device=device)
     sample = FixedSample(replace(manifest, rows=rows), encoder.adapter, size=1000, cache_bytes=512 * 2**20)
@@ -181,6 +188,7 @@ def rows(selection: Selection) -> list[dict[str, Any]]:
             "lambda": run.lamb,
             **{score.key: score.of(run) for score in selection.scores},
             **{key: run.online.get(key) for key in ACCURACIES},
+            "state": run.verdict.state,
             "verdict": run.verdict.text,
         }
         for index, run in enumerate(selection.runs)

@@ -8,8 +8,8 @@ from lejepa_med.study.select import ACCURACIES, Selection, rows
 
 # What fits into 80 columns; a file of --out has every score.
 COLUMNS = {
-    "run": "run", "lambda": "lambda", "C": "C", "C_above_floor": "C - floor", "rankme": "RankMe",
-    "linear": "linear", "knn": "k-NN", "verdict": "verdict",
+    "run": "run", "lambda": "lambda", "C": "C", "loss": "loss", "rankme": "RankMe",
+    "linear": "linear", "knn": "k-NN", "state": "verdict",
 }  # fmt: skip
 
 
@@ -18,10 +18,11 @@ def print_selection(selection: Selection, *, console: Console | None = None) -> 
     console = console or Console()
     found = rows(selection)
     table = Table(title=f"{len(found)} runs, best first by {selection.scores[0].name}", title_justify="left")
-    for key, title in COLUMNS.items():
-        table.add_column(title, overflow="fold", no_wrap=key != "run")
+    columns = {key: title for key, title in COLUMNS.items() if key in found[0]}
+    for key, title in columns.items():
+        table.add_column(title, overflow="fold", min_width=16 if key == "run" else len(title), no_wrap=key != "run")
     for row in found:
-        table.add_row(*(figure(row[key]) for key in COLUMNS))
+        table.add_row(*(figure(row[key]) for key in columns))
     console.print(table)
     if selection.agreement:
         table = Table(

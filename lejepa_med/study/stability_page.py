@@ -12,6 +12,8 @@ from lejepa_med.study.grid import Axes
 from lejepa_med.study.heat import HeatCell, heat_map
 from lejepa_med.study.page import render
 
+RANK, STD = "projector/effective_rank", "projector/std"
+FIGURES = {RANK: "Effective rank of the projector", STD: "Standard deviation of the projector (aim: 1)"}
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -30,9 +32,8 @@ def write_pages(root: Path, axes: Axes, results: Results) -> None:
     for backbone in axes.backbones:
         for views in axes.n_views:
             maps = [
-                ("Effective rank of the projector, share of what batch and dimension allow", _map(
-                    axes, results, backbone, views, "rank", low=0.0, high=1.0)),
-            ]  # fmt: skip
+                (title, _map(axes, results, backbone, views, key, low=0.0, high=1.0)) for key, title in FIGURES.items()
+            ]
             for key, title in (("knn", "k-NN accuracy"), ("linear", "Linear probe accuracy")):
                 found = [r[key] for r in mine if r.get(key) is not None]
                 if found:
@@ -80,14 +81,14 @@ def _heat_cell(result: Mapping[str, Any], key: str) -> HeatCell:
     verdict = str(result["verdict"])
     alarm = verdict in ("collapsing", "diverging")
     word = {"collapsing": "collapsed", "diverging": "diverged"}.get(verdict, "")
-    value = _rank_share(result) if key == "rank" else result.get(key)
+    value = _rank_share(result) if key == RANK else result.get(key)
     if value is None or not math.isfinite(value):
         return HeatCell(None, "–", word, alarm=alarm, title=str(result["text"]))
-    rank = f"{result['projector/effective_rank']:.1f} of {result['projector/dim']:.0f}" if key == "rank" else ""
+    rank = f"{result[RANK]:.1f} of {result['projector/dim']:.0f}" if key == RANK else ""
     text = rank or f"{value:.3f}"
     return HeatCell(float(value), text, word, alarm=alarm, title=str(result["text"]))
 
 
 def _rank_share(result: Mapping[str, Any]) -> float | None:
-    rank = result.get("projector/effective_rank")
+    rank = result.get(RANK)
     return None if rank is None else rank / max(1, min(result["projector/dim"], result["projector/rows"] - 1))

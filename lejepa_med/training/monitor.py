@@ -1,19 +1,14 @@
 """Numbers that show collapse before the probe does, from the batch at hand."""
 
-import numpy as np
 from torch import Tensor, nn
 
-from lejepa_med.evaluation.metrics import eigen_spectrum
 from lejepa_med.evaluation.spread import Figures, lidar, spread
+from lejepa_med.objective.normality.base import NormalityTest
+from lejepa_med.objective.normality.factory import floor_for
+from lejepa_med.objective.sigreg import SIGReg
 
 ROWS = 256  # samples of a batch that the figures look at: an eigen-decomposition of 256 takes milliseconds
 LIDAR_ROWS = 512  # views times samples of a batch that LiDAR looks at
-
-
-def effective_rank(vectors: Tensor) -> float:
-    """Effective rank of a batch of vectors (N, D), at most min(N - 1, D); NaN where a value is not finite."""
-    table = vectors.detach().float().cpu().numpy()
-    return eigen_spectrum(table)[1] if np.isfinite(table).all() else float("nan")
 
 
 def batch_figures(features: Tensor, z: Tensor, z_views: Tensor | None = None) -> dict[str, float | int | None]:
@@ -39,13 +34,22 @@ def batch_figures(features: Tensor, z: Tensor, z_views: Tensor | None = None) ->
     return found
 
 
-def sigreg_floor(method: nn.Module) -> float | None:
-    """The value that SIGReg has for perfect N(0, I) embeddings; None where no part of the method states a `floor`."""
-    for module in method.modules():
-        floor = getattr(module, "floor", None)
-        if isinstance(floor, float):
-            return floor
-    return None
+def sigreg_figures(method: nn.Module, sigreg: float, *, samples: int, dim: int) -> dict[str, float]:
+    """`sigreg_above_floor`, and for the Epps-Pulley test `sigreg_per_sample`, in which one point gives .409.
+
+    Empty where the method holds no test of normality.
+
+    Args:
+        method: what is trained.
+        sigreg: the mean that its log shows.
+        samples: of one view over all ranks, or of all views where they are pooled.
+        dim: of the projector's output.
+    """
+    test = next((module for module in method.modules() if isinstance(module, SIGReg | NormalityTest)), None)
+    if test is None:
+        return {}
+    found = {"sigreg_above_floor": sigreg - floor_for(test, n=samples, dim=dim)}
+    return {**found, "sigreg_per_sample": sigreg / samples} if isinstance(test, SIGReg) else found
 
 
 class RunningMean:

@@ -86,7 +86,7 @@ CURVES: Curves = (
 ONLINE: Curves = (
     (
         "Accuracy on the catalogue's labels",
-        {"knn": "20-NN", "linear": "linear probe"},
+        {"knn": "k-NN", "linear": "linear probe"},
         "plain",
         "Balanced accuracy on the half of the sample's groups that the probe never saw.",
     ),

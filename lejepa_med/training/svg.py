@@ -63,7 +63,7 @@ def make_axis(values: Sequence[float], *, start: float, end: float, log: bool = 
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if log and low > 0:
-        room = max(high / low, 1.05) ** 0.05
+        room = max((high / low) ** 0.05, 1.02)
         return Axis(low / room, high * room, start, end, log=True)
     if zero and low >= 0:
         return Axis(0.0, 1.1 * high if high > 0 else 1.0, start, end)

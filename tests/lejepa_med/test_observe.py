@@ -1,6 +1,8 @@
 """Evaluations during training: a fixed sample split by group, within their share of time, and without a trace."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from data_adapters.scan import scan_archive
 from lejepa_med.config import MonitorConfig
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder
+from lejepa_med.study.runs import read_run
+from lejepa_med.study.select import _labelled
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.observe.sample import QUERY, REFERENCE, FixedSample, evaluate, evaluating, thinned
@@ -64,7 +68,7 @@ def test_without_labels_there_are_figures_but_no_accuracies(pictures: Path, adap
 def test_the_cache_bounds_the_sample(labelled: Manifest, adapter: data_adapters.Adapter) -> None:
     sample = sample_of(labelled, adapter, cache_bytes=7 * 3 * 32 * 32)
     sample.fill(100)
-    assert len(sample.tensors) == 7 and sample.complete
+    assert len(sample.tensors) == len(sample) == 7 and sample.progress == 1
     assert all(tensor.dtype == torch.uint8 for tensor in sample.tensors)
 
 
@@ -138,8 +142,8 @@ def test_evaluations_keep_their_share_of_the_time(share: float, cost: float) -> 
 
 def test_intervals_in_epochs_and_minutes() -> None:
     now = [0.0]
-    by_epoch = Spacing(MonitorConfig(share=1, epochs=2), clock=lambda: now[0])
-    by_minute = Spacing(MonitorConfig(share=1, minutes=1), clock=lambda: now[0])
+    by_epoch = Spacing(MonitorConfig(share=1, every_epochs=2), clock=lambda: now[0])
+    by_minute = Spacing(MonitorConfig(share=1, every_minutes=1), clock=lambda: now[0])
     for spacing in (by_epoch, by_minute):
         spacing.estimate(0.0, share=1)
     now[0] = 30.0
@@ -156,6 +160,7 @@ def test_intervals_in_epochs_and_minutes() -> None:
 @pytest.fixture(scope="module")
 def watched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that evaluates whenever it may."""
+    os.environ["LEJEPA_SALT"] = "test"  # module-wide fixtures run before the per-test ones
     out = tmp_path_factory.mktemp("observe") / "watched"
     catalog = {"workers": 0, "catalog": pictures / "labels.csv"}
     pretrain(tiny(pictures, out, data=catalog, monitor={"share": 1.0}, model={"drop_path": 0.1}))
@@ -185,6 +190,16 @@ def test_what_a_watched_run_writes(watched: Path) -> None:
     assert not judge(records, rows).alarming
     page = (watched / "report.html").read_text()
     assert "Accuracy on the catalogue" in page and "Spectrum of the projector" in page and "The curves say" in page
+
+
+def test_labels_that_come_later_give_the_same_accuracies(watched: Path, pictures: Path) -> None:
+    """`select --labels` measures what a run with these labels in its manifest measured at its end."""
+    run = read_run(watched)
+    assert run.finished and run.lamb == 0.2 and run.number("backbone/rankme") == run.online["backbone/rankme"]
+    blank = replace(run, online={})
+    again = _labelled(blank, Catalog(pictures / "labels.csv"), device="cpu")
+    for key in ("knn", "linear", "chance", "queries"):
+        assert again.online[key] == pytest.approx(run.online[key], abs=1e-5)
 
 
 def test_a_run_without_regularisation_is_called_collapsing(

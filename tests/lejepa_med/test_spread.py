@@ -9,8 +9,9 @@ import torch
 
 from lejepa_med.evaluation.spread import lidar, rankme, spread
 from lejepa_med.objective import LeJEPA, SIGReg
+from lejepa_med.objective.normality.factory import floor_for, make_test
 from lejepa_med.training.log import plain
-from lejepa_med.training.monitor import batch_figures, sigreg_floor
+from lejepa_med.training.monitor import batch_figures, sigreg_figures
 
 
 def entropy_rank(values: np.ndarray, epsilon: float) -> float:
@@ -80,10 +81,15 @@ def test_figures_of_a_batch_name_their_part() -> None:
     )
 
 
-def test_the_floor_is_that_of_the_objective() -> None:
+def test_sigreg_is_set_against_its_floor_and_its_batch() -> None:
     sigreg = SIGReg(slices=4, t_max=1.0)
-    assert sigreg_floor(LeJEPA(0.1, sigreg)) == sigreg.floor != SIGReg().floor
-    assert sigreg_floor(torch.nn.Linear(2, 2)) is None
+    found = sigreg_figures(LeJEPA(0.1, sigreg), 5.0, samples=50, dim=8)
+    assert found == {"sigreg_above_floor": 5.0 - sigreg.floor, "sigreg_per_sample": 0.1}
+    watson = make_test("watson", slices=4)
+    found = sigreg_figures(LeJEPA(0.1, watson), 5.0, samples=50, dim=8)
+    # another statistic is not .409 N at a collapse
+    assert found == {"sigreg_above_floor": 5.0 - floor_for(watson, n=50, dim=8)}
+    assert sigreg_figures(torch.nn.Linear(2, 2), 5.0, samples=50, dim=8) == {}
 
 
 def test_a_record_is_json_without_nan() -> None:

@@ -61,7 +61,7 @@ def test_a_grid_runs_records_a_failure_and_is_not_run_twice(
         rows = {row["cell"]: row for row in csv.DictReader(stream)}
     assert rows[cell().name]["lambda"] == "0.1" and rows[cell(batch=64).name]["state"] == "failed"
     page = (out / "stability.html").read_text()
-    assert page.count("<svg") == 3 and "fewer than one batch" in page and "of 8<" in page
+    assert page.count("<svg") == 4 and "fewer than one batch" in page and "of 8<" in page
 
     monkeypatch.setattr(stability, "pretrain", None)  # a second call has nothing to run
     assert make(pictures, out, batches=(8, 64)).run()

@@ -23,7 +23,7 @@ from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import checkpoints
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.monitor import RunningMean, effective_rank
+from lejepa_med.training.monitor import RunningMean
 from tests.conftest import write_pictures
 from tests.lejepa_med.runs import tiny
 
@@ -117,15 +117,6 @@ def test_a_failed_block_leaves_the_older_folder(tmp_path: Path) -> None:
         (draft / "a").write_text("2")
         raise RuntimeError
     assert (target / "a").read_text() == "1" and os.listdir(tmp_path) == ["encoder"]
-
-
-def test_effective_rank_of_known_spectra() -> None:
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.randn(4096, 16, generator=generator)
-    assert effective_rank(wide) == pytest.approx(16, abs=0.1)
-    line = torch.randn(512, 1, generator=generator) * torch.ones(1, 16)
-    assert effective_rank(line) == pytest.approx(1, abs=0.01)
-    assert np.isnan(effective_rank(torch.full((4, 4), float("nan"))))
 
 
 def test_running_mean_starts_anew() -> None:

@@ -38,6 +38,14 @@ def test_a_plateau_is_dated(seed: int) -> None:
     assert since == pytest.approx(40, abs=6)
 
 
+def test_a_level_within_one_epoch_is_no_plateau() -> None:
+    rows = history(np.concatenate([np.linspace(2, 0.5, 40), np.full(60, 0.5)]))
+    short = [{**row, "epoch": row["epoch"] / 100} for row in rows]
+    assert judge(rows).state == "plateau" and judge(short).state == "improving"
+    long = history(np.concatenate([np.linspace(2, 0.5, 40), np.full(250, 0.5)]))
+    assert judge([{**row, "epoch": row["epoch"] / 1000} for row in long]).state == "plateau"
+
+
 def test_a_new_fall_ends_the_plateau() -> None:
     loss = np.concatenate([np.linspace(2, 0.5, 40), np.full(60, 0.5), np.linspace(0.5, 0.3, 30)])
     assert judge(history(loss[:100])).state == "plateau" and judge(history(loss)).state == "improving"

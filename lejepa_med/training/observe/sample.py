@@ -47,9 +47,9 @@ class FixedSample:
         return len(self.rows)
 
     @property
-    def complete(self) -> bool:
-        """Whether nothing is left to prepare."""
-        return self._next >= len(self.rows)
+    def progress(self) -> float:
+        """Share of the records that are prepared, or were found unreadable."""
+        return self._next / len(self.rows) if self.rows else 1.0
 
     def fill(self, count: int, *, until: float = float("inf")) -> None:
         """Prepare records up to position `count`, or to the time `until` (perf_counter); unreadable ones are left out.
@@ -65,7 +65,7 @@ class FixedSample:
                 continue  # training meets the same file, replaces it, and says so in bad_files.jsonl
             size = tensor.numel() * tensor.element_size()
             if self._bytes + size > self.cache_bytes:
-                self.rows = self.rows[:position]
+                self.rows, self._next = self.rows[:position], position
                 return
             self._bytes += size
             self.tensors.append(tensor)

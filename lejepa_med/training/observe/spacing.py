@@ -38,9 +38,7 @@ class Spacing:
         c = self.config
         if not c.online or c.share == 0 or self.cost is None or self.cost > self.allowance():
             return False
-        if c.epochs is not None and epoch - self._epoch < c.epochs:
-            return False
-        return c.minutes is None or self.clock() - self._time >= 60 * c.minutes
+        return epoch - self._epoch >= c.every_epochs and self.clock() - self._time >= 60 * c.every_minutes
 
     def done(self, seconds: float, *, epoch: float) -> None:
         """An evaluation took `seconds`."""

@@ -5,8 +5,9 @@ collapsing   in each of the last 5 records one and the same sign: SIGReg / N abo
              what batch and dimension allow, or below 1.5; or the backbone's below 1.5; or a spread of the projector's
              output of less than 2 % of its length, that is, all embeddings nearly the same vector.
 diverging    the smoothed loss stands more than 25 % (and 6 standard errors) above its best value, or is no number.
-plateau      no new best of the smoothed loss, by more than 1 % (and 2 standard errors), for a fifth of the records and
-             at least 10; it began where the loss first came within that distance of its best.
+plateau      no new best of the smoothed loss, by more than 1 % (and 2 standard errors), for a fifth of the records, at
+             least 10 of them, and a whole epoch (or 200 records, where epochs are long); it began where the loss first
+             came within that distance of its best.
 improving    otherwise.
 too early    fewer than 10 records.
 
@@ -32,9 +33,9 @@ SMALLEST_RANK_SHARE = 0.1
 SMALLEST_SPREAD = 0.02
 RISE, RISE_ERRORS = 0.25, 6.0
 TOLERANCE, TOLERANCE_ERRORS = 0.01, 2.0
-PLATEAU_SHARE, PLATEAU_RECORDS = 0.2, 10
+PLATEAU_SHARE, PLATEAU_RECORDS, MANY_RECORDS = 0.2, 10, 200
 ADVICE: dict[State, str] = {
-    "collapsing": "Raise --objective.lamb or the batch size, and look at the views with: lejepa-med inspect",
+    "collapsing": "Raise --objective.lamb or the batch size, and look at the views with lejepa-med inspect.",
     "diverging": "Start again with a smaller --optim.lr or a longer --optim.warmup.",
 }
 WORSE = 0.02  # fall of an accuracy, and two standard errors of it, that is worth a word
@@ -143,7 +144,9 @@ def _trend(loss: NDArray[np.float64], epoch: NDArray[np.float64]) -> tuple[State
         return "diverging", f"diverging: loss {smooth[-1]:.3g}, best {lowest:.3g} at epoch {when:.3g}"
     near = smooth <= lowest + max(TOLERANCE * abs(lowest), TOLERANCE_ERRORS * error)
     first = int(near.argmax()) + width - 1
-    if len(loss) - 1 - first >= max(PLATEAU_RECORDS, PLATEAU_SHARE * len(loss)):
+    age = len(loss) - 1 - first
+    long = epoch[-1] - epoch[first] >= 1 or age >= MANY_RECORDS
+    if long and age >= max(PLATEAU_RECORDS, PLATEAU_SHARE * len(loss)):
         return "plateau", f"plateau since epoch {epoch[first]:.3g}"
     return "improving", "improving"
 

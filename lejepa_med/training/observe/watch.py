@@ -13,14 +13,14 @@ from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.log import RunLog, plain
-from lejepa_med.training.monitor import batch_figures, sigreg_floor
+from lejepa_med.training.monitor import batch_figures, sigreg_figures
 from lejepa_med.training.observe.sample import FixedSample, evaluate
 from lejepa_med.training.observe.spacing import Spacing
 from lejepa_med.training.observe.verdict import KEYS, Verdict, judge
 from lejepa_med.training.save import State
 
 MOST_ROWS = 4000  # records that the verdict remembers; of more, every second one is forgotten
-TRIAL = 8  # records whose cost tells that of the first evaluation
+TRIAL, TRIAL_SECONDS = 8, 1.0  # records, or seconds, whose cost tells that of the first evaluation
 LAST_SECONDS = 60.0  # what the evaluation at the end may take where the run's share allows less
 
 
@@ -39,7 +39,6 @@ class Watch:
         self.fabric, self.config, self.run, self.state = fabric, config, run, state
         self.spacing = Spacing(config.monitor)
         self.active = fabric.is_global_zero
-        self.floor = sigreg_floor(state.module)
         # a sharded encoder (FSDP) answers only when all ranks ask, and the sample lies on rank 0
         self.sharded = any(type(parameter).__name__ == "DTensor" for parameter in state.module.parameters())
         self._plan = (manifest, adapter)
@@ -61,9 +60,9 @@ class Watch:
             return record
         sigreg = record.get("sigreg")
         if sigreg is not None:
-            if self.floor is not None:
-                record["sigreg_above_floor"] = sigreg - self.floor
-            record["sigreg_per_sample"] = sigreg / (len(z) * self.fabric.world_size)
+            views = len(z_views) if self.config.objective.pool == "pooled" and z_views is not None else 1
+            samples = len(z) * self.fabric.world_size * views
+            record |= sigreg_figures(self.state.module, sigreg, samples=samples, dim=z.shape[1])
         record |= batch_figures(features, z, z_views)
         self._remember(record)
         return record
@@ -92,10 +91,10 @@ class Watch:
     def _due(self, epoch: float) -> bool:
         if self.config.monitor.share > 0 and self.spacing.cost is None and self.spacing.allowance() > 0:
             started = time.perf_counter()
-            self.sample.fill(TRIAL)
-            self.sample.embed(self.state.module.encoder, device=self.fabric.device)
-            share = min(1.0, TRIAL / len(self.sample))
-            self.spacing.estimate(time.perf_counter() - started, share=share)
+            sample = self.sample  # planned here, which takes its own time in a large archive
+            sample.fill(TRIAL, until=time.perf_counter() + TRIAL_SECONDS)
+            sample.embed(self.state.module.encoder, device=self.fabric.device)
+            self.spacing.estimate(time.perf_counter() - started, share=sample.progress)
         return self.spacing.due(epoch)
 
     def _evaluate(self, log: RunLog, *, epoch: float, last: bool) -> None:
