@@ -1,9 +1,9 @@
 """One plain sentence on how a run goes, from its records alone. Every threshold is our own choice, stated here.
 
-collapsing   in each of the last 5 records one and the same sign: SIGReg / N above .3 and not falling by 3 %,
-             from 8 samples on (all embeddings in one point give .409, N(0, I/9) gives .27); or the projector's effective rank below a tenth of
-             what batch and dimension allow, or below 1.5; or the backbone's below 1.5; or a spread of the projector's
-             output of less than 2 % of its length, that is, all embeddings nearly the same vector.
+collapsing   in each of the last 5 records one and the same sign: SIGReg / N above .3 and not falling by 3 %, from 8
+             samples on (all embeddings in one point give .409, N(0, I/9) gives .27); or the projector's effective rank
+             below a tenth of what batch and dimension allow, or below 1.5; or the backbone's below 1.5; or a spread of
+             the projector's output of less than 2 % of its length, that is, all embeddings nearly the same vector.
 diverging    the smoothed loss stands more than 25 % (and 6 standard errors) above its best value, or is no number.
 plateau      no new best of the smoothed loss, by more than 1 % (and 2 standard errors), for a fifth of the records, at
              least 10 of them, and a whole epoch (or 200 records, where epochs are long); it began where the loss first
