@@ -39,6 +39,11 @@ def print_selection(selection: Selection, *, console: Console | None = None) -> 
             table.add_row(score.name, *cells)
         console.print(table)
     else:
-        console.print("No accuracy to compare with: give --labels, or train with a catalogue that has labels.")
+        measured = any(run.online.get(key) is not None for run in selection.runs for key in ACCURACIES)
+        console.print(
+            "A correlation with accuracy needs three runs with an accuracy."
+            if measured
+            else "No accuracy to compare with: give --labels, or train with a catalogue that has labels."
+        )
     for warning in selection.warnings:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)

@@ -88,6 +88,12 @@ def test_each_sign_of_collapse_is_named(changes: dict[str, Any], text: str) -> N
     assert judge(history(np.full(5, 1.0), **changes)).state == "collapsing"
 
 
+def test_a_narrow_start_that_recovers_is_no_collapse() -> None:
+    rows = [{**row, "sigreg_per_sample": 0.39 - 0.01 * k} for k, row in enumerate(history(np.full(8, 1.0)))]
+    assert judge(rows).state == "early"
+    assert judge([{**row, "sigreg_per_sample": 0.39} for row in rows]).state == "collapsing"
+
+
 def test_small_batches_and_projectors_are_not_taken_for_a_collapse() -> None:
     rows = history(
         np.linspace(2, 1, 30),

@@ -1,9 +1,9 @@
 """One plain sentence on how a run goes, from its records alone. Every threshold is our own choice, stated here.
 
-collapsing   in each of the last 5 records one and the same sign: SIGReg / N above .3, from 8 samples on (all
-             embeddings in one point give .409, N(0, I/9) gives .27); or the projector's effective rank below a tenth of
-             what batch and dimension allow, or below 1.5; or the backbone's below 1.5; or a spread of the projector's
-             output of less than 2 % of its length, that is, all embeddings nearly the same vector.
+collapsing   in each of the last 5 records one and the same sign: SIGReg / N above .3 and not falling by 3 %, from 8
+             samples on (all embeddings in one point give .409, N(0, I/9) gives .27); or the projector's effective rank
+             below a tenth of what batch and dimension allow, or below 1.5; or the backbone's below 1.5; or a spread of
+             the projector's output of less than 2 % of its length, that is, all embeddings nearly the same vector.
 diverging    the smoothed loss stands more than 25 % (and 6 standard errors) above its best value, or is no number.
 plateau      no new best of the smoothed loss, by more than 1 % (and 2 standard errors), for a fifth of the records, at
              least 10 of them, and a whole epoch (or 200 records, where epochs are long); it began where the loss first
@@ -28,6 +28,7 @@ RECENT = 5
 ENOUGH = 10
 COLLAPSED_SIGREG = 0.3
 SMALLEST_BATCH = 8
+RECOVERY = 0.97
 SMALLEST_RANK = 1.5
 SMALLEST_RANK_SHARE = 0.1
 SMALLEST_SPREAD = 0.02
@@ -93,7 +94,8 @@ def _collapse(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"effective rank {last['projector/effective_rank']:.1f} of {last['projector/dim']}"
     if all(_below(row, "backbone/effective_rank", SMALLEST_RANK) for row in rows):
         return f"effective rank of the backbone {last['backbone/effective_rank']:.1f} of {last['backbone/dim']}"
-    if all(_far(row) for row in rows):
+    # a run that starts with narrow embeddings and recovers is not collapsing
+    if all(_far(row) for row in rows) and last["sigreg_per_sample"] > RECOVERY * rows[0]["sigreg_per_sample"]:
         return f"SIGReg is {last['sigreg_per_sample']:.2f} of the batch (one point: .41), spread {_text(last)}"
     if all(_narrow(row) for row in rows):
         return f"all embeddings are nearly one vector, spread {_text(last)} at a length of {last['projector/norm']:.3g}"
