@@ -15,6 +15,7 @@ from tests.conftest import write_pictures
 from tests.lejepa_med.runs import losses, tiny
 
 SETTINGS = {"views": {"n_global": 3}, "train": {"epochs": 1, "batch_size": 16, "precision": "32-true"}}
+RATE = 2e-3  # the default of a CNN; there are three steps
 FLAGS = (
     "--views.n-global 3 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
     "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.epochs 1 --train.batch-size 16 "
@@ -39,11 +40,13 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
 
 
 def assert_alike(one: Path, other: Path) -> None:
-    """Weights agree but for one in a hundred: AdamW moves by its full rate where a gradient is near 0, either way."""
+    """Weights agree on the whole; where a gradient is near 0, AdamW may move one by its full rate, either way."""
     weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
     for name, tensor in weights[0].items():
-        near = torch.isclose(tensor.float(), weights[1][name].float(), rtol=1e-2, atol=2e-3)
-        assert near.float().mean() >= min(0.99, 1 - 3 / near.numel()), name
+        if "running" in name:  # means over few samples of what those weights give; they follow with the losses
+            continue
+        difference = (tensor - weights[1][name]).abs()
+        assert difference.mean() < 5e-4 and difference.max() < 3 * 2 * RATE, name
 
 
 KILLED = """
