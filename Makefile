@@ -30,16 +30,22 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# a process a core, each of one thread; the tests of a file stay together, since they share what is costly to make
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: check
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sigreg --out benchmarks/results/sigreg-cpu.md
 	$(BIN)/python -m benchmarks.scan --out benchmarks/results/scan-2-cores.md
 	$(BIN)/python -m benchmarks.adapters --out benchmarks/results/adapters.md
+	$(BIN)/python -m benchmarks.normality --out benchmarks/results/normality.md
+	$(BIN)/python -m benchmarks.cpu_settings --out benchmarks/results/cpu-settings.md
+	$(BIN)/python -m benchmarks.train --out benchmarks/results/train-cpu.md
 	$(BIN)/python -m benchmarks.quality --data "$(LEJEPA_REAL_DATA)" --out benchmarks/results
 
 clean:
