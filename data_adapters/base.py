@@ -1,4 +1,4 @@
-"""BaseAdapter to derive a modality from, beside the names of `data_adapters.contract`.
+"""BaseAdapter to derive a modality from, beside the names of `contract` and `record`.
 
 A new modality derives from BaseAdapter and writes three methods: `inspect` (headers of one file -> records), `read`
 (one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from data_adapters.catalog import Catalog
-from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, Record, Rejected, Spec, ViewKind
+from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError
 from data_adapters.files import SIDECARS, Files, walk
+from data_adapters.record import Record, Rejected, Spec
 
 __all__ = [
     "SIDECARS",

@@ -5,12 +5,10 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_adapters.errors import UserError
-
-if TYPE_CHECKING:
-    from data_adapters.base import Record
+from data_adapters.record import Record
 
 KNOWN = ("path", "item", "group", "label", "split")
 
@@ -79,7 +77,7 @@ class Catalog:
                 return dict(zip(self._columns, json.loads(cells), strict=True))
         return None
 
-    def apply(self, record: "Record", root: Path) -> "Record":
+    def apply(self, record: Record, root: Path) -> Record:
         """`record` with the catalogue's values; a record without a row comes back as it is."""
         row = self.lookup(record.uri, record.item, root)
         if row is None:

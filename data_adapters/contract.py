@@ -1,10 +1,9 @@
-"""The contract between an archive and the trainer: what a modality tells (Spec, Record, Rejected) and does (Adapter).
+"""The contract between an archive and the trainer: what a modality does (Adapter), on what record.py describes.
 
 Import these names from `data_adapters.base`, which also has BaseAdapter to derive a modality from.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -13,68 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from data_adapters.catalog import Catalog
+from data_adapters.record import Record, Rejected, Spec
 
 ViewKind = Literal["global", "local"]
 Image = np.ndarray  # (H, W, C), or (D, H, W, C) where dims is 3: uint8, or float32 in [0, 1]
 Augment = Callable[[Any, np.random.Generator], Image]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What the encoder receives from an adapter.
-
-    Sizes are pixels (voxels where `dims` is 3; a view is then a cube). `mean` and `std` are per channel, for values in
-    [0, 1] (uint8 is divided by 255 first); the encoder applies them, so that views and `prepare` both carry plain
-    pixels.
-    """
-
-    channels: int
-    global_size: int
-    local_size: int
-    n_global: int
-    n_local: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    pool: Literal["mean"] = "mean"
-    dims: Literal[2, 3] = 2
-
-    @property
-    def n_views(self) -> int:
-        """Number of views of one sample."""
-        return self.n_global + self.n_local
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One archive item: a volume, a series, a slide, a tile or a cut-out.
-
-    Attributes:
-        uri: absolute path of the file (or of the first file of a series); it never leaves this machine.
-        item: which item inside the file (an HDF5 row, a DICOM series), empty where the file is the item.
-        group: what must stay on one side of a split: patient, slide case, sky cell.
-        label: a class name when a catalogue gives one; never used for pretraining.
-        split: the catalogue's split name, or empty.
-        samples: how many training samples an epoch draws from this record (tiles of a slide, slabs of a volume).
-        meta: JSON values: `size` (pixels or voxels), `bits`, and where known `spacing` (mm), `mpp`, `bands`, `files`
-            (further absolute paths of a series), plus what the adapter's own `read` needs.
-    """
-
-    uri: str
-    group: str
-    item: str = ""
-    label: str | None = None
-    split: str = ""
-    samples: int = 1
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A file that scan refuses. `reason` is a short phrase, equal for equal causes, so that reasons can be counted."""
-
-    uri: str
-    reason: str
-    remedy: str = ""
 
 
 class AdapterOptions(BaseModel):
