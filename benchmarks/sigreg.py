@@ -51,7 +51,8 @@ KEEP_MEMORY = {  # bytes; glibc then reuses freed blocks of any size
 PAGE = """# SIGReg, forward and backward, {where}
 
 {date}. {machine}, {threads} thread(s), torch {torch}, float32, one view, dim {dim}, {knots} knots. Medians of {repeats}
-passes (3 above two million elements), all sides in turns in one process; load average at the end {load:.1f} on {cores} cores.
+passes (3 above two million elements), all sides in turns in one process; load average at the end {load:.1f} on {cores}
+cores.
 Values and gradients of `plain` and ours agree on every shape on which both ran. "-": not run, see the notes.
 
 {head}
