@@ -46,8 +46,8 @@ def build_encoder(config: ModelConfig, spec: Spec) -> Encoder:
     if config.checkpointing:
         checkpoint_activations(encoder)
     if spec.dims == 2 and is_convolutional(config.backbone):
-        # about twice the speed of the default layout for convolutions on the CPU, and needed for tensor cores; the 3-D
-        # form (channels_last_3d) made a step 1.4 to 1.6 times slower on the CPU (docs/mri3d.md)
+        # a quarter faster on a CPU (benchmarks/results/cpu-settings.md), and needed for tensor cores; the 3-D form
+        # (channels_last_3d) made a step 1.3 to 1.8 times slower on a CPU (docs/mri3d.md)
         encoder.backbone.to(memory_format=torch.channels_last)
     return encoder
 
