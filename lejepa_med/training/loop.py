@@ -34,7 +34,7 @@ from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
 from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
-from lejepa_med.training.sharding import fsdp_strategy
+from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import StopSignal
 
@@ -155,7 +155,9 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
         compile_backbone(module.encoder)
     # the optimiser after the model: sharding replaces the parameters
     model = fabric.setup_module(module)
-    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim))
+    # Fabric clips scaled gradients, and FSDP2 shards, in the plain form only
+    fused = config.train.precision != "16-mixed" and not is_sharded(module)
+    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim, fused=fused))
     average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
     return State(model=model, optimizer=optimizer, module=module, average=average)
 

@@ -62,6 +62,12 @@ def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
     else:
         state.module.load_state_dict(saved.model)
         optimizer.load_state_dict(saved.optimizer)
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape:
+                    # in the parameter's own layout: the fused AdamW pairs elements by their place in memory, and those
+                    # of a channels-last weight lie elsewhere than in the file (torch 2.15, silently)
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     if state.average is not None:
         state.average.load_state_dict(saved.average)
     if saved.scaler:

