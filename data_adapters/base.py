@@ -19,6 +19,9 @@ from data_adapters.errors import BadFileError, MissingExtraError
 from data_adapters.files import SIDECARS, Files, walk
 from data_adapters.record import Record, Rejected, Spec
 
+# loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
+cv2.setNumThreads(0)
+
 __all__ = [
     "SIDECARS",
     "Adapter",

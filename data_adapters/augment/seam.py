@@ -13,9 +13,6 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # 2.0.8 asks the network for its newest version otherwise
 
 import albumentations as A
-import cv2
-
-cv2.setNumThreads(0)  # loader workers are the parallelism; nested threads only contend
 
 __all__ = ["A", "Seeded"]
 

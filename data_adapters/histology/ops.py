@@ -12,8 +12,6 @@ import numpy as np
 
 from data_adapters.histology.canvas import Canvas
 
-cv2.setNumThreads(0)  # loader workers are the parallelism; nested threads only contend
-
 MIN_SIGMA = 0.28  # pixels; a narrower Gaussian's neighbours weigh under 1/512, which is 0 in OpenCV's 8-bit kernels
 STEPS = ("brightness", "contrast", "saturation", "hue")
 _SAME = np.eye(3, 4)

@@ -19,8 +19,6 @@ import numpy as np
 from data_adapters.errors import BadFileError
 from data_adapters.mri.volume import LAYOUT, NOT_ONE_GRID, TISSUE, Volume, normalise, refuse_label_map
 
-cv2.setNumThreads(0)  # loader workers are the parallelism; nested threads only contend
-
 FULL = 65535
 SPECKLE = 1e-3  # a plane belongs to the foreground box when more than this share of its voxels is tissue ...
 MARGIN_MM = 5.0  # ... and the box keeps this much beyond its outermost planes

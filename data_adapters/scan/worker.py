@@ -177,5 +177,3 @@ def _one_thread() -> None:
     """Each worker has one core; libraries that start a thread for every core would only get in each other's way."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)
