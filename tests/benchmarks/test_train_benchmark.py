@@ -81,7 +81,9 @@ def test_our_sides_measure_a_window_on_links_that_outlast_it(tmp_path):
         window = Window(settings, tmp_path / f"{side}.json")
         SIDES[side](settings, window)
         figures = json.loads(window.result.read_text())
-        assert figures["images_per_second"] > 0 and figures["cpu_ms_per_image"] > 0, side
+        # the views of these pictures can take less than one tick of the clock that counts the CPU time of processes
+        assert figures["images_per_second"] > 0 and figures["cpu_ms_per_image"] >= 0, side
+        assert figures["cpu_ms_per_image"] > 0 or side == "views"
     last = (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["step"] == settings.warmup + settings.steps + SPARE_STEPS, "one epoch outlasts the window"
 
