@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import cpu_name, publish
 
 SIDES = {
     "default": {},
@@ -120,10 +120,7 @@ def main() -> None:
         rows="\n".join(rows),
         arguments=" ".join(given),
     )
-    print(page)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(page)
+    publish(page, args.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import cpu_name, publish
 from lejepa_med.objective.normality import TESTS, SlicedTest, floor_for, make_test
 from lejepa_med.objective.normality.multivariate import BHEP
 
@@ -235,10 +235,7 @@ def main() -> None:
         times=time_table(args.repeats),
         load=os.getloadavg()[0],
     )
-    print(page)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(page)
+    publish(page, args.out)
 
 
 if __name__ == "__main__":

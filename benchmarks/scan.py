@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import cpu_name, publish
 from benchmarks.made_archive import PER_FOLDER, SIDE, make_archive, make_catalog
 from benchmarks.watch import Memory, memory, seconds, watched
 
@@ -246,10 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         text = page(run(args, folder), args, folder=folder, load=load)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import cpu_name, publish
 from lejepa_med.objective import SIGReg, directions
 
 os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # lightly asks the network otherwise
@@ -274,10 +274,7 @@ def main() -> None:
         notes=NOTES,
         arguments=f"--device {args.device} --threads {args.threads} --repeats {args.repeats}",
     )
-    print(page)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(page)
+    publish(page, args.out)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file under a temporary name, sync it, then rename."""
+    """Write a text file under a temporary name, sync it, then rename; a failure leaves the old file and no draft."""
     draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
-    with draft.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, file)
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
     sync_folder(file.parent)
 
 

@@ -3,19 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
-from lejepa_med import __version__
 from lejepa_med.atomic import write_text
 from lejepa_med.inspection.png import write_png
 from lejepa_med.inspection.record import Look, look_at
+from lejepa_med.page import render_page
 from lejepa_med.training.report_plots import data_uri
 
 PAGE, PICTURE = "inspect.html", "inspect.png"
@@ -85,17 +83,12 @@ def inspect(
 
 def render(sheet: Sheet, adapter: Adapter, *, total: int, seed: int) -> str:
     """The page: no script, nothing from the network; all text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("lejepa_med.inspection", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"uri": lambda image: data_uri(image, longest=LONGEST)}
     described = adapter.describe()
     common = Counter(text for look in sheet.looks for text in dict.fromkeys(map(kind_of, look.warnings)))
-    return environment.get_template("sheet.html.j2").render(
+    return render_page(
+        "lejepa_med.inspection",
+        "sheet.html.j2",
+        filters={"uri": lambda image: data_uri(image, longest=LONGEST)},
         sheet=sheet,
         spec=adapter.spec,
         modality=adapter.name,
@@ -104,8 +97,6 @@ def render(sheet: Sheet, adapter: Adapter, *, total: int, seed: int) -> str:
         seed=seed,
         common=common.most_common(),
         top=_top,
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 

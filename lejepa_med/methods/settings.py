@@ -2,14 +2,10 @@
 
 from collections.abc import Iterator
 
-import timm
-import torch
-from timm.models.vision_transformer import VisionTransformer
-
 from lejepa_med.config import ModelConfig, ObjectiveConfig, ViewsConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.masks import MIN_SIDE
-from lejepa_med.models.architectures import is_monai
+from lejepa_med.models.architectures import plain_vit_patch
 
 # Depth and width of a method's projector, from its paper; hidden widths are the project's, since archives are small.
 # VICReg and Barlow Twins use 8192 for ImageNet; 2048 is a quarter of that, as their hidden layers here are.
@@ -57,13 +53,16 @@ def weight_of(objective: ObjectiveConfig, *, per_view: float, views: int, items:
     return lamb / (1 - lamb) if objective.weighting == "additive" else lamb
 
 
-def check_objective(objective: ObjectiveConfig, *, backbone: str, views: ViewsConfig) -> None:
+def check_objective(objective: ObjectiveConfig, *, backbone: str, views: ViewsConfig, conv_stem: bool = False) -> None:
     """Refuse settings that do not go together. Called with the resolved views, before anything is read.
 
     Raises:
         ConfigError: all of them at once, with what to do.
     """
     found = list(_issues(objective, backbone, views))
+    if conv_stem and objective.method == "masked":
+        stem = "The masked method hides patches, but a convolutional stem has seen their neighbours' pixels."
+        found.append((stem, "Leave out --model.conv-stem."))
     if found:
         raise ConfigError(
             " ".join(issue for issue, _ in found), remedy=" ".join(dict.fromkeys(remedy for _, remedy in found))
@@ -139,12 +138,3 @@ def _idle(o: ObjectiveConfig) -> Iterator[tuple[str, str]]:
         if not used and getattr(o, name) != ObjectiveConfig.model_fields[name].default:
             flag = "--objective." + name.replace("_", "-")
             yield (f"{flag} has no effect with these settings.", f"Leave out {flag}, or set {needs}.")
-
-
-def plain_vit_patch(backbone: str) -> int | None:
-    """Patch side of timm's plain ViT in pixels; None of any other architecture."""
-    if is_monai(backbone):
-        return None
-    with torch.device("meta"):
-        model = timm.create_model(backbone, pretrained=False)
-    return max(model.patch_embed.patch_size) if type(model) is VisionTransformer else None

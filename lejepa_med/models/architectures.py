@@ -76,7 +76,7 @@ def check_vit_options(name: str, *, registers: int, conv_stem: bool) -> None:
     Raises:
         ConfigError: register tokens or a convolutional stem for another architecture.
     """
-    if (registers or conv_stem) and not is_plain_vit(name):
+    if (registers or conv_stem) and plain_vit_patch(name) is None:
         raise ConfigError(
             f"'{name}' is not timm's plain vision transformer, so it takes no register tokens and no other stem.",
             remedy="Leave out --model.registers and --model.conv-stem, or use one such as vit_small_patch16_224.",
@@ -163,12 +163,13 @@ def origin(name: str) -> str:
     return ORIGIN[NETWORKS[name.removeprefix(MONAI)][0]]
 
 
-def is_plain_vit(name: str) -> bool:
-    """Whether the architecture is timm's VisionTransformer itself."""
+def plain_vit_patch(name: str) -> int | None:
+    """Patch side in pixels of timm's VisionTransformer itself; None of all others, its relatives included."""
     if is_monai(name):
-        return False
+        return None
     with torch.device("meta"):
-        return isinstance(timm.create_model(name, pretrained=False), VisionTransformer)
+        model = timm.create_model(name, pretrained=False)
+    return max(model.patch_embed.patch_size) if type(model) is VisionTransformer else None
 
 
 def is_convolutional(name: str) -> bool:

@@ -1,25 +1,13 @@
-"""Pages of studies: one look, text escaped, nothing loaded from anywhere."""
+"""Pages of studies."""
 
-from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from lejepa_med import __version__
+from lejepa_med.page import render_page
 
 
 def render(template: str, **values: Any) -> str:
     """A template of `study/templates` as HTML."""
-    environment = Environment(
-        loader=PackageLoader("lejepa_med.study", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = figure
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return environment.get_template(template).render(version=__version__, written=written, **values)
+    return render_page("lejepa_med.study", template, filters={"figure": figure}, **values)
 
 
 def figure(value: Any) -> str:

@@ -1,20 +1,17 @@
 """report.html: what a run did and whether its encoder is any good, in one file that needs nothing else."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from lejepa_med import __version__
+from lejepa_med.atomic import write_text
 from lejepa_med.evaluation.metrics import effective_rank
+from lejepa_med.page import render_page
 from lejepa_med.training.report_plots import Scale, curves, data_uri, plane, spectra, spectrum
 
 Pixels = NDArray[np.uint8]
@@ -129,29 +126,11 @@ def write_report(path: Path, data: ReportData) -> None:
     Raises:
         ValueError: an image that is not uint8 with 1 or 3 channels.
     """
-    html = render(data).encode()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are made private
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_text(path, render(data))
 
 
 def render(data: ReportData) -> str:
     """The page as HTML. All text is escaped: a label or file name cannot become markup."""
-    environment = Environment(
-        loader=PackageLoader("lejepa_med.training", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": _share, "cell": _cell}
     eigenvalues = data.eigenvalues
     rank = None if eigenvalues is None else effective_rank(np.sqrt(np.maximum(eigenvalues, 0)))
     chance = next((row["chance"] for row in data.online if row.get("chance") is not None), None)
@@ -159,7 +138,10 @@ def render(data: ReportData) -> str:
     for part in BOTH:
         note = "Flatter is better: variance is spread over more directions. Dashed: earlier evaluations."
         online.append((f"Spectrum of the {part}", note, Markup(spectra(data.online, part))))
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "lejepa_med.training",
+        "report.html.j2",
+        filters={"share": _share, "cell": _cell},
         data=data,
         curves=_drawn(CURVES, data.history),
         online=[entry for entry in online if entry[2]],
@@ -171,8 +153,6 @@ def render(data: ReportData) -> str:
             for query, found in data.neighbours
         ],
         pca=[(data_uri(image, longest=256), data_uri(colours, longest=256)) for image, colours in data.pca],
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 

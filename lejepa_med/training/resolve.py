@@ -55,7 +55,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     }
     chosen_model |= head_of(config.model, config.objective.method)
     resolved_views = config.views.model_copy(update=views)
-    check_objective(config.objective, backbone=backbone, views=resolved_views)
+    check_objective(config.objective, backbone=backbone, views=resolved_views, conv_stem=config.model.conv_stem)
     chosen_objective = {
         "slices": _first(config.objective.slices, 256 if on_cpu else 1024),
         "predictor": config.objective.predictor or ("transformer" if config.objective.method == "masked" else "none"),

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lejepa_med.config import PretrainConfig
+from lejepa_med.training import loop
 from lejepa_med.training.folder import read_lines
 
 TIMINGS = {"images_per_second", "data_wait", "session_steps"}
@@ -27,6 +30,20 @@ def tiny(archive: Path, out: Path, *, modality: str = "images", **sections: dict
 def losses(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock decides."""
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_lines(run / "metrics.jsonl")]
+
+
+def interrupted(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, *, step: int) -> None:
+    """Run until `step` steps are done, then stop as if at the keyboard."""
+    real = loop.train_step
+
+    def die(fabric: Any, settings: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        if state.step == step:
+            raise KeyboardInterrupt
+        return real(fabric, settings, state, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_step", die)
+        loop.pretrain(config)
 
 
 def weights(run: Path) -> str:

@@ -8,7 +8,8 @@ import pytest
 from lejepa_med.config import ObjectiveConfig, PretrainConfig, load_config, save_config
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build
-from lejepa_med.methods.settings import HEADS, plain_vit_patch
+from lejepa_med.methods.settings import HEADS
+from lejepa_med.models.architectures import plain_vit_patch
 from lejepa_med.objective import SIGReg, SpectralEntropy, VISReg
 from lejepa_med.training.resolve import default_lambda, resolve_archive, resolve_machine
 
@@ -109,6 +110,8 @@ def test_masked_sees_one_whole_view_through_a_transformer_predictor() -> None:
     assert (config.views.n_global, config.views.n_local, config.objective.predictor) == (1, 0, "transformer")
     assert make({"method": "masked"}, model=VIT, views={"n_global": 3}).views.n_global == 3
     assert make({}).objective.predictor == "none"
+    with pytest.raises(ConfigError, match=r"stem has seen their neighbours.*Leave out --model\.conv-stem"):
+        make({"method": "masked"}, model={**VIT, "conv_stem": True})
     assert plain_vit_patch("test_vit") == 16
     assert plain_vit_patch("resnet18") is None and plain_vit_patch("monai:vit") is None
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
 from lejepa_med.evaluation.probe import fit_probe
-from lejepa_med.training import report
 from lejepa_med.training.report import ReportData, render, write_report
 from lejepa_med.training.report_plots import curve, data_uri
 
@@ -208,7 +207,7 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     def broken(handle):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "fsync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         write_report(path, ReportData(title="new"))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["report.html"]

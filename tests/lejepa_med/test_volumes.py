@@ -24,12 +24,11 @@ from lejepa_med.models.batchnorm import SyncBatchNorm, convert_batchnorm
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import fingerprint, load_encoder, save_encoder
 from lejepa_med.objective import LeJEPA, SIGReg
-from lejepa_med.training import loop
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.resolve import resolve_machine
 from lejepa_med.training.schedule import make_optimizer
 from tests.data.mri import phantom, write_nifti
-from tests.lejepa_med.runs import losses, tiny, weights
+from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 FAMILIES = ["monai:resnet10", "monai:vit_tiny", "monai:swinunetr_small"]
 
@@ -179,16 +178,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(heads: Path, tmp_path: Path, mon
         )
 
     assert pretrain(config("whole", 5)).finished
-    step = loop.train_step
-
-    def die(fabric, settings, state, *args, **kwargs):
-        if state.step == 3:
-            raise KeyboardInterrupt
-        return step(fabric, settings, state, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", die)
-        pretrain(config("stopped", 0))
+    interrupted(config("stopped", 0), monkeypatch, step=3)
     assert pretrain(config("stopped", 0), resume=True).finished
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
