@@ -103,6 +103,9 @@ class EmbedCommand(Section):
     workers: int = Field(default=2, ge=0, description="processes that read and prepare")
     device: str = Field(default="cpu", description="cpu or cuda")
     random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
+    columns: list[str] = Field(
+        default=[], description="facts to search by, kept as they are: split, samples, or the catalogue's mpp, ra, ..."
+    )
 
     def cli_cmd(self) -> None:
         """Run the command."""
@@ -128,6 +131,7 @@ class EmbedCommand(Section):
                 self.out,
                 batch_size=self.batch_size,
                 workers=self.workers,
+                columns=self.columns,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         print(f"wrote {info['embedded']:,} vectors of {info['dim']} numbers to {self.out} ({info['failed']:,} failed)")
