@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.routes import archives, embeddings, encoders, health, jobs, pages, predictions, probes
+from app.routes import archives, embeddings, encoders, health, jobs, pages, predictions, probes, search
 from app.schemas import Problem
 from app.service import Service
 from app.settings import Settings
@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"}},
     )
     errors.install(app)
-    for module in (encoders, embeddings, probes, predictions, archives, jobs, health, pages):
+    for module in (encoders, embeddings, probes, predictions, archives, search, jobs, health, pages):
         app.include_router(module.router)
     app.add_middleware(Guard)
     return app

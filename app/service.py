@@ -16,6 +16,7 @@ from app.settings import Settings
 from app.store import JobRow, Store
 from app.training import KIND, Training
 from app.uploads import leftovers
+from app.vectors import Indexes
 from data_adapters.errors import UserError
 
 log = logging.getLogger("lejepa_med.app")
@@ -31,6 +32,7 @@ class Service:
         self.store: Store
         self.training: Training
         self.engine: JobEngine
+        self.search: Indexes
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
@@ -61,6 +63,7 @@ class Service:
             shutil.rmtree(folder, ignore_errors=True)
         self.store = Store(data / "service.sqlite")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
+        self.search = Indexes(self.settings, self.library)
         self._clean_ended_jobs()
         self.engine = DbosEngine(self.training, database=data / "jobs.sqlite", workers=self.settings.job_workers)
         self.engine.start()
@@ -69,8 +72,9 @@ class Service:
             self.engine.submit(row.id)
 
     def stop(self) -> bool:
-        """Stop everything; True when a job was running, which continues at the next start."""
+        """Stop everything; True when work was running, which the next start continues or begins anew."""
         active = self.engine.stop()
+        active |= self.search.close()
         self.library.close()
         self.embedding.close()
         self.store.close()
