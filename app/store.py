@@ -1,13 +1,14 @@
 """Metadata of the service: probes, jobs and their log, in SQLite (WAL) below the data directory."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, String, create_engine, event, select, text, update
+from sqlalchemy import JSON, ForeignKey, String, case, create_engine, event, func, select, text, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -62,6 +63,19 @@ class ProbeRow(Base):
     created: Mapped[float] = mapped_column(index=True)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
     receipt: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+@dataclass(frozen=True)
+class JobStatistic:
+    """Jobs of one kind in one state: how many, how often they were started, and the seconds of those that ended."""
+
+    kind: str
+    state: str
+    count: int
+    attempts: int
+    timed: int
+    seconds: float
+    within: tuple[int, ...]
 
 
 def now() -> float:
@@ -186,6 +200,29 @@ class Store:
             if probe is not None:
                 session.add(probe)
             return True
+
+    def job_statistics(self, bounds: Sequence[float]) -> list[JobStatistic]:
+        """Counts and durations of all jobs, by kind and state.
+
+        Args:
+            bounds: seconds; `within` tells how many ended jobs took at most each.
+        """
+        took = JobRow.finished - JobRow.started  # None for what has not ended, or was cancelled before its start
+        within = [func.count(case((took <= bound, 1))) for bound in bounds]
+        query = select(
+            JobRow.kind,
+            JobRow.state,
+            func.count(),
+            func.sum(JobRow.attempts),
+            func.count(took),
+            func.sum(took),
+            *within,
+        ).group_by(JobRow.kind, JobRow.state)
+        with self._sessions() as session:
+            return [
+                JobStatistic(kind, state, count, attempts, timed, seconds or 0.0, tuple(sums))
+                for kind, state, count, attempts, timed, seconds, *sums in session.execute(query)
+            ]
 
     # --- probes -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ ROUTES = {
     "/v1/jobs/{job_id}": {"get", "delete"},
     "/healthz": {"get"},
     "/readyz": {"get"},
+    "/metrics": {"get"},
 }
 
 
