@@ -35,6 +35,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 test: check
 	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu" --database postgres tests/app
 
 test-all: check
 	$(PYTEST) -m "not gpu"

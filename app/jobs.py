@@ -1,9 +1,8 @@
-"""The durable queue. DBOS on SQLite does the checkpoints and the recovery, behind an interface of four methods."""
+"""The durable queue. DBOS on SQLite or Postgres keeps the checkpoints, behind an interface of four methods."""
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from app.errors import describe
@@ -12,7 +11,7 @@ from app.schemas import Problem
 log = logging.getLogger("lejepa_med.app")
 
 QUEUE = "jobs"
-FORMAT = "1"  # of the jobs' steps: recovery takes up only jobs of an equal version, so raise it when steps change
+FORMAT = "2"  # of the jobs' steps: recovery takes up only jobs of an equal version, so raise it when steps change
 EXECUTOR = "service"  # stable, so that a restarted service recovers its own jobs; the data directory admits one service
 POLL_SECONDS = 0.2
 Step = Callable[[], None]
@@ -47,7 +46,7 @@ class JobEngine(Protocol):
     def start(self) -> None:
         """Begin to work, first on what an earlier process left."""
 
-    def submit(self, job_id: str) -> None:
+    def submit(self, job_id: str, kind: str) -> None:
         """Queue a job, unless it is queued or running already."""
 
     def cancel(self, job_id: str) -> None:
@@ -62,8 +61,8 @@ class DbosEngine:
 
     _is_running: ClassVar[bool] = False
 
-    def __init__(self, work: Work, *, database: Path, workers: int) -> None:
-        self._work = work
+    def __init__(self, works: Mapping[str, Work], *, database: str, workers: int) -> None:
+        self._works = works
         self._database = database
         self._workers = workers
         self._active = 0
@@ -81,7 +80,7 @@ class DbosEngine:
         DBOS(
             config={
                 "name": "lejepa-med",
-                "system_database_url": f"sqlite:///{self._database}",
+                "system_database_url": self._database,
                 "application_version": FORMAT,
                 "executor_id": EXECUTOR,
                 "serializer": DBOSPortableJSONSerializer(),  # the default is pickle
@@ -90,8 +89,8 @@ class DbosEngine:
             }
         )
 
-        def run_job(job_id: str) -> None:
-            self._workflow(job_id)
+        def run_job(kind: str, job_id: str) -> None:
+            self._workflow(self._works[kind], job_id)
 
         self._run = DBOS.workflow(name="run_job", max_recovery_attempts=None)(run_job)
         DBOS.launch()
@@ -99,13 +98,13 @@ class DbosEngine:
             QUEUE, worker_concurrency=self._workers, polling_interval_sec=POLL_SECONDS, on_conflict="always_update"
         )
 
-    def submit(self, job_id: str) -> None:
+    def submit(self, job_id: str, kind: str) -> None:
         """Queue a job; its workflow's id is fixed by its history, which makes a second submit harmless."""
         from dbos import DBOS, SetWorkflowID
 
         workflow_id, _ = self._current(job_id)
         with SetWorkflowID(workflow_id):
-            DBOS.enqueue_workflow(QUEUE, self._run, job_id)
+            DBOS.enqueue_workflow(QUEUE, self._run, kind, job_id)
 
     def cancel(self, job_id: str) -> None:
         """Take a waiting job off the queue, or stop a running one at its next step."""
@@ -141,31 +140,31 @@ class DbosEngine:
         DbosEngine._is_running = False
         return active
 
-    def _workflow(self, job_id: str) -> None:
+    def _workflow(self, work: Work, job_id: str) -> None:
         from dbos import DBOS, error
 
         with self._lock:
             self._active += 1
         try:
-            if not self._work.start(job_id):
+            if not work.start(job_id):
                 return
-            for step in self._work.steps(job_id):
+            for step in work.steps(job_id):
                 outcome: dict[str, Any] = DBOS.run_step({"name": "step"}, _guarded, step)
                 if outcome.get("stopped"):
                     return
                 if outcome.get("error"):
-                    self._work.fail(job_id, Problem.model_validate(outcome["error"]))
+                    work.fail(job_id, Problem.model_validate(outcome["error"]))
                     return
-            self._work.finish(job_id)
+            work.finish(job_id)
         except error.DBOSException:
             raise  # another run of the same job has taken over, or the engine stops
         except Exception as failure:
             if not self._stopping:
-                self._work.fail(job_id, describe(failure))
+                work.fail(job_id, describe(failure))
         finally:
             with self._lock:
                 self._active -= 1
-            self._work.clean(job_id)
+            work.clean(job_id)
 
 
 def _guarded(step: Step) -> dict[str, Any]:

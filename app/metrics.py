@@ -4,7 +4,7 @@ Labels are words of our own vocabulary (route patterns, problem kinds, states), 
 would leave the service with them, and each new one would cost memory for ever.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,18 +13,12 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from app.store import JobStatistic
 from lejepa_med import __version__
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-JOB_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 
 disable_created_metrics()  # a second series beside each counter, which nobody asks for
 REGISTRY = CollectorRegistry()
@@ -73,41 +67,3 @@ def saw_request(*, method: str, route: str, status: int, seconds: float) -> None
     """Note an answered request; `route` is the pattern of its path and never the path itself."""
     known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
     REQUEST_SECONDS.labels(known, route, f"{status // 100}xx").observe(seconds)
-
-
-class _Jobs(Collector):
-    """Jobs out of the store, so that every worker process and the time before the last start are counted."""
-
-    def __init__(self, statistics: Sequence[JobStatistic]) -> None:
-        self._statistics = statistics
-
-    def collect(self) -> Iterable[Metric]:
-        """The families."""
-        jobs = GaugeMetricFamily("lejepa_jobs", "Jobs in the store.", labels=("kind", "state"))
-        starts = GaugeMetricFamily(
-            "lejepa_job_attempts",
-            "Starts of the jobs in the store; beyond one a job, the service was stopped at it.",
-            labels=("kind", "state"),
-        )
-        seconds = HistogramMetricFamily(
-            "lejepa_job_seconds", "Seconds of the last attempt of ended jobs.", labels=("kind", "state")
-        )
-        for found in self._statistics:
-            labels = (found.kind, found.state)
-            jobs.add_metric(labels, found.count)
-            starts.add_metric(labels, found.attempts)
-            if found.timed:
-                buckets = [(str(bound), n) for bound, n in zip(JOB_SECONDS, found.within, strict=True)]
-                seconds.add_metric(labels, [*buckets, ("+Inf", found.timed)], found.seconds)
-        return jobs, starts, seconds
-
-
-def exposition(statistics: Sequence[JobStatistic]) -> bytes:
-    """All metrics in Prometheus' text format (version 0.0.4).
-
-    Args:
-        statistics: of `Store.job_statistics(JOB_SECONDS)`.
-    """
-    jobs = CollectorRegistry()
-    jobs.register(_Jobs(statistics))
-    return generate_latest(REGISTRY) + generate_latest(jobs)

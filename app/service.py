@@ -13,9 +13,10 @@ from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
 from app.library import Library
 from app.settings import Settings
-from app.store import JobRow, Store
-from app.training import KIND, Training
+from app.store import JobRow, Store, database_url
+from app.training import Training
 from app.uploads import leftovers
+from app.work import JobWork
 from data_adapters.errors import UserError
 
 log = logging.getLogger("lejepa_med.app")
@@ -59,14 +60,20 @@ class Service:
         torch.set_num_threads(self.settings.threads)
         for folder in leftovers(self.settings):
             shutil.rmtree(folder, ignore_errors=True)
-        self.store = Store(data / "service.sqlite")
+        secret = self.settings.database_url
+        self.store = Store(database_url(secret.get_secret_value() if secret else None, data=data))
         self.training = Training(self.settings, self.store, self.library, self.embedding)
+        self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
         self._clean_ended_jobs()
-        self.engine = DbosEngine(self.training, database=data / "jobs.sqlite", workers=self.settings.job_workers)
+        self.engine = DbosEngine(
+            self.works,
+            database=self.store.url if self.store.is_postgres else f"sqlite:///{data / 'jobs.sqlite'}",
+            workers=self.settings.job_workers,
+        )
         self.engine.start()
         for row in self.store.unfinished():
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
-            self.engine.submit(row.id)
+            self.engine.submit(row.id, row.kind)
 
     def stop(self) -> bool:
         """Stop everything; True when a job was running, which continues at the next start."""
@@ -78,10 +85,10 @@ class Service:
             self._lock.close()
         return active
 
-    def queue_job(self, job_id: str) -> JobRow:
+    def queue_job(self, job_id: str, kind: str) -> JobRow:
         """Accept a job whose inputs are durable: its row first, then the queue."""
-        row = self.store.add_job(job_id, KIND)
-        self.engine.submit(job_id)
+        row = self.store.add_job(job_id, kind)
+        self.engine.submit(job_id, kind)
         return row
 
     def cancel_job(self, job_id: str) -> bool:
@@ -91,14 +98,15 @@ class Service:
             return False
         self.engine.cancel(job_id)
         if before is not None and before.state == "queued":
-            self.training.clean(job_id)
+            self.works[before.kind].clean(job_id)
         return True
 
     def _clean_ended_jobs(self) -> None:
-        for parent in ("jobs", "probes"):
-            folder = self.settings.data / parent
-            for entry in folder.iterdir() if folder.is_dir() else ():
-                self.training.clean(entry.name)
+        for work in self.works.values():
+            for parent in ("jobs", work.made):
+                folder = self.settings.data / parent
+                for entry in folder.iterdir() if folder.is_dir() else ():
+                    work.clean(entry.name)
 
 
 def new_id() -> str:

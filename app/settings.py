@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from data_adapters.errors import UserError
@@ -19,6 +19,9 @@ class Settings(BaseSettings):
     runs_dir: Path = Field(default=Path("runs"), description="run folders: encoders and embedding tables, only read")
     data_dir: Path | None = Field(
         default=None, description="all state of the service; by default 'lejepa-data' beside runs_dir"
+    )
+    database_url: SecretStr | None = Field(
+        default=None, description="postgresql://USER:PASSWORD@HOST/DATABASE; by default SQLite in the data directory"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

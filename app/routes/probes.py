@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -212,8 +213,8 @@ def _accept(service: Service, plan: Plan, *, vectors: np.ndarray | None = None, 
     job_id = new_id()
     draft = form.folder if form is not None else service.settings.data / "tmp" / job_id
     draft.parent.mkdir(exist_ok=True)
-    service.training.accept(job_id, draft, plan, vectors=vectors)
-    return service.queue_job(job_id)
+    service.training.accept(job_id, draft, asdict(plan), vectors=vectors)
+    return service.queue_job(job_id, service.training.kind)
 
 
 def _pseudonyms(groups: Sequence[str]) -> list[str]:

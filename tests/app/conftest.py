@@ -20,6 +20,7 @@ from lejepa_med.embed import embed_archive
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
 from tests.app.helpers import picture
+from tests.app.postgres import NewDatabase, postgres
 
 SMALL = {"global_size": 32, "local_size": 32, "n_local": 0}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -58,9 +59,36 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def settings(runs: Path) -> Settings:
+def new_postgres() -> Iterator[NewDatabase]:
+    """A function that makes an empty database in a real PostgreSQL and gives its URL; `.server` is the server."""
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def new_database(request: pytest.FixtureRequest) -> NewDatabase | None:
+    """What `--database` asks for: a function that gives the URL of an empty database, or None for SQLite."""
+    if request.config.getoption("--database") == "sqlite":
+        return None
+    made: NewDatabase = request.getfixturevalue("new_postgres")
+    return made
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase | None) -> str | None:
+    """`database_url` of Settings for a service with a state of its own."""
+    return new_database() if new_database is not None else None
+
+
+@pytest.fixture(scope="session")
+def settings(runs: Path, new_database: NewDatabase | None) -> Settings:
     return Settings(
-        runs_dir=runs, threads=1, max_upload_bytes=4 << 20, max_json_bytes=64 << 10, max_unzipped_bytes=32 << 20
+        database_url=new_database() if new_database is not None else None,  # type: ignore[arg-type]
+        runs_dir=runs,
+        threads=1,
+        max_upload_bytes=4 << 20,
+        max_json_bytes=64 << 10,
+        max_unzipped_bytes=32 << 20,
     )
 
 

@@ -30,7 +30,8 @@ for line in sys.stdin:
     if pid == 0:
         log = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
-        app.main.run(runs_dir=sys.argv[1], data_dir=sys.argv[2], port=0, threads=1)
+        app.main.run(
+            runs_dir=sys.argv[1], data_dir=sys.argv[2], port=0, threads=1, database_url=sys.argv[4] or None)
         os._exit(0)
     print(pid, flush=True)
 """
@@ -39,9 +40,9 @@ for line in sys.stdin:
 class Launcher:
     """Starts services and tells how they ended."""
 
-    def __init__(self, runs: Path, data: Path, log: Path) -> None:
+    def __init__(self, runs: Path, data: Path, log: Path, database_url: str | None) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", LAUNCHER, str(runs), str(data), str(log)]
+        command = [sys.executable, "-c", LAUNCHER, str(runs), str(data), str(log), database_url or ""]
         self.log = log
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -74,8 +75,8 @@ class Launcher:
 
 
 @pytest.fixture
-def launcher(runs: Path, tmp_path: Path) -> Iterator[Launcher]:
-    made = Launcher(runs, tmp_path / "data", tmp_path / "log")
+def launcher(runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
+    made = Launcher(runs, tmp_path / "data", tmp_path / "log", database_url)
     yield made
     if made.pid:
         made.end(signal.SIGKILL)
@@ -83,12 +84,26 @@ def launcher(runs: Path, tmp_path: Path) -> Iterator[Launcher]:
     made.process.wait()
 
 
-def test_kill_9(launcher: Launcher, runs: Path, tmp_path: Path) -> None:
+def rows_of(url: str | None) -> bytes:
+    """All that a service keeps in PostgreSQL, as text."""
+    if url is None:
+        return b""
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        tables = connection.execute(
+            "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname IN ('public', 'dbos')"
+        ).fetchall()
+        rows = [connection.execute(f"SELECT t::text FROM {name} t").fetchall() for (name,) in tables]  # type: ignore
+    return repr(rows).encode()
+
+
+def test_kill_9(launcher: Launcher, runs: Path, tmp_path: Path, database_url: str | None) -> None:
     data = tmp_path / "data"
     with launcher.service() as client:
         answer = client.post(
             "/v1/probes",
-            files=files(*(png(i, bright=i % 2 == 0) for i in range(COUNT)), name="Doe^Jane_4711.png"),
+            files=files(*(png(i, bright=i % 2 == 0) for i in range(COUNT)), name="Doe^Jane_MRN90371465.png"),
             data={"encoder": "images", "labels": json.dumps([str(i % 2) for i in range(COUNT)]), "folds": "5"},
         )
         assert launcher.end(signal.SIGKILL) == -signal.SIGKILL
@@ -126,9 +141,9 @@ def test_kill_9(launcher: Launcher, runs: Path, tmp_path: Path) -> None:
         assert launcher.end(signal.SIGTERM) in (0, -signal.SIGTERM)
     logs.append(launcher.log.read_text())
     for text in logs:
-        assert "Doe" not in text and "4711" not in text and str(runs) not in text
-    stored = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
-    assert b"Doe" not in stored and b"4711" not in stored
+        assert "Doe" not in text and "MRN90371465" not in text and str(runs) not in text
+    stored = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file()) + rows_of(database_url)
+    assert b"Doe" not in stored and b"MRN90371465" not in stored
     assert b"py_pickle" not in stored and b"portable_json" in stored
 
 

@@ -18,9 +18,11 @@ DRAIN = 3.0
 
 
 @pytest.fixture
-def launcher(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+def launcher(
+    runs: Path, tmp_path: Path, database_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Launcher]:
     monkeypatch.setenv("LEJEPA_DRAIN_SECONDS", str(DRAIN))
-    made = Launcher(runs, tmp_path / "data", tmp_path / "log")
+    made = Launcher(runs, tmp_path / "data", tmp_path / "log", database_url)
     yield made
     if made.pid:
         made.end(signal.SIGKILL)

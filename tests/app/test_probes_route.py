@@ -262,6 +262,6 @@ def test_a_job_whose_workflow_died_is_taken_up_again(
         assert tried.wait(10)
         eventually(lambda: not service.engine._current(job)[1])
     assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
-    service.engine.submit(job)  # what a start does for every job without an outcome
-    service.engine.submit(job)
+    service.engine.submit(job, service.training.kind)  # what a start does for every job without an outcome
+    service.engine.submit(job, service.training.kind)
     assert wait(client, job)["state"] == "succeeded"

@@ -1,0 +1,182 @@
+"""Tables of the metadata store. Every change here comes with a migration; a test compares the two."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, MetaData, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+UNFINISHED = ("queued", "running")
+
+
+class Base(DeclarativeBase):
+    """All tables. Times are seconds since 1970, UTC; ids are 128 random bits in hex where not said otherwise."""
+
+    # Named constraints: SQLite's migrations copy a table and must be able to name what they drop.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class JobRow(Base):
+    """One job. `state` changes only by compare-and-set, so that every job has exactly one outcome."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    stage: Mapped[str] = mapped_column(String(40), default="")
+    progress: Mapped[float] = mapped_column(default=0.0)
+    created: Mapped[float] = mapped_column(index=True)
+    started: Mapped[float | None]  # of the running attempt
+    start_progress: Mapped[float] = mapped_column(default=0.0)  # where that attempt began, for the ETA
+    finished: Mapped[float | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    result: Mapped[str | None] = mapped_column(String(200))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    key_id: Mapped[str | None] = mapped_column(String(32))  # API key that asked for it; None without keys
+    executor: Mapped[str | None] = mapped_column(String(100))  # worker of the running attempt
+
+
+class EventRow(Base):
+    """One line of a job's log."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    at: Mapped[float]
+    message: Mapped[str] = mapped_column(String(200))
+
+
+class WorkerRow(Base):
+    """A process that runs jobs. `beat` counts up while it lives: watchers compare counts, not clocks that may jump."""
+
+    __tablename__ = "workers"
+
+    executor: Mapped[str] = mapped_column(String(100), primary_key=True)
+    beat: Mapped[int] = mapped_column(default=0)
+    started: Mapped[float]
+    seen: Mapped[float]  # for people; nothing is decided by it
+
+
+class EncoderRow(Base):
+    """An encoder that this service has seen, by fingerprint: results outlive the run folder that they came from."""
+
+    __tablename__ = "encoders"
+
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))  # its id when it was last seen
+    modality: Mapped[str] = mapped_column(String(200))
+    dim: Mapped[int]
+    info: Mapped[dict[str, Any]] = mapped_column(JSON)  # public part of lejepa_med.json
+    first_seen: Mapped[float]
+    last_seen: Mapped[float]
+
+
+class UploadRow(Base):
+    """Files that were sent to become an archive; they lie in uploads/<id>/ of the data directory."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    modality: Mapped[str] = mapped_column(String(200))
+    files: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))  # over the files' contents in their order
+    created: Mapped[float] = mapped_column(index=True)
+    key_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class ArchiveRow(Base):
+    """An embedding table that the service made; it lies in archives/<id>/ of the data directory."""
+
+    __tablename__ = "archives"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)  # of the job that made it
+    name: Mapped[str] = mapped_column(String(120), unique=True)
+    upload_id: Mapped[str | None] = mapped_column(String(32))
+    encoder: Mapped[str] = mapped_column(String(200))
+    fingerprint: Mapped[str] = mapped_column(String(64), index=True)
+    count: Mapped[int]
+    dim: Mapped[int]
+    created: Mapped[float] = mapped_column(index=True)
+    key_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class ProbeRow(Base):
+    """One version of a probe; never changed. Its weights and examples lie in probes/<id>/ of the data directory."""
+
+    __tablename__ = "probes"
+    __table_args__ = (UniqueConstraint("series", "version"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)  # of the job that made it
+    series: Mapped[str] = mapped_column(String(32))  # id of the first version
+    version: Mapped[int] = mapped_column(default=1)  # 1, 2, ... within the series
+    parent: Mapped[str | None] = mapped_column(String(32))  # version whose labels this one took over
+    kind: Mapped[str] = mapped_column(String(20), default="classification")
+    name: Mapped[str] = mapped_column(String(120))
+    encoder: Mapped[str] = mapped_column(String(200))
+    fingerprint: Mapped[str] = mapped_column(String(64), index=True)
+    labels: Mapped[list[str]] = mapped_column(JSON)
+    count: Mapped[int]
+    created: Mapped[float] = mapped_column(index=True)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    receipt: Mapped[dict[str, Any]] = mapped_column(JSON)
+    key_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class PredictionRow(Base):
+    """A probe applied to a whole archive; the table lies in predictions/<id>/ of the data directory."""
+
+    __tablename__ = "predictions"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)  # of the job that made it
+    probe_id: Mapped[str] = mapped_column(ForeignKey("probes.id"), index=True)
+    archive: Mapped[str] = mapped_column(String(200))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    count: Mapped[int]
+    summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created: Mapped[float] = mapped_column(index=True)
+    key_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class KeyRow(Base):
+    """An API key. Only a hash of its secret is kept: it has 256 random bits, so one SHA-256 cannot be guessed."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created: Mapped[float]
+    expires: Mapped[float | None]
+    revoked: Mapped[float | None]
+    last_used: Mapped[float | None]
+
+
+class AuditRow(Base):
+    """Who did what: every request that changed something or was refused for want of a right."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[float] = mapped_column(index=True)
+    key_id: Mapped[str | None] = mapped_column(String(32))
+    action: Mapped[str] = mapped_column(String(120))  # method and route pattern, or a command of the operator
+    target: Mapped[str | None] = mapped_column(String(200))  # id of what was made, changed or removed
+    status: Mapped[int]
+    request_id: Mapped[str | None] = mapped_column(String(40))
+
+
+def now() -> float:
+    """Seconds since 1970."""
+    return datetime.now(UTC).timestamp()
