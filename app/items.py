@@ -100,7 +100,7 @@ def sources(
 def _scan(adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandbox) -> Iterator[Source]:
     if root.is_file() and field != Field() and adapter.name == "histology":
         # A scan would judge the whole slide first (its own mpp, its tissue), which a stated region does not need.
-        sandbox.screen(root)
+        sandbox.screen(adapter, root)
         yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field))
         return
     empty = True

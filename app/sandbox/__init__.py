@@ -1,5 +1,6 @@
-"""Foreign files are read in processes of their own, with little memory and no secrets; see `pool` for the way in.
+"""Foreign files are read in processes of their own, with little memory and no secrets; `pool` is the way in.
 
-`pool` is the service's side. `nursery` is a process without threads from which workers are forked, `worker` is what
-they do, `screen` what they check before a reader sees a file, and `frames` the only way in which both sides talk.
+`process` is the service's end of them. `nursery` is a process without threads from which workers are forked, `worker`
+what they do within `limits`. `screen` is what they check before a reader sees a file: `streams` by counting, `formats`
+by what single formats can hide. `frames` is the only way in which both sides talk.
 """

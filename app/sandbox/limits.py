@@ -68,7 +68,7 @@ def allowance(extra: int, most: int) -> Iterator[None]:
     if not used:
         yield
         return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
     granted = used + min(most, BASE_BYTES + extra)
     if hard != resource.RLIM_INFINITY:
         granted = min(granted, hard)
@@ -77,7 +77,7 @@ def allowance(extra: int, most: int) -> Iterator[None]:
         yield
     finally:
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def clean_environment() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Requests and their answers, of which the last has "end"; {"beat"} in between says that the work goes on:
 
-- screen (path) -> refused: the files that must not be given to a reader, as Rejected
+- screen (path, whole) -> refused: the files that must not be given to a reader, as Rejected
 - scan (adapter, path) -> found: a Record, or rejected: a Rejected, for each item
 - prepare (adapter, record) -> dtype, shape, and the pixels as the frame's body
 
@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from app.sandbox import frames, screen
+from app.sandbox import frames, refusals, screen
 from app.sandbox.limits import Limits, address_space, allowance, confine
 from data_adapters import raster
 from data_adapters.base import Adapter, BaseAdapter, Record
@@ -87,7 +87,7 @@ class Desk:
             self._beat()
             try:
                 with allowance(path.stat().st_size, self.limits.max_decode_bytes):
-                    screen.check(path, self.limits)
+                    screen.check(path, self.limits, whole=request["whole"])
             except BadFileError as error:
                 refused.append({"uri": str(path), "reason": error.cause, "remedy": error.remedy})
         return {"refused": refused}, None
@@ -100,19 +100,18 @@ class Desk:
         with allowance(size, self.limits.max_decode_bytes):
             for count, found in enumerate(adapter.scan(root), start=1):
                 if count > self.limits.max_items:
-                    raise screen.too_many_items(self.limits)
+                    raise refusals.too_many_items(self.limits)
                 key = "found" if isinstance(found, Record) else "rejected"
                 self._say({key: json.loads(encode(found))})
         return {}, None
 
     def _prepare(self, request: dict[str, Any]) -> Answer:
         adapter, record = self._adapter(request["adapter"]), RECORD.validate_python(request["record"])
-        # Slides are read by region and never decoded whole; what their tiles may hold, the screen has checked.
-        extra = screen.tile_bytes(adapter) if adapter.name == "histology" else screen.whole_bytes(record, self.limits)
+        extra = screen.whole_bytes(record, self.limits) if screen.is_whole(adapter) else screen.tile_bytes(adapter)
         with allowance(extra, self.limits.max_decode_bytes):
             tensor = adapter.prepare(record).contiguous()
         if len(tensor) > self.limits.max_tiles:
-            raise screen.too_many_tiles(self.limits)
+            raise refusals.too_many_tiles(self.limits)
         pixels = tensor.numpy()
         body = pixels.reshape(-1).view("uint8").data
         return {"dtype": str(pixels.dtype), "shape": list(pixels.shape)}, body
@@ -127,10 +126,13 @@ class Desk:
         return self._adapters[key]
 
     def _each(self, look: Callable[..., Any], paths: Iterable[Path], *arguments: Any) -> Iterator[Any]:
-        """The adapter's per-file work, with a beat for each file."""
+        """The adapter's per-file work, with a beat and an allowance for each file."""
         for path in paths:
             self._beat()
-            yield look(path, *arguments)
+            extra = path.stat().st_size + screen.listing_bytes(path)
+            with allowance(extra, self.limits.max_decode_bytes):
+                found = look(path, *arguments)
+            yield found
 
     def _beat(self) -> None:
         if time.monotonic() - self._spoke > BEAT_SECONDS:
