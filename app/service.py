@@ -8,6 +8,7 @@ import shutil
 from io import TextIOWrapper
 
 import torch
+from anyio import CapacityLimiter
 
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
@@ -29,6 +30,8 @@ class Service:
         self.settings = settings
         self.library = Library(settings)
         self.embedding = Embedding(settings)
+        # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
+        self.waiting = CapacityLimiter(settings.queue_items)
         self.store: Store
         self.training: Training
         self.engine: JobEngine
@@ -74,6 +77,7 @@ class Service:
         for row in self.store.unfinished():
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
             self.engine.submit(row.id, row.kind)
+        self.library.start_warm_up()
 
     def stop(self) -> bool:
         """Stop everything; True when a job was running, which continues at the next start."""

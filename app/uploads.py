@@ -10,6 +10,7 @@ from io import BufferedWriter
 from pathlib import Path
 
 import python_multipart
+from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -119,7 +120,8 @@ async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
     except ClientDisconnect:
         raise _broken() from None
     finally:
-        await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        with CancelScope(shield=True):  # a client that leaves in the middle of an answer must not leave its files
+            await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 async def _gathered(request: Request, limit: int) -> AsyncIterator[bytes]:

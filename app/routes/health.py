@@ -10,22 +10,23 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Does the process live?")
-def health() -> Health:
-    """Always 200 while the process answers."""
+async def health() -> Health:
+    """Always 200 while the process answers; needs no thread, of which a busy service may have none to spare."""
     return Health(status="ok")
 
 
 @router.get("/readyz", summary="Can it work?", responses={503: {"model": Readiness}})
 def ready(response: Response, service: Running) -> Readiness:
-    """200 when the store can be written and at least one encoder loads; the encoders that do not are told."""
+    """200 when the store can be written and the first encoders are loaded and warmed up; tells which do not load."""
     try:
         service.store.check()
         store = True
     except Exception as error:
         log_unexpected(error)
         store = False
-    library = service.library
-    encoders = {encoder_id: library.loadable(encoder_id, folder) for encoder_id, folder in library.encoders().items()}
-    is_ready = store and any(encoders.values())
+    encoders = service.library.usable()
+    is_ready = store and service.library.is_warm and any(encoders.values())
     response.status_code = 200 if is_ready else 503
-    return Readiness(status="ready" if is_ready else "not ready", store=store, encoders=encoders)
+    return Readiness(
+        status="ready" if is_ready else "not ready", store=store, warm=service.library.is_warm, encoders=encoders
+    )
