@@ -61,6 +61,9 @@ class EmbeddedItem(BaseModel):
 
     index: int = Field(examples=[0], description="position among the items of this answer")
     file_index: int = Field(examples=[0], description="position of its file in the request")
+    part: int | None = Field(
+        default=None, description="position of the slice or tile within its item; only with the form field pool=none"
+    )
     items: int = Field(examples=[1], description="slices or tiles whose vectors were averaged; 0 with an error")
     vector: list[float] | None = Field(default=None, examples=[[0.12, -0.03]])
     error: Problem | None = None
@@ -227,8 +230,9 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the service can work: the store can be written, an encoder loads, and it is not being stopped."""
+    """Whether the service can work: the store can be written, the first encoders are warm, and it goes on."""
 
     status: Literal["ready", "not ready", "draining"]
     store: bool
-    encoders: dict[str, bool]
+    warm: bool = Field(description="the first encoders are loaded and have run at the common batch sizes")
+    encoders: dict[str, bool] = Field(description="by id: loaded without fault, or not loaded yet and complete")

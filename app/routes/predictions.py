@@ -1,5 +1,7 @@
 """POST /v1/probes/{id}/predictions: labels for new files or for embedded items."""
 
+from functools import partial
+
 import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
@@ -8,7 +10,7 @@ from app.errors import ProblemError
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.items import Field
 from app.routes import Running
-from app.routes.embeddings import check_any, embed_form
+from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import find_probe, rows_of
 from app.schemas import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
@@ -33,7 +35,7 @@ async def predict(probe_id: str, request: Request, service: Running) -> Predicti
         return await run_sync(_of_archive, service, probe_id, wanted)
     async with receive(request, service.settings) as form:
         check_fields(form, set(FIELDS))
-        return await run_sync(_of_files, service, probe_id, form)
+        return await run_waiting(service, partial(_of_files, service, probe_id, form))
 
 
 def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> Predictions:
@@ -63,7 +65,7 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
             remedy="The operator brings its run folder back, or train the probe again with a present encoder.",
         )
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
-    _, _, results = embed_form(service, form, encoder_id, field)
+    results = embed_form(service, form, encoder_id, field)
     check_any(results)
     probe = service.training.probe(row.id)
     vectors = [result.vector for result in results if result.vector is not None]

@@ -43,7 +43,7 @@ def test_requests_batches_and_refusals_are_counted(client: TestClient) -> None:
     assert sent.status_code == 200
     client.post("/v1/embeddings", files=files(b"bad"), data={"encoder": "images"})
     client.get("/v1/jobs/Mustermann")
-    client.get("/Mustermann/4711")
+    client.get("/Mustermann/MRN9037")
     client.request("MUSTERMANN", "/v1/jobs")
     after = samples(client)
     route = {"method": "POST", "route": "/v1/embeddings"}
@@ -63,7 +63,7 @@ def test_requests_batches_and_refusals_are_counted(client: TestClient) -> None:
     assert after["process_resident_memory_bytes", frozenset()] > 1e6
     assert after["process_open_fds", frozenset()] > 3
     text = client.get("/metrics").text
-    assert not re.search("mustermann|4711", text, re.IGNORECASE)
+    assert not re.search("mustermann|mrn9037", text, re.IGNORECASE)
 
 
 def test_jobs_are_counted_out_of_the_store(client: TestClient, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_full_queue_is_counted_and_says_when_to_come_back(
     from app.inference import Batcher, busy
 
     def full(batcher: Batcher, item: object) -> None:
-        raise busy()
+        raise busy(1)
 
     before = samples(client)
     with monkeypatch.context() as patch:
