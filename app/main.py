@@ -10,7 +10,7 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from app import errors, logs
+from app import errors, examples, logs
 from app.middleware import Drain, Guard
 from app.routes import (
     archives,
@@ -37,6 +37,16 @@ Every error is an RFC 9457 problem document whose `remedy` says what to do.
 """
 
 
+class Documented(FastAPI):
+    """FastAPI with an example request for every operation of its document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; made once."""
+        document = super().openapi()
+        examples.fill(document)
+        return document
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back."""
 
@@ -57,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             app.state.interrupted = await run_sync(service.stop)
 
-    app = FastAPI(
+    app = Documented(
         title="lejepa-med",
         version=__version__,
         description=DESCRIPTION,
