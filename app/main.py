@@ -10,7 +10,7 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from app import errors, logs
+from app import errors, examples, logs, telemetry
 from app.middleware import Drain, Guard
 from app.routes import (
     archives,
@@ -28,6 +28,7 @@ from app.schemas import Problem
 from app.server import FLUSH_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
+from app.telemetry import Traced
 from data_adapters.errors import UserError
 from lejepa_med import __version__
 
@@ -37,8 +38,23 @@ Every error is an RFC 9457 problem document whose `remedy` says what to do.
 """
 
 
+class Documented(FastAPI):
+    """FastAPI with an example request for every operation of its document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; made once."""
+        document = super().openapi()
+        examples.fill(document)
+        return document
+
+
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back."""
+    """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back.
+
+    Raises:
+        UserError: traces are to be sent, but the extra 'otel' is not installed.
+    """
+    traces = telemetry.Telemetry() if telemetry.is_wanted() else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,8 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             app.state.interrupted = await run_sync(service.stop)
+            if traces is not None:
+                await run_sync(traces.stop)
 
-    app = FastAPI(
+    app = Documented(
         title="lejepa-med",
         version=__version__,
         description=DESCRIPTION,
@@ -83,6 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     app.state.drain = Drain()
     app.add_middleware(Guard, drain=app.state.drain)
+    if traces is not None:
+        app.add_middleware(Traced, telemetry=traces)
     return app
 
 

@@ -14,6 +14,7 @@ from anyio import CapacityLimiter
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
 from app.library import Library
+from app.restore import MARK
 from app.settings import Settings
 from app.store import JobRow, Store, database_url
 from app.training import Training
@@ -61,6 +62,11 @@ class Service:
                 f"The data directory {data} cannot be written ({error.strerror}).",
                 remedy="Give a writable folder with --data-dir (LEJEPA_DATA_DIR).",
             ) from error
+        if (data / MARK).exists():
+            raise UserError(
+                f"A restore of the data directory {data} has not ended.",
+                remedy="Empty the folder, and repeat: lejepa-med restore",
+            )
         # Decoded uploads must not stay on disk, so the adapters' cache of volumes is off in this process.
         os.environ["LEJEPA_CACHE"] = "off"
         torch.set_num_threads(self.settings.threads)

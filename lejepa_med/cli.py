@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, SplitCommand
+from lejepa_med.cli_service import BackupCommand, RestoreCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
@@ -261,6 +262,8 @@ class Cli(BaseSettings):
     select: CliSubCommand[SelectCommand]
     stability: CliSubCommand[StabilityCommand]
     serve: CliSubCommand[ServeCommand]
+    backup: CliSubCommand[BackupCommand]
+    restore: CliSubCommand[RestoreCommand]
     doctor: CliSubCommand[DoctorCommand]
 
     def cli_cmd(self) -> None:
