@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 
 from app.vectors.conditions import Condition, mask, require_known
 from lejepa_med.atomic import new_folder
-from lejepa_med.embed import DONE, read_info
+from lejepa_med.embed import read_info
 
 FORMAT = "1"  # of the folder; part of the key, so that another format is another folder
-TAIL = 4096  # bytes at a shard's end, which hold its Parquet footer: lengths, offsets and extremes of what it holds
 READ_ROWS = 8192
 BLOCK = 1 << 22  # floats of one product's largest operand or result: 16 MiB
 QUERIES = 64  # of one product
@@ -131,15 +130,18 @@ class Base:
 
 
 def table_key(folder: Path) -> str:
-    """A name for what a finished embedding table holds: the same on every machine, another after each new embedding."""
-    digest = hashlib.blake2b(FORMAT.encode(), digest_size=16)
-    digest.update((folder / DONE).read_bytes())
-    for file in _shards(folder):
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(max(0, size - TAIL))
-            digest.update(f"{file.name}:{size}:".encode() + stream.read())
-    return digest.hexdigest()
+    """A name for what a finished embedding table holds, the same wherever it lies.
+
+    Of a table from before its file held a content hash, times of change stand for the content: copies differ.
+
+    Raises:
+        UserError: there is no finished table.
+    """
+    info = read_info(folder)
+    if "content" not in info:
+        info["content"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _shards(folder)]
+    text = json.dumps([FORMAT, info], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def build_base(table: Path, target: Path) -> None:
