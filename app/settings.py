@@ -51,6 +51,12 @@ class Settings(BaseSettings):
         "takes pgvector where the database is PostgreSQL, else LanceDB where it is installed, else exact",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+    log_format: Literal["text", "json"] | None = Field(
+        default=None, description="text, or json with one object a line; by default text on a terminal, json elsewhere"
+    )
+    drain_seconds: float = Field(
+        default=20, ge=0, description="how long requests in flight may take to end after SIGTERM; compose waits 30 s"
+    )
 
     @property
     def data(self) -> Path:

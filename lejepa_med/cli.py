@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
@@ -199,6 +199,9 @@ class PredictCommand(Section):
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 
+SERVE_MODULES = ("fastapi", "uvicorn", "sqlalchemy", "dbos", "python_multipart", "prometheus_client", "structlog")
+
+
 class ServeCommand(Section):
     """Serve the encoders and embedding tables below a folder over REST."""
 
@@ -209,12 +212,24 @@ class ServeCommand(Section):
     device: str = Field(default="cpu", description="cpu or cuda")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
     allow_unauthenticated: bool = Field(default=False, description="permit an address other than loopback")
+    log_format: Literal["text", "json"] | None = Field(
+        default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"
+    )
+    drain_seconds: float = Field(default=20, ge=0, description="how long requests may take to end after SIGTERM")
 
     def cli_cmd(self) -> None:
         """Run the command."""
         from data_adapters.errors import require
 
-        for module in ("fastapi", "uvicorn", "sqlalchemy", "dbos", "python_multipart"):
+        for module in (
+            "fastapi",
+            "uvicorn",
+            "sqlalchemy",
+            "dbos",
+            "python_multipart",
+            "prometheus_client",
+            "structlog",
+        ):
             require(module, extra="serve")
         from importlib import import_module
 
