@@ -9,7 +9,7 @@ KEY/base.json     whose it is; the folder appears whole, by a rename
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,11 @@ def build_base(table: Path, target: Path) -> None:
     """
     began = time.perf_counter()
     info = read_info(table)
-    files = [pq.ParquetFile(file) for file in _shards(table)]
-    count = sum(file.metadata.num_rows for file in files)
-    shown = [name for name in ("label", *info.get("columns", ())) if _is_simple(files[0].schema_arrow, name)]
-    names = ["id", "group", *shown]
-    schema = pa.schema([files[0].schema_arrow.field(name) for name in names])
+    files = _shards(table)
+    count = sum(pq.read_metadata(file).num_rows for file in files)
+    found = pq.read_schema(files[0])
+    names = ["id", "group", *(name for name in ("label", *info.get("columns", ())) if _is_simple(found, name))]
+    schema = pa.schema([found.field(name) for name in names])
     with new_folder(target) as draft:
         codes: dict[str, int] = {}
         groups = np.empty(count, np.int32)
@@ -169,16 +169,13 @@ def build_base(table: Path, target: Path) -> None:
         with (draft / "vectors.npy").open("wb") as vectors, pa.ipc.new_file(str(draft / "rows.arrow"), schema) as rows:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, info["dim"])}
             np.lib.format.write_array_header_1_0(vectors, header)
-            for file in files:
-                for batch in file.iter_batches(READ_ROWS, columns=[*names, "vector"]):
-                    stop = start + len(batch)
-                    values = np.asarray(batch.column("vector").flatten(), np.float32)
-                    vectors.write(normalised(values.reshape(len(batch), info["dim"])).astype("<f4", copy=False).data)
-                    groups[start:stop] = [
-                        codes.setdefault(name, len(codes)) for name in batch.column("group").to_pylist()
-                    ]
-                    rows.write_batch(batch.select(names).cast(schema))
-                    start = stop
+            for batch in _batches(files, [*names, "vector"]):
+                stop = start + len(batch)
+                values = np.asarray(batch.column("vector").flatten(), np.float32)
+                vectors.write(normalised(values.reshape(len(batch), info["dim"])).astype("<f4", copy=False).data)
+                groups[start:stop] = [codes.setdefault(name, len(codes)) for name in batch.column("group").to_pylist()]
+                rows.write_batch(batch.select(names).cast(schema))
+                start = stop
         np.save(draft / "groups.npy", groups)
         facts: dict[str, Any] = {
             "encoder": info["encoder"],
@@ -203,6 +200,12 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
+
+
+def _batches(files: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False) as shard:  # a reader keeps what it has read ahead
+            yield from shard.iter_batches(READ_ROWS, columns=columns)
 
 
 def _is_simple(schema: pa.Schema, name: str) -> bool:
