@@ -10,11 +10,14 @@ from typing import Any
 
 import uvicorn
 from anyio.to_thread import run_sync
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.routes import archives, embeddings, encoders, health, jobs, pages, predictions, probes
+from app.auth import Auth, check_bind
+from app.forms import PROBLEM_RESPONSES
+from app.policy import declared
+from app.routes import archives, embeddings, encoders, health, jobs, keys, pages, predictions, probes
 from app.schemas import Problem
 from app.service import Service
 from app.settings import Settings
@@ -23,6 +26,7 @@ from lejepa_med import __version__
 log = logging.getLogger("lejepa_med.app")
 # Libraries that read files write names and DICOM values into their messages, so only these loggers are heard.
 HEARD = ("lejepa_med.app", "uvicorn.error", "dbos")
+HEAD_BYTES = 16 << 10  # of a request's target and headers
 DESCRIPTION = """Embeddings from an encoder pretrained on a lab's own archive, and probes from a handful of labels.
 
 Every error is an RFC 9457 problem document whose `remedy` says what to do.
@@ -50,11 +54,16 @@ def create_app(settings: Settings) -> FastAPI:
         # FastAPI's documentation pages load scripts from a foreign server; ours are in routes/pages.py.
         docs_url=None,
         redoc_url=None,
-        responses={422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"}},
+        dependencies=[Depends(declared)],
+        responses={
+            422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"},
+            **{status: PROBLEM_RESPONSES[status] for status in (401, 403, 429)},
+        },
     )
     errors.install(app)
-    for module in (encoders, embeddings, probes, predictions, archives, jobs, health, pages):
+    for module in (encoders, embeddings, probes, predictions, archives, jobs, keys, health, pages):
         app.include_router(module.router)
+    app.add_middleware(Auth)
     app.add_middleware(Guard)
     return app
 
@@ -91,8 +100,12 @@ class Guard:
         log.info("%s %s %s %.0f ms", scope["method"], route, status, milliseconds)
 
 
-SECURITY_HEADERS = [
+SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to the proxy that speaks TLS
     (b"x-content-type-options", b"nosniff"),
+    (b"x-permitted-cross-domain-policies", b"none"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
@@ -119,9 +132,9 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGINT or SIGTERM.
 
     Raises:
-        UserError: the address would be public without any authentication.
+        UserError: the address would be public and nobody would be asked for a key.
     """
-    settings.check_bind()
+    check_bind(settings)
     _quiet(settings.log_level)
     app = create_app(settings)
     uvicorn.run(
@@ -131,6 +144,8 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",
+        h11_max_incomplete_event_size=HEAD_BYTES,
         # A client that stalls must not hold up the end.
         timeout_graceful_shutdown=10,
     )

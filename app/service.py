@@ -11,9 +11,11 @@ import torch
 
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
+from app.keys import KeyRing
 from app.library import Library
+from app.limits import Limits, key_id, too_many_jobs
 from app.settings import Settings
-from app.store import JobRow, Store, database_url
+from app.store import JobRow, Store, open_store
 from app.training import Training
 from app.uploads import leftovers
 from app.work import JobWork
@@ -29,7 +31,9 @@ class Service:
         self.settings = settings
         self.library = Library(settings)
         self.embedding = Embedding(settings)
+        self.limits = Limits(settings)
         self.store: Store
+        self.keys: KeyRing
         self.training: Training
         self.engine: JobEngine
         self._lock: TextIOWrapper | None = None
@@ -60,8 +64,8 @@ class Service:
         torch.set_num_threads(self.settings.threads)
         for folder in leftovers(self.settings):
             shutil.rmtree(folder, ignore_errors=True)
-        secret = self.settings.database_url
-        self.store = Store(database_url(secret.get_secret_value() if secret else None, data=data))
+        self.store = open_store(self.settings)
+        self.keys = KeyRing(self.store)
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
         self._clean_ended_jobs()
@@ -86,8 +90,15 @@ class Service:
         return active
 
     def queue_job(self, job_id: str, kind: str) -> JobRow:
-        """Accept a job whose inputs are durable: its row first, then the queue."""
-        row = self.store.add_job(job_id, kind)
+        """Accept a job whose inputs are durable: its row first, then the queue.
+
+        Raises:
+            ProblemError: 429, the caller's key has as many unfinished jobs as it may have.
+        """
+        if self.store.unfinished_of(key_id()) >= self.settings.jobs_per_key:
+            self.works[kind].clean(job_id)
+            raise too_many_jobs(self.settings.jobs_per_key)
+        row = self.store.add_job(job_id, kind, key_id=key_id())
         self.engine.submit(job_id, kind)
         return row
 

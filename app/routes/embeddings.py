@@ -11,6 +11,7 @@ from app.embedding import Result
 from app.errors import first_bad
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.items import Field, sources
+from app.limits import charge_items
 from app.routes import Running
 from app.schemas import EmbeddedItem, Embeddings
 from app.service import Service
@@ -53,6 +54,7 @@ def embed_form(
     """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
     found = sources(encoder.adapter, form.uploads, field, settings=service.settings)
+    charge_items(len(found))
     return encoder_id, encoder, list(service.embedding.run(encoder.adapter, batcher, found))
 
 

@@ -15,6 +15,9 @@ ROUTES = {
     "/v1/archives/{name}/ids": {"get"},
     "/v1/jobs": {"get"},
     "/v1/jobs/{job_id}": {"get", "delete"},
+    "/v1/keys": {"get", "post"},
+    "/v1/keys/{key_id}": {"delete"},
+    "/v1/audit": {"get"},
     "/healthz": {"get"},
     "/readyz": {"get"},
 }
