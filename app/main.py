@@ -18,7 +18,6 @@ from app.auth import Auth, check_bind
 from app.forms import PROBLEM_RESPONSES
 from app.policy import declared
 from app.routes import archives, embeddings, encoders, health, jobs, keys, pages, predictions, probes
-from app.schemas import Problem
 from app.service import Service
 from app.settings import Settings
 from lejepa_med import __version__
@@ -55,10 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(declared)],
-        responses={
-            422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"},
-            **{status: PROBLEM_RESPONSES[status] for status in (401, 403, 429)},
-        },
+        responses={status: PROBLEM_RESPONSES[status] for status in (401, 403, 421, 422, 429, 503)},
     )
     errors.install(app)
     for module in (encoders, embeddings, probes, predictions, archives, jobs, keys, health, pages):
