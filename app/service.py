@@ -66,6 +66,8 @@ class Service:
             shutil.rmtree(folder, ignore_errors=True)
         self.store = open_store(self.settings)
         self.keys = KeyRing(self.store)
+        if self.settings.auth == "on" and not self.store.has_keys():
+            log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
         self._clean_ended_jobs()

@@ -185,17 +185,19 @@ def prepare(address: str, key: str) -> dict[str, str]:
     return {"encoder_id": ENCODER, "name": TABLE, "probe_id": job, "job_id": job, "key_id": spare}
 
 
-def fuzz(*, cases: int, seed: int, examples: int, database_url: str | None = None) -> tuple[Tally, int, float, str]:
+def fuzz(
+    *, cases: int, seed: int, examples: int, minutes: float = 600, database_url: str | None = None
+) -> tuple[Tally, int, float, str]:
     """Rounds until so many requests were answered: the tally, the number of rounds, seconds, and the service's log.
 
-    Every second round puts existing ids into the paths.
+    Every second round puts existing ids into the paths. None begins after `minutes`.
     """
     tally, rounds, began = Tally(), 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lejepa-med-fuzz-") as temporary:
         folder = Path(temporary)
         with service(make_runs(folder), folder / "data", database_url=database_url) as (address, key):
             known = prepare(address, key)
-            while tally.requests < cases:
+            while tally.requests < cases and time.monotonic() - began < 60 * minutes:
                 before = tally.requests
                 values = known if rounds % 2 else {}
                 lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in values.items())]
@@ -247,11 +249,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20_000, help="requests at least")
     parser.add_argument("--examples", type=int, default=60, help="random requests of each operation and round")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600, help="after so many no further round begins")
     parser.add_argument("--database-url", default=None, help="postgresql://... of an empty database; else SQLite")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     tally, rounds, seconds, log = fuzz(
-        cases=given.cases, seed=given.seed, examples=given.examples, database_url=given.database_url
+        cases=given.cases,
+        seed=given.seed,
+        examples=given.examples,
+        minutes=given.minutes,
+        database_url=given.database_url,
     )
     database = "PostgreSQL" if given.database_url else "SQLite"
     text = page(tally, rounds=rounds, seconds=seconds, seed=given.seed, log=log, database=database)
