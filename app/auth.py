@@ -16,6 +16,7 @@ from app import errors
 from app.errors import ProblemError
 from app.keys import SCOPES, unauthorized
 from app.limits import Caller, Left, begin, place
+from app.logs import request_id
 from app.policy import READING, Rule, rule_for
 from app.service import Service
 from app.settings import Settings, is_loopback
@@ -128,7 +129,10 @@ class Auth:
                 self._pruned = time.monotonic()
                 oldest = now() - DAY * service.settings.audit_days
                 await run_sync(lambda: service.store.prune_audit(before=oldest))
-            await run_sync(lambda: service.store.add_audit(action, status=status, key_id=key_id, target=target))
+            asked = request_id()
+            await run_sync(
+                lambda: service.store.add_audit(action, status=status, key_id=key_id, target=target, request_id=asked)
+            )
         except Exception as error:  # the request was carried out, so it gets its answer; the log keeps the line
             log.error("audit %s %s key %s target %s could not be stored", action, status, key_id, target)
             errors.log_unexpected(error)

@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.store import JobRow, Store, open_store
 from app.training import Training
 from app.uploads import leftovers
+from app.vectors import Indexes
 from app.work import JobWork
 from data_adapters.errors import UserError
 
@@ -36,6 +37,7 @@ class Service:
         self.keys: KeyRing
         self.training: Training
         self.engine: JobEngine
+        self.search: Indexes
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
@@ -69,6 +71,7 @@ class Service:
         if self.settings.auth == "on" and not self.store.has_keys():
             log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
+        self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
         self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
         self._clean_ended_jobs()
         self.engine = DbosEngine(
@@ -82,8 +85,9 @@ class Service:
             self.engine.submit(row.id, row.kind)
 
     def stop(self) -> bool:
-        """Stop everything; True when a job was running, which continues at the next start."""
+        """Stop everything; True when work was running, which the next start continues or begins anew."""
         active = self.engine.stop()
+        active |= self.search.close()
         self.library.close()
         self.embedding.close()
         self.store.close()

@@ -53,7 +53,7 @@ def embed_form(
 ) -> tuple[str, LoadedEncoder, list[Result]]:
     """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings)
+    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
     charge_items(len(found))
     return encoder_id, encoder, list(service.embedding.run(encoder.adapter, batcher, found))
 

@@ -5,7 +5,7 @@ write it.
 """
 
 from sqlalchemy import text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.settings import Settings
 from app.store import schema
@@ -81,7 +81,7 @@ def open_store(settings: Settings) -> Store:
     try:
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)  # uploads of waiting jobs lie in it
         return Store(database_url(secret.get_secret_value() if secret else None, data=settings.data))
-    except (OSError, DatabaseError):
+    except (OSError, InterfaceError, OperationalError):
         raise UserError(
             "The service's database cannot be opened.",
             remedy="Check that the data directory (--data-dir, LEJEPA_DATA_DIR) is writable, or that the server of "
