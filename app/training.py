@@ -17,7 +17,8 @@ from app.store import ProbeRow, Store, now
 from app.uploads import Upload
 from app.work import JobWork, sync
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.probe import Probe
 
 CHUNK = 8  # files of one embedding step: about a second of images, several of volumes
 EMBED_SHARE = 0.8  # of the progress, where files are embedded first

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from data_adapters.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
 TRAIN_AGAIN = "Train the probe again from its labels."
 
