@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from app import metrics
 from app.errors import ProblemError, describe
 from app.inference import Batcher, Vector
 from app.items import Source, prepare
@@ -91,7 +92,9 @@ def _collect(source: Source, future: "Future[Decoded] | None") -> Result:
         return Result(source.file_index, problem=source.problem)
     try:
         count, vector = future.result()
-        return Result(source.file_index, items=count, vector=_finite(vector.result()))
+        result = Result(source.file_index, items=count, vector=_finite(vector.result()))
+        metrics.EMBEDDED.inc()
+        return result
     except UserError as error:
         return Result(source.file_index, problem=describe(error))
 

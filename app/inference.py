@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
+from app import metrics
 from app.errors import ProblemError
 
 Vector = np.ndarray  # (dim,) float32
@@ -27,6 +29,7 @@ class Embedder(Protocol):
 class _Work:
     item: Tensor
     future: "Future[Vector]" = field(default_factory=Future)
+    since: float = field(default_factory=time.perf_counter)
 
 
 class Batcher:
@@ -59,6 +62,7 @@ class Batcher:
                 self._queue.put_nowait(work)
             except queue.Full:
                 raise busy() from None
+            metrics.QUEUE_ITEMS.inc()
         return work.future
 
     def close(self) -> None:
@@ -100,6 +104,8 @@ class Batcher:
                 return
 
     def _forward(self, batch: list[_Work]) -> None:
+        begun = time.perf_counter()
+        metrics.saw_batch(images=sum(len(work.item) for work in batch), waits=[begun - work.since for work in batch])
         alive = [work for work in batch if work.future.set_running_or_notify_cancel()]
         if not alive:
             return
@@ -163,6 +169,7 @@ class EncoderCache(Generic[K, E]):
             while len(self._entries) > self._capacity:
                 _, (_, old) = self._entries.popitem(last=False)
                 old.close()
+            metrics.LOADED_ENCODERS.set(len(self._entries))
             return self._entries[key]
 
     def close(self) -> None:
@@ -173,3 +180,4 @@ class EncoderCache(Generic[K, E]):
             for _, batcher in self._entries.values():
                 batcher.join(timeout=10.0)
             self._entries.clear()
+            metrics.LOADED_ENCODERS.set(0)

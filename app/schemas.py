@@ -27,7 +27,7 @@ class Problem(BaseModel):
     index: int | None = Field(default=None, description="which item of the request, from 0")
     file_index: int | None = Field(default=None, description="which file of the request, from 0")
     errors: list[dict[str, str]] | None = Field(default=None, description="each value that does not fit the schema")
-    reference: str | None = Field(default=None, description="where the operator finds it in the log")
+    reference: str | None = Field(default=None, description="id of the request, to find it in the log")
 
 
 class Encoder(BaseModel):
@@ -227,8 +227,8 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the service can work: the store can be written and an encoder loads."""
+    """Whether the service can work: the store can be written, an encoder loads, and it is not being stopped."""
 
-    status: Literal["ready", "not ready"]
+    status: Literal["ready", "not ready", "draining"]
     store: bool
     encoders: dict[str, bool]

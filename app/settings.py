@@ -45,7 +45,18 @@ class Settings(BaseSettings):
     max_zip_entries: int = Field(default=10_000, ge=1, description="entries of one zip file")
     max_pixels: int = Field(default=1 << 28, ge=1, description="pixels or voxels of one item that is decoded whole")
     max_tiles: int = Field(default=4096, ge=1, description="slices or tiles of one item")
+    search_index: Literal["auto", "exact", "pgvector", "lancedb"] = Field(
+        default="auto",
+        description="similarity search: exact looks at every vector; auto does so up to 500,000 vectors, and beyond "
+        "takes pgvector where the database is PostgreSQL, else LanceDB where it is installed, else exact",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+    log_format: Literal["text", "json"] | None = Field(
+        default=None, description="text, or json with one object a line; by default text on a terminal, json elsewhere"
+    )
+    drain_seconds: float = Field(
+        default=20, ge=0, description="how long requests in flight may take to end after SIGTERM; compose waits 30 s"
+    )
 
     @property
     def data(self) -> Path:

@@ -1,6 +1,8 @@
 """/healthz and /readyz, for load balancers and container engines."""
 
-from fastapi import APIRouter, Response
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
 
 from app.errors import log_unexpected
 from app.routes import Running
@@ -16,8 +18,11 @@ def health() -> Health:
 
 
 @router.get("/readyz", summary="Can it work?", responses={503: {"model": Readiness}})
-def ready(response: Response, service: Running) -> Readiness:
-    """200 when the store can be written and at least one encoder loads; the encoders that do not are told."""
+def ready(request: Request, response: Response, service: Running) -> Readiness:
+    """200 when the store can be written and at least one encoder loads; the encoders that do not are told.
+
+    503 'draining' after SIGTERM: requests in flight are finished, and new work goes elsewhere.
+    """
     try:
         service.store.check()
         store = True
@@ -26,6 +31,10 @@ def ready(response: Response, service: Running) -> Readiness:
         store = False
     library = service.library
     encoders = {encoder_id: library.loadable(encoder_id, folder) for encoder_id, folder in library.encoders().items()}
-    is_ready = store and any(encoders.values())
+    is_draining = request.app.state.drain.since is not None
+    is_ready = store and any(encoders.values()) and not is_draining
     response.status_code = 200 if is_ready else 503
-    return Readiness(status="ready" if is_ready else "not ready", store=store, encoders=encoders)
+    status: Literal["ready", "not ready", "draining"] = (
+        "draining" if is_draining else "ready" if is_ready else "not ready"
+    )
+    return Readiness(status=status, store=store, encoders=encoders)
