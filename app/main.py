@@ -23,6 +23,7 @@ from app.routes import (
     predictions,
     probes,
     search,
+    uncertain,
 )
 from app.schemas import Problem
 from app.server import FLUSH_SECONDS, Server
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
         embeddings,
         probes,
         predictions,
+        uncertain,
         archives,
         search,
         jobs,

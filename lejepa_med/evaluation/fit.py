@@ -97,5 +97,17 @@ def _learn(
     return examples, *fit_classes(examples, options)
 
 
+def check_labels(labels: Sequence[Label]) -> Kind:
+    """The kind of probe that labels make, before there are vectors.
+
+    Raises:
+        UserError: they make none, as in `fit_probe`.
+    """
+    kind = kind_of(labels)
+    check = {"classification": check_examples, "multilabel": check_marks, "regression": check_numbers}[kind]
+    check(np.zeros((len(labels), 1)), labels, ["one"] * len(labels))  # type: ignore[operator]
+    return kind
+
+
 def _silent(fraction: float, stage: str) -> None:
     """No progress wanted."""
