@@ -27,6 +27,7 @@ from app.routes import (
     predictions,
     probes,
     search,
+    uncertain,
 )
 from app.server import FLUSH_SECONDS, Server
 from app.service import Service
@@ -96,6 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
         embeddings,
         probes,
         predictions,
+        uncertain,
         archives,
         search,
         jobs,
