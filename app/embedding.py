@@ -1,4 +1,4 @@
-"""Embedding of received files: decode on a few threads, batch in front of the encoder, one result an item."""
+"""Embedding of received files: decode in the sandbox, batch in front of the encoder, one result an item."""
 
 import time
 from collections import deque
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from app import metrics
 from app.errors import ProblemError, describe
 from app.inference import Batcher, Vector
-from app.items import Source, prepare
+from app.items import Source
+from app.sandbox.pool import Sandbox
 from app.schemas import Problem
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
@@ -35,12 +37,13 @@ class Embedding:
     """The way from records to vectors, shared by requests and jobs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.sandbox = Sandbox(settings)
         self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stop decoding; what waits is given up."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.sandbox.close()
 
     def run(
         self, adapter: Adapter, batcher: Batcher, found: Sequence[Source], *, patient: bool = False
@@ -72,7 +75,7 @@ class Embedding:
                     future.cancel()
 
     def _decode(self, adapter: Adapter, batcher: Batcher, record: Record, patient: bool) -> Decoded:
-        tensor = prepare(adapter, record, settings=self._settings)
+        tensor = self.sandbox.prepare(adapter, record)
         return len(tensor), _submit(batcher.submit, tensor, patient)
 
 
@@ -91,7 +94,9 @@ def _collect(source: Source, future: "Future[Decoded] | None") -> Result:
         return Result(source.file_index, problem=source.problem)
     try:
         count, vector = future.result()
-        return Result(source.file_index, items=count, vector=_finite(vector.result()))
+        result = Result(source.file_index, items=count, vector=_finite(vector.result()))
+        metrics.EMBEDDED.inc()
+        return result
     except UserError as error:
         return Result(source.file_index, problem=describe(error))
 

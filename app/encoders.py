@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from app import metrics
 from app.inference import Batcher, Embedder, Worker
 
 K = TypeVar("K", bound=Hashable)
@@ -31,6 +32,7 @@ class EncoderCache(Generic[K, E]):
         with self._lock:
             entries = list(self._entries.values())
             self._entries.clear()
+            metrics.LOADED_ENCODERS.set(0)
         for entry in entries:
             entry.add_done_callback(_retire)
         for entry in entries:
@@ -62,6 +64,7 @@ class EncoderCache(Generic[K, E]):
             # Only now: an encoder that cannot be loaded takes no other's place.
             surplus = max(0, len(self._entries) - self._capacity)
             retired = [self._entries.popitem(last=False)[1] for _ in range(surplus)]
+            metrics.LOADED_ENCODERS.set(len(self._entries))
         for old in retired:
             old.add_done_callback(_retire)
 

@@ -1,7 +1,6 @@
 """Errors as RFC 9457 problem+json that name the remedy, without paths, names or internals."""
 
 import logging
-import traceback
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -12,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app import metrics
+from app.logs import request_id, where
 from app.schemas import Problem
 from data_adapters.base import Rejected
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
@@ -105,16 +106,16 @@ def first_bad(bad: Problem, index: int, file_index: int) -> ProblemError:
 
 
 def log_unexpected(error: BaseException) -> str:
-    """Log the type and the code positions, never the message, which may hold a path or an identifier."""
-    reference = uuid.uuid4().hex[:12]
-    frames = traceback.extract_tb(error.__traceback__)[-8:]
-    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
-    log.error("unexpected %s, reference %s, at %s", type(error).__name__, reference, where)
+    """Log the type and the code positions under the request's id, or a new one where there is no request."""
+    reference = request_id() or uuid.uuid4().hex
+    log.error("unexpected %s, reference %s, at %s", type(error).__name__, reference, where(error))
     return reference
 
 
 def respond(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The HTTP answer for a Problem."""
+    """The HTTP answer for a Problem; its reference is the request's id."""
+    metrics.REJECTED.labels(found.type.rpartition(":")[2]).inc()
+    found = found.model_copy(update={"reference": found.reference or request_id()})
     content = found.model_dump(mode="json", exclude_none=True)
     return JSONResponse(content, status_code=found.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 

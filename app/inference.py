@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from app import metrics
 from app.errors import ProblemError
 
 Vector = np.ndarray  # float32: (dim,), or (n, dim) where the parts of an item are kept apart
@@ -36,6 +37,7 @@ class _Work:
     item: Tensor
     pooled: bool
     future: "Future[Vector]" = field(default_factory=Future)
+    since: float = field(default_factory=time.perf_counter)
 
 
 class Worker:
@@ -76,6 +78,7 @@ class Worker:
                 raise busy(self._images * self._pace)
             self._waiting.append(work)
             self._count(work, 1)
+            metrics.QUEUE_ITEMS.inc()
             self._changed.notify()
         return work.future
 
@@ -132,6 +135,8 @@ class Worker:
         self._bytes += sign * work.item.nbytes
 
     def _forward(self, batch: list[_Work]) -> None:
+        begun = time.perf_counter()
+        metrics.saw_batch(images=sum(len(work.item) for work in batch), waits=[begun - work.since for work in batch])
         alive = [work for work in batch if work.future.set_running_or_notify_cancel()]
         if not alive:
             return
@@ -186,7 +191,7 @@ def _kind(item: Tensor) -> tuple[object, ...]:
     return (item.dtype, *item.shape[1:])
 
 
-def busy(seconds: float) -> ProblemError:
+def busy(seconds: float = 1.0) -> ProblemError:
     """503: the client shall come back when what waits now will have been done, `seconds` from now."""
     return ProblemError(
         503,

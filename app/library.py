@@ -179,32 +179,44 @@ class Library:
                 continue  # removed, or written anew, at this moment
         return found
 
+    def table_stamp(self, name: str) -> Stamp:
+        """Folder and state of a table by name.
+
+        Raises:
+            ProblemError: 404, no such table.
+        """
+        folder = self.tables().get(name)
+        if folder is None:
+            raise not_found("archive", remedy=LIST_TABLES)
+        return _stamp(folder, DONE)
+
     def table(self, name: str) -> EmbeddingTable:
         """A table by name.
 
         Raises:
             ProblemError: 404, no such table; 422, it cannot be read.
         """
-        folder = self.tables().get(name)
-        if folder is None:
-            raise not_found("archive", remedy=LIST_TABLES)
-        stamp = _stamp(folder, DONE)
+        stamp = self.table_stamp(name)
         with self._lock:
             if stamp not in self._tables:
                 while len(self._tables) >= 4:
                     self._tables.pop(next(iter(self._tables)))
                 try:
-                    self._tables[stamp] = EmbeddingTable.open(folder)
-                except Exception as error:  # its words are for the operator and hold the folder's path
-                    reference = log_unexpected(error)
-                    raise ProblemError(
-                        422,
-                        "archive-unusable",
-                        "The embedding table cannot be read.",
-                        remedy="The operator embeds the archive again: lejepa-med embed",
-                        reference=reference,
-                    ) from None
+                    self._tables[stamp] = EmbeddingTable.open(stamp.folder)
+                except Exception as error:
+                    raise unusable(error) from None
             return self._tables[stamp]
+
+
+def unusable(error: Exception) -> ProblemError:
+    """422 for a table that cannot be read; the error's words are for the operator and hold the folder's path."""
+    return ProblemError(
+        422,
+        "archive-unusable",
+        "The embedding table cannot be read.",
+        remedy="The operator embeds the archive again: lejepa-med embed",
+        reference=log_unexpected(error),
+    )
 
 
 def _ids(folders: list[Path], root: Path, *, inner: str = "") -> dict[str, Path]:

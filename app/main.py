@@ -2,8 +2,6 @@
 
 import logging
 import os
-import time
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,18 +9,28 @@ from typing import Any
 import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors
-from app.routes import archives, embeddings, encoders, health, jobs, pages, predictions, probes
+from app import errors, logs
+from app.middleware import Drain, Guard
+from app.routes import (
+    archives,
+    embeddings,
+    encoders,
+    health,
+    jobs,
+    metrics,
+    pages,
+    predictions,
+    probes,
+    search,
+)
 from app.schemas import Problem
+from app.server import FLUSH_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
+from data_adapters.errors import UserError
 from lejepa_med import __version__
 
-log = logging.getLogger("lejepa_med.app")
-# Libraries that read files write names and DICOM values into their messages, so only these loggers are heard.
-HEARD = ("lejepa_med.app", "uvicorn.error", "dbos")
 DESCRIPTION = """Embeddings from an encoder pretrained on a lab's own archive, and probes from a handful of labels.
 
 Every error is an RFC 9457 problem document whose `remedy` says what to do.
@@ -35,7 +43,14 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = Service(settings)
-        await run_sync(service.start)
+        try:
+            await run_sync(service.start)
+        except UserError as error:
+            app.state.refused = error
+            raise
+        except Exception as error:
+            errors.log_unexpected(error)
+            raise
         app.state.service = service
         try:
             yield
@@ -53,55 +68,22 @@ def create_app(settings: Settings) -> FastAPI:
         responses={422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"}},
     )
     errors.install(app)
-    for module in (encoders, embeddings, probes, predictions, archives, jobs, health, pages):
+    for module in (
+        encoders,
+        embeddings,
+        probes,
+        predictions,
+        archives,
+        search,
+        jobs,
+        health,
+        metrics,
+        pages,
+    ):
         app.include_router(module.router)
-    app.add_middleware(Guard)
+    app.state.drain = Drain()
+    app.add_middleware(Guard, drain=app.state.drain)
     return app
-
-
-class Guard:
-    """Outermost: one log line a request, security headers, and a problem document for what nobody expected."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began, status = time.perf_counter(), 0
-
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, answer)
-        except Exception as error:
-            found = errors.describe(error)
-            if not status:
-                await errors.respond(found)(scope, receive, answer)
-        # The route's pattern and not the path: a client may have put a name into it.
-        route = getattr(scope.get("route"), "path", "-")
-        milliseconds = 1000 * (time.perf_counter() - began)
-        log.info("%s %s %s %.0f ms", scope["method"], route, status, milliseconds)
-
-
-SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-    (
-        b"content-security-policy",
-        b"default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
-        b"img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    ),
-]
 
 
 def run(**options: Any) -> None:
@@ -116,15 +98,15 @@ def run(**options: Any) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Run the service until SIGINT or SIGTERM.
+    """Run the service until SIGINT or SIGTERM; then requests in flight are finished, within a limit.
 
     Raises:
-        UserError: the address would be public without any authentication.
+        UserError: the address would be public without any authentication, or the service cannot start as it is set.
     """
     settings.check_bind()
-    _quiet(settings.log_level)
+    logs.configure(level=settings.log_level, format=settings.log_format)
     app = create_app(settings)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -132,30 +114,17 @@ def serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         # A client that stalls must not hold up the end.
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
     )
+    server = Server(config, drain=app.state.drain, seconds=settings.drain_seconds)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way to end where the lifespan or the socket fails
+        refused = getattr(app.state, "refused", None)
+        if refused is not None:
+            raise refused from None
+        raise
     if getattr(app.state, "interrupted", False):
         # A job's step may take long. It is repeated at the next start, so the process does not wait for its thread.
         logging.shutdown()
         os._exit(0)
-
-
-def _heard(record: logging.LogRecord) -> bool:
-    if record.name == "dbos":
-        record.exc_info = record.exc_text = None  # an exception's message may hold a path; errors.py logs its position
-    return record.name.startswith(HEARD)
-
-
-def _quiet(level: str) -> None:
-    """Log to standard error, from the heard loggers only."""
-    handler = logging.StreamHandler()
-    handler.addFilter(_heard)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for name in HEARD:
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [logging.NullHandler()]  # DBOS adds a handler of its own to a logger without one
-        logger.propagate = True
-    warnings.simplefilter("ignore")  # pydicom and others quote the values that they warn of

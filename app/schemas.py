@@ -27,7 +27,7 @@ class Problem(BaseModel):
     index: int | None = Field(default=None, description="which item of the request, from 0")
     file_index: int | None = Field(default=None, description="which file of the request, from 0")
     errors: list[dict[str, str]] | None = Field(default=None, description="each value that does not fit the schema")
-    reference: str | None = Field(default=None, description="where the operator finds it in the log")
+    reference: str | None = Field(default=None, description="id of the request, to find it in the log")
 
 
 class Encoder(BaseModel):
@@ -230,9 +230,9 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the service can work: the store can be written, the first encoders are warm and one can be used."""
+    """Whether the service can work: store writable, first encoders warm, one of them usable, and not being stopped."""
 
-    status: Literal["ready", "not ready"]
+    status: Literal["ready", "not ready", "draining"]
     store: bool
     warm: bool = Field(description="the first encoders are loaded and have run at the common batch sizes")
     encoders: dict[str, bool] = Field(description="by id: loaded without fault, or not loaded yet and complete")

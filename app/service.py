@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.store import JobRow, Store, database_url
 from app.training import Training
 from app.uploads import leftovers
+from app.vectors import Indexes
 from app.work import JobWork
 from data_adapters.errors import UserError
 
@@ -36,6 +37,7 @@ class Service:
         self.store: Store
         self.training: Training
         self.engine: JobEngine
+        self.search: Indexes
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
@@ -70,6 +72,7 @@ class Service:
         secret = self.settings.database_url
         self.store = Store(database_url(secret.get_secret_value() if secret else None, data=data))
         self.training = Training(self.settings, self.store, self.library, self.embedding)
+        self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
         self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
         self._clean_ended_jobs()
         self.engine = DbosEngine(
@@ -84,8 +87,9 @@ class Service:
         self.library.start_warm_up()
 
     def stop(self) -> bool:
-        """Stop everything; True when a job was running, which continues at the next start."""
+        """Stop everything; True when work was running, which the next start continues or begins anew."""
         active = self.engine.stop()
+        active |= self.search.close()
         self.library.close()
         self.embedding.close()
         self.store.close()

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         default_factory=lambda: max(1, min(8, os.cpu_count() or 1)),
         ge=1,
-        description="CPU threads of torch, and of decoding; the default is the number of cores, at most 8",
+        description="CPU threads of torch, and decoding processes; the default is the number of cores, at most 8",
     )
     loaded_encoders: int = Field(default=2, ge=1, description="encoders kept in memory; the least recently used goes")
     queue_items: int = Field(default=256, ge=1, description="items that wait for an encoder before the answer is 503")
@@ -52,8 +52,25 @@ class Settings(BaseSettings):
     max_unzipped_bytes: int = Field(default=2 << 30, ge=1, description="bytes that the zip files of a request may hold")
     max_zip_entries: int = Field(default=10_000, ge=1, description="entries of one zip file")
     max_pixels: int = Field(default=1 << 28, ge=1, description="pixels or voxels of one item that is decoded whole")
-    max_tiles: int = Field(default=4096, ge=1, description="slices or tiles of one item")
+    max_tiles: int = Field(default=4096, ge=1, description="slices, tiles or pages of one item")
+    max_items: int = Field(default=10_000, ge=1, description="items of one file, such as rows of an HDF5 table")
+    max_decode_bytes: int = Field(default=3 << 30, ge=1 << 26, description="memory that decoding one item may take")
+    decode_seconds: float = Field(default=30, gt=0, description="seconds without progress that reading a file may take")
+    upload_idle_seconds: float = Field(
+        default=30, gt=0, description="seconds in which at least 1 KiB a second of a body must arrive"
+    )
+    search_index: Literal["auto", "exact", "pgvector", "lancedb"] = Field(
+        default="auto",
+        description="similarity search: exact looks at every vector; auto does so up to 500,000 vectors, and beyond "
+        "takes pgvector where the database is PostgreSQL, else LanceDB where it is installed, else exact",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+    log_format: Literal["text", "json"] | None = Field(
+        default=None, description="text, or json with one object a line; by default text on a terminal, json elsewhere"
+    )
+    drain_seconds: float = Field(
+        default=20, ge=0, description="how long requests in flight may take to end after SIGTERM; compose waits 30 s"
+    )
 
     @property
     def data(self) -> Path:

@@ -70,7 +70,7 @@ def main() -> None:
         "# Settings of a forward pass",
         "",
         f"{date.today().isoformat()}. {name}, {args.threads} thread(s), torch {torch.__version__}. Milliseconds an "
-        f"image ({'CPU time' if args.device == 'cpu' else 'clock'}), median of {args.rounds} rounds, all settings in turns. "
+        f"image ({'CPU time' if args.device == 'cpu' else 'clock'}), median of {args.rounds} rounds, all in turns. "
         "Distance: |v - v0| / |v0| to the first row's vectors.",
         "",
         "| encoder | batch | setting | ms an image | time over contiguous | distance |",

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
@@ -103,6 +103,9 @@ class EmbedCommand(Section):
     workers: int = Field(default=2, ge=0, description="processes that read and prepare")
     device: str = Field(default="cpu", description="cpu or cuda")
     random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
+    columns: list[str] = Field(
+        default=[], description="facts to search by, kept as they are: split, samples, or the catalogue's mpp, ra, ..."
+    )
 
     def cli_cmd(self) -> None:
         """Run the command."""
@@ -128,6 +131,7 @@ class EmbedCommand(Section):
                 self.out,
                 batch_size=self.batch_size,
                 workers=self.workers,
+                columns=self.columns,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         print(f"wrote {info['embedded']:,} vectors of {info['dim']} numbers to {self.out} ({info['failed']:,} failed)")
@@ -195,6 +199,9 @@ class PredictCommand(Section):
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 
+SERVE_MODULES = ("fastapi", "uvicorn", "sqlalchemy", "dbos", "python_multipart", "prometheus_client", "structlog")
+
+
 class ServeCommand(Section):
     """Serve the encoders and embedding tables below a folder over REST."""
 
@@ -205,12 +212,24 @@ class ServeCommand(Section):
     device: str = Field(default="cpu", description="cpu or cuda")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
     allow_unauthenticated: bool = Field(default=False, description="permit an address other than loopback")
+    log_format: Literal["text", "json"] | None = Field(
+        default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"
+    )
+    drain_seconds: float = Field(default=20, ge=0, description="how long requests may take to end after SIGTERM")
 
     def cli_cmd(self) -> None:
         """Run the command."""
         from data_adapters.errors import require
 
-        for module in ("fastapi", "uvicorn", "sqlalchemy", "dbos", "python_multipart"):
+        for module in (
+            "fastapi",
+            "uvicorn",
+            "sqlalchemy",
+            "dbos",
+            "python_multipart",
+            "prometheus_client",
+            "structlog",
+        ):
             require(module, extra="serve")
         from importlib import import_module
 

@@ -1,6 +1,7 @@
 """An archive becomes an embedding table: Parquet shards of ids, groups and vectors, resumable after any interruption.
 
-OUT/part-00000.parquet ...   id, group, label, vector (fixed-size list of float32); no paths, no names
+OUT/part-00000.parquet ...   id, group, label, further columns where asked for, vector (fixed-size list of float32);
+                             no paths, no names
 OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
 OUT/plan.json                whose table this is, so that two are never mixed
 OUT/embedding.json           encoder fingerprint, archive digest, counts; written last, so it marks a whole table
@@ -9,7 +10,7 @@ OUT/embedding.json           encoder fingerprint, archive digest, counts; writte
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ from lejepa_med.models.folder import LoadedEncoder
 
 DONE = "embedding.json"
 PLAN = "plan.json"
+OWN = ("id", "group", "label", "vector")  # columns of every table
+# Of a record: where it lies, what it is called, or another spelling of that.
+NEVER_COLUMNS = frozenset(
+    {"path", "item", "digest", "bytes", "mtime_ns", "meta", "file", "files", "parts", "name", "uri"}
+)
 Progress = Callable[[int, int], None]
 
 
@@ -95,6 +101,7 @@ def embed_archive(
     shard_rows: int = 2048,
     batch_size: int = 64,
     workers: int = 0,
+    columns: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Embed every row of `manifest` into `out`; a shard that is there already is kept, so a second call goes on.
@@ -106,14 +113,18 @@ def embed_archive(
         shard_rows: rows of one Parquet file, which is also what an interruption costs at most.
         batch_size: slices or tiles in one forward pass.
         workers: reading processes.
+        columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
+            `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
         progress: called with (rows done, rows in all).
 
     Returns:
         The content of embedding.json.
 
     Raises:
-        UserError: `out` holds the table of another encoder or archive, or nothing could be embedded.
+        UserError: `out` holds the table of another encoder or archive, nothing could be embedded, or a column is
+            not there or tells where a file lies.
     """
+    facts = _facts(manifest, columns)
     out.mkdir(parents=True, exist_ok=True)
     ids = manifest.column("id")
     plan = {
@@ -123,9 +134,11 @@ def embed_archive(
         "archive": archive_digest(manifest),
         "rows": len(manifest),
         "shard_rows": shard_rows,
+        **({"columns": facts.column_names} if columns else {}),
     }
     _claim(out, plan)
-    groups, labels = manifest.column("group"), manifest.column("label")
+    own = pa.table({name: pa.array(manifest.column(name), pa.string()) for name in OWN[:3]})
+    rows_of_table = pa.table([*own.columns, *facts.columns], names=[*own.column_names, *facts.column_names])
     done = 0
     for shard, start in enumerate(range(0, len(manifest), shard_rows)):
         rows = range(start, min(start + shard_rows, len(manifest)))
@@ -145,7 +158,8 @@ def embed_archive(
                 if progress is not None:
                     progress(done + feature.index + 1, len(manifest))
             write_text(failures, _csv(failed))
-            _write_shard(file, kept, np.stack(vectors) if vectors else np.empty((0, encoder.dim)), ids, groups, labels)
+            kept_vectors = np.stack(vectors) if vectors else np.empty((0, encoder.dim))
+            _write_shard(file, rows_of_table.take(pa.array(kept, pa.int64())), kept_vectors)
         done = rows.stop
         if progress is not None:
             progress(done, len(manifest))
@@ -162,7 +176,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     if (out / PLAN).is_file():
         before = json.loads((out / PLAN).read_text(encoding="utf-8"))
         if before != plan:
-            changed = sorted(key for key in plan if before.get(key) != plan[key])
+            changed = sorted(key for key in plan.keys() | before if before.get(key) != plan.get(key))
             raise UserError(
                 f"{out} holds an embedding table of another origin (it differs in: {', '.join(changed)}).",
                 remedy="Give another --out, or delete that folder.",
@@ -173,18 +187,36 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         write_text(out / PLAN, json.dumps(plan, indent=1) + "\n")
 
 
-def _write_shard(
-    file: Path, rows: list[int], vectors: np.ndarray, ids: list[str], groups: list[str], labels: list[str | None]
-) -> None:
+def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
+    """The further columns, each of numbers where every value is one, else of texts; lists and objects are refused."""
+    refused = NEVER_COLUMNS.intersection(columns) | set(OWN).intersection(columns)
+    if refused:
+        raise UserError(
+            f"An embedding table cannot carry the column '{min(refused)}'.",
+            remedy="Leave it out of --columns: the table has it already, or it tells where a file lies.",
+        )
+    meta = [json.loads(text) for text in manifest.column("meta")] if set(columns) - {"split", "samples"} else []
+    found = {}
+    for name in dict.fromkeys(columns):
+        values = manifest.column(name) if name in ("split", "samples") else [row.get(name) for row in meta]
+        if all(value is None for value in values) or any(isinstance(value, list | dict) for value in values):
+            raise UserError(
+                f"The archive has no column '{name}' of numbers or texts.",
+                remedy="Name columns of the catalogue, or header facts that the manifest's 'meta' holds.",
+            )
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {bool}:
+            found[name] = pa.array(values, pa.bool_())
+        elif kinds <= {int, float}:
+            found[name] = pa.array(values, pa.float64())
+        else:
+            found[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.table(found)
+
+
+def _write_shard(file: Path, rows: pa.Table, vectors: np.ndarray) -> None:
     values = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
-    table = pa.table(
-        {
-            "id": pa.array([ids[row] for row in rows], pa.string()),
-            "group": pa.array([groups[row] for row in rows], pa.string()),
-            "label": pa.array([labels[row] for row in rows], pa.string()),
-            "vector": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
-        }
-    )
+    table = rows.append_column("vector", pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]))
     draft = file.with_name(f".{file.name}.draft")
     pq.write_table(table, draft)
     draft.rename(file)

@@ -101,7 +101,7 @@ async def run_waiting(service: Service, function: "partial[T]") -> T:
         ProblemError: 503, as many requests wait as the encoders' queue has places.
     """
     if service.waiting.available_tokens < 1:
-        raise busy(1)
+        raise busy()
     return await run_sync(function, limiter=service.waiting)
 
 
@@ -110,14 +110,17 @@ def start(
 ) -> tuple[str, LoadedEncoder, Iterator[Result]]:
     """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings)
+    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
     entrance = batcher if pooled else batcher.unpooled()
     return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
 
 
-def embed_form(service: Service, form: Form, encoder_id: str | None, field: Field) -> list[Result]:
-    """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
-    return list(start(service, form, encoder_id, field)[2])
+def embed_form(
+    service: Service, form: Form, encoder_id: str | None, field: Field
+) -> tuple[str, LoadedEncoder, list[Result]]:
+    """Pooled vectors or problems of all items in a form's files. Blocks: call it on a thread."""
+    encoder_id, encoder, found = start(service, form, encoder_id, field)
+    return encoder_id, encoder, list(found)
 
 
 def check_any(results: list[Result], *, every: bool = False) -> None:

@@ -1,6 +1,8 @@
 """/healthz and /readyz, for load balancers and container engines."""
 
-from fastapi import APIRouter, Response
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
 
 from app.errors import log_unexpected
 from app.routes import Running
@@ -16,17 +18,23 @@ async def health() -> Health:
 
 
 @router.get("/readyz", summary="Can it work?", responses={503: {"model": Readiness}})
-def ready(response: Response, service: Running) -> Readiness:
-    """200 when the store can be written and the first encoders are loaded and warmed up; tells which do not load."""
+def ready(request: Request, response: Response, service: Running) -> Readiness:
+    """200 when the store can be written and the first encoders are loaded and warmed up; tells which do not load.
+
+    503 'draining' after SIGTERM: requests in flight are finished, and new work goes elsewhere.
+    """
     try:
         service.store.check()
         store = True
     except Exception as error:
         log_unexpected(error)
         store = False
-    encoders = service.library.usable()
-    is_ready = store and service.library.is_warm and any(encoders.values())
+    library = service.library
+    encoders = library.usable()
+    is_draining = request.app.state.drain.since is not None
+    is_ready = store and library.is_warm and any(encoders.values()) and not is_draining
     response.status_code = 200 if is_ready else 503
-    return Readiness(
-        status="ready" if is_ready else "not ready", store=store, warm=service.library.is_warm, encoders=encoders
+    status: Literal["ready", "not ready", "draining"] = (
+        "draining" if is_draining else "ready" if is_ready else "not ready"
     )
+    return Readiness(status=status, store=store, warm=library.is_warm, encoders=encoders)

@@ -162,7 +162,7 @@ def _from_files(service: Service, form: Form) -> JobRow:
     encoder_id, encoder, _ = service.library.encoder(form.fields.get("encoder") or None)
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     # Headers are read now, so that a wrong file is refused at once and not by a failed job.
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings)
+    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
     for index, source in enumerate(found):
         if source.problem is not None:
             raise first_bad(source.problem, index, source.file_index)

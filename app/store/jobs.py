@@ -1,12 +1,27 @@
 """Jobs, their log, and the workers that run them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.engine import CursorResult
 
 from app.store.database import Database, persistent
 from app.store.tables import UNFINISHED, Base, EventRow, JobRow, WorkerRow, now
+
+
+@dataclass(frozen=True)
+class JobStatistic:
+    """Jobs of one kind in one state: how many, how often they were started, and the seconds of those that ended."""
+
+    kind: str
+    state: str
+    count: int
+    attempts: int
+    timed: int
+    seconds: float
+    within: tuple[int, ...]
 
 
 class JobStore(Database):
@@ -56,11 +71,27 @@ class JobStore(Database):
             return list(session.scalars(query))
 
     @persistent
-    def job_counts(self) -> dict[tuple[str, str], int]:
-        """Number of jobs by (kind, state)."""
-        query = select(JobRow.kind, JobRow.state, func.count()).group_by(JobRow.kind, JobRow.state)
+    def job_statistics(self, bounds: Sequence[float] = ()) -> list[JobStatistic]:
+        """Counts and durations of all jobs, by kind and state.
+
+        Args:
+            bounds: seconds; `within` tells how many ended jobs took at most each.
+        """
+        took = JobRow.finished - JobRow.started  # NULL for what has not ended, or was cancelled before its start
+        query = select(
+            JobRow.kind,
+            JobRow.state,
+            func.count(),
+            func.sum(JobRow.attempts),
+            func.count(took),
+            func.sum(took),
+            *(func.count(case((took <= bound, 1))) for bound in bounds),
+        ).group_by(JobRow.kind, JobRow.state)
         with self._read() as session:
-            return {(kind, state): count for kind, state, count in session.execute(query)}
+            return [
+                JobStatistic(kind, state, count, attempts, timed, seconds or 0.0, tuple(sums))
+                for kind, state, count, attempts, timed, seconds, *sums in session.execute(query)
+            ]
 
     @persistent
     def events(self, job_id: str) -> list[EventRow]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app import main
+from app import logs, main
 from app.errors import describe
 from app.settings import Settings, is_loopback
 from app.unzip import unzip
@@ -109,7 +109,7 @@ def test_names_and_identifiers_never_come_back(
     name = "Mustermann_Erika_4711.dcm"
     caplog.set_level(logging.DEBUG)
     heard = logging.StreamHandler(stream := io.StringIO())
-    heard.addFilter(main._heard)
+    heard.addFilter(logs.heard)
     logging.getLogger().addHandler(heard)
     try:
         with warnings.catch_warnings():

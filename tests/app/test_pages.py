@@ -15,10 +15,13 @@ ROUTES = {
     "/v1/probes/{probe_id}/predictions": {"post"},
     "/v1/archives": {"get"},
     "/v1/archives/{name}/ids": {"get"},
+    "/v1/search": {"post"},
+    "/v1/search/indexes": {"get"},
     "/v1/jobs": {"get"},
     "/v1/jobs/{job_id}": {"get", "delete"},
     "/healthz": {"get"},
     "/readyz": {"get"},
+    "/metrics": {"get"},
 }
 
 

@@ -126,7 +126,8 @@ def test_a_job_has_one_outcome_and_what_it_made_comes_with_it(store: Store) -> N
     assert sorted(outcomes) == [False, False, True] and job is not None
     assert (store.probe("p1") is not None) == (job.state == "succeeded")
     assert store.start_job("j1") is None and not store.advance("j1", stage="x", progress=0.5)
-    assert store.job_counts() == {("train-probe", job.state): 1}
+    (found,) = store.job_statistics()
+    assert (found.kind, found.state, found.count, found.attempts) == ("train-probe", job.state, 1, 0)
 
 
 def test_a_failed_registration_leaves_the_job_unfinished(store: Store) -> None:
@@ -153,6 +154,19 @@ def test_progress_never_falls_and_a_dead_job_can_be_opened_again(store: Store) -
     store.finish_job("j1", "dead", error={"status": 500})
     assert store.reopen_job("j1")
     assert [row.id for row in store.unfinished()] == ["j1"]
+
+
+def test_statistics_of_jobs(store: Store) -> None:
+    for job in ("j1", "j2", "j3"):
+        store.add_job(job, "train-probe")
+        store.start_job(job)
+    store.start_job("j2")
+    store.finish_job("j1", "succeeded")
+    store.finish_job("j2", "succeeded")
+    running, succeeded = sorted(store.job_statistics((0.0, 60.0)), key=lambda found: found.state)
+    assert (running.state, running.count, running.timed, running.within) == ("running", 1, 0, (0, 0))
+    assert (succeeded.count, succeeded.attempts, succeeded.timed, succeeded.within[1]) == (2, 3, 2, 2)
+    assert 0 <= succeeded.seconds < 60
 
 
 def test_workers_beat(store: Store) -> None:

@@ -1,10 +1,12 @@
 """Embedding an archive: whole, resumable, without names in the table."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
@@ -126,3 +128,39 @@ def test_label_files_that_cannot_be_used(tmp_path: Path, text: str, message: str
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         read_labels(file)
+
+
+def with_facts(manifest: Manifest, facts: list[dict[str, object]]) -> Manifest:
+    """The manifest with `facts` in place of each row's meta."""
+    place = manifest.rows.column_names.index("meta")
+    texts = pa.array([json.dumps(row) for row in facts], pa.string())
+    return dataclasses.replace(manifest, rows=manifest.rows.set_column(place, "meta", texts))
+
+
+def test_a_table_carries_the_columns_that_were_asked_for(
+    encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path
+) -> None:
+    facts = [{"mpp": i / 10, "stain": "HE" if i % 2 else None, "flat": i > 5, "size": [9, 9]} for i in range(48)]
+    known = with_facts(manifest, facts)
+    columns = ["split", "samples", "mpp", "stain", "flat"]
+    info = embed_archive(encoder, known, tmp_path / "t", shard_rows=20, columns=columns)
+    assert info["columns"] == columns
+    frame = ds.dataset([str(p) for p in sorted((tmp_path / "t").glob("*.parquet"))]).to_table()
+    assert frame.column_names == ["id", "group", "label", *columns, "vector"]
+    for name, kind in {"mpp": pa.float64(), "stain": pa.string(), "flat": pa.bool_()}.items():
+        assert frame[name].type == kind and frame[name].to_pylist() == [row[name] for row in facts]
+    assert frame["split"].to_pylist() == manifest.column("split")
+    assert len(EmbeddingTable.open(tmp_path / "t").ids) == 48
+    with pytest.raises(UserError, match=r"another origin.*columns"):
+        embed_archive(encoder, known, tmp_path / "t", columns=["mpp"])
+    with pytest.raises(UserError, match=r"another origin.*columns"):
+        embed_archive(encoder, known, tmp_path / "t")
+    for name, message in (
+        ("path", "cannot carry"),
+        ("files", "cannot carry"),
+        ("size", "no column"),
+        ("x", "no column"),
+    ):
+        with pytest.raises(UserError, match=message):
+            embed_archive(encoder, known, tmp_path / name, columns=[name])
+        assert not (tmp_path / name).exists()

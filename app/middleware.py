@@ -1,0 +1,99 @@
+"""What surrounds every request: its id, one log line, its metrics, security headers, and the drain before the end."""
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import errors, logs, metrics
+from app.errors import ProblemError
+
+log = logging.getLogger("lejepa_med.app")
+
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
+        b"img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+]
+
+
+class Drain:
+    """Whether the service is on its way to its end, and how many requests it still answers."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None  # time.monotonic()
+        self.in_flight = 0
+
+    def begin(self) -> None:
+        """Take no new work from now on."""
+        self.since = self.since or time.monotonic()
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether the process may end: nothing is in flight, or `seconds` have passed since the beginning."""
+        return self.since is not None and (self.in_flight == 0 or time.monotonic() - self.since > seconds)
+
+    def refuses(self, method: str) -> bool:
+        """Whether a request is new work. Reading goes on, and so does cancelling a job."""
+        return self.since is not None and method not in ("GET", "HEAD", "OPTIONS", "DELETE")
+
+
+class Guard:
+    """Outermost: id, log line, metrics, security headers, and a problem document for what nobody expected."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app, self.drain = app, drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+        method = scope["method"]
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        reference = logs.begin_request(given.decode("latin-1"))
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                identity = (b"x-request-id", reference.encode())
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS, identity]
+            await send(message)
+
+        with metrics.IN_FLIGHT.track_inprogress():
+            self.drain.in_flight += 1
+            try:
+                if self.drain.refuses(method):
+                    raise draining()
+                await self.app(scope, receive, answer)
+            except Exception as error:
+                found = errors.describe(error)
+                if not status:
+                    headers = error.headers if isinstance(error, ProblemError) else None
+                    await errors.respond(found, headers)(scope, receive, answer)
+            finally:
+                self.drain.in_flight -= 1
+        # The route's pattern and not the path: a client may have put a name into it.
+        route = getattr(scope.get("route"), "path", "-")
+        seconds = time.perf_counter() - began
+        metrics.saw_request(method=method, route=route, status=status, seconds=seconds)
+        fields = {"method": method, "route": route, "status": status, "milliseconds": round(1000 * seconds, 1)}
+        log.info("%s %s %s %.0f ms", method, route, status, 1000 * seconds, extra=fields)
+
+
+def draining() -> ProblemError:
+    """503: this process ends soon; the next one, or another replica, takes the work."""
+    return ProblemError(
+        503,
+        "draining",
+        "The service is being stopped and takes no new work.",
+        remedy="Try again after the seconds in Retry-After.",
+        headers={"Retry-After": "5", "Connection": "close"},
+    )

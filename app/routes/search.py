@@ -1,0 +1,252 @@
+"""POST /v1/search: the nearest items of an embedding table, by cosine; GET /v1/search/indexes: how they are found."""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+
+from app.errors import ProblemError
+from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body, parse_field
+from app.items import Field
+from app.routes import Running
+from app.routes.embeddings import check_any, embed_form
+from app.schemas_search import (
+    HITS,
+    Filters,
+    Hit,
+    Neighbourhood,
+    Neighbours,
+    SearchAnswer,
+    SearchIndex,
+    SearchIndexes,
+    SearchRequest,
+)
+from app.service import Service
+from app.uploads import Form, receive
+from app.vectors import NONE, Base, Condition, Found, Query, normalised
+
+router = APIRouter(prefix="/v1/search", tags=["search"])
+FIELDS = {
+    **TEXT_FIELDS,
+    "encoder": {"type": "string", "description": "encoder id, checked against the table's; by default the table's"},
+    "archive": {"type": "string", "description": "the embedding table that is searched"},
+    "k": {"type": "integer", "default": 10, "description": "neighbours of each item, 1 to 1000"},
+    "filters": {
+        "type": "string",
+        "description": "JSON list of conditions, as in the JSON body",
+        "examples": ['[{"column": "label", "in": ["spiral", "elliptical"]}]'],
+    },
+}
+
+
+@router.post(
+    "",
+    summary="Find similar items",
+    response_model_exclude_none=True,
+    responses=PROBLEM_RESPONSES,
+    openapi_extra=body_of(FIELDS, required=("archive",), model=SearchRequest),
+)
+async def search(request: Request, service: Running) -> SearchAnswer:
+    """The k nearest items of a table to ids or vectors (JSON), or to files, which are embedded first (multipart).
+
+    Only vectors of the encoder that made the table can be compared with it; others are refused with 422.
+    """
+    if is_json(request):
+        wanted = await json_body(request, SearchRequest, service.settings)
+        return await run_sync(_by_json, service, wanted)
+    async with receive(request, service.settings) as form:
+        check_fields(form, set(FIELDS))
+        return await run_sync(_by_files, service, form)
+
+
+@router.get("/indexes", summary="How each table is searched")
+def list_indexes(service: Running) -> SearchIndexes:
+    """The index of every table, with its recall as measured when it was built."""
+    found = []
+    for name, info in service.library.table_infos().items():
+        state = service.search.state(name, info["embedded"])
+        report = state.report
+        found.append(
+            SearchIndex(
+                archive=name,
+                rows=info["embedded"],
+                backend=state.backend,
+                state=state.state,
+                recall=report.recall if report else 1.0 if state.backend == "exact" else None,
+                sample=report.sample if report else None,
+                build_seconds=report.seconds if report else None,
+                built=datetime.fromtimestamp(report.built, UTC) if report else None,
+                note=state.note or None,
+            )
+        )
+    return SearchIndexes(indexes=found)
+
+
+def _by_json(service: Service, wanted: SearchRequest) -> SearchAnswer:
+    if (wanted.ids is None) == (wanted.vectors is None):
+        raise ProblemError(
+            422, "invalid-request", "A search needs either ids or vectors.", remedy="Give one of 'ids' and 'vectors'."
+        )
+    base = service.search.base(wanted.archive)
+    if wanted.vectors is not None:
+        vectors = _given_vectors(wanted, base)
+        query = _query(base, vectors, wanted.k, wanted.filters)
+        return _answer(wanted.archive, base, query, service)
+    ids = wanted.ids or []
+    source = base if wanted.ids_of in (None, wanted.archive) else service.search.base(wanted.ids_of)
+    _require_encoder(base, source.encoder)
+    rows = source.rows_of(ids)
+    for index, row in enumerate(rows):
+        if row is None:
+            raise ProblemError(
+                422,
+                "unknown-id",
+                f"The archive has no item with the id at position {index}.",
+                remedy="GET /v1/archives/{name}/ids lists the ids.",
+                index=index,
+            )
+    chosen = np.array(rows, np.int64)
+    groups: list[str] = source.table["group"].take(chosen).to_pylist() if wanted.leave_out_own_group else []
+    codes = base.codes_of(groups) if groups else {}
+    query = _query(
+        base,
+        np.ascontiguousarray(source.vectors[chosen]),
+        wanted.k,
+        wanted.filters,
+        # An id is that of a file, so the same item of another table of this archive is itself too.
+        own_rows=[NONE if row is None else row for row in (rows if source is base else base.rows_of(ids))],
+        own_groups=[codes.get(group, NONE) for group in groups] if groups else None,
+    )
+    return _answer(wanted.archive, base, query, service, ids)
+
+
+def _given_vectors(wanted: SearchRequest, base: Base) -> np.ndarray:
+    if wanted.fingerprint is None:
+        raise ProblemError(
+            422,
+            "invalid-request",
+            "It is not said which encoder made the vectors.",
+            remedy="Give 'fingerprint' as POST /v1/embeddings answered it.",
+        )
+    _require_encoder(base, wanted.fingerprint)
+    if wanted.leave_out_own_group or wanted.ids_of is not None:
+        raise ProblemError(
+            422,
+            "invalid-request",
+            "A vector has no group and no table of its own.",
+            remedy="Leave out 'leave_out_own_group' and 'ids_of'; a filter with 'not_in' on group leaves out groups.",
+        )
+    assert wanted.vectors is not None
+    for index, vector in enumerate(wanted.vectors):
+        if len(vector) != base.dim or not 1e-30 < max(map(abs, vector)) < 1e30:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                f"The vector at position {index} has not {base.dim} numbers, or they are all zero or beyond 1e30.",
+                remedy="Send the vector as POST /v1/embeddings answered it.",
+                index=index,
+            )
+    return normalised(np.array(wanted.vectors, np.float64))
+
+
+def _by_files(service: Service, form: Form) -> SearchAnswer:
+    name = form.fields.get("archive", "")
+    k = parse_field(form, "k", Neighbours, 10)
+    filters = parse_field(form, "filters", Filters, [])
+    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    base = service.search.base(name)
+    encoder_id = form.fields.get("encoder") or service.library.encoder_of(base.encoder)
+    if encoder_id is None:
+        raise ProblemError(
+            422,
+            "encoder-gone",
+            "The encoder of this archive is not in the runs directory.",
+            remedy="The operator brings its run folder back, or embeds the archive with a present encoder.",
+        )
+    _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
+    _, _, results = embed_form(service, form, encoder_id, field)
+    check_any(results)
+    good = [(index, result) for index, result in enumerate(results) if result.vector is not None]
+    vectors = normalised(np.stack([result.vector for _, result in good if result.vector is not None]))
+    answer = _answer(name, base, _query(base, vectors, k, filters), service)
+    found = {index: item for (index, _), item in zip(good, answer.items, strict=True)}
+    answer.items = [
+        Neighbourhood(index=index, file_index=result.file_index, error=result.problem)
+        if result.problem is not None
+        else found[index].model_copy(update={"index": index, "file_index": result.file_index})
+        for index, result in enumerate(results)
+    ]
+    return answer
+
+
+def _require_encoder(base: Base, fingerprint: str) -> None:
+    if fingerprint != base.encoder:
+        raise ProblemError(
+            422,
+            "other-encoder",
+            "The archive was embedded with another encoder than what is compared with it.",
+            remedy="GET /v1/archives tells each table's encoder and fingerprint. Embed with that encoder, or search a "
+            "table of yours.",
+        )
+
+
+def _query(
+    base: Base,
+    vectors: np.ndarray,
+    k: int,
+    filters: Sequence[Condition],
+    *,
+    own_rows: Sequence[int] | None = None,
+    own_groups: Sequence[int] | None = None,
+) -> Query:
+    if len(vectors) * k > HITS:
+        raise ProblemError(
+            422,
+            "invalid-request",
+            f"The answer would hold more than {HITS} neighbours.",
+            remedy="Ask for fewer items or a smaller k at a time.",
+        )
+    none = np.full(len(vectors), NONE, np.int64)
+    return Query(
+        vectors=vectors,
+        k=k,
+        conditions=filters,
+        own_rows=none if own_rows is None else np.array(own_rows, np.int64),
+        own_groups=none if own_groups is None else np.array(own_groups, np.int64),
+    )
+
+
+def _answer(name: str, base: Base, query: Query, service: Service, ids: Sequence[str] = ()) -> SearchAnswer:
+    found = service.search.search(base, query)
+    return SearchAnswer(
+        archive=name,
+        fingerprint=base.encoder,
+        backend=found.backend,
+        recall=found.recall,
+        note=found.note or None,
+        items=[
+            Neighbourhood(index=index, id=ids[index] if ids else None, hits=_hits(base, found, index))
+            for index in range(len(query.vectors))
+        ],
+    )
+
+
+def _hits(base: Base, found: Found, index: int) -> list[Hit]:
+    rows = base.table.take(found.rows[index]).to_pylist()
+    return [
+        Hit(
+            id=row.pop("id"),
+            group=row.pop("group"),
+            score=float(score),
+            columns={k: _finite(v) for k, v in row.items()},
+        )
+        for row, score in zip(rows, found.scores[index], strict=True)
+    ]
+
+
+def _finite(value: str | bool | float | None) -> str | bool | float | None:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

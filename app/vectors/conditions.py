@@ -1,0 +1,148 @@
+"""Conditions on an item's metadata: as they are sent, as a mask over rows, and as SQL for the indexes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, FiniteFloat, StrictBool, StrictInt, StrictStr, StringConstraints, model_validator
+
+from app.errors import ProblemError
+from app.schemas import Strict
+
+Text = Annotated[StrictStr, StringConstraints(max_length=1000)]
+Whole = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]  # what a double holds exactly
+Value = StrictBool | Whole | FiniteFloat | Text
+Number = Whole | FiniteFloat
+
+
+class Condition(Strict):
+    """One column and what its value must be; an item must meet every condition of a request."""
+
+    column: str = Field(max_length=200, examples=["label"], description="group, label, or a column of the table")
+    equals: Value | None = Field(default=None, examples=["spiral"])
+    any_of: list[Value] | None = Field(default=None, alias="in", min_length=1, max_length=1000)
+    none_of: list[Value] | None = Field(
+        default=None, alias="not_in", min_length=1, max_length=1000, description="an item without a value meets it"
+    )
+    min: Number | None = Field(default=None, description="least value, itself included")
+    max: Number | None = Field(default=None, description="largest value, itself included")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = [self.equals is not None, self.any_of is not None, self.none_of is not None, self.is_range]
+        if sum(kinds) != 1:
+            raise ValueError("give one of: equals, in, not_in, or a range of min and max")
+        return self
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is a range of numbers."""
+        return self.min is not None or self.max is not None
+
+    @property
+    def values(self) -> list[bool | int | float | str]:
+        """Every value it names."""
+        if self.equals is not None:
+            return [self.equals]
+        if self.is_range:
+            return [value for value in (self.min, self.max) if value is not None]
+        return [*(self.any_of or ()), *(self.none_of or ())]
+
+
+def require_known(conditions: Sequence[Condition], columns: Mapping[str, pa.DataType]) -> None:
+    """Refuse conditions that do not fit the table's columns.
+
+    Raises:
+        ProblemError: 422, no such column, or a value of another kind than the column's.
+    """
+    known = {"group": pa.string(), **columns}
+    for index, condition in enumerate(conditions):
+        if condition.column not in known:
+            raise ProblemError(
+                422,
+                "unknown-column",
+                f"The archive has no column as named at position {index} of the filters.",
+                remedy=f"It has: {', '.join(known)}. lejepa-med embed --columns puts further ones into a new table.",
+                index=index,
+            )
+        kind = known[condition.column]
+        if not all(_fits(value, kind) for value in condition.values) or (condition.is_range and not _is_number(kind)):
+            what = "texts" if pa.types.is_string(kind) else "numbers" if _is_number(kind) else "true and false"
+            raise ProblemError(
+                422,
+                "invalid-request",
+                f"Position {index} of the filters does not fit its column, which holds {what}.",
+                remedy="Give values of the column's kind; min and max are for numbers.",
+                index=index,
+            )
+
+
+def mask(conditions: Sequence[Condition], table: pa.Table) -> np.ndarray:
+    """(N,) bool: rows of `table` that meet all conditions, which fit it (`require_known`)."""
+    keep = np.ones(len(table), bool)
+    for condition in conditions:
+        column = table[condition.column]
+        if condition.is_range:
+            column = column.cast(pa.float64())
+            if condition.min is not None:
+                keep &= _true(pc.greater_equal(column, float(condition.min)))
+            if condition.max is not None:
+                keep &= _true(pc.less_equal(column, float(condition.max)))
+            continue
+        if _is_number(column.type):
+            column = column.cast(pa.float64())
+        found = pc.is_in(column, value_set=pa.array(condition.values, column.type))
+        keep &= ~_true(found) if condition.none_of is not None else _true(found)
+    return keep
+
+
+def to_sql(
+    conditions: Sequence[Condition],
+    columns: Sequence[str],
+    codes: Mapping[str, int],
+    literal: Callable[[bool | int | float | str], str],
+) -> list[str]:
+    """Each condition as SQL over the columns `g` (group code) and `c0`, `c1`, ... in the order of `columns`.
+
+    Names never enter the text, and values only by way of `literal`, which quotes or binds them. `codes` are those of
+    the groups that the table has.
+    """
+    clauses = []
+    values: Sequence[bool | int | float | str]
+    for condition in conditions:
+        if condition.column == "group":
+            name, values = (
+                "g",
+                [codes[value] for value in condition.values if isinstance(value, str) and value in codes],
+            )
+        else:
+            name, values = f"c{columns.index(condition.column)}", condition.values
+        if condition.min is not None:
+            clauses.append(f"{name} >= {literal(condition.min)}")
+        if condition.max is not None:
+            clauses.append(f"{name} <= {literal(condition.max)}")
+        if condition.is_range:
+            continue
+        listed = ", ".join(literal(value) for value in values)
+        if condition.none_of is None:
+            clauses.append(f"{name} IN ({listed})" if values else "1 = 0")
+        elif values:
+            clauses.append(f"({name} IS NULL OR {name} NOT IN ({listed}))")
+    return clauses
+
+
+def _true(found: pa.ChunkedArray) -> np.ndarray:
+    """A row without a value meets nothing."""
+    return np.asarray(pc.fill_null(found, False).to_numpy(), bool)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _fits(value: bool | int | float | str, kind: pa.DataType) -> bool:
+    if isinstance(value, str):
+        return bool(pa.types.is_string(kind))
+    return bool(pa.types.is_boolean(kind)) if isinstance(value, bool) else _is_number(kind)

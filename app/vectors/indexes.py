@@ -1,0 +1,227 @@
+"""Which index answers a search: the base at once, or an approximate one that is built behind it and measured."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from sqlalchemy import Engine
+
+from app.errors import log_unexpected
+from app.library import Library
+from app.settings import Settings
+from app.vectors.backend import Backend, BackendName, Query, Report, exact, rank
+from app.vectors.base import Base
+from app.vectors.bases import Bases
+from app.vectors.lance import Lance
+from app.vectors.pgvector import PgVector
+from data_adapters.errors import UserError
+
+log = logging.getLogger("lejepa_med.app")
+EXACT_ROWS = 500_000  # vectors that are looked at one by one: benchmarks/results/search-cpu.md
+FEW_ROWS = 20_000  # that meet a filter: exact is as quick as an index, and an index finds such rows least well
+RETRY_SECONDS = 600.0  # after which a build that failed is tried again: the database may have been away
+EXACT: Literal["exact"] = "exact"
+State = Literal["absent", "building", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class IndexState:
+    """How a table is searched, or will be."""
+
+    backend: BackendName
+    state: State
+    report: Report | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to a Query: rows and cosines, (<= k,) each, for each query, and who found them."""
+
+    backend: BackendName
+    recall: float
+    note: str
+    rows: list[np.ndarray]
+    scores: list[np.ndarray]
+
+
+class Indexes:
+    """Bases and indexes of all tables, made when they are first searched. Methods block; call them on threads."""
+
+    def __init__(
+        self, settings: Settings, library: Library, *, engine: Engine | None = None, exact_rows: int = EXACT_ROWS
+    ) -> None:
+        """Args: `engine` of the service's PostgreSQL, or None; `exact_rows`, beyond which `auto` takes an index.
+
+        Raises:
+            UserError: the index that the settings demand cannot be had here.
+        """
+        folder = settings.data / "search"
+        self._bases = Bases(library, folder / EXACT)
+        self._exact_rows = 0 if settings.search_index in ("pgvector", "lancedb") else exact_rows
+        self._backend, self._lack = _choose(settings.search_index, folder / "lancedb", engine)
+        self._states: dict[str, tuple[IndexState, float]] = {}
+        self._lock = threading.Lock()  # of the states
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._busy = self._closed = False
+        self._worker = threading.Thread(target=self._run, name="search-index", daemon=True)
+        self._worker.start()
+
+    def close(self) -> bool:
+        """Begin nothing more; True while an index is being built, which is given up with the process."""
+        self._closed = True
+        self._work.put(None)
+        return self._busy
+
+    def base(self, name: str) -> Base:
+        """The base of a table, made now if need be: some seconds for half a million vectors.
+
+        Raises:
+            ProblemError: see Bases.open.
+        """
+        base, is_new = self._bases.open(name)
+        if is_new:
+            self._work.put(self._sweep)
+            if self._note(base.rows):
+                log.warning("a table of %d vectors is searched without an index: %s", base.rows, self._note(base.rows))
+        return base
+
+    def search(self, base: Base, query: Query) -> Found:
+        """The nearest rows, by the table's index if it is ready and fit for the query, else exactly.
+
+        Raises:
+            ProblemError: 422, a condition does not fit the table.
+        """
+        if query.conditions:
+            query = replace(query, rows=np.flatnonzero(base.meets(query.conditions)))
+        few = query.rows is not None and len(query.rows) <= FEW_ROWS
+        found, note = self._by_index(base, query) if not few else (None, "")
+        return found or _found(base, query, exact(base, query), backend=EXACT, recall=1.0, note=note)
+
+    def state(self, name: str, rows: int) -> IndexState:
+        """How the table `name` of `rows` vectors is searched; starts nothing."""
+        key = self._bases.key(name)
+        with self._lock:
+            known = self._states.get(key)
+        if self._backend is None or rows <= self._exact_rows:
+            return IndexState(EXACT, "ready" if self._bases.has(key) else "absent", note=self._note(rows))
+        if known is not None:
+            return known[0]
+        try:
+            report = self._backend.find(key)
+        except Exception as error:
+            return _fallback(error)
+        return IndexState(self._backend.name, "absent" if report is None else "ready", report)
+
+    def _by_index(self, base: Base, query: Query) -> tuple[Found | None, str]:
+        """The answer of the table's index, or None and why the exact one stands for it."""
+        state = self._ready(base)
+        if self._backend is None or state.report is None:
+            return None, "The index is being built; this answer is exact." if state.state == "building" else state.note
+        try:
+            given = self._backend.nearest(base, query)
+        except Exception as error:
+            with self._lock:
+                self._states.pop(base.key, None)
+            return None, _fallback(error).note
+        rows = [rank(base, query, index, found) for index, found in enumerate(given)]
+        if any(len(found) < query.k for found in rows):
+            # It gives up where few of the nearest meet the conditions; looking at every row does not.
+            return None, ""
+        return _found(base, query, rows, backend=state.backend, recall=state.report.recall, note=""), ""
+
+    def _ready(self, base: Base) -> IndexState:
+        """The state of the table's index; an absent one is begun."""
+        if self._backend is None or base.rows <= self._exact_rows:
+            return IndexState(EXACT, "ready", note=self._note(base.rows))
+        with self._lock:
+            state, until = self._states.get(base.key, (None, 0.0))
+            if state is not None and (state.state != "failed" or time.monotonic() < until):
+                return state
+            try:
+                report = self._backend.find(base.key)
+            except Exception as error:
+                return _fallback(error)
+            state = IndexState(self._backend.name, "building" if report is None else "ready", report)
+            self._states[base.key] = state, 0.0
+            if report is None:
+                self._work.put(lambda: self._build(base))
+            return state
+
+    def _build(self, base: Base) -> None:
+        assert self._backend is not None
+        name = self._backend.name
+        try:
+            report = self._backend.build(base)
+            log.info("search index %s of %d rows: recall %.3f, %.0f s", name, base.rows, report.recall, report.seconds)
+            state = IndexState(name, "ready", report)
+        except UserError as error:
+            state = IndexState(name, "failed", note=f"{error.cause} {error.remedy} Answers are exact.")
+        except Exception as error:  # a full disk, a database that ends: searches go on without
+            reference = log_unexpected(error)
+            state = IndexState(
+                name, "failed", note=f"The index was not built, reference {reference}. Answers are exact."
+            )
+        with self._lock:
+            self._states[base.key] = state, time.monotonic() + RETRY_SECONDS
+
+    def _run(self) -> None:
+        while (task := self._work.get()) is not None and not self._closed:
+            self._busy = True
+            try:
+                task()
+            except Exception as error:
+                log_unexpected(error)
+            self._busy = False
+
+    def _sweep(self) -> None:
+        """On the worker, behind builds: it would take their drafts for leftovers."""
+        keep = self._bases.sweep()
+        if self._backend is not None:
+            self._backend.drop(keep)
+
+    def _note(self, rows: int) -> str:
+        return self._lack if rows > self._exact_rows else ""
+
+
+def _choose(wanted: str, folder: Path, engine: Engine | None) -> tuple[Backend | None, str]:
+    """The approximate index for large tables, or None and what is lacking for one."""
+    if wanted == EXACT:
+        return None, ""
+    postgres = PgVector(engine) if engine is not None and wanted != "lancedb" else None
+    if postgres is not None and postgres.available():
+        return postgres, ""
+    if wanted == "pgvector":
+        raise UserError(
+            "LEJEPA_SEARCH_INDEX=pgvector needs a PostgreSQL database with the extension pgvector.",
+            remedy="Install pgvector on the database's machine and set LEJEPA_DATABASE_URL, or use auto.",
+        )
+    if Lance.is_installed():
+        return Lance(folder), ""
+    if wanted == "lancedb":
+        raise UserError(
+            "LEJEPA_SEARCH_INDEX=lancedb needs the Python package lancedb.",
+            remedy="Install it with: pip install 'lejepa-med[lance]'",
+        )
+    return None, (
+        "The table is larger than what is searched quickly without an index. "
+        "The operator sets up PostgreSQL with pgvector, or installs lejepa-med[lance]."
+    )
+
+
+def _found(
+    base: Base, query: Query, rows: list[np.ndarray], *, backend: BackendName, recall: float, note: str
+) -> Found:
+    scores = [base.vectors[found] @ vector for found, vector in zip(rows, query.vectors, strict=True)]
+    return Found(backend, recall, note, rows, scores)
+
+
+def _fallback(error: Exception) -> IndexState:
+    """Without the index for now: the database is away, say. The base is not."""
+    return IndexState(EXACT, "ready", note=f"The index cannot be asked, reference {log_unexpected(error)}.")
