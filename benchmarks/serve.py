@@ -4,7 +4,8 @@
 
 All sides run the same encoder folder with the same number of threads; they stay up and are loaded in turns, each round
 in another order, so that whatever else the machine does meets all of them. `--python` names an interpreter that has
-litserve besides this project's packages; all servers run in it. Without it LitServe is left out. Under ten minutes.
+litserve besides this project's packages, for that side alone: LitServe brings a faster HTTP parser and event loop,
+which the others shall not get by it. Without it LitServe is left out. Under ten minutes.
 """
 
 import argparse
@@ -105,17 +106,18 @@ def measure(backbone: str, args: argparse.Namespace, scratch: Path) -> list[dict
     """All windows of one encoder."""
     runs, picture, dim = prepare(scratch, backbone)
     sides = [side for side in SERVERS if side != "LitServe" or args.python]
-    python, threads = args.python or sys.executable, str(args.threads)
+    threads = str(args.threads)
     windows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         servers = {}
         for side in sides:
             port, log = free_port(), scratch / f"{side}.log"
+            python = args.python if side == "LitServe" else sys.executable
             command = [python, "-m", *SERVERS[side], str(runs), str(port), threads]
             servers[side] = (port, stack.enter_context(running(command, log=log, stdout=subprocess.DEVNULL)), log)
         for side, (port, process, log) in servers.items():
             wait_ready(side, port, process, log)
-        command = [python, "-m", "benchmarks.serve_sides", "bare", str(runs), "0", threads]
+        command = [sys.executable, "-m", "benchmarks.serve_sides", "bare", str(runs), "0", threads]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         bare = stack.enter_context(running(command, log=scratch / "bare.log", **pipes))
         assert bare.stdin is not None and bare.stdout is not None
