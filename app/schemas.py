@@ -329,7 +329,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the service can work: the store can be written, the first encoders are warm, and it goes on."""
+    """Whether the service can work: store writable, first encoders warm, one of them usable, and not being stopped."""
 
     status: Literal["ready", "not ready", "draining"]
     store: bool

@@ -102,7 +102,7 @@ async def run_waiting(service: Service, function: "partial[T]") -> T:
         ProblemError: 503, as many requests wait as the encoders' queue has places.
     """
     if service.waiting.available_tokens < 1:
-        raise busy(1)
+        raise busy()
     return await run_sync(function, limiter=service.waiting)
 
 
