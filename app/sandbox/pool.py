@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from app import metrics
 from app.errors import CHECK_FILE, ProblemError
 from app.inference import busy
 from app.sandbox import frames
@@ -130,6 +131,7 @@ class Sandbox:
 
     def _blame(self, lost: "LostError") -> BadFileError:
         log.warning("a reader's process was lost (%s)", lost.kind)
+        metrics.WORKER_RESTARTS.labels("decode").inc()
         most = self._limits.max_decode_bytes >> 20
         if lost.kind == "time":
             return BadFileError(
