@@ -37,7 +37,18 @@ class Embedding:
 
     def __init__(self, settings: Settings) -> None:
         self.sandbox = Sandbox(settings)
+        self._is_warm = False
         self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="decode")
+
+    def warm(self) -> None:
+        """Start the processes that read files, once; until then the first requests wait for them.
+
+        Raises:
+            ProblemError: 503, they cannot be started.
+        """
+        if not self._is_warm:
+            self.sandbox.warm()
+            self._is_warm = True
 
     def close(self) -> None:
         """Stop decoding; what waits is given up."""

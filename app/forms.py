@@ -19,9 +19,11 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     }
     for status, text in (
         (404, "Not found"),
+        (408, "The body arrives too slowly"),
         (413, "Larger than a limit"),
         (415, "Neither multipart nor JSON"),
         (422, "Cannot be done as asked; `remedy` says what to change"),
+        (507, "No space is left for the files"),
         (503, "Too many items are waiting; come back after Retry-After"),
     )
 }

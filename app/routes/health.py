@@ -24,6 +24,7 @@ def ready(response: Response, service: Running) -> Readiness:
     except Exception as error:
         log_unexpected(error)
         store = False
+    service.embedding.warm()
     library = service.library
     encoders = {encoder_id: library.loadable(encoder_id, folder) for encoder_id, folder in library.encoders().items()}
     is_ready = store and any(encoders.values())
