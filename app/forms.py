@@ -22,12 +22,14 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         (401, "No API key, or one that is not known, revoked or expired"),
         (403, "The key lacks the scope, or another site's page sent the request"),
         (404, "Not found"),
+        (408, "The body arrives too slowly"),
         (413, "Larger than a limit"),
         (415, "Neither multipart nor JSON"),
         (421, "The service does not answer under this Host name"),
         (422, "Cannot be done as asked; `remedy` says what to change"),
         (429, "More than the caller may ask for; come back after Retry-After"),
         (503, "Busy, or the database is away; come back after Retry-After"),
+        (507, "No space is left for the files"),
     )
 }
 

@@ -96,7 +96,7 @@ class Service:
         for row in self.store.unfinished():
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
             self.engine.submit(row.id, row.kind)
-        self.library.start_warm_up()
+        self.library.start_warm_up(self.embedding.sandbox.warm)
 
     def stop(self) -> bool:
         """Stop everything; True when work was running, which the next start continues or begins anew."""
