@@ -27,6 +27,7 @@ from app.errors import ProblemError, first_bad
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.inference import busy
 from app.items import Field, sources
+from app.limits import charge_items
 from app.routes import Running
 from app.schemas import Embeddings
 from app.service import Service
@@ -111,16 +112,14 @@ def start(
     """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
     found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
+    charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
     return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
 
 
-def embed_form(
-    service: Service, form: Form, encoder_id: str | None, field: Field
-) -> tuple[str, LoadedEncoder, list[Result]]:
-    """Pooled vectors or problems of all items in a form's files. Blocks: call it on a thread."""
-    encoder_id, encoder, found = start(service, form, encoder_id, field)
-    return encoder_id, encoder, list(found)
+def embed_form(service: Service, form: Form, encoder_id: str | None, field: Field) -> list[Result]:
+    """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
+    return list(start(service, form, encoder_id, field)[2])
 
 
 def check_any(results: list[Result], *, every: bool = False) -> None:

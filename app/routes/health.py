@@ -29,12 +29,11 @@ def ready(request: Request, response: Response, service: Running) -> Readiness:
     except Exception as error:
         log_unexpected(error)
         store = False
-    library = service.library
-    encoders = library.usable()
+    encoders = service.library.usable()
     is_draining = request.app.state.drain.since is not None
-    is_ready = store and library.is_warm and any(encoders.values()) and not is_draining
+    is_ready = store and service.library.is_warm and any(encoders.values()) and not is_draining
     response.status_code = 200 if is_ready else 503
     status: Literal["ready", "not ready", "draining"] = (
         "draining" if is_draining else "ready" if is_ready else "not ready"
     )
-    return Readiness(status=status, store=store, warm=library.is_warm, encoders=encoders)
+    return Readiness(status=status, store=store, warm=service.library.is_warm, encoders=encoders)

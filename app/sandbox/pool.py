@@ -120,7 +120,7 @@ class Sandbox:
             yield worker
         except LostError as lost:
             if self._closed:
-                raise busy() from None
+                raise busy(2) from None
             raise self._blame(lost) from None
         finally:
             if worker is not None and not worker.is_fit:
@@ -149,7 +149,7 @@ class Sandbox:
         with self._lock:
             for _ in range(2):  # the second time with a new nursery: the kernel may have ended the first
                 if self._closed:
-                    raise busy()
+                    raise busy(2)
                 try:
                     if self._nursery is None:
                         self._nursery = Nursery(self._limits)
