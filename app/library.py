@@ -65,7 +65,7 @@ class Library:
         return self._warm.is_set()
 
     def start_warm_up(self, readers: Callable[[], None]) -> None:
-        """On a thread, start the readers, load as many encoders as stay in memory, and run each at the common batches."""
+        """On a thread, start the readers, load the encoders that find room, and run each at the common batch sizes."""
         threading.Thread(target=self._warm_up, args=(readers,), name="warm-up", daemon=True).start()
 
     def _warm_up(self, readers: Callable[[], None]) -> None:
