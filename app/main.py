@@ -10,7 +10,7 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI
 
-from app import errors, logs
+from app import errors, examples, logs, telemetry
 from app.auth import Auth, check_bind
 from app.forms import PROBLEM_RESPONSES
 from app.middleware import Drain, Guard
@@ -27,10 +27,12 @@ from app.routes import (
     predictions,
     probes,
     search,
+    uncertain,
 )
 from app.server import FLUSH_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
+from app.telemetry import Traced
 from data_adapters.errors import UserError
 from lejepa_med import __version__
 
@@ -41,8 +43,23 @@ Every error is an RFC 9457 problem document whose `remedy` says what to do.
 """
 
 
+class Documented(FastAPI):
+    """FastAPI with an example request for every operation of its document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; made once."""
+        document = super().openapi()
+        examples.fill(document)
+        return document
+
+
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back."""
+    """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back.
+
+    Raises:
+        UserError: traces are to be sent, but the extra 'otel' is not installed.
+    """
+    traces = telemetry.Telemetry() if telemetry.is_wanted() else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,8 +77,10 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             app.state.interrupted = await run_sync(service.stop)
+            if traces is not None:
+                await run_sync(traces.stop)
 
-    app = FastAPI(
+    app = Documented(
         title="lejepa-med",
         version=__version__,
         description=DESCRIPTION,
@@ -78,6 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
         embeddings,
         probes,
         predictions,
+        uncertain,
         archives,
         search,
         jobs,
@@ -90,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.drain = Drain()
     app.add_middleware(Auth)
     app.add_middleware(Guard, drain=app.state.drain)
+    if traces is not None:
+        app.add_middleware(Traced, telemetry=traces)
     return app
 
 

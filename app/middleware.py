@@ -59,7 +59,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
-        method = scope["method"]
+        method = metrics.method_word(scope["method"])
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         reference = logs.begin_request(given.decode("latin-1"))
 

@@ -5,15 +5,18 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 from io import TextIOWrapper
 
 import torch
+from anyio import CapacityLimiter
 
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
 from app.keys import KeyRing
 from app.library import Library
 from app.limits import Limits, key_id, too_many_jobs
+from app.restore import MARK
 from app.settings import Settings
 from app.store import JobRow, Store, open_store
 from app.training import Training
@@ -32,6 +35,8 @@ class Service:
         self.settings = settings
         self.library = Library(settings)
         self.embedding = Embedding(settings)
+        # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
+        self.waiting = CapacityLimiter(settings.queue_items)
         self.limits = Limits(settings)
         self.store: Store
         self.keys: KeyRing
@@ -61,9 +66,17 @@ class Service:
                 f"The data directory {data} cannot be written ({error.strerror}).",
                 remedy="Give a writable folder with --data-dir (LEJEPA_DATA_DIR).",
             ) from error
+        if (data / MARK).exists():
+            raise UserError(
+                f"A restore of the data directory {data} has not ended.",
+                remedy="Empty the folder, and repeat: lejepa-med restore",
+            )
         # Decoded uploads must not stay on disk, so the adapters' cache of volumes is off in this process.
         os.environ["LEJEPA_CACHE"] = "off"
         torch.set_num_threads(self.settings.threads)
+        # A forward pass takes the interpreter's lock back after each operator. With Python's 5 ms a pass of one image
+        # beside busy request threads took twice as long (benchmarks/serve.py).
+        sys.setswitchinterval(0.0005)
         for folder in leftovers(self.settings):
             shutil.rmtree(folder, ignore_errors=True)
         self.store = open_store(self.settings)
@@ -83,6 +96,7 @@ class Service:
         for row in self.store.unfinished():
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
             self.engine.submit(row.id, row.kind)
+        self.library.start_warm_up()
 
     def stop(self) -> bool:
         """Stop everything; True when work was running, which the next start continues or begins anew."""

@@ -47,7 +47,14 @@ class Settings(BaseSettings):
         default=30, ge=1, description="refused keys of one address before the answer is 429; right keys still pass"
     )
     audit_days: int = Field(default=730, ge=1, description="days that a line of the audit trail is kept")
-    device: str = Field(default="cpu", description="torch device of the encoders: cpu, cuda, cuda:1")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description="where encoders run: cpu, cuda, cuda:1; auto takes the GPU where there is one",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of forward passes; auto takes bfloat16 where the device computes in it natively"
+    )
     threads: int = Field(
         default_factory=lambda: max(1, min(8, os.cpu_count() or 1)),
         ge=1,
@@ -55,6 +62,7 @@ class Settings(BaseSettings):
     )
     loaded_encoders: int = Field(default=2, ge=1, description="encoders kept in memory; the least recently used goes")
     queue_items: int = Field(default=256, ge=1, description="items that wait for an encoder before the answer is 503")
+    queue_bytes: int = Field(default=1 << 30, ge=1, description="bytes of decoded pixels that wait for an encoder")
     batch_images: int = Field(default=64, ge=1, description="slices, tiles or images in one forward pass")
     job_workers: int = Field(default=1, ge=1, description="jobs that run at the same time")
     max_upload_bytes: int = Field(default=512 << 20, ge=1, description="bytes of one request with files")

@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from app import metrics
 from app.errors import CHECK_FILE, ProblemError
 from app.inference import busy
 from app.sandbox import frames
@@ -120,7 +121,7 @@ class Sandbox:
             yield worker
         except LostError as lost:
             if self._closed:
-                raise busy() from None
+                raise busy(2) from None
             raise self._blame(lost) from None
         finally:
             if worker is not None and not worker.is_fit:
@@ -130,6 +131,7 @@ class Sandbox:
 
     def _blame(self, lost: "LostError") -> BadFileError:
         log.warning("a reader's process was lost (%s)", lost.kind)
+        metrics.WORKER_RESTARTS.labels("decode").inc()
         most = self._limits.max_decode_bytes >> 20
         if lost.kind == "time":
             return BadFileError(
@@ -149,7 +151,7 @@ class Sandbox:
         with self._lock:
             for _ in range(2):  # the second time with a new nursery: the kernel may have ended the first
                 if self._closed:
-                    raise busy()
+                    raise busy(2)
                 try:
                     if self._nursery is None:
                         self._nursery = Nursery(self._limits)
