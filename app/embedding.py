@@ -1,4 +1,4 @@
-"""Embedding of received files: decode on a few threads, batch in front of the encoder, one result an item."""
+"""Embedding of received files: decode in the sandbox, batch in front of the encoder, one result an item."""
 
 import time
 from collections import deque
@@ -12,7 +12,8 @@ from torch import Tensor
 from app import metrics
 from app.errors import ProblemError, describe
 from app.inference import Batcher, Vector
-from app.items import Source, prepare
+from app.items import Source
+from app.sandbox.pool import Sandbox
 from app.schemas import Problem
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
@@ -36,12 +37,13 @@ class Embedding:
     """The way from records to vectors, shared by requests and jobs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.sandbox = Sandbox(settings)
         self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stop decoding; what waits is given up."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.sandbox.close()
 
     def run(
         self, adapter: Adapter, batcher: Batcher, found: Sequence[Source], *, patient: bool = False
@@ -73,7 +75,7 @@ class Embedding:
                     future.cancel()
 
     def _decode(self, adapter: Adapter, batcher: Batcher, record: Record, patient: bool) -> Decoded:
-        tensor = prepare(adapter, record, settings=self._settings)
+        tensor = self.sandbox.prepare(adapter, record)
         return len(tensor), _submit(batcher.submit, tensor, patient)
 
 

@@ -158,6 +158,7 @@ def invalid(errors: Any) -> Problem:
 
 
 def _place(error: Any) -> str:
-    # The name of a field that the schema does not have is the client's own text.
+    # The name of a field that the schema does not have is the client's own text. A body that is no object has no place.
+    *outer, last = error["loc"] or ("body",)
     unknown = error["type"] == "extra_forbidden"
-    return ".".join(str(part) for part in (*error["loc"][:-1], "(unknown field)" if unknown else error["loc"][-1]))
+    return ".".join(str(part) for part in (*outer, "(unknown field)" if unknown else last))

@@ -1,13 +1,13 @@
-"""Micro-batching before encoders: a worker thread each, no wait when idle, a bounded queue, an LRU of encoders."""
+"""Micro-batching before an encoder: one worker thread, no wait when idle, a bounded queue, an error for each item."""
 
-import queue
+import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -15,93 +15,124 @@ from torch import Tensor
 from app import metrics
 from app.errors import ProblemError
 
-Vector = np.ndarray  # (dim,) float32
+Vector = np.ndarray  # float32: (dim,), or (n, dim) where the parts of an item are kept apart
+LINGER = 0.004  # seconds that a pass waits, under load only, for the clients whose answers have just left
+MEMORY = 0.2  # weight of the latest pass in the pace that Retry-After is reckoned from
+LONGEST_RETRY = 300  # seconds
 
 
 class Embedder(Protocol):
     """What the worker needs from an encoder."""
 
-    def embed(self, items: Sequence[Tensor]) -> np.ndarray:
-        """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> (len(items), dim) float32."""
+    def embed(self, items: Sequence[Tensor]) -> Sequence[np.ndarray]:
+        """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> one (n_i, dim) float32 array each."""
+
+
+class RetiredError(Exception):
+    """The worker was closed: its encoder made room for another one."""
 
 
 @dataclass(frozen=True)
 class _Work:
     item: Tensor
+    pooled: bool
     future: "Future[Vector]" = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
 
-class Batcher:
+class Worker:
     """Collects the items of concurrent requests into one forward pass.
 
-    The worker takes what waits and runs at once: an idle service answers without delay, and under load the queue fills
-    while a batch runs, so batches grow by themselves.
+    A pass takes what waits, so batches grow by themselves while a pass runs. An idle worker starts at once. Only
+    directly after a pass of several images, when fewer wait than that pass had, it lingers for up to LINGER: those
+    clients are about to send again, and a fuller batch costs less an image.
     """
 
-    def __init__(self, encoder: Embedder, *, queue_items: int, batch_images: int) -> None:
+    def __init__(self, encoder: Embedder, *, queue_items: int, queue_bytes: int, batch_images: int) -> None:
         self._encoder = encoder
-        self._batch_images = batch_images
-        self._queue: queue.Queue[_Work | None] = queue.Queue(maxsize=queue_items)
+        self._queue_items, self._queue_bytes, self._batch_images = queue_items, queue_bytes, batch_images
+        self._waiting: deque[_Work] = deque()
+        self._images = self._bytes = 0  # of what waits
+        self._last_images, self._ended = 0, -math.inf  # of the latest pass
+        self._pace = 0.0  # seconds an image, over the latest passes
         self._closed = False
-        self._gate = threading.Lock()  # no item may enter behind the closing mark
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
-    def submit(self, item: Tensor) -> "Future[Vector]":
-        """Queue one prepared item (n, C, H, W) or (n, C, D, H, W).
+    def submit(self, item: Tensor, *, pooled: bool = True) -> "Future[Vector]":
+        """Queue one prepared item (n, C, H, W) or (n, C, D, H, W); its mean vector, or with pooled=False all n.
 
         Raises:
-            ProblemError: 503 when the queue is full, or the encoder was put away for another one.
+            ProblemError: 503 when the queue is full.
+            RetiredError: the worker was closed.
         """
-        work = _Work(item)
-        with self._gate:
+        work = _Work(item, pooled)
+        with self._changed:
             if self._closed:
-                raise busy()
-            try:
-                self._queue.put_nowait(work)
-            except queue.Full:
-                raise busy() from None
+                raise RetiredError
+            # One item always fits, so that what is larger than the whole queue is not refused for ever.
+            if self._waiting and (
+                len(self._waiting) >= self._queue_items or self._bytes + item.nbytes > self._queue_bytes
+            ):
+                raise busy(self._images * self._pace)
+            self._waiting.append(work)
+            self._count(work, 1)
             metrics.QUEUE_ITEMS.inc()
+            self._changed.notify()
         return work.future
 
     def close(self) -> None:
         """Finish what is queued, then end the worker."""
-        with self._gate:
-            if self._closed:
-                return
+        with self._changed:
             self._closed = True
-            self._queue.put(None)
+            self._changed.notify()
 
     def join(self, timeout: float) -> None:
         """Wait for the worker to end."""
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        held: _Work | None = None
-        while True:
-            first = held or self._queue.get()
-            held = None
-            if first is None:
-                return
-            batch, images, ending = [first], len(first.item), False
-            while images < self._batch_images:
-                try:
-                    work = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if work is None:
-                    ending = True
-                    break
-                # Kinds are not mixed: one tensor of joined uint8 and float32 pixels would have one scale for both.
-                if images + len(work.item) > self._batch_images or _kind(work.item) != _kind(first.item):
-                    held = work
-                    break
-                batch.append(work)
-                images += len(work.item)
+        while batch := self._take():
+            began = time.monotonic()
             self._forward(batch)
-            if ending:
+            images = sum(len(work.item) for work in batch)
+            with self._changed:
+                self._last_images, self._ended = images, time.monotonic()
+                pace = (self._ended - began) / max(1, images)
+                self._pace = pace if not self._pace else (1 - MEMORY) * self._pace + MEMORY * pace
+
+    def _take(self) -> list[_Work]:
+        """The next batch, waited for; empty once the worker was closed and nothing waits."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            self._linger()
+            batch: list[_Work] = []
+            images = 0
+            while self._waiting:
+                work = self._waiting[0]
+                # Kinds are not mixed: one tensor of joined uint8 and float32 pixels would have one scale for both.
+                if batch and (images + len(work.item) > self._batch_images or _kind(work.item) != _kind(batch[0].item)):
+                    break
+                batch.append(self._waiting.popleft())
+                self._count(work, -1)
+                images += len(work.item)
+            return batch
+
+    def _linger(self) -> None:
+        now = time.monotonic()
+        if self._last_images <= 1 or now - self._ended > LINGER:
+            return
+        while self._images < min(self._last_images, self._batch_images) and not self._closed:
+            left = now + LINGER - time.monotonic()
+            if left <= 0:
                 return
+            self._changed.wait(left)
+
+    def _count(self, work: _Work, sign: int) -> None:
+        self._images += sign * len(work.item)
+        self._bytes += sign * work.item.nbytes
 
     def _forward(self, batch: list[_Work]) -> None:
         begun = time.perf_counter()
@@ -110,7 +141,7 @@ class Batcher:
         if not alive:
             return
         try:
-            vectors = self._encoder.embed([work.item for work in alive])
+            found = self._encoder.embed([work.item for work in alive])
         except Exception as error:
             if len(alive) == 1:
                 alive[0].future.set_exception(error)
@@ -119,65 +150,53 @@ class Batcher:
             for work in alive:
                 self._alone(work)
             return
-        for work, vector in zip(alive, vectors, strict=True):
-            work.future.set_result(vector)
+        for work, vectors in zip(alive, found, strict=True):
+            work.future.set_result(_pooled(vectors, work))
 
     def _alone(self, work: _Work) -> None:
         try:
-            work.future.set_result(self._encoder.embed([work.item])[0])
+            work.future.set_result(_pooled(self._encoder.embed([work.item])[0], work))
         except Exception as error:
             work.future.set_exception(error)
+
+
+class Batcher:
+    """One encoder's entrance. Where the encoder made room for another one in between, it is loaded again."""
+
+    def __init__(self, worker: Callable[[], Worker], *, pooled: bool = True) -> None:
+        self._worker, self._pooled = worker, pooled
+
+    def submit(self, item: Tensor) -> "Future[Vector]":
+        """Queue one prepared item (n, C, H, W) or (n, C, D, H, W). Blocks only while the encoder is loaded again.
+
+        Raises:
+            ProblemError: 503 when the queue is full.
+        """
+        while True:
+            try:
+                return self._worker().submit(item, pooled=self._pooled)
+            except RetiredError:
+                continue
+
+    def unpooled(self) -> "Batcher":
+        """The same encoder, but an item's result is (n, dim): a vector for each of its slices, tiles or cubes."""
+        return Batcher(self._worker, pooled=False)
+
+
+def _pooled(vectors: np.ndarray, work: _Work) -> Vector:
+    return np.asarray(vectors.mean(axis=0) if work.pooled else vectors, np.float32)
 
 
 def _kind(item: Tensor) -> tuple[object, ...]:
     return (item.dtype, *item.shape[1:])
 
 
-def busy() -> ProblemError:
-    """503: the client shall come back."""
+def busy(seconds: float = 1.0) -> ProblemError:
+    """503: the client shall come back when what waits now will have been done, `seconds` from now."""
     return ProblemError(
         503,
         "busy",
         "More items wait for the encoder than the queue holds.",
         remedy="Try again after the seconds in Retry-After.",
-        headers={"Retry-After": "2"},
+        headers={"Retry-After": str(min(LONGEST_RETRY, max(1, math.ceil(seconds))))},
     )
-
-
-K = TypeVar("K", bound=Hashable)
-E = TypeVar("E", bound=Embedder)
-
-
-class EncoderCache(Generic[K, E]):
-    """The few encoders that stay in memory, each with its batcher; the least recently used goes first."""
-
-    def __init__(self, load: Callable[[K], E], *, capacity: int, queue_items: int, batch_images: int) -> None:
-        self._load = load
-        self._capacity = capacity
-        self._sizes = {"queue_items": queue_items, "batch_images": batch_images}
-        self._entries: OrderedDict[K, tuple[E, Batcher]] = OrderedDict()
-        self._lock = threading.Lock()  # held while loading, so that two requests do not load one encoder twice
-
-    def get(self, key: K) -> tuple[E, Batcher]:
-        """The encoder and its batcher, loaded now if need be. Blocks: call it on a thread."""
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-            encoder = self._load(key)
-            self._entries[key] = (encoder, Batcher(encoder, **self._sizes))
-            while len(self._entries) > self._capacity:
-                _, (_, old) = self._entries.popitem(last=False)
-                old.close()
-            metrics.LOADED_ENCODERS.set(len(self._entries))
-            return self._entries[key]
-
-    def close(self) -> None:
-        """End all workers."""
-        with self._lock:
-            for _, batcher in self._entries.values():
-                batcher.close()
-            for _, batcher in self._entries.values():
-                batcher.join(timeout=10.0)
-            self._entries.clear()
-            metrics.LOADED_ENCODERS.set(0)

@@ -1,4 +1,4 @@
-"""From received files to prepared tensors: what is in each file, and the adapter's own preprocessing of it."""
+"""From received files to the items in them."""
 
 import dataclasses
 import math
@@ -7,15 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from app.errors import CHECK_FILE, ProblemError, describe, describe_rejected
+from app.errors import ProblemError, describe, describe_rejected
+from app.sandbox.pool import Sandbox
 from app.schemas import Problem
 from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import Upload
 from data_adapters.base import Adapter, Record
-from data_adapters.errors import BadFileError, MissingExtraError, UserError
+from data_adapters.errors import BadFileError, UserError
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,9 @@ class Source:
     problem: Problem | None = None
 
 
-def sources(adapter: Adapter, uploads: Sequence[Upload], field: Field, *, settings: Settings) -> list[Source]:
+def sources(
+    adapter: Adapter, uploads: Sequence[Upload], field: Field, *, settings: Settings, sandbox: Sandbox
+) -> list[Source]:
     """Every item in the files, in the files' order. Reads headers only; a bad file becomes one Source with a problem.
 
     Raises:
@@ -90,19 +91,20 @@ def sources(adapter: Adapter, uploads: Sequence[Upload], field: Field, *, settin
                 if not root.is_dir():  # a job that continues finds it unpacked
                     budget = settings.max_unzipped_bytes - unzipped
                     unzipped += unzip(upload.path, root, settings=settings, budget=budget)
-            found.extend(_scan(adapter, root, upload.index, field))
+            found.extend(_scan(adapter, root, upload.index, field, sandbox))
         except BadFileError as error:
             found.append(Source(upload.index, problem=describe(error)))
     return found
 
 
-def _scan(adapter: Adapter, root: Path, index: int, field: Field) -> Iterator[Source]:
+def _scan(adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandbox) -> Iterator[Source]:
     if root.is_file() and field != Field() and adapter.name == "histology":
         # A scan would judge the whole slide first (its own mpp, its tissue), which a stated region does not need.
+        sandbox.screen(adapter, root)
         yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field))
         return
     empty = True
-    for item in adapter.scan(root):
+    for item in sandbox.scan(adapter, root):
         empty = False
         if isinstance(item, Record):
             yield Source(index, record=_aim(item, field))
@@ -122,30 +124,3 @@ def _aim(record: Record, field: Field) -> Record:
     if field.mpp is not None:
         extra["mpp"] = field.mpp
     return dataclasses.replace(record, meta={**record.meta, **extra}) if extra else record
-
-
-def prepare(adapter: Adapter, record: Record, *, settings: Settings) -> Tensor:
-    """The adapter's prepared pixels (n, C, H, W), within the limits.
-
-    Raises:
-        BadFileError: the pixels cannot be read right, or there are more than the service decodes.
-    """
-    size = record.meta.get("size", ())
-    # Slides are read by region and never decoded whole; their readers have limits of their own.
-    if adapter.name != "histology" and math.prod(int(side) for side in size) > settings.max_pixels:
-        raise BadFileError(
-            f"The image has more than {settings.max_pixels} pixels or voxels.",
-            remedy="Send a smaller part of it; the operator sets the limit (LEJEPA_MAX_PIXELS).",
-        )
-    try:
-        tensor = adapter.prepare(record)
-    except (UserError, MissingExtraError):
-        raise
-    except Exception as error:
-        # Foreign readers raise what they like on damaged files, and their words may hold a path.
-        raise BadFileError(f"The image cannot be decoded ({type(error).__name__}).", remedy=CHECK_FILE) from None
-    if len(tensor) > settings.max_tiles:
-        raise BadFileError(
-            f"The item has more than {settings.max_tiles} slices or tiles.", remedy="Send a smaller part of it."
-        )
-    return tensor

@@ -13,6 +13,7 @@ from app.errors import ProblemError, first_bad
 from app.forms import parse_field
 from app.items import Field, sources
 from app.library import Library
+from app.sandbox.pool import Sandbox
 from app.schemas import Label, LabelledId, LabelValue, Name, ProbeRequest
 from app.settings import Settings
 from app.uploads import Form
@@ -124,7 +125,7 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
     return plan, picked.vectors
 
 
-def plan_of_files(library: Library, settings: Settings, form: Form, *, encoder: str | None) -> Plan:
+def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: Form, *, encoder: str | None) -> Plan:
     """The plan for a form's files; headers are read now, so that a wrong file is refused at once.
 
     Raises:
@@ -143,7 +144,7 @@ def plan_of_files(library: Library, settings: Settings, form: Form, *, encoder: 
             )
     encoder_id, loaded, _ = library.encoder(encoder)
     place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
-    found = sources(loaded.adapter, form.uploads, place, settings=settings)
+    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox)
     for index, source in enumerate(found):
         if source.problem is not None:
             raise first_bad(source.problem, index, source.file_index)

@@ -3,11 +3,14 @@
 import json
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.encoders import EncoderCache
 from app.errors import ProblemError, log_unexpected, not_found
-from app.inference import Batcher, EncoderCache
+from app.forward import ServedEncoder, choose_device
+from app.inference import Batcher
 from app.settings import Settings
 from data_adapters.errors import UserError
 from lejepa_med.embed import DONE, EmbeddingTable, find_tables, read_info
@@ -15,6 +18,7 @@ from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder
 
 LIST = "GET /v1/encoders lists the encoders."
+LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
 LIST_TABLES = "GET /v1/archives lists the embedding tables."
 
 
@@ -30,21 +34,57 @@ class Library:
     """Encoders by id, loaded on demand, and embedding tables by name. Its methods block; call them on threads."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._runs = settings.runs_dir.resolve()
-        self._device = settings.device
-        self._cache: EncoderCache[Stamp, LoadedEncoder] = EncoderCache(
+        self._device = choose_device(settings.device)
+        self._cache: EncoderCache[Stamp, ServedEncoder] = EncoderCache(
             self._load,
             capacity=settings.loaded_encoders,
             queue_items=settings.queue_items,
+            queue_bytes=settings.queue_bytes,
             batch_images=settings.batch_images,
         )
-        self._loadable: dict[Stamp, bool] = {}
+        self._loads: dict[Stamp, bool] = {}  # how the latest load of each encoder ended
+        self._listed: tuple[float, dict[str, Path]] = (-LISTING_SECONDS, {})
         self._tables: dict[Stamp, EmbeddingTable] = {}
         self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._warm = threading.Event()
 
     def close(self) -> None:
         """End the encoders' workers."""
+        self._closing.set()
         self._cache.close()
+
+    # --- readiness --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the warm-up has ended."""
+        return self._warm.is_set()
+
+    def start_warm_up(self) -> None:
+        """Load as many encoders as stay in memory, and run each once at the common batch sizes, on a thread."""
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        for folder in list(self.encoders().values())[: self._settings.loaded_encoders]:
+            try:
+                encoder, batcher = self._cache.get(_stamp(folder, INFO))
+                for item in encoder.warm_up_items():
+                    if self._closing.is_set():
+                        return
+                    batcher.submit(item).result()
+            except ProblemError:
+                continue  # its queue is full already: nothing is left to warm up
+            except Exception as error:  # whatever is wrong with a folder, the service must go on with the others
+                log_unexpected(error)
+        self._warm.set()
+
+    def usable(self) -> dict[str, bool]:
+        """By encoder id, whether its latest load went well; of one not loaded yet, whether its folder is whole."""
+        found = self.encoders()
+        return {name: self._loads.get(_stamp(folder, INFO), bool(self.info(folder))) for name, folder in found.items()}
 
     # --- encoders ---------------------------------------------------------------------------------------------------
 
@@ -59,7 +99,7 @@ class Library:
             ProblemError: 404, no such encoder.
             UserError: none or several are there and no id is given; or the folder cannot be loaded.
         """
-        known = self.encoders()
+        known = self._known(encoder_id)
         if encoder_id is None:
             if len(known) != 1:
                 raise UserError(
@@ -72,7 +112,16 @@ class Library:
         if encoder_id not in known:
             raise not_found("encoder", remedy=LIST)
         encoder, batcher = self._cache.get(_stamp(known[encoder_id], INFO))
-        return encoder_id, encoder, batcher
+        return encoder_id, encoder.loaded, batcher
+
+    def _known(self, encoder_id: str | None) -> dict[str, Path]:
+        """Encoder folders by id; looked for again where the last look is old or does not show the one wanted."""
+        at, known = self._listed
+        folder = known.get(encoder_id or "")
+        stale = time.monotonic() - at > LISTING_SECONDS
+        if stale or (encoder_id is not None and (folder is None or not (folder / INFO).is_file())):
+            self._listed = (time.monotonic(), self.encoders())
+        return self._listed[1]
 
     def info(self, folder: Path) -> dict[str, Any]:
         """lejepa_med.json of an encoder folder; empty where it is damaged or its weights are missing."""
@@ -91,24 +140,28 @@ class Library:
                 return encoder_id
         return None
 
-    def loadable(self, encoder_id: str, folder: Path) -> bool:
-        """Whether the encoder loads; tried once for each state of the folder."""
-        stamp = _stamp(folder, INFO)
-        if stamp not in self._loadable:
-            try:
-                self._cache.get(stamp)
-            except Exception as error:  # whatever is wrong with a folder, the service must go on with the others
-                log_unexpected(error)
-                self._loadable[stamp] = False
-        return self._loadable[stamp]
-
-    def _load(self, stamp: Stamp) -> LoadedEncoder:
+    def _load(self, stamp: Stamp) -> ServedEncoder:
         try:
             encoder = load_encoder(stamp.folder, device=self._device)
+            if _stamp(stamp.folder, INFO) != stamp:
+                # Training has put new weights there: one request's vectors must come from one encoder.
+                raise ProblemError(
+                    503,
+                    "encoder-replaced",
+                    "The encoder is being replaced by a newer one of the same run.",
+                    remedy="Try again.",
+                    headers={"Retry-After": "1"},
+                )
+        except ProblemError:
+            raise
         except UserError as error:  # an adapter that is not installed here, say: its words are for the operator
+            self._loads[stamp] = False
             raise EncoderError(error.cause, remedy=error.remedy) from error
-        self._loadable[stamp] = True
-        return encoder
+        except Exception:
+            self._loads[stamp] = False
+            raise
+        self._loads[stamp] = True
+        return ServedEncoder(encoder, self._settings)
 
     # --- embedding tables -------------------------------------------------------------------------------------------
 

@@ -8,16 +8,20 @@ from typing import Any
 
 import uvicorn
 from anyio.to_thread import run_sync
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
-from app import errors, logs
+from app import errors, examples, logs, telemetry
+from app.auth import Auth, check_bind
+from app.forms import PROBLEM_RESPONSES
 from app.middleware import Drain, Guard
+from app.policy import declared
 from app.routes import (
     archives,
     embeddings,
     encoders,
     health,
     jobs,
+    keys,
     metrics,
     pages,
     predictions,
@@ -25,21 +29,37 @@ from app.routes import (
     search,
     uncertain,
 )
-from app.schemas import Problem
 from app.server import FLUSH_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
+from app.telemetry import Traced
 from data_adapters.errors import UserError
 from lejepa_med import __version__
 
+HEAD_BYTES = 16 << 10  # of a request's target and headers
 DESCRIPTION = """Embeddings from an encoder pretrained on a lab's own archive, and probes from a handful of labels.
 
 Every error is an RFC 9457 problem document whose `remedy` says what to do.
 """
 
 
+class Documented(FastAPI):
+    """FastAPI with an example request for every operation of its document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; made once."""
+        document = super().openapi()
+        examples.fill(document)
+        return document
+
+
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back."""
+    """The ASGI application. Its lifespan takes the data directory, continues accepted jobs, and gives both back.
+
+    Raises:
+        UserError: traces are to be sent, but the extra 'otel' is not installed.
+    """
+    traces = telemetry.Telemetry() if telemetry.is_wanted() else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,8 +77,10 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             app.state.interrupted = await run_sync(service.stop)
+            if traces is not None:
+                await run_sync(traces.stop)
 
-    app = FastAPI(
+    app = Documented(
         title="lejepa-med",
         version=__version__,
         description=DESCRIPTION,
@@ -66,7 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
         # FastAPI's documentation pages load scripts from a foreign server; ours are in routes/pages.py.
         docs_url=None,
         redoc_url=None,
-        responses={422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"}},
+        dependencies=[Depends(declared)],
+        responses={status: PROBLEM_RESPONSES[status] for status in (401, 403, 421, 422, 429, 503)},
     )
     errors.install(app)
     for module in (
@@ -78,13 +101,17 @@ def create_app(settings: Settings) -> FastAPI:
         archives,
         search,
         jobs,
+        keys,
         health,
         metrics,
         pages,
     ):
         app.include_router(module.router)
     app.state.drain = Drain()
+    app.add_middleware(Auth)
     app.add_middleware(Guard, drain=app.state.drain)
+    if traces is not None:
+        app.add_middleware(Traced, telemetry=traces)
     return app
 
 
@@ -103,9 +130,9 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGINT or SIGTERM; then requests in flight are finished, within a limit.
 
     Raises:
-        UserError: the address would be public without any authentication, or the service cannot start as it is set.
+        UserError: the address would be public and nobody asked for a key, or the service cannot start as it is set.
     """
-    settings.check_bind()
+    check_bind(settings)
     logs.configure(level=settings.log_level, format=settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(
@@ -115,6 +142,8 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",
+        h11_max_incomplete_event_size=HEAD_BYTES,
         # A client that stalls must not hold up the end.
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )

@@ -65,6 +65,9 @@ class EmbeddedItem(BaseModel):
 
     index: int = Field(examples=[0], description="position among the items of this answer")
     file_index: int = Field(examples=[0], description="position of its file in the request")
+    part: int | None = Field(
+        default=None, description="position of the slice or tile within its item; only with the form field pool=none"
+    )
     items: int = Field(examples=[1], description="slices or tiles whose vectors were averaged; 0 with an error")
     vector: list[float] | None = Field(default=None, examples=[[0.12, -0.03]])
     error: Problem | None = None
@@ -266,6 +269,59 @@ class Jobs(BaseModel):
     jobs: list[Job]
 
 
+class KeyRequest(Strict):
+    """Make an API key."""
+
+    name: Name = Field(examples=["pacs-gateway"], description="whose key it is")
+    scopes: list[Literal["embed", "probe", "admin"]] = Field(
+        min_length=1, max_length=3, examples=[["embed"]], description="admin includes the others"
+    )
+    expires_days: float | None = Field(default=None, gt=0, le=36_500, examples=[365], description="none: never")
+
+
+class Key(BaseModel):
+    """An API key without its secret."""
+
+    id: str = Field(examples=["5f0c7e1b9a3d4c2e"])
+    name: str
+    scopes: list[Literal["embed", "probe", "admin"]]
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+    last_used: datetime | None = Field(default=None, description="to a minute")
+
+
+class NewKey(Key):
+    """A new API key. `key` is shown this once."""
+
+    key: str = Field(examples=["lj_5f0c7e1b9a3d4c2e_..."])
+
+
+class Keys(BaseModel):
+    """All API keys, oldest first."""
+
+    keys: list[Key]
+
+
+class AuditLine(BaseModel):
+    """One request that changed something or was refused, or one command of the operator (status 0)."""
+
+    id: int
+    at: datetime
+    key_id: str | None = Field(description="none where nobody was asked for a key, and where no key was accepted")
+    action: str = Field(examples=["DELETE /v1/jobs/{job_id}"])
+    target: str | None = Field(description="id of what was made, changed or removed")
+    status: int = Field(examples=[200])
+    request_id: str | None
+
+
+class Audit(BaseModel):
+    """A page of the audit trail, newest first."""
+
+    lines: list[AuditLine]
+    next: str | None = Field(default=None, description="link to the next page")
+
+
 class Health(BaseModel):
     """Whether the process lives."""
 
@@ -273,8 +329,9 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the service can work: the store can be written, an encoder loads, and it is not being stopped."""
+    """Whether the service can work: store writable, first encoders warm, one of them usable, and not being stopped."""
 
     status: Literal["ready", "not ready", "draining"]
     store: bool
-    encoders: dict[str, bool]
+    warm: bool = Field(description="the first encoders are loaded and have run at the common batch sizes")
+    encoders: dict[str, bool] = Field(description="by id: loaded without fault, or not loaded yet and complete")

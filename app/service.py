@@ -5,15 +5,20 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 from io import TextIOWrapper
 
 import torch
+from anyio import CapacityLimiter
 
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
+from app.keys import KeyRing
 from app.library import Library
+from app.limits import Limits, key_id, too_many_jobs
+from app.restore import MARK
 from app.settings import Settings
-from app.store import JobRow, Store, database_url
+from app.store import JobRow, Store, open_store
 from app.training import Training
 from app.uploads import leftovers
 from app.vectors import Indexes
@@ -30,7 +35,11 @@ class Service:
         self.settings = settings
         self.library = Library(settings)
         self.embedding = Embedding(settings)
+        # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
+        self.waiting = CapacityLimiter(settings.queue_items)
+        self.limits = Limits(settings)
         self.store: Store
+        self.keys: KeyRing
         self.training: Training
         self.engine: JobEngine
         self.search: Indexes
@@ -57,13 +66,23 @@ class Service:
                 f"The data directory {data} cannot be written ({error.strerror}).",
                 remedy="Give a writable folder with --data-dir (LEJEPA_DATA_DIR).",
             ) from error
+        if (data / MARK).exists():
+            raise UserError(
+                f"A restore of the data directory {data} has not ended.",
+                remedy="Empty the folder, and repeat: lejepa-med restore",
+            )
         # Decoded uploads must not stay on disk, so the adapters' cache of volumes is off in this process.
         os.environ["LEJEPA_CACHE"] = "off"
         torch.set_num_threads(self.settings.threads)
+        # A forward pass takes the interpreter's lock back after each operator. With Python's 5 ms a pass of one image
+        # beside busy request threads took twice as long (benchmarks/serve.py).
+        sys.setswitchinterval(0.0005)
         for folder in leftovers(self.settings):
             shutil.rmtree(folder, ignore_errors=True)
-        secret = self.settings.database_url
-        self.store = Store(database_url(secret.get_secret_value() if secret else None, data=data))
+        self.store = open_store(self.settings)
+        self.keys = KeyRing(self.store)
+        if self.settings.auth == "on" and not self.store.has_keys():
+            log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
         self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
@@ -77,6 +96,7 @@ class Service:
         for row in self.store.unfinished():
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
             self.engine.submit(row.id, row.kind)
+        self.library.start_warm_up()
 
     def stop(self) -> bool:
         """Stop everything; True when work was running, which the next start continues or begins anew."""
@@ -90,8 +110,15 @@ class Service:
         return active
 
     def queue_job(self, job_id: str, kind: str) -> JobRow:
-        """Accept a job whose inputs are durable: its row first, then the queue."""
-        row = self.store.add_job(job_id, kind)
+        """Accept a job whose inputs are durable: its row first, then the queue.
+
+        Raises:
+            ProblemError: 429, the caller's key has as many unfinished jobs as it may have.
+        """
+        if self.store.unfinished_of(key_id()) >= self.settings.jobs_per_key:
+            self.works[kind].clean(job_id)
+            raise too_many_jobs(self.settings.jobs_per_key)
+        row = self.store.add_job(job_id, kind, key_id=key_id())
         self.engine.submit(job_id, kind)
         return row
 

@@ -8,8 +8,6 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from data_adapters.errors import UserError
-
 
 class Settings(BaseSettings):
     """Everything that an operator can set. `data_dir` holds all state; `runs_dir` is only read."""
@@ -25,17 +23,46 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    allow_unauthenticated: bool = Field(
-        default=False, description="allow a non-loopback address although the service has no API keys yet"
+    auth: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether requests need an API key; auto: once one was made, and on an address that is not loopback",
     )
-    device: str = Field(default="cpu", description="torch device of the encoders: cpu, cuda, cuda:1")
+    allow_unauthenticated: bool = Field(
+        default=False, description="allow a non-loopback address although nobody is asked for a key"
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="names in the Host header, separated by commas; by default any where keys are asked for, else "
+        "those of loopback",
+    )
+    metrics_open: bool = Field(default=False, description="answer GET /metrics without a key")
+    requests_per_minute: int = Field(
+        default=6000, ge=0, description="requests of one key, or without keys of one other machine; 0: no limit"
+    )
+    items_per_minute: int = Field(
+        default=0, ge=0, description="items of one key, or of one other machine, that are embedded; 0: no limit"
+    )
+    jobs_per_key: int = Field(default=100, ge=1, description="unfinished jobs of one key, or of all without a key")
+    failures_per_minute: int = Field(
+        default=30, ge=1, description="refused keys of one address before the answer is 429; right keys still pass"
+    )
+    audit_days: int = Field(default=730, ge=1, description="days that a line of the audit trail is kept")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description="where encoders run: cpu, cuda, cuda:1; auto takes the GPU where there is one",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of forward passes; auto takes bfloat16 where the device computes in it natively"
+    )
     threads: int = Field(
         default_factory=lambda: max(1, min(8, os.cpu_count() or 1)),
         ge=1,
-        description="CPU threads of torch, and of decoding; the default is the number of cores, at most 8",
+        description="CPU threads of torch, and decoding processes; the default is the number of cores, at most 8",
     )
     loaded_encoders: int = Field(default=2, ge=1, description="encoders kept in memory; the least recently used goes")
     queue_items: int = Field(default=256, ge=1, description="items that wait for an encoder before the answer is 503")
+    queue_bytes: int = Field(default=1 << 30, ge=1, description="bytes of decoded pixels that wait for an encoder")
     batch_images: int = Field(default=64, ge=1, description="slices, tiles or images in one forward pass")
     job_workers: int = Field(default=1, ge=1, description="jobs that run at the same time")
     max_upload_bytes: int = Field(default=512 << 20, ge=1, description="bytes of one request with files")
@@ -44,7 +71,13 @@ class Settings(BaseSettings):
     max_unzipped_bytes: int = Field(default=2 << 30, ge=1, description="bytes that the zip files of a request may hold")
     max_zip_entries: int = Field(default=10_000, ge=1, description="entries of one zip file")
     max_pixels: int = Field(default=1 << 28, ge=1, description="pixels or voxels of one item that is decoded whole")
-    max_tiles: int = Field(default=4096, ge=1, description="slices or tiles of one item")
+    max_tiles: int = Field(default=4096, ge=1, description="slices, tiles or pages of one item")
+    max_items: int = Field(default=10_000, ge=1, description="items of one file, such as rows of an HDF5 table")
+    max_decode_bytes: int = Field(default=3 << 30, ge=1 << 26, description="memory that decoding one item may take")
+    decode_seconds: float = Field(default=30, gt=0, description="seconds without progress that reading a file may take")
+    upload_idle_seconds: float = Field(
+        default=30, gt=0, description="seconds in which at least 1 KiB a second of a body must arrive"
+    )
     search_index: Literal["auto", "exact", "pgvector", "lancedb"] = Field(
         default="auto",
         description="similarity search: exact looks at every vector; auto does so up to 500,000 vectors, and beyond "
@@ -63,19 +96,15 @@ class Settings(BaseSettings):
         """The data directory, absolute."""
         return (self.data_dir or self.runs_dir.resolve().parent / "lejepa-data").resolve()
 
-    def check_bind(self) -> None:
-        """Refuse to listen to other machines as long as nobody is asked who they are.
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether requests pass without a key for as long as none was made."""
+        return self.auth == "off" or (self.auth == "auto" and (is_loopback(self.host) or self.allow_unauthenticated))
 
-        Raises:
-            UserError: a non-loopback host without `allow_unauthenticated`.
-        """
-        if is_loopback(self.host) or self.allow_unauthenticated:
-            return
-        raise UserError(
-            f"The service has no API keys yet, so it does not listen on '{self.host}', which other machines may reach.",
-            remedy="Use --host 127.0.0.1 behind an authenticating proxy, or, on a network that you trust, "
-            "--allow-unauthenticated (LEJEPA_ALLOW_UNAUTHENTICATED=1).",
-        )
+    @property
+    def hosts(self) -> frozenset[str]:
+        """`allowed_hosts` as names in lower case."""
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
 
 def is_loopback(host: str) -> bool:

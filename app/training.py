@@ -123,7 +123,7 @@ class Training(JobWork):
             if start <= index < start + CHUNK
         ]
         field = Field(region=None if plan.region is None else (*plan.region,), mpp=plan.mpp)
-        found = sources(encoder.adapter, uploads, field, settings=self._settings)
+        found = sources(encoder.adapter, uploads, field, settings=self._settings, sandbox=self._embedding.sandbox)
         vectors: list[np.ndarray] = []
         for result in self._embedding.run(encoder.adapter, batcher, found, patient=True):
             index = start + len(vectors)

@@ -1,9 +1,12 @@
 """Zip files from clients (a DICOM series, usually): unpacked under our own names, with everything counted."""
 
 import stat
+import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from app.settings import Settings
 from app.uploads import safe_suffix
@@ -12,6 +15,10 @@ from data_adapters.errors import BadFileError
 PIECE = 1 << 20
 MAX_RATIO = 200  # unpacked bytes for one packed byte; empty scanner slices reach about 100
 RATIO_FROM = 16 << 20  # bytes below which the ratio does not matter
+MAX_DIRECTORY_ENTRY = 512  # bytes of one entry in the zip's directory, with its name
+LOCAL_HEADER = 30  # bytes before an entry's name
+END, LOCATOR, END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")
+TAIL = 65_557 + LOCATOR.size  # bytes at a zip's end that may hold its end record and a comment
 NO_IMAGE = ("dicomdir", "thumbs.db", "desktop.ini")
 
 
@@ -34,14 +41,18 @@ def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> in
     packed = archive.stat().st_size
     written = 0
     try:
+        with archive.open("rb") as stream:
+            if _directory_bytes(stream, packed) > settings.max_zip_entries * MAX_DIRECTORY_ENTRY:
+                raise _too_many(settings)
         with zipfile.ZipFile(archive) as source:
             entries = [entry for entry in source.infolist() if not entry.is_dir()]
             if len(entries) > settings.max_zip_entries:
-                raise BadFileError(
-                    f"The zip file has more than {settings.max_zip_entries} entries.", remedy="Send it in parts."
-                )
+                raise _too_many(settings)
             for entry in entries:
                 _check(entry)
+            _check_overlaps(entries)
+            # Declared sizes first: no entry gives more than it declares, so most bombs end here.
+            _check_written(sum(entry.file_size for entry in entries), packed, budget)
             wanted = sorted((entry for entry in entries if _is_image(entry.filename)), key=lambda e: e.filename)
             if not wanted:
                 raise BadFileError("The zip file holds no image.", remedy="Zip the files of one series.")
@@ -58,6 +69,40 @@ def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> in
             remedy="Zip the files again, without a password.",
         ) from None
     return written
+
+
+def _too_many(settings: Settings) -> BadFileError:
+    return BadFileError(f"The zip file has more than {settings.max_zip_entries} entries.", remedy="Send it in parts.")
+
+
+def _directory_bytes(stream: BinaryIO, size: int) -> int:
+    """The length of the zip's directory by its end record: zipfile reads all of it, however few entries it tells.
+
+    The record is the last one in the file's last 64 KiB (APPNOTE 4.3.16), with a ZIP64 record before it where one
+    stands (4.3.14, 4.3.15); 0 where there is none.
+    """
+    start = max(0, size - TAIL)
+    stream.seek(start)
+    tail = stream.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < END.size:
+        return 0
+    found = int(END.unpack_from(tail, at)[5])
+    if at >= LOCATOR.size and tail[at - LOCATOR.size :].startswith(b"PK\x06\x07"):
+        stream.seek(LOCATOR.unpack_from(tail, at - LOCATOR.size)[2])
+        record = stream.read(END64.size)
+        if len(record) == END64.size:
+            found = max(found, int(END64.unpack(record)[8]))
+    return found
+
+
+def _check_overlaps(entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Each entry's bytes are its own; where they are shared, a small file unpacks to any size."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            raise BadFileError("Entries of the zip file overlap.", remedy="Zip the files again.")
+        end = entry.header_offset + LOCAL_HEADER + entry.compress_size
 
 
 def _check(entry: zipfile.ZipInfo) -> None:

@@ -10,6 +10,7 @@ from io import BufferedWriter
 from pathlib import Path
 
 import python_multipart
+from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -107,23 +108,22 @@ async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
     folder = settings.data / "tmp" / secrets.token_hex(8)
     form = Form(folder=folder)
     try:
-        await run_sync(lambda: folder.mkdir(parents=True))
         sink = _Sink(form, settings, boundary)
         try:
-            async for chunk in _gathered(request, settings.max_upload_bytes):
-                await run_sync(sink.write, chunk)
-            await run_sync(sink.finish)
+            async for chunk, is_last in _gathered(request, settings.max_upload_bytes):
+                await run_sync(sink.write, chunk, is_last)
         finally:
             sink.close()
         yield form
     except ClientDisconnect:
         raise _broken() from None
     finally:
-        await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        with CancelScope(shield=True):  # a client that leaves in the middle of an answer must not leave its files
+            await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-async def _gathered(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body in pieces of about HOP bytes, so that one thread hop serves many network reads."""
+async def _gathered(request: Request, limit: int) -> AsyncIterator[tuple[bytes, bool]]:
+    """The body in pieces of about HOP bytes, so that one thread hop serves many network reads; which is the last."""
     total = 0
     waiting = bytearray()
     async for chunk in request.stream():
@@ -132,9 +132,9 @@ async def _gathered(request: Request, limit: int) -> AsyncIterator[bytes]:
             raise too_large(limit, "The request")
         waiting += chunk
         if len(waiting) >= HOP:
-            yield bytes(waiting)
+            yield bytes(waiting), False
             waiting.clear()
-    yield bytes(waiting)
+    yield bytes(waiting), True
 
 
 class _Sink:
@@ -158,20 +158,16 @@ class _Sink:
             },
         )
 
-    def write(self, chunk: bytes) -> None:
-        """Parse a piece of the body. Blocks on the disk, so it runs on a thread."""
+    def write(self, chunk: bytes, is_last: bool) -> None:
+        """Parse a piece of the body, and after the last one check that it is whole. Blocks on the disk: on a thread."""
+        self.form.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.parser.write(chunk)
+            if is_last:
+                self.parser.finalize()
         except FormParserError:
             raise _broken() from None
-
-    def finish(self) -> None:
-        """Check that the last boundary arrived."""
-        try:
-            self.parser.finalize()
-        except FormParserError:
-            raise _broken() from None
-        if not self.ended:
+        if is_last and not self.ended:
             raise _broken()
 
     def close(self) -> None:

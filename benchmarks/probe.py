@@ -31,8 +31,8 @@ from lejepa_med.evaluation.fit import fit_probe
 PAGE = """# Time of a probe
 
 {date}. {cpu}, {threads} BLAS thread(s). {examples:,} labelled vectors of {dim} numbers in {groups} groups, 5 folds,
-nested choice of the regularisation. Median (and range) of {rounds} rounds, all rows in turns. Load average {load:.1f}
-on {cores} cores.
+nested choice of the regularisation. Median (and range) of {rounds} rounds, all rows in turns. Load average
+{load:.1f} on {cores} cores.
 
 | labels | fit alone, s | its CPU time, s | request to result over HTTP, s | one prediction over HTTP, ms |
 |---|---:|---:|---:|---:|

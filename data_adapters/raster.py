@@ -138,7 +138,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image | None]:
                 yield image
     except (BadFileError, MissingExtraError):
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path) from error
     except UnidentifiedImageError as error:
         raise BadFileError(

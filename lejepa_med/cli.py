@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, SplitCommand
+from lejepa_med.cli_keys import KeyCommand
+from lejepa_med.cli_service import BackupCommand, RestoreCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
@@ -216,7 +218,12 @@ class ServeCommand(Section):
     data_dir: Path | None = Field(default=None, description="folder for probes, jobs and uploads; None: beside runs")
     device: str = Field(default="cpu", description="cpu or cuda")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
-    allow_unauthenticated: bool = Field(default=False, description="permit an address other than loopback")
+    auth: Literal["auto", "on", "off"] = Field(
+        default="auto", description="whether requests need an API key; auto: once one was made (lejepa-med key create)"
+    )
+    allow_unauthenticated: bool = Field(
+        default=False, description="permit an address other than loopback although nobody is asked for a key"
+    )
     log_format: Literal["text", "json"] | None = Field(
         default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"
     )
@@ -266,6 +273,9 @@ class Cli(BaseSettings):
     select: CliSubCommand[SelectCommand]
     stability: CliSubCommand[StabilityCommand]
     serve: CliSubCommand[ServeCommand]
+    backup: CliSubCommand[BackupCommand]
+    restore: CliSubCommand[RestoreCommand]
+    key: CliSubCommand[KeyCommand]
     doctor: CliSubCommand[DoctorCommand]
 
     def cli_cmd(self) -> None:

@@ -4,10 +4,11 @@ OUT/part-00000.parquet ...   id, group, label, further columns where asked for, 
                              no paths, no names
 OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
 OUT/plan.json                whose table this is, so that two are never mixed
-OUT/embedding.json           encoder fingerprint, archive digest, counts; written last, so it marks a whole table
+OUT/embedding.json           encoder fingerprint, digests of archive and shards, counts; written last
 """
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -228,9 +229,18 @@ def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out}/failed-*.csv."
         )
-    info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded}
+    info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
     write_text(out / DONE, json.dumps(info, indent=1) + "\n")
     return info
+
+
+def content_hash(out: Path) -> str:
+    """A hash over the shards: what was made from this table tells by it whether it still belongs to it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(out.glob("part-*.parquet")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+    return digest.hexdigest()
 
 
 def _csv(failed: list[tuple[str, str]]) -> str:

@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 from app.service import Service
 
 
-def get_service(request: Request) -> Service:
-    """The running service of this app."""
+async def get_service(request: Request) -> Service:
+    """The running service of this app; a coroutine, as a plain function would cost every request a thread."""
     service: Service = request.app.state.service
     return service
 

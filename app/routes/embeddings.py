@@ -1,59 +1,125 @@
 """POST /v1/embeddings: files in, vectors out."""
 
-import io
-from typing import Any
+from collections.abc import AsyncIterator, Generator, Iterator
+from functools import partial
+from itertools import chain
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
+from anyio import CancelScope
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
 
+from app.answers import (
+    JSON,
+    NPY,
+    STREAMS,
+    Answer,
+    Head,
+    Row,
+    negotiate,
+    rows_of,
+    whole_json,
+    whole_npy,
+)
 from app.embedding import Result
-from app.errors import first_bad
+from app.errors import ProblemError, first_bad
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
+from app.inference import busy
 from app.items import Field, sources
+from app.limits import charge_items
 from app.routes import Running
-from app.schemas import EmbeddedItem, Embeddings
+from app.schemas import Embeddings
 from app.service import Service
 from app.uploads import Form, receive
 from lejepa_med.models.folder import LoadedEncoder
 
 router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
-NPY = "application/x-npy"
-NPY_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "JSON, or with 'Accept: application/x-npy' a float32 array (items, dim) in NumPy's format",
-        "content": {NPY: {"schema": {"type": "string", "format": "binary"}}},
-    }
+FIELDS = {
+    **TEXT_FIELDS,
+    "pool": {
+        "type": "string",
+        "enum": ["mean", "none"],
+        "default": "mean",
+        "description": "mean: one vector an item; none: one for each of its slices or tiles, numbered by `part`",
+    },
 }
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    **PROBLEM_RESPONSES,
+    200: {
+        "description": "In the media type that the Accept header asks for; JSON by default. .npy is float32 (vectors, "
+        "dim). Lines of JSON, Arrow and Parquet are sent while the vectors are computed; a line is one of the JSON "
+        "answer's items, the tables have the columns index, file_index, part, vector and error (a JSON problem).",
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (NPY, *STREAMS)},
+    },
+    406: {
+        "description": "The Accept header names no media type of the service",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    },
+}
+T = TypeVar("T")
 
 
-@router.post(
-    "",
-    summary="Embed files",
-    response_model=Embeddings,
-    responses={**PROBLEM_RESPONSES, **NPY_RESPONSE},
-    openapi_extra=body_of(TEXT_FIELDS),
-)
-async def embed(request: Request, service: Running) -> Response:
+async def accepted(request: Request) -> str:
+    """The answer's media type, settled before the body is read."""
+    return negotiate(",".join(request.headers.getlist("accept")))
+
+
+async def received(request: Request, service: Running) -> AsyncIterator[Form]:
+    """The form; its files are kept until the last byte of the answer is sent."""
+    async with receive(request, service.settings) as form:
+        yield form
+
+
+@router.post("", summary="Embed files", response_model=Embeddings, responses=RESPONSES, openapi_extra=body_of(FIELDS))
+async def embed(
+    service: Running, kind: Annotated[str, Depends(accepted)], form: Annotated[Form, Depends(received)]
+) -> Response:
     """One vector for each image, volume, series, slide or region, in the order of the files.
 
     An item that cannot be read carries its own error beside the others' vectors. If no item can be read, or .npy is
     asked for and any cannot, the answer is 422 and names the item.
     """
-    as_npy = NPY in request.headers.get("accept", "")
-    async with receive(request, service.settings) as form:
-        check_fields(form, set(TEXT_FIELDS))
-        field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
-        return await run_sync(_answer, service, form, field, as_npy)
+    check_fields(form, set(FIELDS))
+    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    pooled = _pooled(form)
+    if kind in STREAMS:
+        return await _stream(service, form, field, pooled=pooled, kind=kind)
+    return await run_waiting(service, partial(_whole, service, form, field, pooled=pooled, kind=kind))
 
 
-def embed_form(
-    service: Service, form: Form, encoder_id: str | None, field: Field
-) -> tuple[str, LoadedEncoder, list[Result]]:
-    """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
+def _pooled(form: Form) -> bool:
+    pool = form.fields.get("pool") or "mean"
+    if pool not in ("mean", "none"):
+        raise ProblemError(422, "invalid-request", "pool is neither mean nor none.", remedy="Leave it out for mean.")
+    return pool == "mean"
+
+
+async def run_waiting(service: Service, function: "partial[T]") -> T:
+    """Run on a thread that may wait for vectors.
+
+    Raises:
+        ProblemError: 503, as many requests wait as the encoders' queue has places.
+    """
+    if service.waiting.available_tokens < 1:
+        raise busy()
+    return await run_sync(function, limiter=service.waiting)
+
+
+def start(
+    service: Service, form: Form, encoder_id: str | None, field: Field, *, pooled: bool = True, patient: bool = False
+) -> tuple[str, LoadedEncoder, Iterator[Result]]:
+    """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings)
-    return encoder_id, encoder, list(service.embedding.run(encoder.adapter, batcher, found))
+    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
+    charge_items(len(found))
+    entrance = batcher if pooled else batcher.unpooled()
+    return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
+
+
+def embed_form(service: Service, form: Form, encoder_id: str | None, field: Field) -> list[Result]:
+    """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
+    return list(start(service, form, encoder_id, field)[2])
 
 
 def check_any(results: list[Result], *, every: bool = False) -> None:
@@ -64,26 +130,52 @@ def check_any(results: list[Result], *, every: bool = False) -> None:
                 raise first_bad(result.problem, index, result.file_index)
 
 
-def _answer(service: Service, form: Form, field: Field, as_npy: bool) -> Response:
-    encoder_id, encoder, results = embed_form(service, form, form.fields.get("encoder") or None, field)
-    check_any(results, every=as_npy)
-    if as_npy:
-        buffer = io.BytesIO()
-        np.save(buffer, np.stack([result.vector for result in results if result.vector is not None]))
-        headers = {"X-Encoder": encoder_id, "X-Encoder-Fingerprint": encoder.fingerprint}
-        return Response(buffer.getvalue(), media_type=NPY, headers=headers)
-    answer = Embeddings(
-        encoder=encoder_id,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        items=[_item(index, result) for index, result in enumerate(results)],
-    )
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
+    name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
+    results = list(found)
+    check_any(results, every=kind == NPY)
+    head = Head(name, encoder.fingerprint, encoder.dim)
+    rows = [row for index, result in enumerate(results) for row in rows_of(index, result)]
+    content = whole_npy(rows) if kind == NPY else whole_json(head, rows)
+    return Response(content, media_type=kind, headers=None if kind == JSON else _headers(head))
 
 
-def _item(index: int, result: Result) -> EmbeddedItem:
-    # Nine digits give every float32 back exactly.
-    vector = None if result.vector is None else [float(f"{value:.9g}") for value in result.vector]
-    return EmbeddedItem(
-        index=index, file_index=result.file_index, items=result.items, vector=vector, error=result.problem
-    )
+def _headers(head: Head) -> dict[str, str]:
+    return {"X-Encoder": head.encoder, "X-Encoder-Fingerprint": head.fingerprint}
+
+
+async def _stream(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
+    """An answer that is sent while it is computed; its status waits for the first item that can be read."""
+    head, pieces = await run_waiting(service, partial(_begin, service, form, field, pooled=pooled, kind=kind))
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            while (piece := await run_sync(next, pieces, None, limiter=service.waiting)) is not None:
+                if piece:
+                    yield piece
+        finally:
+            with CancelScope(shield=True):
+                await run_sync(pieces.close)
+
+    return StreamingResponse(body(), media_type=kind, headers=_headers(head))
+
+
+def _begin(
+    service: Service, form: Form, field: Field, *, pooled: bool, kind: str
+) -> tuple[Head, Generator[bytes, None, None]]:
+    # Patient: once bytes are sent, a full queue can no longer be told by the status, so the stream slows down.
+    name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled, patient=True)
+    head = Head(name, encoder.fingerprint, encoder.dim)
+    first: list[Result] = []
+    for result in found:
+        first.append(result)
+        if result.problem is None:
+            break
+    check_any(first)
+    return head, _pieces(STREAMS[kind](head), (row for i, r in enumerate(chain(first, found)) for row in rows_of(i, r)))
+
+
+def _pieces(answer: Answer, rows: Iterator[Row]) -> Generator[bytes, None, None]:
+    for row in rows:
+        yield answer.add(row)
+    yield answer.end()

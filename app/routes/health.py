@@ -12,14 +12,14 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Does the process live?")
-def health() -> Health:
-    """Always 200 while the process answers."""
+async def health() -> Health:
+    """Always 200 while the process answers; needs no thread, of which a busy service may have none to spare."""
     return Health(status="ok")
 
 
 @router.get("/readyz", summary="Can it work?", responses={503: {"model": Readiness}})
 def ready(request: Request, response: Response, service: Running) -> Readiness:
-    """200 when the store can be written and at least one encoder loads; the encoders that do not are told.
+    """200 when the store can be written and the first encoders are loaded and warmed up; tells which do not load.
 
     503 'draining' after SIGTERM: requests in flight are finished, and new work goes elsewhere.
     """
@@ -29,12 +29,11 @@ def ready(request: Request, response: Response, service: Running) -> Readiness:
     except Exception as error:
         log_unexpected(error)
         store = False
-    library = service.library
-    encoders = {encoder_id: library.loadable(encoder_id, folder) for encoder_id, folder in library.encoders().items()}
+    encoders = service.library.usable()
     is_draining = request.app.state.drain.since is not None
-    is_ready = store and any(encoders.values()) and not is_draining
+    is_ready = store and service.library.is_warm and any(encoders.values()) and not is_draining
     response.status_code = 200 if is_ready else 503
     status: Literal["ready", "not ready", "draining"] = (
         "draining" if is_draining else "ready" if is_ready else "not ready"
     )
-    return Readiness(status=status, store=store, encoders=encoders)
+    return Readiness(status=status, store=store, warm=service.library.is_warm, encoders=encoders)

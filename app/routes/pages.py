@@ -63,28 +63,19 @@ def _fields(schema: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def _curls(path: str, method: str, content: dict[str, Any], base: str) -> list[str]:
+    """The documented example of each kind of body as a command; `content` is the operation's."""
     address = base + "/".join(f"${part[1:-1].upper()}" if part.startswith("{") else part for part in path.split("/"))
     verb = "" if method == "get" else f" -X {method.upper()}"
     if not content:
         return [f'curl{verb} "{address}"']
     found = []
-    if "multipart/form-data" in content:
-        required = content["multipart/form-data"]["schema"].get("required", [])
-        labels = ' -F \'labels=["spiral", "elliptical", ...]\'' if "labels" in required else ""
-        found.append(f'curl "{address}" -F files=@IMAGE{labels}')
-    if "application/json" in content:
-        body = json.dumps(_example(content["application/json"]["schema"]))
-        found.append(f"curl \"{address}\" -H 'Content-Type: application/json' -d '{body}'")
+    for kind, body in content.items():
+        example = body.get("example", {})
+        if kind == "application/json":
+            found.append(f"curl \"{address}\" -H 'Content-Type: {kind}' -d '{json.dumps(example)}'")
+            continue
+        fields = {name: value for name, value in example.items() if name != "files"}
+        parts = [f"files=@{name}" for name in example.get("files", [])]
+        parts += [f"'{name}={value}'" for name, value in fields.items()]
+        found.append(f'curl "{address}"' + "".join(f" -F {part}" for part in parts))
     return found
-
-
-def _example(schema: dict[str, Any]) -> Any:
-    """A value for the required fields, from the schema's own examples."""
-    if "examples" in schema:
-        return schema["examples"][0]
-    if schema.get("type") == "object":
-        wanted = schema.get("required", [])
-        return {name: _example(value) for name, value in schema["properties"].items() if name in wanted}
-    if schema.get("type") == "array":
-        return [_example(schema["items"])]
-    return "..."

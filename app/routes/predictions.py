@@ -1,6 +1,7 @@
 """POST /v1/probes/{id}/predictions: labels for new files or for embedded items."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_
 from app.items import Field
 from app.labelled import rows_of
 from app.routes import Running
-from app.routes.embeddings import check_any, embed_form
+from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, encoder_of, find_probe
 from app.schemas import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
@@ -40,7 +41,7 @@ async def predict(probe_id: str, request: Request, service: Running) -> Predicti
         return await run_sync(_of_archive, service, probe_id, wanted)
     async with receive(request, service.settings) as form:
         check_fields(form, set(FIELDS))
-        return await run_sync(_of_files, service, probe_id, form)
+        return await run_waiting(service, partial(_of_files, service, probe_id, form))
 
 
 def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> Predictions:

@@ -67,7 +67,10 @@ def list_indexes(service: Running) -> SearchIndexes:
     """The index of every table, with its recall as measured when it was built."""
     found = []
     for name, info in service.library.table_infos().items():
-        state = service.search.state(name, info["embedded"])
+        try:
+            state = service.search.state(name, info["embedded"])
+        except ProblemError:
+            continue  # removed, or written anew, at this moment
         report = state.report
         found.append(
             SearchIndex(
@@ -167,7 +170,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
             remedy="The operator brings its run folder back, or embeds the archive with a present encoder.",
         )
     _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
-    _, _, results = embed_form(service, form, encoder_id, field)
+    results = embed_form(service, form, encoder_id, field)
     check_any(results)
     good = [(index, result) for index, result in enumerate(results) if result.vector is not None]
     vectors = normalised(np.stack([result.vector for _, result in good if result.vector is not None]))

@@ -8,7 +8,7 @@ from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.engine import CursorResult
 
 from app.store.database import Database, persistent
-from app.store.tables import UNFINISHED, Base, EventRow, JobRow, WorkerRow, now
+from app.store.tables import UNFINISHED, ArchiveRow, EventRow, JobRow, PredictionRow, ProbeRow, WorkerRow, now
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,13 @@ class JobStore(Database):
         query = select(JobRow).where(JobRow.state.in_(UNFINISHED)).order_by(JobRow.created, JobRow.id)
         with self._read() as session:
             return list(session.scalars(query))
+
+    @persistent
+    def unfinished_of(self, key_id: str | None) -> int:
+        """Number of jobs, queued or running, that a key asked for; None: those of nobody's key."""
+        query = select(func.count()).where(JobRow.state.in_(UNFINISHED), JobRow.key_id == key_id)
+        with self._read() as session:
+            return session.scalar(query) or 0
 
     @persistent
     def job_statistics(self, bounds: Sequence[float] = ()) -> list[JobStatistic]:
@@ -140,7 +147,7 @@ class JobStore(Database):
         *,
         result: str | None = None,
         error: dict[str, Any] | None = None,
-        made: Base | None = None,
+        made: ArchiveRow | PredictionRow | ProbeRow | None = None,
     ) -> bool:
         """Give a job its one outcome, and what it made its row, in one transaction; False when it has an outcome."""
         with self._write() as session:
@@ -156,6 +163,8 @@ class JobStore(Database):
                 return False
             session.add(EventRow(job_id=job_id, at=at, message=state))
             if made is not None:
+                # whoever asked for the job owns what it made
+                made.key_id = session.scalar(select(JobRow.key_id).where(JobRow.id == job_id))
                 session.add(made)
             return True
 

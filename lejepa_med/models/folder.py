@@ -163,12 +163,19 @@ def embed_items(module: Encoder, items: Sequence[Tensor], *, device: torch.devic
     """`LoadedEncoder.embed` for an encoder in evaluation mode that need not come from a folder, as during training."""
     if not items:
         return np.empty((0, module.dim), np.float32)
+    parts = embed_parts(module, items, device=device, batch_size=batch_size)
+    return torch.stack([part.mean(dim=0) for part in parts]).numpy()
+
+
+def embed_parts(
+    module: Encoder, items: Sequence[Tensor], *, device: torch.device | str, batch_size: int
+) -> list[Tensor]:
+    """One (n, dim) float32 tensor on the CPU for each item of n slices, tiles or cubes; items must not be empty."""
     pixels = torch.cat(list(items))
     if module.dims == 3:
         batch_size = min(batch_size, VOLUMES)
     vectors = torch.cat([module(chunk.to(device)).float().cpu() for chunk in pixels.split(batch_size)])
-    pooled = [part.mean(dim=0) for part in vectors.split([len(item) for item in items])]
-    return torch.stack(pooled).numpy()
+    return list(vectors.split([len(item) for item in items]))
 
 
 def fingerprint(info: dict[str, Any]) -> str:

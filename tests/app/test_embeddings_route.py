@@ -178,7 +178,9 @@ def test_too_many_pixels(runs: Path, tmp_path: Path) -> None:
     library, embedding = Library(limited), Embedding(limited)
     (tmp_path / "a.png").write_bytes(png())
     _, encoder, batcher = library.encoder("images")
-    found = sources(encoder.adapter, [Upload(0, tmp_path / "a.png", 1)], Field(), settings=limited)
+    found = sources(
+        encoder.adapter, [Upload(0, tmp_path / "a.png", 1)], Field(), settings=limited, sandbox=embedding.sandbox
+    )
     (result,) = embedding.run(encoder.adapter, batcher, found)
     assert result.problem is not None and "pixels" in result.problem.detail
     library.close()

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app import logs, main
+from app import logs
 from app.errors import describe
-from app.settings import Settings, is_loopback
+from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import safe_suffix
-from data_adapters.errors import BadFileError, UserError
+from data_adapters.errors import BadFileError
 from tests.app.helpers import files, png
 
 
@@ -170,15 +170,6 @@ def test_unexpected_errors_show_no_internals(caplog: pytest.LogCaptureFixture) -
     assert found.status == 500 and found.reference and found.reference in caplog.text
     assert "Mustermann" not in found.model_dump_json() + caplog.text
     assert "secret" not in found.model_dump_json() + caplog.text
-
-
-def test_public_bind_needs_a_word() -> None:
-    with pytest.raises(UserError, match=r"0\.0\.0\.0") as caught:
-        main.serve(Settings(host="0.0.0.0"))
-    assert "LEJEPA_ALLOW_UNAUTHENTICATED" in caught.value.remedy
-    Settings(host="0.0.0.0", allow_unauthenticated=True).check_bind()
-    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.8.0.1", "::1", "[::1]"))
-    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", ""))
 
 
 def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.app.helpers import eventually
+
 ROUTES = {
     "/v1/encoders": {"get"},
     "/v1/encoders/{encoder_id}": {"get"},
@@ -17,6 +19,9 @@ ROUTES = {
     "/v1/search/indexes": {"get"},
     "/v1/jobs": {"get"},
     "/v1/jobs/{job_id}": {"get", "delete"},
+    "/v1/keys": {"get", "post"},
+    "/v1/keys/{key_id}": {"delete"},
+    "/v1/audit": {"get"},
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/metrics": {"get"},
@@ -71,12 +76,12 @@ def test_damaged_encoder_is_told_and_the_others_work(client: TestClient, runs: P
         (folder / name).write_bytes((runs / "images" / "encoder" / name).read_bytes())
     (folder / "model.safetensors").write_bytes(b"cut off")
     try:
-        ready = client.get("/readyz")
-        assert ready.status_code == 200
-        assert ready.json()["encoders"]["damaged"] is False and ready.json()["encoders"]["images"] is True
         used = client.post("/v1/embeddings", files=[("files", ("a.png", b"x"))], data={"encoder": "damaged"})
         assert (used.status_code, used.json()["type"]) == (422, "urn:lejepa-med:problem:encoder-unusable")
         assert str(runs) not in used.text
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        ready = client.get("/readyz").json()
+        assert ready["encoders"]["damaged"] is False and ready["encoders"]["images"] is True
     finally:
         for path in folder.iterdir():
             path.unlink()

@@ -1,0 +1,223 @@
+"""How vectors are answered: JSON, lines of JSON, .npy, Parquet or an Arrow stream, and which the client wants."""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from app.embedding import Result
+from app.errors import ProblemError
+from app.schemas import Problem
+
+JSON, NDJSON, NPY = "application/json", "application/x-ndjson", "application/x-npy"
+ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
+ARROW_ROWS, PARQUET_ROWS = 256, 4096  # of one record batch or row group, which is what is kept in memory
+
+
+class Head(NamedTuple):
+    """What holds for all items of an answer."""
+
+    encoder: str
+    fingerprint: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One vector of an answer, or the problem that stands for an item. `part` is a slice's or tile's place in it."""
+
+    index: int
+    file_index: int
+    part: int | None
+    items: int
+    vector: np.ndarray | None
+    problem: Problem | None
+
+
+def rows_of(index: int, result: Result) -> Iterator[Row]:
+    """One row for a pooled item or a bad one, n rows for an item whose n vectors are kept apart."""
+    vector = result.vector
+    if vector is None or vector.ndim == 1:
+        yield Row(index, result.file_index, None, result.items, vector, result.problem)
+        return
+    for part, single in enumerate(vector):
+        yield Row(index, result.file_index, part, 1, single, None)
+
+
+class Answer(Protocol):
+    """An answer in the making: `add` and `end` give the bytes that can be sent."""
+
+    def add(self, row: Row) -> bytes: ...  # noqa: D102
+
+    def end(self) -> bytes: ...  # noqa: D102
+
+
+class JsonLines:
+    """One JSON document a line, as in the list `items` of the JSON answer."""
+
+    def __init__(self, head: Head) -> None:
+        self._numbers = ",".join(["%.9g"] * head.dim)  # nine digits give every float32 back exactly
+
+    def add(self, row: Row) -> bytes:
+        """The row's line."""
+        return self.text(row).encode() + b"\n"
+
+    def end(self) -> bytes:
+        """Nothing is left to say."""
+        return b""
+
+    def text(self, row: Row) -> str:
+        """The row as `schemas.EmbeddedItem` would write it, in a fraction of the time."""
+        part = "" if row.part is None else f',"part":{row.part}'
+        start = f'{{"index":{row.index},"file_index":{row.file_index}{part},"items":{row.items}'
+        if row.vector is not None:
+            return f'{start},"vector":[{self._numbers % tuple(row.vector.tolist())}]}}'
+        error = row.problem.model_dump_json(exclude_none=True) if row.problem is not None else "null"
+        return f'{start},"error":{error}}}'
+
+
+class ArrowStream:
+    """Record batches in Arrow's streaming format."""
+
+    rows = ARROW_ROWS
+
+    def __init__(self, head: Head) -> None:
+        self._schema = pa.schema(
+            [
+                pa.field("index", pa.int32(), nullable=False),
+                pa.field("file_index", pa.int32(), nullable=False),
+                pa.field("part", pa.int32()),
+                pa.field("vector", pa.list_(pa.float32(), head.dim)),
+                pa.field("error", pa.string()),
+            ],
+            metadata={"encoder": head.encoder, "fingerprint": head.fingerprint},
+        )
+        self._dim = head.dim
+        self._rows: list[Row] = []
+        self._sink = _Outlet()
+        self._writer = self.open(self._sink, self._schema)
+
+    def open(self, sink: io.RawIOBase, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter | pq.ParquetWriter:
+        """A writer of record batches."""
+        return pa.ipc.new_stream(sink, schema)
+
+    def add(self, row: Row) -> bytes:
+        """The bytes of a batch once it is full."""
+        self._rows.append(row)
+        if len(self._rows) >= self.rows:
+            self._write()
+        return self._sink.take()
+
+    def end(self) -> bytes:
+        """The last batch and the end mark."""
+        if self._rows:
+            self._write()
+        self._writer.close()
+        return self._sink.take()
+
+    def _write(self) -> None:
+        blank = np.zeros(self._dim, np.float32)
+        vectors = np.stack([blank if row.vector is None else row.vector for row in self._rows])
+        missing = pa.array([row.vector is None for row in self._rows])
+        errors = [None if row.problem is None else row.problem.model_dump_json(exclude_none=True) for row in self._rows]
+        columns = [
+            pa.array([row.index for row in self._rows], pa.int32()),
+            pa.array([row.file_index for row in self._rows], pa.int32()),
+            pa.array([row.part for row in self._rows], pa.int32()),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self._dim, mask=missing),
+            pa.array(errors, pa.string()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._rows.clear()
+
+
+class _Outlet(io.RawIOBase):
+    """A file that only grows; what was written is taken away piece by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written, self._position = bytearray(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any) -> int:
+        self._written += data
+        self._position += len(data)
+        return len(data)
+
+    def take(self) -> bytes:
+        data = bytes(self._written)
+        self._written.clear()
+        return data
+
+
+class ParquetFile(ArrowStream):
+    """Row groups of one Parquet file, the footer at the end."""
+
+    rows = PARQUET_ROWS
+
+    def open(self, sink: io.RawIOBase, schema: pa.Schema) -> pq.ParquetWriter:
+        """A writer of row groups."""
+        return pq.ParquetWriter(sink, schema)
+
+
+STREAMS: dict[str, type[JsonLines] | type[ArrowStream]] = {NDJSON: JsonLines, ARROW: ArrowStream, PARQUET: ParquetFile}
+OFFERS = (JSON, NPY, *STREAMS)
+
+
+def whole_json(head: Head, rows: list[Row]) -> str:
+    """The JSON answer, as `schemas.Embeddings` describes it."""
+    lines = JsonLines(head)
+    items = ",".join(lines.text(row) for row in rows)
+    # Ids and fingerprints are made of letters that JSON need not escape.
+    return f'{{"encoder":"{head.encoder}","fingerprint":"{head.fingerprint}","dim":{head.dim},"items":[{items}]}}'
+
+
+def whole_npy(rows: list[Row]) -> bytes:
+    """Vectors (rows, dim) float32 in NumPy's format; every row must have one."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.stack([row.vector for row in rows if row.vector is not None]))
+    return buffer.getvalue()
+
+
+def negotiate(accept: str) -> str:
+    """The media type of OFFERS that the Accept header wants most; JSON where it says nothing (RFC 9110, 12.5.1).
+
+    Raises:
+        ProblemError: 406, it wants none of them.
+    """
+    best, chosen = (0.0, -1, 0), ""
+    wanted = [_range(text) for text in accept.split(",") if text.strip()] or [("*/*", 1.0)]
+    for offer in OFFERS:
+        matching = [
+            (2 - pattern.count("*"), -place, quality)
+            for place, (pattern, quality) in enumerate(wanted)
+            if pattern in (offer, "*/*", f"{offer.split('/')[0]}/*")
+        ]
+        if matching:
+            precision, place, quality = max(matching)  # the most precise range decides over an offer's quality
+            if quality > 0 and (quality, precision, place) > best:
+                best, chosen = (quality, precision, place), offer
+    if not chosen:
+        raise ProblemError(
+            406,
+            "not-acceptable",
+            "The service cannot answer in a media type that the Accept header names.",
+            remedy=f"Accept one of: {', '.join(OFFERS)}.",
+        )
+    return chosen
+
+
+def _range(text: str) -> tuple[str, float]:
+    kind, *parameters = (part.strip().lower() for part in text.split(";"))
+    quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+    return kind, float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0

@@ -1,0 +1,166 @@
+"""Backup of a data directory while the service runs.
+
+A backup is a tar of the databases and files; manifest.json, their SHA-256 sums, is its last member. It holds a state
+that a kill of the service could have left, and from such a state every start goes on. app/restore.py brings it back.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from data_adapters.errors import UserError
+from lejepa_med import __version__
+from lejepa_med.atomic import sync_folder
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STORE = "service.sqlite"
+TABLES = ("jobs", "probes", "archives", "uploads", "predictions")  # each row's files lie in <table>/<id>/
+LEFT_OUT = ("tmp", "search")  # requests in progress; copies of embedding tables, which searches make again
+TRIES = 20
+
+
+class Summary(NamedTuple):
+    """What a backup holds."""
+
+    files: int
+    bytes: int
+
+
+def backup(out: Path, *, data: Path) -> Summary:
+    """Write a backup of `data` to the new file `out`; the service may run meanwhile.
+
+    Raises:
+        UserError: `out` exists or lies in `data`; `data` has no SQLite store; it cannot be read or written.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists.", remedy="Give another file, or move that one away.")
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UserError("The backup would lie in the data directory itself.", remedy="Give a file outside of it.")
+    if os.environ.get("LEJEPA_DATABASE_URL") or not (data / STORE).is_file():
+        raise UserError(
+            f"{data} holds no {STORE}: no service has run on it, or its metadata is in PostgreSQL.",
+            remedy="Give the service's --data-dir. With PostgreSQL, run pg_dump and then copy the data directory, as "
+            "docs/operations.md has it.",
+        )
+    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
+    try:
+        with _frozen(data) as frozen, draft.open("xb") as stream:
+            os.fchmod(stream.fileno(), 0o600)  # it holds uploads of waiting jobs
+            summary = _pack(frozen, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, out)
+        sync_folder(out.resolve().parent)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"The backup was not written ({error}).", remedy="Check space and permissions, and repeat it."
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return summary
+
+
+@contextmanager
+def _frozen(data: Path) -> Iterator[Path]:
+    """A folder with copies of the databases and links to all files, in `data`/tmp, which each start empties."""
+    parent = data / "tmp"
+    parent.mkdir(exist_ok=True)
+    for number in range(TRIES):
+        folder = parent / f"backup-{os.getpid()}-{number}"
+        folder.mkdir(mode=0o700)
+        try:
+            # The engine's checkpoints first: of what they say is done, the store and the files know at least as much.
+            databases = sorted(data.glob("*.sqlite"), key=lambda path: path.name == STORE)
+            for database in databases:
+                _copy_database(database, folder / database.name)
+            _link(data, folder)
+            # Files go only after their row has changed, so what the copy names was whole while it was linked.
+            if _named(folder / STORE) <= _named(data / STORE):
+                yield folder
+                return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05 * number)
+    raise UserError("Jobs end faster than they can be saved.", remedy="Repeat the backup when there is less to do.")
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as live:
+        with closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+
+
+def _link(data: Path, folder: Path) -> None:
+    # os.walk passes over folders that vanish meanwhile
+    for source in [Path(parent, name) for parent, _, names in os.walk(data) for name in names]:
+        name = source.relative_to(data)
+        is_passing = name.parts[0] in LEFT_OUT or name.suffix in (".lock", ".migrate") or ".sqlite" in name.name
+        if is_passing or source.is_symlink() or not source.is_file():
+            continue
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            continue  # its job ended just now
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, target)
+
+
+def _named(database: Path) -> set[tuple[str, str]]:
+    """Table and id of each row that has files."""
+    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as store:
+        known = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        found: set[tuple[str, str]] = set()
+        for table in TABLES:
+            if table in known:
+                only = " WHERE state IN ('queued', 'running')" if table == "jobs" else ""
+                found.update((table, row) for (row,) in store.execute(f"SELECT id FROM {table}{only}"))
+        return found
+
+
+def _pack(folder: Path, stream: IO[bytes]) -> Summary:
+    files: dict[str, dict[str, Any]] = {}
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            with path.open("rb") as content:
+                size = os.fstat(content.fileno()).st_size
+                counted = Counted(content)
+                tar.addfile(_member(name, size), counted)  # type: ignore[arg-type]
+                files[name] = {"bytes": size, "sha256": counted.sha256.hexdigest()}
+        made = datetime.now(UTC).isoformat(timespec="seconds")
+        text = json.dumps({"format": FORMAT, "version": __version__, "created": made, "files": files}).encode()
+        tar.addfile(_member(MANIFEST, len(text)), BytesIO(text))
+    return Summary(len(files), sum(entry["bytes"] for entry in files.values()))
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = size, 0o600, int(time.time())
+    return member
+
+
+class Counted:
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, content: IO[bytes]) -> None:
+        self._content, self.sha256 = content, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        piece = self._content.read(size)
+        self.sha256.update(piece)
+        return piece

@@ -1,0 +1,75 @@
+"""An encoder's forward pass as the service runs it: device, precision, memory format, warm-up."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.settings import Settings
+from data_adapters.errors import UserError
+from lejepa_med.models.folder import VOLUMES, LoadedEncoder, embed_parts
+from lejepa_med.training.resolve import best_precision
+
+WARM_UP = (1, 8, 32)  # images of one pass: a lone request, a small upload, a busy service
+
+
+def choose_device(wanted: str) -> str:
+    """'auto' becomes 'cuda' where there is a GPU, else 'cpu'.
+
+    Raises:
+        UserError: a GPU is asked for that is not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"LEJEPA_DEVICE is '{wanted}', but PyTorch sees {torch.cuda.device_count()} GPUs here.",
+            remedy="Set LEJEPA_DEVICE=auto, or check the driver (nvidia-smi) and the container's access to the GPU.",
+        )
+    return wanted
+
+
+class ServedEncoder:
+    """A loaded encoder, set up for its device. `embed` is called by one thread at a time.
+
+    Convolutional weights are laid out channels-last, where a CPU forward of ResNet-18 takes two thirds of the time (at
+    batch 1 half) and a ViT's the same (`benchmarks/serve_forward.py`). Volumes keep their layout: PyTorch's CPU
+    kernels are slower in channels_last_3d.
+    """
+
+    def __init__(self, loaded: LoadedEncoder, settings: Settings) -> None:
+        self.loaded = loaded
+        self._batch_images = settings.batch_images
+        self._threads = settings.threads
+        self._device = torch.device(loaded.device)
+        self._bf16 = in_bf16(settings.precision, self._device.type)
+        if loaded.module.dims == 2:
+            loaded.module.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def embed(self, items: Sequence[Tensor]) -> list[np.ndarray]:
+        """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> one (n_i, dim) float32 array each."""
+        torch.set_num_threads(self._threads)  # PyTorch keeps the number a thread; the caller's may be a fresh one
+        with self._autocast():
+            parts = embed_parts(self.loaded.module, items, device=self._device, batch_size=self._batch_images)
+        return [part.numpy() for part in parts]
+
+    def warm_up_items(self) -> Iterator[Tensor]:
+        """Blank items, one of each common batch size; their passes prepare kernels, memory and the queue's pace."""
+        spec = self.loaded.adapter.spec
+        most = min(self._batch_images, VOLUMES if spec.dims == 3 else self._batch_images)
+        for images in sorted({min(images, most) for images in WARM_UP}):
+            yield torch.zeros(images, spec.channels, *[spec.global_size] * spec.dims)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if not self._bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def in_bf16(precision: str, device: str) -> bool:
+    """Whether forward passes run in bfloat16: as asked, and with 'auto' where the device computes in it natively."""
+    return precision == "bfloat16" or (precision == "auto" and best_precision(device) == "bf16-mixed")

@@ -1,0 +1,68 @@
+"""Typed client of the service; it needs httpx and nothing else of this package, no torch above all.
+
+from lejepa_med.client import Client
+
+with Client("http://127.0.0.1:8000", key="lj_...") as service:
+for item in service.embed_many(Path("night-3").glob("*.fits"), encoder="galaxies"):
+print(item.file_index, item.vector)
+job = service.train_probe(files, labels, encoder="galaxies")
+job = service.wait(job, progress=lambda job: print(f"{job.progress:.0%}"))
+for found in service.predict_files(job.id, new_files):
+print(found.label, found.probabilities)
+"""
+
+from lejepa_med.client.api import Client
+from lejepa_med.client.errors import (
+    BusyError,
+    ClientError,
+    ConflictError,
+    DeniedError,
+    InvalidError,
+    JobFailedError,
+    NotFoundError,
+    ServerFaultError,
+    ServiceError,
+    TooLargeError,
+    UnreachableError,
+)
+from lejepa_med.client.models import (
+    Archive,
+    ArchiveItem,
+    EmbeddedItem,
+    Embeddings,
+    Encoder,
+    EncoderDetail,
+    Hit,
+    Job,
+    Neighbours,
+    Prediction,
+    Probe,
+    Problem,
+)
+
+__all__ = [
+    "Archive",
+    "ArchiveItem",
+    "BusyError",
+    "Client",
+    "ClientError",
+    "ConflictError",
+    "DeniedError",
+    "EmbeddedItem",
+    "Embeddings",
+    "Encoder",
+    "EncoderDetail",
+    "Hit",
+    "InvalidError",
+    "Job",
+    "JobFailedError",
+    "Neighbours",
+    "NotFoundError",
+    "Prediction",
+    "Probe",
+    "Problem",
+    "ServerFaultError",
+    "ServiceError",
+    "TooLargeError",
+    "UnreachableError",
+]

@@ -1,0 +1,135 @@
+"""Requests with patience: what is refused for the moment, or did not get through, is sent again."""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from time import sleep
+from typing import Any
+
+import httpx
+
+from lejepa_med.client.errors import BY_STATUS, ServerFaultError, ServiceError, UnreachableError
+from lejepa_med.client.files import File, open_all
+from lejepa_med.client.models import Problem
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; doubled each time, and at least Retry-After
+
+
+class Http:
+    """A connection to one service. `retries` is the number of tries after the first."""
+
+    def __init__(self, url: str, *, key: str | None, timeout: float, retries: int, http: httpx.Client | None) -> None:
+        # No proxy and no .netrc of the environment: what is sent may be images of patients.
+        self._http = http or httpx.Client(timeout=httpx.Timeout(timeout, connect=10.0), trust_env=False)
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.retries = retries
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def json(self, method: str, path: str, **options: Any) -> Any:
+        """The JSON of an answer; options as of `open`."""
+        with self.open(method, path, whole=True, **options) as answer:
+            return json.loads(answer.content)
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        whole: bool = False,
+        repeatable: bool = True,
+        accept: str = "application/json",
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        files: Sequence[File] = (),
+        fields: Mapping[str, str] | None = None,
+        retries: int | None = None,
+    ) -> Iterator[httpx.Response]:
+        """An answer of success.
+
+        Args:
+            method: GET, POST, DELETE.
+            path: below the service's address.
+            whole: read the body too, so that an answer that breaks off is asked for again.
+            repeatable: whether a request that may have arrived can be sent again.
+            accept: media types of the answer.
+            params: of the address.
+            body: to be sent as JSON.
+            files: to be sent as multipart, with `fields`.
+            fields: text fields beside the files.
+            retries: tries after the first, if not as many as usual.
+
+        Raises:
+            ServiceError: the service refuses, also after all tries.
+            UnreachableError: no answer, also after all tries.
+            OSError: a file cannot be read.
+        """
+
+        def send(stack: ExitStack) -> httpx.Response:
+            content: dict[str, Any] = {"json": body} if body is not None else {}
+            if files:
+                content = {"files": open_all(files, stack), "data": dict(fields or {})}
+            headers = {**self._headers, "Accept": accept}
+            request = self._http.build_request(
+                method, self._url + path, headers=headers, params=dict(params or {}), **content
+            )
+            return self._http.send(request, stream=not whole)
+
+        with ExitStack() as stack:
+            answer = self._patiently(send, repeatable=repeatable, retries=self.retries if retries is None else retries)
+            stack.callback(answer.close)
+            yield answer
+
+    def _patiently(
+        self, send: Callable[[ExitStack], httpx.Response], *, repeatable: bool, retries: int
+    ) -> httpx.Response:
+        for number in range(retries + 1):
+            after: float | None = None
+            try:
+                with ExitStack() as opened:
+                    answer = send(opened)
+                if answer.is_success:
+                    return answer
+                try:
+                    failure: ServiceError | UnreachableError = refusal(answer)
+                finally:
+                    answer.close()
+                after = failure.retry_after if isinstance(failure, ServiceError) else None
+                may_repeat = answer.status_code in (429, 503) and after is not None
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure, may_repeat = unreachable(error), True  # it never arrived
+            except httpx.TimeoutException as error:
+                failure, may_repeat = unreachable(error), False  # it may still be worked on
+            except httpx.TransportError as error:
+                failure, may_repeat = unreachable(error), repeatable
+            if number == retries or not may_repeat:
+                raise failure
+            pause(number, at_least=after or 0.0)
+        raise AssertionError("unreachable")
+
+
+def pause(number: int, *, at_least: float = 0.0) -> None:
+    """Wait before the next try, after `number` tries that were made again."""
+    seconds = FIRST_PAUSE * 2**number * random.uniform(0.75, 1.25)
+    sleep(min(LONGEST_PAUSE, max(seconds, at_least)))
+
+
+def unreachable(error: httpx.HTTPError) -> UnreachableError:
+    """The exception for a request without an answer."""
+    return UnreachableError(f"The service does not answer ({type(error).__name__}: {error}).")
+
+
+def refusal(answer: httpx.Response) -> ServiceError:
+    """The exception for an answer other than success, whatever its body is."""
+    try:
+        problem = Problem.read(json.loads(answer.read()))
+    except (ValueError, TypeError, AttributeError):
+        problem = Problem(status=answer.status_code, title=answer.reason_phrase)
+    after = answer.headers.get("retry-after", "")
+    seconds = float(after) if after.isdigit() else None
+    return BY_STATUS.get(answer.status_code, ServerFaultError)(problem, retry_after=seconds)

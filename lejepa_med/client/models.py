@@ -1,0 +1,219 @@
+"""What the service answers, as frozen dataclasses. Fields of a newer service than this client are kept in `more`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENDED = ("succeeded", "failed", "cancelled", "dead")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Base of all answers."""
+
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Fields that this client does not know yet."""
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self:
+        """From the JSON object of an answer."""
+        known = {one.name for one in fields(cls)} - {"more"}
+        values = {name: cls._value(name, value) for name, value in data.items() if name in known}
+        return cls(**values, more={name: value for name, value in data.items() if name not in known})
+
+    @classmethod
+    def _value(cls, name: str, value: Any) -> Any:
+        """A field's JSON value as the field's type; what is nested is read by its own class."""
+        if value is None:
+            return None
+        if name == "error":
+            return Problem.read(value)
+        if name in ("created", "started", "finished"):
+            return datetime.fromisoformat(value)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(Answer):
+    """Why something was refused (RFC 9457). `remedy` says what to do, `reference` finds it in the service's log."""
+
+    type: str = "about:blank"
+    title: str = ""
+    status: int = 0
+    detail: str = ""
+    remedy: str = ""
+    index: int | None = None
+    file_index: int | None = None
+    errors: list[dict[str, str]] | None = None
+    reference: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The stable word that programs test, such as 'bad-file'."""
+        return self.type.rpartition(":")[2]
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.detail, self.remedy) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Answer):
+    """An encoder of the service."""
+
+    id: str
+    name: str
+    modality: str
+    available: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDetail(Encoder):
+    """An encoder with what it expects and gives; only vectors of one fingerprint may be compared."""
+
+    fingerprint: str
+    dim: int
+    image_size: int
+    channels: int
+    dims: int = 2
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedItem(Answer):
+    """The vector (dim,) of one item, or the problem that stands for it. `part` numbers slices or tiles kept apart."""
+
+    index: int
+    file_index: int
+    items: int = 0
+    part: int | None = None
+    vector: list[float] | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings(Answer):
+    """Vectors in the order of the files; a file with several items gives several."""
+
+    encoder: str
+    fingerprint: str
+    dim: int
+    items: list[EmbeddedItem]
+
+    @classmethod
+    def _value(cls, name: str, value: Any) -> Any:
+        return [EmbeddedItem.read(item) for item in value] if name == "items" else super()._value(name, value)
+
+    def array(self) -> "np.ndarray":
+        """All vectors, (items, dim) float32; needs NumPy.
+
+        Raises:
+            ValueError: an item has no vector.
+        """
+        import numpy as np
+
+        for item in self.items:
+            if item.vector is None:
+                raise ValueError(f"item {item.index} has no vector: {item.error}")
+        return np.array([item.vector for item in self.items], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive(Answer):
+    """An embedding table of the service; `encoder` is None where its encoder is not there."""
+
+    name: str
+    count: int
+    dim: int
+    fingerprint: str
+    encoder: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveItem(Answer):
+    """One item of a table: pseudonyms of its file and of its group (patient, slide case, field)."""
+
+    id: str
+    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Answer):
+    """Long work of the service. `result` is a link, once it has succeeded."""
+
+    id: str
+    kind: str
+    state: str
+    created: datetime
+    progress: float = 0.0
+    stage: str = ""
+    eta_seconds: float | None = None
+    started: datetime | None = None
+    finished: datetime | None = None
+    attempts: int = 0
+    result: str | None = None
+    error: Problem | None = None
+    events: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has its outcome."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Answer):
+    """A trained probe; `metrics` and `receipt` (of the cross-validation) come with `Client.probe` alone."""
+
+    id: str
+    name: str
+    encoder: str
+    fingerprint: str
+    labels: list[str]
+    count: int
+    created: datetime
+    metrics: dict[str, Any] = field(default_factory=dict, repr=False)
+    receipt: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Answer):
+    """A probe's answer for one item, or the problem that stands for it."""
+
+    index: int
+    file_index: int | None = None
+    id: str | None = None
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    knn_label: str | None = None
+    nearest_cosine: float | None = None
+    note: str | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit(Answer):
+    """One neighbour; `score` is the cosine of the two vectors, `columns` its label and further metadata."""
+
+    id: str
+    group: str
+    score: float
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours(Answer):
+    """The neighbours of one item, the nearest first, or the problem that stands for them."""
+
+    index: int
+    id: str | None = None
+    file_index: int | None = None
+    hits: list[Hit] = field(default_factory=list)
+    error: Problem | None = None
+
+    @classmethod
+    def _value(cls, name: str, value: Any) -> Any:
+        return [Hit.read(hit) for hit in value] if name == "hits" else super()._value(name, value)

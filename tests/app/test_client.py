@@ -1,0 +1,279 @@
+"""The typed client against the real app behind a real server, and through a proxy that breaks connections."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from lejepa_med import client as package
+from lejepa_med.client import (
+    BusyError,
+    Client,
+    ConflictError,
+    InvalidError,
+    Job,
+    JobFailedError,
+    NotFoundError,
+    ServiceError,
+    TooLargeError,
+    UnreachableError,
+)
+from lejepa_med.client import http as http_module
+from lejepa_med.client.files import File, suffix_of
+from lejepa_med.models.folder import load_encoder
+from tests.app.helpers import png
+from tests.app.server import Proxy, served
+
+BAD = (b"bad", ".png")
+
+
+@pytest.fixture(scope="module")
+def url(client: TestClient) -> Iterator[str]:
+    with served(client.app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def service(url: str) -> Iterator[Client]:
+    with Client(url) as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    made = Proxy(url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses between tries, which are noted and not made."""
+    made: list[float] = []
+    monkeypatch.setattr(http_module, "sleep", made.append)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("Mustermann")
+    for number in range(8):
+        (folder / f"Mustermann_{number}.png").write_bytes(png(number, bright=number % 2 == 0))
+    return sorted(folder.iterdir())
+
+
+def test_import_is_light() -> None:
+    heavy = ("torch", "numpy", "pydantic", "data_adapters", "app", "fastapi")
+    code = f"import sys, lejepa_med.client; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert sorted(package.__all__) == package.__all__ and all(hasattr(package, name) for name in package.__all__)
+
+
+def test_encoders_and_readiness(service: Client) -> None:
+    assert service.is_ready()
+    assert [found.id for found in service.encoders()] == ["galaxy", "histology", "images", "mri"]
+    detail = service.encoder("mri")
+    assert (detail.dim, detail.modality, len(detail.fingerprint)) == (512, "mri", 64)
+
+
+def test_embed_equals_the_library(service: Client, runs: Path, pictures: list[Path]) -> None:
+    encoder = load_encoder(runs / "images" / "encoder")
+    records = [next(iter(encoder.adapter.scan(path))) for path in pictures[:3]]
+    expected = encoder.embed([encoder.adapter.prepare(record) for record in records])  # type: ignore[arg-type]
+    found = service.embed(pictures[0], str(pictures[1]), (pictures[2].read_bytes(), ".png"), encoder="images")
+    assert found.fingerprint == encoder.fingerprint
+    np.testing.assert_allclose(found.array(), expected, atol=1e-5)
+
+
+def test_a_folder_is_a_series(service: Client, tmp_path: Path) -> None:
+    from tests.data.mri import phantom, write_series
+
+    write_series(tmp_path / "Doe^Jane", phantom(shape=(24, 30, 8)))
+    with zipfile.ZipFile(tmp_path / "same.zip", "w") as packed:
+        for path in sorted((tmp_path / "Doe^Jane").iterdir()):
+            packed.write(path, path.name)
+    one = service.embed(tmp_path / "Doe^Jane", tmp_path / "same.zip", encoder="mri")
+    assert [item.items > 0 for item in one.items] == [True, True]
+    np.testing.assert_allclose(*one.array(), atol=1e-5)
+
+
+def test_embed_many_counts_over_all_files_and_goes_on_after_bad_ones(service: Client, pictures: list[Path]) -> None:
+    taken = []
+
+    def source() -> Iterator[File]:
+        for number, file in enumerate([*pictures[:3], BAD, BAD, BAD, *pictures[3:5]]):
+            taken.append(number)
+            yield file
+
+    items = service.embed_many(source(), encoder="images", batch=2)
+    first = next(items)
+    assert taken == [0, 1], "files are taken as they are needed"
+    found = [first, *items]
+    assert [item.index for item in found] == [item.file_index for item in found] == list(range(8))
+    assert [item.error.kind if item.error else "" for item in found] == ["", "", "", *["bad-file"] * 3, "", ""]
+    whole = service.embed(*pictures[:3], encoder="images").array()
+    np.testing.assert_allclose([item.vector for item in found[:3]], whole, atol=1e-5)
+    with pytest.raises(NotFoundError):
+        next(service.embed_many(pictures, encoder="none"))
+
+
+def test_probe_from_files_to_prediction(service: Client, pictures: list[Path]) -> None:
+    labels = ["bright" if number % 2 == 0 else "dark" for number in range(8)]
+    job = service.train_probe(pictures, labels, encoder="images", name="light", folds=2, groups=[*"aabbccdd"])
+    seen: list[Job] = []
+    done = service.wait(job, progress=seen.append, timeout=60, poll=0.05)
+    assert done.state == "succeeded" and done.started is not None and done.result == f"/v1/probes/{job.id}"
+    assert seen[-1].progress == 1.0 and [one.progress for one in seen] == sorted(one.progress for one in seen)
+    probe = service.probe(job.id)
+    assert (probe.name, probe.count, probe.labels) == ("light", 8, ["bright", "dark"]) and probe.metrics
+    assert job.id in [one.id for one in service.probes()] and job.id in [one.id for one in service.jobs()]
+    found = service.predict_files(job.id, [(png(50, bright=True), ".png"), (png(51, bright=False), ".png"), BAD])
+    assert [one.label for one in found] == ["bright", "dark", None]
+    assert found[2].error is not None and found[2].error.remedy
+    with pytest.raises(ConflictError) as caught:
+        service.cancel(job)
+    assert caught.value.kind == "job-ended" and caught.value.remedy and caught.value.reference
+
+
+def test_probe_on_an_archive_and_search(service: Client) -> None:
+    (archive,) = [one for one in service.archives() if one.name == "table"]
+    items = list(service.archive_items("table", page=10))
+    assert len(items) == archive.count == 24
+    labels = {item.id: "ab"[place % 2] for place, item in enumerate(items)}
+    job = service.train_probe_on("table", labels, groups={items[0].id: "own"}, folds=2)
+    assert service.wait(job, timeout=60, poll=0.05).has_ended
+    asked = [items[3].id, items[5].id]
+    assert [one.id for one in service.predict_items(job.id, "table", asked)] == asked
+    near = service.search("table", asked, k=3)
+    assert [one.id for one in near] == asked and all(len(one.hits) == 3 for one in near)
+    assert asked[0] not in [hit.id for hit in near[0].hits] and -1 <= near[0].hits[0].score <= 1.001
+    dark = (png(0, bright=False), ".png")
+    sent = service.embed(dark, encoder="images")
+    by_vector = service.search_vectors("table", sent.array(), fingerprint=sent.fingerprint, k=2)
+    by_file = service.search_files("table", dark, k=2)
+    assert [hit.id for hit in by_vector[0].hits] == [hit.id for hit in by_file[0].hits]
+
+
+def test_cancelled_job(service: Client, pictures: list[Path]) -> None:
+    jobs = [service.train_probe(pictures, [*"abababab"], encoder="images", folds=2) for _ in range(3)]
+    assert service.cancel(jobs[-1]).state == "cancelled"
+    with pytest.raises(JobFailedError) as caught:
+        service.wait(jobs[-1])
+    assert caught.value.job.state == "cancelled"
+    with pytest.raises(TimeoutError):
+        service.wait(jobs[0], timeout=0, poll=0.01)
+    for job in jobs[:-1]:
+        service.wait(job, timeout=60)
+
+
+def test_errors_carry_the_service_s_words(service: Client, client: TestClient) -> None:
+    with pytest.raises(NotFoundError) as missing:
+        service.job("Mustermann")
+    assert (missing.value.kind, missing.value.status) == ("not-found", 404)
+    assert missing.value.remedy == "GET /v1/jobs lists the jobs." and len(missing.value.reference or "") == 32
+    with pytest.raises(InvalidError) as bad:
+        service.embed(BAD, encoder="images", region=(0, 0, 1, 1))
+    assert bad.value.kind == "not-possible"
+    with pytest.raises(InvalidError) as none:
+        service.embed(BAD, encoder="images")
+    assert (none.value.problem.index, none.value.kind) == (0, "bad-file") and isinstance(none.value, ServiceError)
+    with pytest.raises(TooLargeError):
+        service.predict_items("x", "table", ["x" * 99] * 700)
+
+
+def test_a_busy_service_is_asked_again_after_the_time_it_names(
+    service: Client, client: TestClient, pauses: list[float], monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    drain = client.app.state.drain  # type: ignore[attr-defined]
+
+    def wait_once(seconds: float) -> None:
+        pauses.append(seconds)
+        drain.since = None
+
+    drain.begin()
+    try:
+        monkeypatch.setattr(http_module, "sleep", wait_once)
+        job = service.train_probe(pictures, [*"abababab"], encoder="images", folds=2)  # refused, so it may be repeated
+        assert pauses == [5.0]
+        monkeypatch.undo()
+        service.wait(job, timeout=60)
+        drain.begin()
+        assert not service.is_ready()
+        monkeypatch.setattr(http_module, "sleep", pauses.append)
+        with pytest.raises(BusyError) as caught:
+            service.embed(pictures[0], encoder="images")
+        assert caught.value.retry_after == 5 and caught.value.kind == "draining"
+        assert len(pauses) == 6 and pauses == sorted(pauses)
+    finally:
+        drain.since = None
+
+
+def test_broken_connections(proxy: Proxy, service: Client, pictures: list[Path], pauses: list[float]) -> None:
+    with Client(proxy.url, retries=2) as shaky:
+        proxy.limits = [0, 0]
+        assert len(shaky.encoders()) == 4, "asked again"
+        assert len(pauses) == 2 and pauses[0] < pauses[1]
+    with Client(proxy.url, retries=2) as shaky:
+        proxy.limits = [20, 20, 20]
+        with pytest.raises(UnreachableError):
+            shaky.encoders()
+    before = len(service.jobs(limit=1000))
+    with Client(proxy.url, retries=5) as shaky:
+        proxy.limits, proxy.connections = [0] * 5, 0
+        with pytest.raises(UnreachableError):
+            shaky.train_probe(pictures, [*"abababab"], encoder="images", folds=2)
+        assert proxy.connections == 1, "a job that may have been accepted is not sent twice"
+    assert len(service.jobs(limit=1000)) <= before + 1
+    for job in service.jobs(limit=1000):
+        if not job.has_ended:
+            service.wait(job, timeout=60)
+    with Client("http://127.0.0.1:9", retries=1) as nobody:
+        assert not nobody.is_ready()
+        with pytest.raises(UnreachableError):
+            nobody.encoders()
+
+
+def test_an_answer_that_breaks_off_is_taken_up_where_it_broke(
+    proxy: Proxy, service: Client, pictures: list[Path], pauses: list[float]
+) -> None:
+    expected = [item.vector for item in service.embed_many(pictures, encoder="images")]
+    with Client(proxy.url, retries=3) as shaky:
+        proxy.limits = [30_000]  # of some 60,000
+        found = list(shaky.embed_many(pictures, encoder="images"))
+    assert [item.index for item in found] == list(range(8))
+    np.testing.assert_allclose([item.vector for item in found], expected, atol=1e-5)
+    assert proxy.connections == 2 and len(pauses) == 1
+    with Client(proxy.url, retries=1) as shaky, pytest.raises(UnreachableError):
+        proxy.limits = [30_000] * 2
+        shaky.embed(*pictures, encoder="images")
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("Jane Doe.nii.gz", ".nii.gz"),
+        ("1.2.840.113619.2", ""),
+        ("doe.jane.PNG", ".png"),
+        ("a", ""),
+        ("x.fits.fz", ".fits.fz"),
+        ("smith.gz", ".gz"),
+        ("scan.dcm.zip", ".zip"),
+    ],
+)
+def test_only_the_suffix_of_a_name_is_sent(name: str, suffix: str) -> None:
+    assert suffix_of(name) == suffix
+
+
+def test_names_are_never_sent(proxy: Proxy, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    sent: list[bytes] = []
+    with httpx.Client(event_hooks={"request": [lambda request: sent.append(request.read())]}) as hooked:
+        Client(proxy.url, key="lj_1_secret", http=hooked).embed(pictures[0], encoder="images")
+    assert b'filename="0.png"' in sent[0] and b"Mustermann" not in sent[0]

@@ -1,0 +1,83 @@
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from app.forward import ServedEncoder, choose_device, in_bf16
+from app.library import Library
+from app.settings import Settings
+from data_adapters.errors import UserError
+from lejepa_med.models.folder import load_encoder
+from lejepa_med.training.resolve import cpu_has_bf16
+from tests.app.helpers import eventually
+
+
+@pytest.fixture
+def served(runs: Path) -> Callable[..., ServedEncoder]:
+    def make(**settings: object) -> ServedEncoder:
+        given = Settings(runs_dir=runs, threads=1, **settings)  # type: ignore[arg-type]
+        return ServedEncoder(load_encoder(runs / "images" / "encoder"), given)
+
+    return make
+
+
+def test_float32_vectors_equal_the_library_s(served: Callable[..., ServedEncoder], runs: Path) -> None:
+    items = [torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in (1, 3, 2)]
+    expected = load_encoder(runs / "images" / "encoder").embed(items)
+    parts = served(precision="float32", batch_images=2).embed(items)
+    assert [part.shape for part in parts] == [(1, 512), (3, 512), (2, 512)]
+    np.testing.assert_allclose([part.mean(axis=0) for part in parts], expected, atol=1e-5)
+
+
+def test_bfloat16_is_near_but_not_equal(served: Callable[..., ServedEncoder]) -> None:
+    item = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact, rough = (served(precision=precision).embed([item])[0] for precision in ("float32", "bfloat16"))
+    assert rough.dtype == np.float32
+    distance = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+    assert 1e-5 < distance < 0.03
+    assert in_bf16("auto", "cpu") == cpu_has_bf16()
+
+
+def test_warm_up_covers_the_common_sizes_up_to_the_largest_batch(served: Callable[..., ServedEncoder]) -> None:
+    encoder = served(batch_images=16)
+    items = list(encoder.warm_up_items())
+    assert [len(item) for item in items] == [1, 8, 16]
+    assert encoder.embed(items[:1])[0].shape == (1, 512)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert (choose_device("auto"), choose_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(UserError, match="0 GPUs"):
+        choose_device("cuda:1")
+
+
+def test_ready_only_after_the_warm_up_but_alive_before(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    passes: list[int] = []
+    embed = ServedEncoder.embed
+
+    def held(self: ServedEncoder, items: list[torch.Tensor]) -> list[np.ndarray]:
+        assert gate.wait(10)
+        passes.append(sum(len(item) for item in items))
+        return embed(self, items)
+
+    eventually(lambda: client.get("/readyz").status_code == 200)
+    monkeypatch.setattr(ServedEncoder, "embed", held)
+    library = Library(settings.model_copy(update={"loaded_encoders": 1, "batch_images": 8}))
+    monkeypatch.setattr(client.app.state.service, "library", library)  # type: ignore[attr-defined]
+    library.start_warm_up()
+    assert client.get("/healthz").status_code == 200
+    early = client.get("/readyz")
+    assert (early.status_code, early.json()["warm"], early.json()["store"]) == (503, False, True)
+    gate.set()
+    eventually(lambda: client.get("/readyz").status_code == 200)
+    assert passes == [1, 8]
+    library.close()
