@@ -58,7 +58,7 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
     encoder_id = encoder_of(service, row)
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
-    _, _, results = embed_form(service, form, encoder_id, field)
+    results = embed_form(service, form, encoder_id, field)
     check_any(results)
     probe = service.training.probe(row.id)
     vectors = [result.vector for result in results if result.vector is not None]
