@@ -158,9 +158,7 @@ def _from_archive(service: Service, wanted: ProbeRequest, response: Response) ->
 
 
 def _from_files(service: Service, form: Form, response: Response) -> Job:
-    plan = plan_of_files(
-        service.library, service.settings, service.embedding.sandbox, form, encoder=form.fields.get("encoder") or None
-    )
+    plan = _plan_of_files(service, form, form.fields.get("encoder") or None)
     check_labels(plan.labels)
     return _accept(service, plan, response, form=form)
 
@@ -188,9 +186,7 @@ def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, res
 
 def _more_files(service: Service, probe_id: str, form: Form, response: Response) -> Job:
     newest = _newest(service, probe_id)
-    plan = plan_of_files(
-        service.library, service.settings, service.embedding.sandbox, form, encoder=encoder_of(service, newest)
-    )
+    plan = _plan_of_files(service, form, encoder_of(service, newest))
     return _accept(service, _next(plan, newest), response, form=form)
 
 

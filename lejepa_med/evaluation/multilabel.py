@@ -189,9 +189,11 @@ def _score(
         f1 = 2 * (taken & marks).sum(0) / np.maximum(taken.sum(0) + marks.sum(0), 1)
         metrics[key] = {
             "auroc": point(macro(areas), len(marks)),
-            "auroc_interval": cluster_interval(macro(areas), examples.groups, seed=options.seed),
+            "auroc_interval": cluster_interval(macro(areas), examples.groups, seed=options.seed, parts=len(names)),
             "average_precision": point(macro(precisions), len(marks)),
-            "average_precision_interval": cluster_interval(macro(precisions), examples.groups, seed=options.seed),
+            "average_precision_interval": cluster_interval(
+                macro(precisions), examples.groups, seed=options.seed, parts=len(names)
+            ),
             "macro_f1": float(f1.mean()),
             "labels": {
                 name: {

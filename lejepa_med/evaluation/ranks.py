@@ -15,24 +15,27 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Weights of the examples (draws, n) -> (draws,)."""
 
 
-def cluster_interval(statistic: Statistic, groups: NDArray[np.int64], *, seed: int) -> list[float] | None:
+def cluster_interval(
+    statistic: Statistic, groups: NDArray[np.int64], *, seed: int, parts: int = 1
+) -> list[float] | None:
     """95 % percentile bootstrap interval, resampling whole groups (Davison & Hinkley 1997, section 3.8).
 
-    groups: (n,) codes. None with a single group, or where the statistic is undefined in most of the draws.
+    groups: (n,) codes. `parts`: statistics in one; more of them, fewer draws. None with a single group, or where the
+    statistic is undefined in most of the draws.
     """
     if groups.max() == groups.min():
         return None
-    drawn = np.concatenate([statistic(weights) for weights in _draws(groups, seed)])
+    drawn = np.concatenate([statistic(weights) for weights in _draws(groups, seed, parts)])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < LEAST_DRAWS // 2:
         return None
     return [float(edge) for edge in np.quantile(drawn, [0.025, 0.975])]
 
 
-def _draws(groups: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.float64]]:
+def _draws(groups: NDArray[np.int64], seed: int, parts: int) -> Iterator[NDArray[np.float64]]:
     rng = np.random.default_rng([seed, 95])
     count = int(groups.max()) + 1
-    left = int(np.clip(CELLS // len(groups), LEAST_DRAWS, BOOTSTRAP_DRAWS))
+    left = int(np.clip(min(CELLS // len(groups), BOOTSTRAP_DRAWS) // parts, LEAST_DRAWS, BOOTSTRAP_DRAWS))
     while left > 0:
         block = min(left, max(1, BLOCK // max(len(groups), count)))
         yield rng.multinomial(count, np.full(count, 1 / count), size=block)[:, groups].astype(np.float64)

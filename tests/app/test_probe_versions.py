@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from app.settings import Settings
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.evaluation.probe import Labelled, Probe
 from tests.app.helpers import files, png, wait
 
 
@@ -91,11 +91,8 @@ def test_two_jobs_on_one_version_lose_no_label(
             row = client.app.state.service.store.probe(probe_id)  # type: ignore[attr-defined]
             other = "f" * 32
             training_row = {c.key: getattr(row, c.key) for c in row.__table__.columns}
-            extra = found.examples.updated(
-                type(found.examples)(
-                    (f"table/{table.ids[12]}",), table.vectors[12:13], (truth[12],), (table.groups[12],)
-                )
-            )
+            more = Labelled((f"table/{table.ids[12]}",), table.vectors[12:13], (truth[12],), (table.groups[12],))
+            extra = found.examples.updated(more)
             fit_probe(extra.vectors, extra.labels, extra.groups, ids=extra.ids).save(training.result_folder(other))
             changes = {"id": other, "version": 2, "parent": probe_id, "count": 13}
             with client.app.state.service.store._write() as session:  # type: ignore[attr-defined]
@@ -105,8 +102,8 @@ def test_two_jobs_on_one_version_lose_no_label(
 
     training.probe = probe_while_another_registers
     try:
-        more = labelled(table, truth, range(13, 15))
-        found = made(client, f"/v1/probes/{base['id']}/labels", json={"archive": "table", "labels": more})
+        later = labelled(table, truth, range(13, 15))
+        found = made(client, f"/v1/probes/{base['id']}/labels", json={"archive": "table", "labels": later})
     finally:
         training.probe = real
     assert (found["version"], found["parent"], found["count"]) == (3, "f" * 32, 15)
