@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem+json that name the remedy, without paths, names or internals."""
 
+import errno
 import logging
 import traceback
 import uuid
@@ -82,6 +83,13 @@ def describe(error: Exception) -> Problem:
         )
     if isinstance(error, UserError):
         return problem(422, "not-possible", error.cause, remedy=error.remedy)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return problem(
+            507,
+            "storage-full",
+            "The service's disk is full.",
+            remedy="The operator makes room in the data directory; then send it again.",
+        )
     return problem(
         500,
         "internal",

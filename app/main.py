@@ -122,7 +122,7 @@ def serve(settings: Settings) -> None:
         UserError: the address would be public without any authentication.
     """
     settings.check_bind()
-    _quiet(settings.log_level)
+    quiet(settings.log_level)
     app = create_app(settings)
     uvicorn.run(
         app,
@@ -142,11 +142,13 @@ def serve(settings: Settings) -> None:
 
 def _heard(record: logging.LogRecord) -> bool:
     if record.name == "dbos":
-        record.exc_info = record.exc_text = None  # an exception's message may hold a path; errors.py logs its position
+        # An exception's message, which DBOS quotes after a colon, may hold a path; errors.py logs positions.
+        record.exc_info = record.exc_text = None
+        record.msg, record.args = record.getMessage().partition(":")[0], ()
     return record.name.startswith(HEARD)
 
 
-def _quiet(level: str) -> None:
+def quiet(level: str) -> None:
     """Log to standard error, from the heard loggers only."""
     handler = logging.StreamHandler()
     handler.addFilter(_heard)

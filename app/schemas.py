@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120)]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 
 
 class Strict(BaseModel):
@@ -192,7 +192,7 @@ class JobEvent(BaseModel):
 
 
 class Job(BaseModel):
-    """Long work. Poll it until `state` is succeeded, failed or cancelled."""
+    """Long work. Poll it until `state` is succeeded, failed, cancelled, or dead (laid aside, can be queued again)."""
 
     id: str
     kind: Literal["train-probe"]

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.executor import temporary
 from data_adapters.errors import UserError
 
 
@@ -37,9 +38,15 @@ class Settings(BaseSettings):
     loaded_encoders: int = Field(default=2, ge=1, description="encoders kept in memory; the least recently used goes")
     queue_items: int = Field(default=256, ge=1, description="items that wait for an encoder before the answer is 503")
     batch_images: int = Field(default=64, ge=1, description="slices, tiles or images in one forward pass")
-    job_workers: int = Field(default=1, ge=1, description="jobs that run at the same time")
+    job_workers: int = Field(
+        default=1, ge=0, description="jobs that run at the same time in each process; 0: only in worker processes"
+    )
+    job_retries: int = Field(
+        default=6, ge=0, le=12, description="how often a job's step is tried again, after 1, 2, 4, ... seconds"
+    )
     max_upload_bytes: int = Field(default=512 << 20, ge=1, description="bytes of one request with files")
     max_json_bytes: int = Field(default=16 << 20, ge=1, description="bytes of one JSON body or form field")
+    stall_seconds: float = Field(default=60.0, gt=0, description="after so long without a byte a request is ended")
     max_files: int = Field(default=1000, ge=1, description="files of one request")
     max_unzipped_bytes: int = Field(default=2 << 30, ge=1, description="bytes that the zip files of a request may hold")
     max_zip_entries: int = Field(default=10_000, ge=1, description="entries of one zip file")
@@ -51,6 +58,10 @@ class Settings(BaseSettings):
     def data(self) -> Path:
         """The data directory, absolute."""
         return (self.data_dir or self.runs_dir.resolve().parent / "lejepa-data").resolve()
+
+    def temporary(self, name: str) -> Path:
+        """A new folder for what this process receives; another process removes it when this one is dead."""
+        return temporary(self.data, name)
 
     def check_bind(self) -> None:
         """Refuse to listen to other machines as long as nobody is asked who they are.

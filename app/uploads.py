@@ -3,13 +3,14 @@
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
 
 import python_multipart
+from anyio import fail_after
 from anyio.to_thread import run_sync
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -80,7 +81,7 @@ async def read_json(request: Request, settings: Settings) -> bytes:
     """The body of a JSON request, counted."""
     check_declared(request, settings.max_json_bytes)
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _flowing(request, settings.stall_seconds):
         body += chunk
         if len(body) > settings.max_json_bytes:
             raise too_large(settings.max_json_bytes, "The request")
@@ -104,13 +105,13 @@ async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
             remedy="With curl: -F files=@FILE (curl then sets the content type with its boundary).",
         )
     check_declared(request, settings.max_upload_bytes)
-    folder = settings.data / "tmp" / secrets.token_hex(8)
+    folder = settings.temporary(secrets.token_hex(8))
     form = Form(folder=folder)
     try:
         await run_sync(lambda: folder.mkdir(parents=True))
         sink = _Sink(form, settings, boundary)
         try:
-            async for chunk in _gathered(request, settings.max_upload_bytes):
+            async for chunk in _gathered(request, settings.max_upload_bytes, settings.stall_seconds):
                 await run_sync(sink.write, chunk)
             await run_sync(sink.finish)
         finally:
@@ -122,11 +123,11 @@ async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
         await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-async def _gathered(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def _gathered(request: Request, limit: int, seconds: float) -> AsyncIterator[bytes]:
     """The body in pieces of about HOP bytes, so that one thread hop serves many network reads."""
     total = 0
     waiting = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _flowing(request, seconds):
         total += len(chunk)
         if total > limit:
             raise too_large(limit, "The request")
@@ -135,6 +136,26 @@ async def _gathered(request: Request, limit: int) -> AsyncIterator[bytes]:
             yield bytes(waiting)
             waiting.clear()
     yield bytes(waiting)
+
+
+async def _flowing(request: Request, seconds: float) -> AsyncIterator[bytes]:
+    """The body as it arrives. A client that stalls would hold its connection, its files and its memory for ever."""
+    stream = request.stream()
+    while True:
+        try:
+            with fail_after(seconds):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise ProblemError(
+                408,
+                "stalled",
+                f"Nothing of the request arrived for {seconds:g} seconds.",
+                remedy="Send it again without pauses; the operator sets the limit (LEJEPA_STALL_SECONDS).",
+                headers={"Connection": "close"},
+            ) from None
+        yield chunk
 
 
 class _Sink:
@@ -252,10 +273,3 @@ def _broken() -> ProblemError:
         remedy="Send the request again; do not set the content type's boundary by hand.",
         headers={"Connection": "close"},
     )
-
-
-def leftovers(settings: Settings) -> Iterator[Path]:
-    """Folders of requests that a killed service left behind."""
-    folder = settings.data / "tmp"
-    if folder.is_dir():
-        yield from folder.iterdir()

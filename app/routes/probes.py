@@ -211,8 +211,7 @@ def _accept(service: Service, plan: Plan, *, vectors: np.ndarray | None = None, 
             remedy=f"Label more examples of '{scarce[0]}'." if scarce else "Label examples of another class.",
         )
     job_id = new_id()
-    draft = form.folder if form is not None else service.settings.data / "tmp" / job_id
-    draft.parent.mkdir(exist_ok=True)
+    draft = form.folder if form is not None else service.settings.temporary(job_id)
     service.training.accept(job_id, draft, asdict(plan), vectors=vectors)
     return service.queue_job(job_id, service.training.kind)
 

@@ -15,6 +15,7 @@ ROUTES = {
     "/v1/archives/{name}/ids": {"get"},
     "/v1/jobs": {"get"},
     "/v1/jobs/{job_id}": {"get", "delete"},
+    "/v1/jobs/{job_id}/retry": {"post"},
     "/healthz": {"get"},
     "/readyz": {"get"},
 }
