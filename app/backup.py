@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from app.executor import Presence, temporary
 from data_adapters.errors import UserError
 from lejepa_med import __version__
 from lejepa_med.atomic import sync_folder
@@ -26,7 +27,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 STORE = "service.sqlite"
 TABLES = ("jobs", "probes", "archives", "uploads", "predictions")  # each row's files lie in <table>/<id>/
-LEFT_OUT = ("tmp", "search")  # requests in progress; copies of embedding tables, which searches make again
+LEFT_OUT = ("tmp", "workers", "search")  # of living processes; copies of embedding tables, which searches make again
 TRIES = 20
 
 
@@ -73,12 +74,19 @@ def backup(out: Path, *, data: Path) -> Summary:
 
 @contextmanager
 def _frozen(data: Path) -> Iterator[Path]:
-    """A folder with copies of the databases and links to all files, in `data`/tmp, which each start empties."""
-    parent = data / "tmp"
-    parent.mkdir(exist_ok=True)
+    """A folder with copies of the databases and links to all files, in `data`/tmp; services remove it if this process is killed."""
+    presence = Presence(data)
+    presence.take()
+    try:
+        yield from _tries(data)
+    finally:
+        presence.leave()
+
+
+def _tries(data: Path) -> Iterator[Path]:
     for number in range(TRIES):
-        folder = parent / f"backup-{os.getpid()}-{number}"
-        folder.mkdir(mode=0o700)
+        folder = temporary(data, f"backup-{number}")
+        folder.mkdir(mode=0o700, parents=True)
         try:
             # The engine's checkpoints first: of what they say is done, the store and the files know at least as much.
             databases = sorted(data.glob("*.sqlite"), key=lambda path: path.name == STORE)

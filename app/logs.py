@@ -46,6 +46,9 @@ def heard(record: logging.LogRecord) -> bool:
     """Whether a record is written; what it says of an exception is reduced to type and code positions."""
     if not record.name.startswith(HEARD):
         return False
+    if record.name.startswith("dbos"):
+        # What it quotes after a colon is an exception's message, which may hold a path or a server's address.
+        record.msg, record.args = record.getMessage().partition(":")[0], ()
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
         record.msg, record.args = f"{record.getMessage().strip()} ({type(error).__name__} at {where(error)})", ()

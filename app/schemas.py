@@ -11,7 +11,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 LabelValue = Label | Number | Annotated[list[Label], Field(max_length=1000)]
 """A class, a quantity, or what can be seen in one image; all labels of a probe are of one of these kinds."""
 ProbeKind = Literal["classification", "multilabel", "regression"]
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 
 
 class Strict(BaseModel):
@@ -241,7 +241,7 @@ class JobEvent(BaseModel):
 
 
 class Job(BaseModel):
-    """Long work. Poll it until `state` is succeeded, failed or cancelled."""
+    """Long work. Poll it until `state` is succeeded, failed, cancelled, or dead (laid aside, can be queued again)."""
 
     id: str
     kind: Literal["train-probe"]

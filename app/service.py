@@ -1,17 +1,17 @@
 """The parts of a running service, put together, and the order in which they start and stop."""
 
-import fcntl
 import logging
 import os
 import secrets
-import shutil
 import sys
 from io import TextIOWrapper
 
 import torch
 from anyio import CapacityLimiter
 
+from app import datadir
 from app.embedding import Embedding
+from app.errors import log_unexpected
 from app.jobs import DbosEngine, JobEngine
 from app.keys import KeyRing
 from app.library import Library
@@ -20,19 +20,20 @@ from app.restore import MARK
 from app.settings import Settings
 from app.store import JobRow, Store, open_store
 from app.training import Training
-from app.uploads import leftovers
 from app.vectors import Indexes
 from app.work import JobWork
+from app.workers import Workers
 from data_adapters.errors import UserError
 
 log = logging.getLogger("lejepa_med.app")
 
 
 class Service:
-    """State of one process. `start` takes the data directory for itself, `stop` gives it back."""
+    """State of one process: the service, or with `is_worker` a process that runs its jobs and nothing else."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_worker: bool = False) -> None:
         self.settings = settings
+        self.is_worker = is_worker
         self.library = Library(settings)
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
@@ -43,29 +44,21 @@ class Service:
         self.training: Training
         self.engine: JobEngine
         self.search: Indexes
+        self.workers: Workers
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
         """Open the store, clean up after a kill, and continue the jobs that were accepted.
 
         Raises:
-            UserError: the data directory cannot be written, or another service works on it.
+            UserError: the data directory cannot be written, another service works on it, or it belongs to another
+                database.
         """
         data = self.settings.data
-        try:
-            data.mkdir(parents=True, exist_ok=True, mode=0o700)  # uploads of waiting jobs lie in it
-            self._lock = (data / "service.lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another service works on the data directory {data}.",
-                remedy="Stop it, or give this one another --data-dir.",
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"The data directory {data} cannot be written ({error.strerror}).",
-                remedy="Give a writable folder with --data-dir (LEJEPA_DATA_DIR).",
-            ) from error
+        if self.is_worker:
+            datadir.make(data)
+        else:
+            self._lock = datadir.take(data, shared=self.settings.database_url is not None)
         if (data / MARK).exists():
             raise UserError(
                 f"A restore of the data directory {data} has not ended.",
@@ -77,30 +70,30 @@ class Service:
         # A forward pass takes the interpreter's lock back after each operator. With Python's 5 ms a pass of one image
         # beside busy request threads took twice as long (benchmarks/serve.py).
         sys.setswitchinterval(0.0005)
-        for folder in leftovers(self.settings):
-            shutil.rmtree(folder, ignore_errors=True)
         self.store = open_store(self.settings)
+        datadir.check_pair(data, self.store)
         self.keys = KeyRing(self.store)
         if self.settings.auth == "on" and not self.store.has_keys():
             log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
         self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
-        self._clean_ended_jobs()
         self.engine = DbosEngine(
             self.works,
             database=self.store.url if self.store.is_postgres else f"sqlite:///{data / 'jobs.sqlite'}",
             workers=self.settings.job_workers,
+            retries=self.settings.job_retries,
         )
+        self.workers = Workers(data, self.store, self.engine, self.works)
+        self.workers.join()
         self.engine.start()
-        for row in self.store.unfinished():
-            # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
-            self.engine.submit(row.id, row.kind)
-        self.library.start_warm_up(self.embedding.sandbox.warm)
+        self.workers.start()
+        if not self.is_worker:
+            self.library.start_warm_up(self.embedding.sandbox.warm)
 
     def stop(self) -> bool:
-        """Stop everything; True when work was running, which the next start continues or begins anew."""
-        active = self.engine.stop()
+        """Stop everything; True when work was running, which another worker or the next start continues."""
+        active = self.workers.stop()
         active |= self.search.close()
         self.library.close()
         self.embedding.close()
@@ -119,25 +112,32 @@ class Service:
             self.works[kind].clean(job_id)
             raise too_many_jobs(self.settings.jobs_per_key)
         row = self.store.add_job(job_id, kind, key_id=key_id())
-        self.engine.submit(job_id, kind)
+        self._submit(job_id, kind)
         return row
 
     def cancel_job(self, job_id: str) -> bool:
-        """Give a job the outcome 'cancelled'; False when it has another one already."""
+        """Give a job the outcome 'cancelled', also a dead one; False when it has another outcome already."""
         before = self.store.job(job_id)
-        if not self.store.finish_job(job_id, "cancelled"):
+        if before is None or not (self.store.finish_job(job_id, "cancelled") or self.store.discard_job(job_id)):
             return False
         self.engine.cancel(job_id)
-        if before is not None and before.state == "queued":
+        if before.state != "running":
             self.works[before.kind].clean(job_id)
         return True
 
-    def _clean_ended_jobs(self) -> None:
-        for work in self.works.values():
-            for parent in ("jobs", work.made):
-                folder = self.settings.data / parent
-                for entry in folder.iterdir() if folder.is_dir() else ():
-                    work.clean(entry.name)
+    def retry_job(self, job_id: str) -> bool:
+        """Queue a dead job again; False when it is not dead."""
+        row = self.store.job(job_id)
+        if row is None or not self.store.reopen_job(job_id):
+            return False
+        self._submit(job_id, row.kind)
+        return True
+
+    def _submit(self, job_id: str, kind: str) -> None:
+        try:
+            self.engine.submit(job_id, kind)
+        except Exception as error:
+            log_unexpected(error)  # the row decides: the next look of any worker queues it
 
 
 def new_id() -> str:

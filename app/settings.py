@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.executor import temporary
+
 
 class Settings(BaseSettings):
     """Everything that an operator can set. `data_dir` holds all state; `runs_dir` is only read."""
@@ -64,7 +66,12 @@ class Settings(BaseSettings):
     queue_items: int = Field(default=256, ge=1, description="items that wait for an encoder before the answer is 503")
     queue_bytes: int = Field(default=1 << 30, ge=1, description="bytes of decoded pixels that wait for an encoder")
     batch_images: int = Field(default=64, ge=1, description="slices, tiles or images in one forward pass")
-    job_workers: int = Field(default=1, ge=1, description="jobs that run at the same time")
+    job_workers: int = Field(
+        default=1, ge=0, description="jobs that run at the same time in each process; 0: only in worker processes"
+    )
+    job_retries: int = Field(
+        default=6, ge=0, le=12, description="how often a job's step is tried again, after 1, 2, 4, ... seconds"
+    )
     max_upload_bytes: int = Field(default=512 << 20, ge=1, description="bytes of one request with files")
     max_json_bytes: int = Field(default=16 << 20, ge=1, description="bytes of one JSON body or form field")
     max_files: int = Field(default=1000, ge=1, description="files of one request")
@@ -95,6 +102,10 @@ class Settings(BaseSettings):
     def data(self) -> Path:
         """The data directory, absolute."""
         return (self.data_dir or self.runs_dir.resolve().parent / "lejepa-data").resolve()
+
+    def temporary(self, name: str) -> Path:
+        """A new folder for what this process receives; another process removes it when this one is dead."""
+        return temporary(self.data, name)
 
     @property
     def asks_nobody(self) -> bool:

@@ -106,6 +106,9 @@ class Training(JobWork):
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def _embed(self, job_id: str, plan: Plan, start: int) -> None:
+        part = self.folder(job_id) / f"vectors-{start:06d}.npy"
+        if part.exists():  # done, in a job that was dead meanwhile
+            return
         count = len(plan.files)
         self.tell(job_id, EMBED_SHARE * start / count, "embedding")
         encoder_id = self._library.encoder_of(plan.fingerprint)
@@ -132,10 +135,10 @@ class Training(JobWork):
             assert result.vector is not None
             vectors.append(result.vector)
             self.tell(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
-        draft = self.folder(job_id) / f"vectors-{start:06d}.part.npy"
+        draft = part.with_suffix(".part.npy")
         np.save(draft, np.stack(vectors))
         sync(draft)
-        os.replace(draft, draft.with_name(f"vectors-{start:06d}.npy"))
+        os.replace(draft, part)
 
     def _fit(self, job_id: str, plan: Plan) -> None:
         examples, parent, version = self._given(job_id, plan), None, 1

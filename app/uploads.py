@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BufferedWriter
@@ -108,7 +108,7 @@ async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
             remedy="With curl: -F files=@FILE (curl then sets the content type with its boundary).",
         )
     check_declared(request, settings.max_upload_bytes)
-    folder = settings.data / "tmp" / secrets.token_hex(8)
+    folder = settings.temporary(secrets.token_hex(8))
     form = Form(folder=folder)
     try:
         sink = _Sink(form, settings, boundary)
@@ -284,10 +284,3 @@ def _broken() -> ProblemError:
         remedy="Send the request again; do not set the content type's boundary by hand.",
         headers={"Connection": "close"},
     )
-
-
-def leftovers(settings: Settings) -> Iterator[Path]:
-    """Folders of requests that a killed service left behind."""
-    folder = settings.data / "tmp"
-    if folder.is_dir():
-        yield from folder.iterdir()

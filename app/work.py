@@ -1,4 +1,4 @@
-"""What all kinds of jobs share: durable inputs in jobs/<id>/, attempts with a limit, progress, and the one outcome."""
+"""What all kinds of jobs share: durable inputs in jobs/<id>/, progress, passing faults, and the one outcome."""
 
 import json
 import os
@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from app.errors import problem
+from app.executor import executor_id
 from app.jobs import Step, Stopped
 from app.schemas import Problem
 from app.settings import Settings
 from app.store import UNFINISHED, Store
 
-MAX_ATTEMPTS = 5  # a job that kills the service (memory) must not do so for ever
 TELL_SECONDS = 0.25
+OWNER = "owner"  # file in a job's inputs: the process that accepts it
+AGAIN = "POST /v1/jobs/{id}/retry queues the job again, DELETE /v1/jobs/{id} removes what was sent for it."
 
 
 class JobWork:
@@ -44,13 +45,14 @@ class JobWork:
 
     def accept(self, job_id: str, draft: Path, plan: Mapping[str, Any], *, vectors: np.ndarray | None = None) -> None:
         """Make a job's inputs durable: plan, files in `draft`, vectors (n, dim) are on the disk when this returns."""
-        draft.mkdir(exist_ok=True)
+        draft.mkdir(parents=True, exist_ok=True)
+        (draft / OWNER).write_text(executor_id(), encoding="ascii")  # until the job has a row, they are this process's
         (draft / "plan.json").write_text(json.dumps(plan, allow_nan=False), encoding="utf-8")
         if vectors is not None:
             np.save(draft / "vectors.npy", vectors.astype(np.float32, copy=False))
         target = self.folder(job_id)
         target.parent.mkdir(exist_ok=True)
-        for path in (*(p for p in draft.rglob("*") if p.is_file()), draft):
+        for path in (*draft.rglob("*"), draft):
             sync(path)
         os.rename(draft, target)
         sync(target.parent)
@@ -64,21 +66,7 @@ class JobWork:
 
     def start(self, job_id: str) -> bool:
         """Begin an attempt."""
-        row = self._store.start_job(job_id)
-        if row is None:
-            return False
-        if row.attempts > MAX_ATTEMPTS:
-            self.fail(
-                job_id,
-                problem(
-                    500,
-                    "gave-up",
-                    f"The service stopped {MAX_ATTEMPTS} times while it worked on this job.",
-                    remedy="Most often memory is short: send fewer or smaller files, or give the service more memory.",
-                ),
-            )
-            return False
-        return True
+        return self._store.start_job(job_id, executor=executor_id()) is not None
 
     def steps(self, job_id: str) -> Sequence[Step]:
         """The same steps at each call, a few seconds each."""
@@ -88,19 +76,43 @@ class JobWork:
         """Register what was made and the job's success in one transaction."""
         raise NotImplementedError
 
+    def retry(self, job_id: str, reason: str) -> bool:
+        """Note a passing fault in the job's log; False when the job is no longer this worker's."""
+        row = self._store.job(job_id)
+        if row is None or row.state != "running" or row.executor != executor_id():
+            return False
+        self._store.note(job_id, reason)
+        return True
+
     def fail(self, job_id: str, found: Problem) -> None:
         """Record the failure."""
-        self._store.finish_job(job_id, "failed", error=found.model_dump(mode="json", exclude_none=True))
+        self._end(job_id, "failed", found)
+
+    def give_up(self, job_id: str, found: Problem) -> None:
+        """Lay the job aside as dead: its inputs stay, and a request can queue it again."""
+        self._end(job_id, "dead", found.model_copy(update={"remedy": f"{found.remedy} {AGAIN}".strip()}))
+
+    def _end(self, job_id: str, state: str, found: Problem) -> None:
+        error = found.model_dump(mode="json", exclude_none=True)
+        self._store.finish_job(job_id, state, error=error, executor=executor_id())
 
     def clean(self, job_id: str) -> None:
-        """Remove what an ended job needs no more: its inputs, and what it made unless it succeeded."""
+        """Remove what an ended job needs no more: its inputs, and what it made unless it succeeded.
+
+        A dead job keeps both, since it can be queued again.
+        """
         row = self._store.job(job_id)
-        if row is not None and row.state in UNFINISHED:
+        if row is None or row.state in (*UNFINISHED, "dead"):
             return
-        shutil.rmtree(self.folder(job_id), ignore_errors=True)
-        if row is None or row.state != "succeeded":
-            shutil.rmtree(self.result_folder(job_id), ignore_errors=True)
         self._told.pop(job_id, None)
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+        target = self.result_folder(job_id)
+        for draft in target.parent.glob(f".{job_id}.*"):  # of a process that was killed while it wrote
+            shutil.rmtree(draft, ignore_errors=True)
+        if row.state != "succeeded":
+            shutil.rmtree(target, ignore_errors=True)
+
+    # --- for the kinds ----------------------------------------------------------------------------------------------
 
     def tell(self, job_id: str, progress: float, stage: str) -> None:
         """Note progress now and then.
@@ -112,7 +124,7 @@ class JobWork:
         if stage == before and time.monotonic() - at < TELL_SECONDS:
             return
         # 1.0 belongs to the registered result.
-        if not self._store.advance(job_id, stage=stage, progress=min(progress, 0.99)):
+        if not self._store.advance(job_id, stage=stage, progress=min(progress, 0.99), executor=executor_id()):
             raise Stopped
         self._told[job_id] = (time.monotonic(), stage)
 

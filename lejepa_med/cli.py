@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
-from lejepa_med.cli_service import BackupCommand, RestoreCommand
+from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
 from lejepa_med.config import PretrainConfig, Section, issues
 from lejepa_med.errors import UserError
@@ -206,49 +206,6 @@ class PredictCommand(Section):
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 
-SERVE_MODULES = ("fastapi", "uvicorn", "sqlalchemy", "dbos", "python_multipart", "prometheus_client", "structlog")
-
-
-class ServeCommand(Section):
-    """Serve the encoders and embedding tables below a folder over REST."""
-
-    runs: CliPositionalArg[Path] = Field(description="folder that holds run folders")
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
-    data_dir: Path | None = Field(default=None, description="folder for probes, jobs and uploads; None: beside runs")
-    device: str = Field(default="cpu", description="cpu or cuda")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
-    auth: Literal["auto", "on", "off"] = Field(
-        default="auto", description="whether requests need an API key; auto: once one was made (lejepa-med key create)"
-    )
-    allow_unauthenticated: bool = Field(
-        default=False, description="permit an address other than loopback although nobody is asked for a key"
-    )
-    log_format: Literal["text", "json"] | None = Field(
-        default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"
-    )
-    drain_seconds: float = Field(default=20, ge=0, description="how long requests may take to end after SIGTERM")
-
-    def cli_cmd(self) -> None:
-        """Run the command."""
-        from data_adapters.errors import require
-
-        for module in (
-            "fastapi",
-            "uvicorn",
-            "sqlalchemy",
-            "dbos",
-            "python_multipart",
-            "prometheus_client",
-            "structlog",
-        ):
-            require(module, extra="serve")
-        from importlib import import_module
-
-        # by name: the method's package must not depend on the service; only this entry point knows both
-        import_module("app.main").run(runs_dir=self.runs, **self.model_dump(exclude={"runs"}, exclude_unset=True))
-
-
 class Cli(BaseSettings):
     """In-domain self-supervised pretraining (LeJEPA) on your own archive, embeddings and small-label probes."""
 
@@ -273,6 +230,7 @@ class Cli(BaseSettings):
     select: CliSubCommand[SelectCommand]
     stability: CliSubCommand[StabilityCommand]
     serve: CliSubCommand[ServeCommand]
+    work: CliSubCommand[WorkCommand]
     backup: CliSubCommand[BackupCommand]
     restore: CliSubCommand[RestoreCommand]
     key: CliSubCommand[KeyCommand]

@@ -9,20 +9,25 @@ from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
 from app.limits import check_owner
 from app.routes import Running
-from app.schemas import Job, JobDetail, JobEvent, Jobs, Problem
+from app.schemas import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 from app.store import JobRow, now
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 CONFLICT: dict[int | str, dict[str, Any]] = {
     404: PROBLEM_RESPONSES[404],
-    409: {**PROBLEM_RESPONSES[404], "description": "The job has ended already"},
+    409: {**PROBLEM_RESPONSES[404], "description": "The job is in another state"},
 }
 
 
 @router.get("", summary="List the jobs")
-def list_jobs(service: Running, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Jobs:
+def list_jobs(
+    service: Running,
+    state: Annotated[JobState | None, Query(description="only jobs of this state")] = None,
+    kind: Annotated[str | None, Query(max_length=40, description="only jobs of this kind")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Jobs:
     """Jobs, newest first."""
-    return Jobs(jobs=[to_job(row) for row in service.store.jobs(limit=limit)])
+    return Jobs(jobs=[to_job(row) for row in service.store.jobs(limit=limit, state=state, kind=kind)])
 
 
 @router.get("/{job_id}", summary="One job", responses={404: PROBLEM_RESPONSES[404]})
@@ -37,7 +42,10 @@ def get_job(job_id: str, service: Running) -> JobDetail:
 
 @router.delete("/{job_id}", summary="Cancel a job", responses=CONFLICT)
 def cancel_job(job_id: str, service: Running) -> Job:
-    """The job ends as cancelled, and nothing of it becomes visible; work in progress stops at its next check."""
+    """The job ends as cancelled, and nothing of it becomes visible; work in progress stops at its next check.
+
+    A dead job ends as cancelled, too, and what was sent for it is removed.
+    """
     row = service.store.job(job_id)
     if row is None:
         raise not_found("job", remedy="GET /v1/jobs lists the jobs.")
@@ -47,6 +55,22 @@ def cancel_job(job_id: str, service: Running) -> Job:
             409, "job-ended", "The job has ended already.", remedy="GET /v1/jobs/{id} tells its outcome."
         )
     return to_job(service.store.job(job_id) or row)
+
+
+@router.post("/{job_id}/retry", status_code=202, summary="Queue a dead job again", responses=CONFLICT)
+def retry_job(job_id: str, service: Running) -> Job:
+    """A dead job (its tries are used up) keeps what was sent for it, and begins anew with what is done already."""
+    if not service.retry_job(job_id) and service.store.job(job_id) is not None:
+        raise ProblemError(
+            409,
+            "job-not-dead",
+            "Only a job in the state 'dead' can be queued again.",
+            remedy="GET /v1/jobs/{id} tells its state; send what failed or was cancelled anew.",
+        )
+    row = service.store.job(job_id)
+    if row is None:
+        raise not_found("job", remedy="GET /v1/jobs lists the jobs.")
+    return to_job(row)
 
 
 def to_job(row: JobRow) -> Job:
@@ -74,7 +98,8 @@ def _eta(row: JobRow) -> float | None:
     done = row.progress - row.start_progress
     if row.state != "running" or row.started is None or done <= 0.01:
         return None
-    return round((now() - row.started) * (1 - row.progress) / done, 1)
+    elapsed = max(0.0, now() - row.started)  # the clock may have been set back
+    return round(elapsed * (1 - row.progress) / done, 1)
 
 
 def _time(seconds: float) -> datetime:

@@ -218,8 +218,7 @@ def _accept(
     service: Service, plan: Plan, response: Response, *, vectors: np.ndarray | None = None, form: Form | None = None
 ) -> Job:
     job_id = new_id()
-    draft = form.folder if form is not None else service.settings.data / "tmp" / job_id
-    draft.parent.mkdir(exist_ok=True)
+    draft = form.folder if form is not None else service.settings.temporary(job_id)
     service.training.accept(job_id, draft, dataclasses.asdict(plan), vectors=vectors)
     row: JobRow = service.queue_job(job_id, service.training.kind)
     response.headers["Location"] = f"/v1/jobs/{row.id}"

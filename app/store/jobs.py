@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import case, delete, func, select, text, update
 from sqlalchemy.engine import CursorResult
 
 from app.store.database import Database, persistent
-from app.store.tables import UNFINISHED, ArchiveRow, EventRow, JobRow, PredictionRow, ProbeRow, WorkerRow, now
+from app.store.tables import UNFINISHED, ArchiveRow, EventRow, JobRow, PairRow, PredictionRow, ProbeRow, WorkerRow, now
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,13 @@ class JobStore(Database):
             return session.get(JobRow, job_id)
 
     @persistent
-    def jobs(self, *, limit: int) -> list[JobRow]:
-        """Jobs, newest first."""
+    def jobs(self, *, limit: int, state: str | None = None, kind: str | None = None) -> list[JobRow]:
+        """Jobs, newest first; of one state or kind where it is given."""
         query = select(JobRow).order_by(JobRow.created.desc(), JobRow.id).limit(limit)
+        if state is not None:
+            query = query.where(JobRow.state == state)
+        if kind is not None:
+            query = query.where(JobRow.kind == kind)
         with self._read() as session:
             return list(session.scalars(query))
 
@@ -69,6 +73,17 @@ class JobStore(Database):
         query = select(JobRow).where(JobRow.state.in_(UNFINISHED)).order_by(JobRow.created, JobRow.id)
         with self._read() as session:
             return list(session.scalars(query))
+
+    @persistent
+    def job_states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(kind, state) of those of the jobs that exist."""
+        found: dict[str, tuple[str, str]] = {}
+        with self._read() as session:
+            for start in range(0, len(ids), 500):  # below every database's limit of parameters
+                some = JobRow.id.in_(ids[start : start + 500])
+                for job_id, kind, state in session.execute(select(JobRow.id, JobRow.kind, JobRow.state).where(some)):
+                    found[job_id] = (kind, state)
+        return found
 
     @persistent
     def unfinished_of(self, key_id: str | None) -> int:
@@ -122,11 +137,11 @@ class JobStore(Database):
             return row
 
     @persistent
-    def advance(self, job_id: str, *, stage: str, progress: float) -> bool:
-        """Note progress (it never falls); False when the job no longer runs, so that the work stops."""
+    def advance(self, job_id: str, *, stage: str, progress: float, executor: str | None = None) -> bool:
+        """Note progress (it never falls); False when the job no longer runs, or runs elsewhere, so that work stops."""
         with self._write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
-            if row is None or row.state != "running":
+            if row is None or row.state != "running" or row.executor != (executor or row.executor):
                 return False
             if stage != row.stage:
                 session.add(EventRow(job_id=job_id, at=now(), message=stage))
@@ -148,16 +163,21 @@ class JobStore(Database):
         result: str | None = None,
         error: dict[str, Any] | None = None,
         made: ArchiveRow | PredictionRow | ProbeRow | None = None,
+        executor: str | None = None,
     ) -> bool:
-        """Give a job its one outcome, and what it made its row, in one transaction; False when it has an outcome."""
+        """Give a job its one outcome, and what it made its row, in one transaction; False when it has an outcome.
+
+        With `executor` it is False also for a job that has gone over to another worker.
+        """
         with self._write() as session:
             at = now()
             values = {"state": state, "finished": at, "result": result, "error": error}
             if state == "succeeded":
                 values["progress"] = 1.0
-            changed = session.execute(
-                update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(UNFINISHED)).values(**values)
-            )
+            these = [JobRow.id == job_id, JobRow.state.in_(UNFINISHED)]
+            if executor is not None:
+                these.append(JobRow.executor == executor)
+            changed = session.execute(update(JobRow).where(*these).values(**values))
             assert isinstance(changed, CursorResult)
             if changed.rowcount == 0:
                 return False
@@ -171,16 +191,44 @@ class JobStore(Database):
     @persistent
     def reopen_job(self, job_id: str) -> bool:
         """Queue a job again whose outcome is 'dead'; False when it has another state."""
+        again = {"state": "queued", "finished": None, "error": None, "attempts": 0, "losses": 0, "executor": None}
+        return self._from_dead(job_id, {**again, "stage": ""}, "queued again by request")
+
+    @persistent
+    def discard_job(self, job_id: str) -> bool:
+        """Give up a job whose outcome is 'dead': it counts as cancelled. False when it has another state."""
+        return self._from_dead(job_id, {"state": "cancelled", "finished": now()}, "cancelled")
+
+    def _from_dead(self, job_id: str, values: dict[str, Any], message: str) -> bool:
         with self._write() as session:
-            values = {"state": "queued", "finished": None, "error": None, "attempts": 0, "stage": ""}
             changed = session.execute(
                 update(JobRow).where(JobRow.id == job_id, JobRow.state == "dead").values(**values)
             )
             assert isinstance(changed, CursorResult)
             if changed.rowcount == 0:
                 return False
-            session.add(EventRow(job_id=job_id, at=now(), message="queued again by request"))
+            session.add(EventRow(job_id=job_id, at=now(), message=message))
             return True
+
+    @persistent
+    def take_over(self, job_id: str, *, holder: str | None, by: str | None, is_lost: bool = False) -> JobRow | None:
+        """Put a job back into the queue in the name of `by`; None unless `holder` has it, so that one process does it.
+
+        Args:
+            job_id: the job.
+            holder: the worker that had it; None where no attempt was begun, or the worker gave it back.
+            by: who acts now; None to give it back.
+            is_lost: the worker ended in it, which is counted until the job gets further than it was.
+        """
+        with self._write() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None or row.state not in UNFINISHED or row.executor != holder:
+                return None
+            row.state, row.executor = "queued", by
+            if is_lost:
+                row.losses = 1 if row.progress > row.start_progress else row.losses + 1
+                session.add(EventRow(job_id=job_id, at=now(), message="its worker ended; another one takes it over"))
+            return row
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -205,3 +253,14 @@ class JobStore(Database):
         """Forget a worker that ended, or that was found dead."""
         with self._write() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.executor == executor))
+
+    @persistent
+    def pair(self, name: str) -> bool:
+        """Whether this database belongs to the data directory of this name; a new one belongs to the first."""
+        with self._write() as session:
+            if self.is_postgres:
+                session.execute(text("LOCK TABLE pair IN EXCLUSIVE MODE"))
+            row = session.get(PairRow, 1)
+            if row is None:
+                session.add(PairRow(id=1, name=name))
+            return row is None or row.name == name

@@ -42,6 +42,7 @@ class JobRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     key_id: Mapped[str | None] = mapped_column(String(32))  # API key that asked for it; None without keys
     executor: Mapped[str | None] = mapped_column(String(100))  # worker of the running attempt
+    losses: Mapped[int] = mapped_column(default=0)  # workers in a row that ended in it before it got any further
 
 
 class EventRow(Base):
@@ -64,6 +65,15 @@ class WorkerRow(Base):
     beat: Mapped[int] = mapped_column(default=0)
     started: Mapped[float]
     seen: Mapped[float]  # for people; nothing is decided by it
+
+
+class PairRow(Base):
+    """The one name that the data directory holds, too: a database is used with the directory that it belongs to."""
+
+    __tablename__ = "pair"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(32))
 
 
 class EncoderRow(Base):

@@ -89,6 +89,7 @@ def settings(runs: Path, new_database: NewDatabase | None) -> Settings:
         database_url=new_database() if new_database is not None else None,  # type: ignore[arg-type]
         runs_dir=runs,
         threads=1,
+        job_retries=1,
         max_upload_bytes=4 << 20,
         max_json_bytes=64 << 10,
         max_unzipped_bytes=32 << 20,

@@ -1,87 +1,58 @@
-"""kill -9 of the real service, right after the 202 and in the middle of the job: nothing is lost or doubled."""
+"""kill -9 of real services and workers, after the 202 and in the middle of jobs: nothing is lost or doubled."""
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app import store as stores
+from benchmarks.launcher import Launcher, Process
 from tests.app.helpers import eventually, files, png, wait
 
-ROOT = Path(__file__).parents[2]
 COUNT = 160  # 20 steps
-# Imports once, then forks a service for each line on its input: three starts in the time of one. "wait" reaps it.
-LAUNCHER = """
-import os, sys
-import dbos, app.main
-for line in sys.stdin:
-    if line == "wait\\n":
-        print(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]), flush=True)
-        continue
-    pid = os.fork()
-    if pid == 0:
-        log = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1), os.dup2(log, 2)
-        app.main.run(
-            runs_dir=sys.argv[1], data_dir=sys.argv[2], port=0, threads=1, database_url=sys.argv[4] or None)
-        os._exit(0)
-    print(pid, flush=True)
-"""
 
 
-class Launcher:
-    """Starts services and tells how they ended."""
-
-    def __init__(self, runs: Path, data: Path, log: Path, database_url: str | None) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", LAUNCHER, str(runs), str(data), str(log), database_url or ""]
-        self.log = log
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.pid = 0
-
-    def ask(self, line: str) -> int:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def end(self, number: int) -> int:
-        """Send a signal and wait; the exit status."""
-        os.kill(self.pid, number)
-        status = self.ask("wait")
-        self.pid = 0
-        return status
-
-    @contextmanager
-    def service(self) -> Iterator[httpx.Client]:
-        self.log.unlink(missing_ok=True)
-        self.pid = self.ask("start")
-        end = time.monotonic() + 60
-        while not (self.log.exists() and (address := re.search(r"http://127\.0\.0\.1:\d+", self.log.read_text()))):
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.02)
-        with httpx.Client(base_url=address.group(), timeout=60) as client:
-            yield client
+@pytest.fixture(scope="module")
+def parent() -> Iterator[Launcher]:
+    with Launcher() as launcher:
+        yield launcher
 
 
 @pytest.fixture
-def launcher(runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
-    made = Launcher(runs, tmp_path / "data", tmp_path / "log", database_url)
-    yield made
-    if made.pid:
-        made.end(signal.SIGKILL)
-    made.process.kill()
-    made.process.wait()
+def launcher(parent: Launcher, runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
+    parent.use(runs, tmp_path / "data", tmp_path, database_url=database_url)
+    yield parent
+    parent.end_all()
+
+
+def client_of(service: Process) -> httpx.Client:
+    return httpx.Client(base_url=service.address, timeout=60)
+
+
+def accepted(client: httpx.Client, count: int, *, name: str = "image.png") -> str:
+    """A probe job of `count` labelled pictures."""
+    answer = client.post(
+        "/v1/probes",
+        files=files(*(png(i, bright=i % 2 == 0) for i in range(count)), name=name),
+        data={"encoder": "images", "labels": json.dumps([str(i % 2) for i in range(count)]), "folds": "5"},
+    )
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def in_the_middle(client: httpx.Client, job: str) -> float:
+    """Progress, as soon as the job is between a tenth and four fifths."""
+    end = time.monotonic() + 60
+    while not 0.1 < (middle := client.get(f"/v1/jobs/{job}").json()["progress"]) < 0.8:
+        assert time.monotonic() < end and middle < 0.8
+        time.sleep(0.005)
+    return float(middle)
 
 
 def rows_of(url: str | None) -> bytes:
@@ -98,32 +69,24 @@ def rows_of(url: str | None) -> bytes:
     return repr(rows).encode()
 
 
-def test_kill_9(launcher: Launcher, runs: Path, tmp_path: Path, database_url: str | None) -> None:
+def test_kill_9_of_the_service(launcher: Launcher, runs: Path, tmp_path: Path, database_url: str | None) -> None:
     data = tmp_path / "data"
-    with launcher.service() as client:
-        answer = client.post(
-            "/v1/probes",
-            files=files(*(png(i, bright=i % 2 == 0) for i in range(COUNT)), name="Doe^Jane_MRN90371465.png"),
-            data={"encoder": "images", "labels": json.dumps([str(i % 2) for i in range(COUNT)]), "folds": "5"},
-        )
-        assert launcher.end(signal.SIGKILL) == -signal.SIGKILL
-    assert answer.status_code == 202, answer.text
-    job = answer.json()["id"]
-    logs = [launcher.log.read_text()]
+    service = launcher.service()
+    with client_of(service) as client:
+        job = accepted(client, COUNT, name="Doe^Jane_MRN90371465.png")
+        assert service.end(signal.SIGKILL) == -signal.SIGKILL
     (data / "tmp" / "leftover").mkdir(parents=True)
 
-    with launcher.service() as client:
+    service = launcher.service()
+    with client_of(service) as client:
         assert not (data / "tmp" / "leftover").exists()
-        end = time.monotonic() + 60
-        while not 0.1 < (middle := client.get(f"/v1/jobs/{job}").json()["progress"]) < 0.8:
-            assert time.monotonic() < end and middle < 0.8
-            time.sleep(0.005)
-        launcher.end(signal.SIGKILL)
-    logs.append(launcher.log.read_text())
+        middle = in_the_middle(client, job)
+        service.end(signal.SIGKILL)
     done = {path: path.stat().st_mtime_ns for path in (data / "jobs" / job).glob("vectors-??????.npy")}
     assert 0 < len(done) < COUNT / 8, "the kill came in the middle of the job"
 
-    with launcher.service() as client:
+    service = launcher.service()
+    with client_of(service) as client:
         assert client.get(f"/v1/jobs/{job}").json()["progress"] >= middle, "what was done is still done"
         # The last may have been written but not noted as finished.
         stamps = {path: path.stat().st_mtime_ns for path in sorted(done)[:-1] if path.exists()}
@@ -138,13 +101,72 @@ def test_kill_9(launcher: Launcher, runs: Path, tmp_path: Path, database_url: st
         assert sorted(path.name for path in (data / "probes" / job).iterdir()) == ["probe.json", "probe.safetensors"]
         assert [path.name for path in (data / "probes").iterdir()] == [job]
         eventually(lambda: not list((data / "jobs").iterdir()))
-        assert launcher.end(signal.SIGTERM) in (0, -signal.SIGTERM)
-    logs.append(launcher.log.read_text())
-    for text in logs:
+        assert service.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+    assert list((data / "workers").iterdir()) == [], "the dead were forgotten, and the last one said goodbye"
+    for log in tmp_path.glob("*.log"):
+        text = log.read_text()
         assert "Doe" not in text and "MRN90371465" not in text and str(runs) not in text
     stored = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file()) + rows_of(database_url)
     assert b"Doe" not in stored and b"MRN90371465" not in stored
     assert b"py_pickle" not in stored and b"portable_json" in stored
+
+
+def test_kill_9_of_one_worker_among_three(launcher: Launcher, tmp_path: Path) -> None:
+    service = launcher.service(job_workers=0)
+    with client_of(service) as client:
+        jobs = [accepted(client, 96) for _ in range(3)]
+        time.sleep(0.5)
+        assert {client.get(f"/v1/jobs/{job}").json()["state"] for job in jobs} == {"queued"}, "nobody works yet"
+        workers = [launcher.worker() for _ in range(3)]
+        in_the_middle(client, jobs[0])
+        with closing(stores.Store(url_of(launcher))) as store:
+            holder = store.job(jobs[0]).executor  # type: ignore[union-attr]
+            victim = next(worker for worker in workers if f"-{worker.pid}-" in holder)
+            victim.end(signal.SIGKILL)
+            found = [wait(client, job, seconds=120) for job in jobs]
+            assert [job["state"] for job in found] == ["succeeded"] * 3, found
+            assert store.job(jobs[0]).executor != holder  # type: ignore[union-attr]
+        messages = [event["message"] for event in found[0]["events"]]
+        assert messages.count("its worker ended; another one takes it over") == 1
+        for job in found:
+            assert [event["message"] for event in job["events"]].count("succeeded") == 1
+        assert sorted(probe["id"] for probe in client.get("/v1/probes").json()["probes"]) == sorted(jobs)
+        eventually(lambda: not list((tmp_path / "data" / "jobs").iterdir()))
+
+
+def test_a_worker_that_is_stopped_gives_its_job_back(launcher: Launcher) -> None:
+    service = launcher.service(job_workers=0)
+    with client_of(service) as client:
+        job = accepted(client, COUNT)
+        worker = launcher.worker()
+        in_the_middle(client, job)
+        assert worker.end(signal.SIGTERM) == 0
+        launcher.worker()
+        found = wait(client, job, seconds=120)
+        assert (found["state"], found["attempts"]) == ("succeeded", 2)
+        assert not any("ended" in event["message"] for event in found["events"]), "no loss is counted"
+
+
+@pytest.mark.slow
+def test_a_worker_that_stood_still_is_taken_for_dead_and_not_heard_when_it_wakes(launcher: Launcher) -> None:
+    service = launcher.service(job_workers=0)
+    with client_of(service) as client, closing(stores.Store(url_of(launcher))) as store:
+        job = accepted(client, COUNT)
+        first = launcher.worker()
+        in_the_middle(client, job)
+        os.kill(first.pid, signal.SIGSTOP)
+        launcher.worker()
+        mine = f"-{first.pid}-"
+        eventually(lambda: mine not in (store.job(job).executor or mine), seconds=120)  # type: ignore[union-attr]
+        os.kill(first.pid, signal.SIGCONT)
+        found = wait(client, job, seconds=120)
+        assert (found["state"], found["attempts"]) == ("succeeded", 2), found
+        assert [event["message"] for event in found["events"]].count("succeeded") == 1
+        assert [probe["id"] for probe in client.get("/v1/probes").json()["probes"]] == [job]
+
+
+def url_of(launcher: Launcher) -> str:
+    return stores.database_url(launcher.options["database_url"], data=Path(launcher.options["data_dir"]))
 
 
 def test_second_service_on_one_data_directory_is_refused(client: object, runs: Path) -> None:

@@ -22,6 +22,7 @@ ROUTES = {
     "/v1/keys": {"get", "post"},
     "/v1/keys/{key_id}": {"delete"},
     "/v1/audit": {"get"},
+    "/v1/jobs/{job_id}/retry": {"post"},
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/metrics": {"get"},

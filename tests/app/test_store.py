@@ -169,6 +169,28 @@ def test_statistics_of_jobs(store: Store) -> None:
     assert 0 <= succeeded.seconds < 60
 
 
+def test_a_job_is_taken_over_once_and_its_old_worker_is_not_heard(store: Store) -> None:
+    store.add_job("j1", "train-probe")
+    store.start_job("j1", executor="a")
+    assert store.take_over("j1", holder="b", by="c") is None
+    taken = [store.take_over("j1", holder="a", by=by, is_lost=True) for by in ("c", "d")]
+    assert [row.losses for row in taken if row is not None] == [1]
+    store.start_job("j1", executor="d")
+    assert not store.advance("j1", stage="x", progress=0.5, executor="a")
+    assert not store.finish_job("j1", "failed", executor="a")
+    assert store.advance("j1", stage="x", progress=0.5, executor="d")
+    row = store.take_over("j1", holder="d", by="c", is_lost=True)
+    assert row is not None and (row.losses, row.state) == (1, "queued"), "it got further, so counting begins anew"
+    store.start_job("j1", executor="e")
+    row = store.take_over("j1", holder="e", by="c", is_lost=True)
+    assert row is not None and row.losses == 2
+    assert store.finish_job("j1", "dead", executor="c") and store.take_over("j1", holder="c", by="d") is None
+    assert [row.id for row in store.jobs(limit=9, state="dead", kind="train-probe")] == ["j1"]
+    assert store.jobs(limit=9, state="dead", kind="other") == store.jobs(limit=9, state="queued") == []
+    assert store.job_states(["j1", "none"]) == {"j1": ("train-probe", "dead")}
+    assert store.discard_job("j1") and not store.discard_job("j1") and not store.reopen_job("j1")
+
+
 def test_workers_beat(store: Store) -> None:
     store.beat("a")
     store.beat("a")
