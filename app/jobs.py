@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from app.errors import describe
@@ -27,8 +27,11 @@ class Work(Protocol):
     def start(self, job_id: str) -> bool:
         """Begin an attempt; False when there is nothing to do any more."""
 
-    def steps(self, job_id: str) -> Sequence[Step]:
-        """The same steps at each call; a finished step is not run again. A few seconds each, then cancel is quick."""
+    def steps(self, job_id: str) -> Iterable[Step]:
+        """The same steps at each call; a finished step is not run again. A few seconds each, then cancel is quick.
+
+        A generator may ask for a later step what an earlier one left on the disk.
+        """
 
     def finish(self, job_id: str) -> None:
         """Make the result visible, exactly once."""

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app import errors, examples, logs, telemetry
 from app.middleware import Drain, Guard
 from app.routes import (
+    applications,
     archives,
     embeddings,
     encoders,
@@ -23,6 +24,7 @@ from app.routes import (
     predictions,
     probes,
     search,
+    uploads,
 )
 from app.schemas import Problem
 from app.server import FLUSH_SECONDS, Server
@@ -91,6 +93,8 @@ def create_app(settings: Settings) -> FastAPI:
         embeddings,
         probes,
         predictions,
+        applications,
+        uploads,
         archives,
         search,
         jobs,

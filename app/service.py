@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+from contextvars import Context
 from io import TextIOWrapper
 
 import torch
@@ -13,6 +14,10 @@ from anyio import CapacityLimiter
 
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
+from app.kinds.applying import Applying
+from app.kinds.archiving import Archiving
+from app.kinds.importing import Importing
+from app.kinds.sweeper import Sweeper
 from app.library import Library
 from app.restore import MARK
 from app.settings import Settings
@@ -31,14 +36,19 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.library = Library(settings)
+        self.library = Library(settings, own_tables=lambda: self.archiving.tables())
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
         self.waiting = CapacityLimiter(settings.queue_items)
         self.store: Store
         self.training: Training
+        self.archiving: Archiving
+        self.importing: Importing
+        self.applying: Applying
         self.engine: JobEngine
         self.search: Indexes
+        self.works: dict[str, JobWork] = {}
+        self._sweeper: Sweeper | None = None
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
@@ -79,7 +89,13 @@ class Service:
         self.store = Store(database_url(secret.get_secret_value() if secret else None, data=data))
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
-        self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
+        self.archiving = Archiving(self.settings, self.store, self.library, self.embedding)
+        self.importing = Importing(
+            self.settings, self.store, self.archiving, self.embedding.sandbox, submit=self._submit
+        )
+        self.applying = Applying(self.settings, self.store, self.library, self.training)
+        works: tuple[JobWork, ...] = (self.training, self.archiving, self.importing, self.applying)
+        self.works = {work.kind: work for work in works}
         self._clean_ended_jobs()
         self.engine = DbosEngine(
             self.works,
@@ -91,9 +107,12 @@ class Service:
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
             self.engine.submit(row.id, row.kind)
         self.library.start_warm_up()
+        self._sweeper = Sweeper(self.importing.expire)
 
     def stop(self) -> bool:
         """Stop everything; True when work was running, which the next start continues or begins anew."""
+        if self._sweeper is not None:
+            self._sweeper.stop()
         active = self.engine.stop()
         active |= self.search.close()
         self.library.close()
@@ -108,6 +127,13 @@ class Service:
         row = self.store.add_job(job_id, kind)
         self.engine.submit(job_id, kind)
         return row
+
+    def _submit(self, job_id: str, kind: str) -> None:
+        """Queue a job that another one has accepted; before the engine is there, its start will do so."""
+        engine: JobEngine | None = getattr(self, "engine", None)
+        if engine is not None:
+            # In a context of its own: inside of a job, the engine would take the new one for a part of it.
+            Context().run(engine.submit, job_id, kind)
 
     def cancel_job(self, job_id: str) -> bool:
         """Give a job the outcome 'cancelled'; False when it has another one already."""

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from app.store import schema
 from app.store.database import database_url, patience, persistent, unavailable
-from app.store.jobs import JobStore
+from app.store.jobs import JobStore, new_job
 from app.store.results import ResultStore
 from app.store.tables import (
     UNFINISHED,
@@ -38,6 +38,7 @@ __all__ = [
     "UploadRow",
     "WorkerRow",
     "database_url",
+    "new_job",
     "now",
     "patience",
     "unavailable",

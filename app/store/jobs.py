@@ -24,23 +24,28 @@ class JobStatistic:
     within: tuple[int, ...]
 
 
+def new_job(job_id: str, kind: str, *, key_id: str | None = None) -> JobRow:
+    """The row of a job that waits."""
+    return JobRow(
+        id=job_id,
+        kind=kind,
+        state="queued",
+        stage="",
+        progress=0.0,
+        start_progress=0.0,
+        created=now(),
+        attempts=0,
+        key_id=key_id,
+    )
+
+
 class JobStore(Database):
     """All reads and writes of jobs."""
 
     @persistent
     def add_job(self, job_id: str, kind: str, *, key_id: str | None = None) -> JobRow:
         """A new job in state queued; the present one where it was added before."""
-        row = JobRow(
-            id=job_id,
-            kind=kind,
-            state="queued",
-            stage="",
-            progress=0.0,
-            start_progress=0.0,
-            created=now(),
-            attempts=0,
-            key_id=key_id,
-        )
+        row = new_job(job_id, kind, key_id=key_id)
         with self._write() as session:
             known = session.get(JobRow, job_id)
             if known is not None:
@@ -140,9 +145,9 @@ class JobStore(Database):
         *,
         result: str | None = None,
         error: dict[str, Any] | None = None,
-        made: Base | None = None,
+        made: Base | Sequence[Base] = (),
     ) -> bool:
-        """Give a job its one outcome, and what it made its row, in one transaction; False when it has an outcome."""
+        """Give a job its one outcome, and what it made its rows, in one transaction; False when it has an outcome."""
         with self._write() as session:
             at = now()
             values = {"state": state, "finished": at, "result": result, "error": error}
@@ -155,8 +160,7 @@ class JobStore(Database):
             if changed.rowcount == 0:
                 return False
             session.add(EventRow(job_id=job_id, at=at, message=state))
-            if made is not None:
-                session.add(made)
+            session.add_all([made] if isinstance(made, Base) else made)
             return True
 
     @persistent

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from app.vectors.conditions import Condition, mask, require_known
 from lejepa_med.atomic import new_folder
-from lejepa_med.embed import DONE, read_info
+from lejepa_med.embed import read_info
+from lejepa_med.table_writer import DONE
 
 FORMAT = "1"  # of the folder; part of the key, so that another format is another folder
 TAIL = 4096  # bytes at a shard's end, which hold its Parquet footer: lengths, offsets and extremes of what it holds
