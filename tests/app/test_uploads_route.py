@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,15 @@ def send(client: TestClient, parts: list[Any], **fields: str) -> dict[str, Any]:
     return found
 
 
+def bomb() -> bytes:
+    """The head of a PNG that claims 1.2 GB."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
 @pytest.fixture(scope="module")
 def contents() -> list[tuple[str, bytes]]:
-    """Two good pictures, one cut off, an equal one, and a zip whose entries are one good and one bad."""
+    """Two good pictures, one cut off, an equal one, a zip of a good and a bad one, a broken zip and a bomb."""
     return [
         ("Doe_1.png", png(1)),
         ("Doe_2.png", png(2, bright=False)),
@@ -50,6 +58,7 @@ def contents() -> list[tuple[str, bytes]]:
         ("Roe_again.png", png(1)),
         ("both.zip", zipped(Doe_3=png(4), Roe_4=b"no picture")),
         ("broken.zip", b"PK no zip"),
+        ("Doe_bomb.png", bomb()),
     ]
 
 
@@ -70,14 +79,14 @@ def test_upload_tells_what_was_read_and_what_was_refused(
     client: TestClient, upload: dict[str, Any], contents: list[tuple[str, bytes]]
 ) -> None:
     assert (upload["name"], upload["modality"], upload["state"]) == ("ward 3", "images", "ready")
-    assert (upload["files"], upload["bytes"]) == (6, sum(len(content) for _, content in contents))
+    assert (upload["files"], upload["bytes"]) == (7, sum(len(content) for _, content in contents))
     assert upload["sha256"] == hashlib.sha256(b"".join(content for _, content in contents)).hexdigest()
     assert (upload["items"], upload["labels"]) == (4, {"bright": 2, "dark": 1})
     assert upload["groups"] == 3, "two of the group Doe, one of Roe, one of its own"
     refused = {(one["file_index"], one.get("entry")) for one in upload["refused_items"]}
-    assert (refused, upload["refused"]) == ({(2, None), (4, 1), (5, None)}, 3)
+    assert (refused, upload["refused"]) == ({(2, None), (4, 1), (5, None), (6, None)}, 4)
     assert all(one["reason"] and one["remedy"] for one in upload["refused_items"])
-    assert sum(one["count"] for one in upload["reasons"]) == 3
+    assert sum(one["count"] for one in upload["reasons"]) == 4
     assert upload["duplicates"] == 1
     assert upload["catalog_unused"] == 1
     items = client.get(f"/v1/uploads/{upload['id']}/items").json()
