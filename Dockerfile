@@ -43,7 +43,8 @@ COPY --from=build /opt/lejepa-med /opt/lejepa-med
 ENV PATH=/opt/lejepa-med/bin:$PATH \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     NO_ALBUMENTATIONS_UPDATE=1 HF_HUB_OFFLINE=1 \
-    HOME=/tmp XDG_CACHE_HOME=/tmp MPLCONFIGDIR=/tmp XDG_DATA_HOME=/data
+    HOME=/tmp XDG_CACHE_HOME=/tmp MPLCONFIGDIR=/tmp XDG_DATA_HOME=/data \
+    LEJEPA_DATA_DIR=/data LEJEPA_AUTH=on
 VOLUME ["/runs", "/data"]
 EXPOSE 8000
 USER 10001:10001
@@ -51,6 +52,6 @@ USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=90s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 
-# The service has no API keys yet, so it refuses 0.0.0.0 until LEJEPA_ALLOW_UNAUTHENTICATED=1 says that the published
-# port is guarded otherwise; deploy/compose.yaml sets it and publishes on 127.0.0.1 only.
-CMD ["lejepa-med", "serve", "/runs", "--host", "0.0.0.0", "--port", "8000", "--data-dir", "/data"]
+# Every request needs a key from the first start on. Make one in the running container:
+#   docker exec CONTAINER lejepa-med key create NAME --scopes admin
+CMD ["lejepa-med", "serve", "/runs", "--host", "0.0.0.0", "--port", "8000"]

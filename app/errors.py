@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem+json that name the remedy, without paths, names or internals."""
 
+import errno
 import logging
 import uuid
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from lejepa_med.errors import EncoderError
 
 log = logging.getLogger("lejepa_med.app")
 MEDIA_TYPE = "application/problem+json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHECK_FILE = "Check that the file is complete and of the format that its suffix says."
 
 
@@ -83,6 +85,14 @@ def describe(error: Exception) -> Problem:
         )
     if isinstance(error, UserError):
         return problem(422, "not-possible", error.cause, remedy=error.remedy)
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return problem(
+            507,
+            "disk-full",
+            "The service has no space left to keep the files of this request.",
+            remedy="Try again later, with fewer or smaller files; the operator frees space in the data directory.",
+            reference=log_unexpected(error),
+        )
     return problem(
         500,
         "internal",
@@ -158,6 +168,7 @@ def invalid(errors: Any) -> Problem:
 
 
 def _place(error: Any) -> str:
-    # The name of a field that the schema does not have is the client's own text.
+    # The name of a field that the schema does not have is the client's own text. A body that is no object has no place.
+    *outer, last = error["loc"] or ("body",)
     unknown = error["type"] == "extra_forbidden"
-    return ".".join(str(part) for part in (*error["loc"][:-1], "(unknown field)" if unknown else error["loc"][-1]))
+    return ".".join(str(part) for part in (*outer, "(unknown field)" if unknown else last))

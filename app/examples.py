@@ -13,6 +13,7 @@ CLASSES = ["spiral", "spiral", "elliptical", "elliptical"]
 PARAMETERS: dict[str, Any] = {
     "encoder_id": "galaxies",
     "name": "galaxies-val",
+    "archive": "galaxies-val",
     "probe_id": "0b8c5d2e7f6a41c9b3d8e2f1a0c4b7d6",
     "job_id": "0b8c5d2e7f6a41c9b3d8e2f1a0c4b7d6",
     "limit": 100,
@@ -34,6 +35,10 @@ BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "archive": "galaxies-val",
             "labels": [{"id": item, "label": label} for item, label in zip(IDS, CLASSES, strict=True)],
         },
+    },
+    ("post", "/v1/probes/{probe_id}/labels"): {
+        MULTIPART: {"files": FILES[:2], "labels": '["spiral", "spiral"]'},
+        JSON: {"archive": "galaxies-val", "labels": [{"id": item, "label": "spiral"} for item in IDS[:2]]},
     },
     ("post", "/v1/probes/{probe_id}/predictions"): {
         MULTIPART: {"files": FILES[:1]},

@@ -18,11 +18,18 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
     for status, text in (
+        (400, "The body is broken or ends too early"),
+        (401, "No API key, or one that is not known, revoked or expired"),
+        (403, "The key lacks the scope, or another site's page sent the request"),
         (404, "Not found"),
+        (408, "The body arrives too slowly"),
         (413, "Larger than a limit"),
         (415, "Neither multipart nor JSON"),
+        (421, "The service does not answer under this Host name"),
         (422, "Cannot be done as asked; `remedy` says what to change"),
-        (503, "Too many items are waiting; come back after Retry-After"),
+        (429, "More than the caller may ask for; come back after Retry-After"),
+        (503, "Busy, or the database is away; come back after Retry-After"),
+        (507, "No space is left for the files"),
     )
 }
 
@@ -89,6 +96,16 @@ def body_of(
     if model is not None:
         content["application/json"] = {"schema": _inline(model.model_json_schema())}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def json_only(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads `model` as JSON with `json_body`."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _inline(model.model_json_schema())}},
+        }
+    }
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:

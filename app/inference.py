@@ -191,7 +191,7 @@ def _kind(item: Tensor) -> tuple[object, ...]:
     return (item.dtype, *item.shape[1:])
 
 
-def busy(seconds: float) -> ProblemError:
+def busy(seconds: float = 1.0) -> ProblemError:
     """503: the client shall come back when what waits now will have been done, `seconds` from now."""
     return ProblemError(
         503,

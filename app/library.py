@@ -71,11 +71,15 @@ class Library:
         """Whether the warm-up has ended."""
         return self._warm.is_set()
 
-    def start_warm_up(self) -> None:
-        """Load as many encoders as stay in memory, and run each once at the common batch sizes, on a thread."""
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+    def start_warm_up(self, readers: Callable[[], None]) -> None:
+        """On a thread, start the readers, load the encoders that find room, and run each at the common batch sizes."""
+        threading.Thread(target=self._warm_up, args=(readers,), name="warm-up", daemon=True).start()
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, readers: Callable[[], None]) -> None:
+        try:
+            readers()
+        except Exception as error:  # the first request tries again, and gets the error
+            log_unexpected(error)
         for folder in list(self.encoders().values())[: self._settings.loaded_encoders]:
             try:
                 encoder, batcher = self._cache.get(_stamp(folder, INFO))

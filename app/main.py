@@ -8,10 +8,13 @@ from typing import Any
 
 import uvicorn
 from anyio.to_thread import run_sync
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app import errors, examples, logs, telemetry
+from app.auth import Auth, check_bind
+from app.forms import PROBLEM_RESPONSES
 from app.middleware import Drain, Guard
+from app.policy import declared
 from app.routes import (
     applications,
     archives,
@@ -19,14 +22,15 @@ from app.routes import (
     encoders,
     health,
     jobs,
+    keys,
     metrics,
     pages,
     predictions,
     probes,
     search,
+    uncertain,
     uploads,
 )
-from app.schemas import Problem
 from app.server import FLUSH_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
@@ -34,6 +38,7 @@ from app.telemetry import Traced
 from data_adapters.errors import UserError
 from lejepa_med import __version__
 
+HEAD_BYTES = 16 << 10  # of a request's target and headers
 DESCRIPTION = """Embeddings from an encoder pretrained on a lab's own archive, and probes from a handful of labels.
 
 Every error is an RFC 9457 problem document whose `remedy` says what to do.
@@ -85,7 +90,8 @@ def create_app(settings: Settings) -> FastAPI:
         # FastAPI's documentation pages load scripts from a foreign server; ours are in routes/pages.py.
         docs_url=None,
         redoc_url=None,
-        responses={422: {"model": Problem, "description": "Cannot be done as asked; `remedy` says what to change"}},
+        dependencies=[Depends(declared)],
+        responses={status: PROBLEM_RESPONSES[status] for status in (401, 403, 421, 422, 429, 503)},
     )
     errors.install(app)
     for module in (
@@ -95,15 +101,18 @@ def create_app(settings: Settings) -> FastAPI:
         predictions,
         applications,
         uploads,
+        uncertain,
         archives,
         search,
         jobs,
+        keys,
         health,
         metrics,
         pages,
     ):
         app.include_router(module.router)
     app.state.drain = Drain()
+    app.add_middleware(Auth)
     app.add_middleware(Guard, drain=app.state.drain)
     if traces is not None:
         app.add_middleware(Traced, telemetry=traces)
@@ -125,9 +134,9 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGINT or SIGTERM; then requests in flight are finished, within a limit.
 
     Raises:
-        UserError: the address would be public without any authentication, or the service cannot start as it is set.
+        UserError: the address would be public and nobody asked for a key, or the service cannot start as it is set.
     """
-    settings.check_bind()
+    check_bind(settings)
     logs.configure(level=settings.log_level, format=settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(
@@ -137,6 +146,8 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",
+        h11_max_incomplete_event_size=HEAD_BYTES,
         # A client that stalls must not hold up the end.
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )

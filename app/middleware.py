@@ -10,8 +10,12 @@ from app.errors import ProblemError
 
 log = logging.getLogger("lejepa_med.app")
 
-SECURITY_HEADERS = [
+SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to the proxy that speaks TLS
     (b"x-content-type-options", b"nosniff"),
+    (b"x-permitted-cross-domain-policies", b"none"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),

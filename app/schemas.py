@@ -7,6 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120)]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+LabelValue = Label | Number | Annotated[list[Label], Field(max_length=1000)]
+"""A class, a quantity, or what can be seen in one image; all labels of a probe are of one of these kinds."""
+ProbeKind = Literal["classification", "multilabel", "regression"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -82,7 +86,9 @@ class LabelledId(Strict):
     """One labelled item of an embedding table."""
 
     id: str = Field(max_length=200, examples=["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
-    label: Label = Field(examples=["spiral"])
+    label: LabelValue = Field(
+        examples=["spiral"], description="a text (class), a number (quantity) or a list of texts (any number of labels)"
+    )
     group: str | None = Field(
         default=None,
         max_length=200,
@@ -99,31 +105,53 @@ class ProbeRequest(Strict):
     labels: list[LabelledId] = Field(min_length=2, max_length=100_000)
     folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    balanced: bool | None = Field(
+        default=None,
+        description="classes weigh equally whatever their counts; by default so for classes, not for lists of labels",
+    )
 
 
 class Probe(BaseModel):
-    """A trained probe."""
+    """One version of a trained probe; it never changes."""
 
     id: str
+    series: str = Field(description="id of its first version, the same for all versions")
+    version: int = Field(description="1, 2, ... as labels were added")
+    parent: str | None = Field(default=None, description="version whose labels it took over")
+    kind: ProbeKind
     name: str = Field(examples=["morphology"])
     encoder: str = Field(description="id of the encoder at the time of training, or the table's name for it")
     fingerprint: str = Field(description="fingerprint of the encoder whose vectors it reads")
-    labels: list[str] = Field(examples=[["elliptical", "spiral"]], description="classes, in the order of probabilities")
+    labels: list[str] = Field(
+        examples=[["elliptical", "spiral"]], description="classes, in the order of probabilities; none of a quantity"
+    )
     count: int = Field(examples=[200], description="labelled items that it was trained on")
     created: datetime
 
 
 class Probes(BaseModel):
-    """All probes, newest first."""
+    """All versions of all probes, newest first."""
 
     probes: list[Probe]
+
+
+class ProbeVersion(BaseModel):
+    """One version among those of its series."""
+
+    id: str
+    version: int
+    count: int = Field(examples=[200], description="labelled items that it was trained on")
+    created: datetime
 
 
 class ProbeDetail(Probe):
     """A probe with the quality that cross-validation measured."""
 
-    metrics: dict[str, Any] = Field(description="balanced accuracy with interval, AUROC, confusion matrix, per class")
+    metrics: dict[str, Any] = Field(
+        description="out-of-fold scores of the linear probe and of k-NN with intervals, calibration, warnings"
+    )
     receipt: dict[str, Any] = Field(description="folds, seed and group counts of the cross-validation")
+    versions: list[ProbeVersion] = Field(description="all versions of this probe, newest first")
 
 
 class PredictionRequest(Strict):
@@ -139,10 +167,28 @@ class PredictedItem(BaseModel):
     index: int
     file_index: int | None = Field(default=None, description="position of its file in the request; none for ids")
     id: str | None = Field(default=None, description="the id that was asked for; none for files")
-    label: str | None = Field(default=None, examples=["spiral"], description="class of the logistic probe")
-    probabilities: dict[str, float] | None = Field(default=None, examples=[{"elliptical": 0.1, "spiral": 0.9}])
-    knn_label: str | None = Field(default=None, description="class of the nearest labelled neighbours")
+    label: str | None = Field(
+        default=None, examples=["spiral"], description="classification: class of the logistic probe"
+    )
+    probabilities: dict[str, float] | None = Field(
+        default=None, examples=[{"elliptical": 0.1, "spiral": 0.9}], description="calibrated, by class"
+    )
+    knn_label: str | None = Field(default=None, description="classification: of the nearest labelled neighbours")
     nearest_cosine: float | None = Field(default=None, description="similarity of the nearest labelled image")
+    labels: list[str] | None = Field(default=None, description="multilabel: those whose chance reaches their threshold")
+    knn_labels: list[str] | None = Field(default=None, description="multilabel: of the nearest labelled images")
+    value: float | None = Field(default=None, description="regression: the quantity")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="regression: holds 90 % of the true values; none where labels are too few"
+    )
+    knn_value: float | None = Field(default=None, description="regression: mean of the nearest labelled images")
+    novelty: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how unlike the labelled images: of images like them, at most a share a has 1 - a or more",
+    )
+    uncertainty: float | None = Field(default=None, ge=0, le=1, description="how much its label would teach the probe")
     note: str | None = Field(default=None, description="only where the image is unlike the labelled ones")
     error: Problem | None = None
 
@@ -227,6 +273,59 @@ class Jobs(BaseModel):
     jobs: list[Job]
 
 
+class KeyRequest(Strict):
+    """Make an API key."""
+
+    name: Name = Field(examples=["pacs-gateway"], description="whose key it is")
+    scopes: list[Literal["embed", "probe", "admin"]] = Field(
+        min_length=1, max_length=3, examples=[["embed"]], description="admin includes the others"
+    )
+    expires_days: float | None = Field(default=None, gt=0, le=36_500, examples=[365], description="none: never")
+
+
+class Key(BaseModel):
+    """An API key without its secret."""
+
+    id: str = Field(examples=["5f0c7e1b9a3d4c2e"])
+    name: str
+    scopes: list[Literal["embed", "probe", "admin"]]
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+    last_used: datetime | None = Field(default=None, description="to a minute")
+
+
+class NewKey(Key):
+    """A new API key. `key` is shown this once."""
+
+    key: str = Field(examples=["lj_5f0c7e1b9a3d4c2e_..."])
+
+
+class Keys(BaseModel):
+    """All API keys, oldest first."""
+
+    keys: list[Key]
+
+
+class AuditLine(BaseModel):
+    """One request that changed something or was refused, or one command of the operator (status 0)."""
+
+    id: int
+    at: datetime
+    key_id: str | None = Field(description="none where nobody was asked for a key, and where no key was accepted")
+    action: str = Field(examples=["DELETE /v1/jobs/{job_id}"])
+    target: str | None = Field(description="id of what was made, changed or removed")
+    status: int = Field(examples=[200])
+    request_id: str | None
+
+
+class Audit(BaseModel):
+    """A page of the audit trail, newest first."""
+
+    lines: list[AuditLine]
+    next: str | None = Field(default=None, description="link to the next page")
+
+
 class Health(BaseModel):
     """Whether the process lives."""
 
@@ -234,7 +333,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the service can work: the store can be written, the first encoders are warm, and it goes on."""
+    """Whether the service can work: store writable, first encoders warm, one of them usable, and not being stopped."""
 
     status: Literal["ready", "not ready", "draining"]
     store: bool

@@ -14,14 +14,16 @@ from anyio import CapacityLimiter
 
 from app.embedding import Embedding
 from app.jobs import DbosEngine, JobEngine
+from app.keys import KeyRing
 from app.kinds.applying import Applying
 from app.kinds.archiving import Archiving
 from app.kinds.importing import Importing
 from app.kinds.sweeper import Sweeper
 from app.library import Library
+from app.limits import Limits, key_id, too_many_jobs
 from app.restore import MARK
 from app.settings import Settings
-from app.store import JobRow, Store, database_url
+from app.store import JobRow, Store, open_store
 from app.training import Training
 from app.uploads import leftovers
 from app.vectors import Indexes
@@ -40,7 +42,9 @@ class Service:
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
         self.waiting = CapacityLimiter(settings.queue_items)
+        self.limits = Limits(settings)
         self.store: Store
+        self.keys: KeyRing
         self.training: Training
         self.archiving: Archiving
         self.importing: Importing
@@ -85,8 +89,10 @@ class Service:
         sys.setswitchinterval(0.0005)
         for folder in leftovers(self.settings):
             shutil.rmtree(folder, ignore_errors=True)
-        secret = self.settings.database_url
-        self.store = Store(database_url(secret.get_secret_value() if secret else None, data=data))
+        self.store = open_store(self.settings)
+        self.keys = KeyRing(self.store)
+        if self.settings.auth == "on" and not self.store.has_keys():
+            log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
         self.archiving = Archiving(self.settings, self.store, self.library, self.embedding)
@@ -106,7 +112,7 @@ class Service:
         for row in self.store.unfinished():
             # Killed between the row and the queue: the job was accepted, so it is queued. Mostly this does nothing.
             self.engine.submit(row.id, row.kind)
-        self.library.start_warm_up()
+        self.library.start_warm_up(self.embedding.sandbox.warm)
         self._sweeper = Sweeper(self.importing.expire)
 
     def stop(self) -> bool:
@@ -123,8 +129,15 @@ class Service:
         return active
 
     def queue_job(self, job_id: str, kind: str) -> JobRow:
-        """Accept a job whose inputs are durable: its row first, then the queue."""
-        row = self.store.add_job(job_id, kind)
+        """Accept a job whose inputs are durable: its row first, then the queue.
+
+        Raises:
+            ProblemError: 429, the caller's key has as many unfinished jobs as it may have.
+        """
+        if self.store.unfinished_of(key_id()) >= self.settings.jobs_per_key:
+            self.works[kind].clean(job_id)
+            raise too_many_jobs(self.settings.jobs_per_key)
+        row = self.store.add_job(job_id, kind, key_id=key_id())
         self.engine.submit(job_id, kind)
         return row
 

@@ -8,8 +8,6 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from data_adapters.errors import UserError
-
 
 class Settings(BaseSettings):
     """Everything that an operator can set. `data_dir` holds all state; `runs_dir` is only read."""
@@ -31,9 +29,30 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    allow_unauthenticated: bool = Field(
-        default=False, description="allow a non-loopback address although the service has no API keys yet"
+    auth: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether requests need an API key; auto: once one was made, and on an address that is not loopback",
     )
+    allow_unauthenticated: bool = Field(
+        default=False, description="allow a non-loopback address although nobody is asked for a key"
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="names in the Host header, separated by commas; by default any where keys are asked for, else "
+        "those of loopback",
+    )
+    metrics_open: bool = Field(default=False, description="answer GET /metrics without a key")
+    requests_per_minute: int = Field(
+        default=6000, ge=0, description="requests of one key, or without keys of one other machine; 0: no limit"
+    )
+    items_per_minute: int = Field(
+        default=0, ge=0, description="items of one key, or of one other machine, that are embedded; 0: no limit"
+    )
+    jobs_per_key: int = Field(default=100, ge=1, description="unfinished jobs of one key, or of all without a key")
+    failures_per_minute: int = Field(
+        default=30, ge=1, description="refused keys of one address before the answer is 429; right keys still pass"
+    )
+    audit_days: int = Field(default=730, ge=1, description="days that a line of the audit trail is kept")
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
@@ -83,19 +102,15 @@ class Settings(BaseSettings):
         """The data directory, absolute."""
         return (self.data_dir or self.runs_dir.resolve().parent / "lejepa-data").resolve()
 
-    def check_bind(self) -> None:
-        """Refuse to listen to other machines as long as nobody is asked who they are.
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether requests pass without a key for as long as none was made."""
+        return self.auth == "off" or (self.auth == "auto" and (is_loopback(self.host) or self.allow_unauthenticated))
 
-        Raises:
-            UserError: a non-loopback host without `allow_unauthenticated`.
-        """
-        if is_loopback(self.host) or self.allow_unauthenticated:
-            return
-        raise UserError(
-            f"The service has no API keys yet, so it does not listen on '{self.host}', which other machines may reach.",
-            remedy="Use --host 127.0.0.1 behind an authenticating proxy, or, on a network that you trust, "
-            "--allow-unauthenticated (LEJEPA_ALLOW_UNAUTHENTICATED=1).",
-        )
+    @property
+    def hosts(self) -> frozenset[str]:
+        """`allowed_hosts` as names in lower case."""
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
 
 def is_loopback(host: str) -> bool:

@@ -1,42 +1,37 @@
 """The job that trains a probe: accepted with all its inputs on disk, then embedded in chunks, fitted and registered."""
 
+import hashlib
+import json
 import os
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from sqlalchemy.exc import IntegrityError
 
 from app.embedding import Embedding
 from app.errors import ProblemError, first_bad, log_unexpected
 from app.items import Field, sources
-from app.jobs import Step
+from app.jobs import Step, Stopped
+from app.labelled import Plan
 from app.library import Library
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
 from app.uploads import Upload
 from app.work import JobWork, sync
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import Probe, fit_probe
+from data_adapters.identity import pseudonym
+from lejepa_med.atomic import write_text
+from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.probe import Labelled, Probe
+from lejepa_med.evaluation.probe_files import OtherFormatError
 
 CHUNK = 8  # files of one embedding step: about a second of images, several of volumes
 EMBED_SHARE = 0.8  # of the progress, where files are embedded first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A job's inputs beside its vectors or files; `groups` are pseudonyms. `files` are (name, bytes), from uploads."""
-
-    name: str
-    encoder: str
-    fingerprint: str
-    labels: list[str]
-    groups: list[str]
-    folds: int
-    seed: int
-    files: list[tuple[str, int]]
-    region: tuple[int, int, int, int] | None = None
-    mpp: float | None = None
+LOADED = 4  # probes kept in memory; they never change
+LINEAGE = "lineage.json"  # of a job's folder: which version the fit took over from
 
 
 class Training(JobWork):
@@ -48,24 +43,21 @@ class Training(JobWork):
     def __init__(self, settings: Settings, store: Store, library: Library, embedding: Embedding) -> None:
         super().__init__(settings, store)
         self._library, self._embedding = library, embedding
+        self._loaded: dict[str, Probe] = {}
+        self._lock = threading.Lock()
 
     def probe(self, probe_id: str) -> Probe:
         """A trained probe, read from its folder.
 
         Raises:
-            ProblemError: 500, the folder is damaged.
+            ProblemError: 422, written by another release; 500, the folder is damaged.
         """
-        try:
-            return Probe.load(self.result_folder(probe_id))
-        except UserError as error:  # its words are for the operator and hold the folder's path
-            reference = log_unexpected(error)
-            raise ProblemError(
-                500,
-                "probe-unusable",
-                "The probe's files are damaged.",
-                remedy="Train the probe again from its labels.",
-                reference=reference,
-            ) from None
+        with self._lock:
+            if probe_id not in self._loaded:
+                while len(self._loaded) >= LOADED:
+                    self._loaded.pop(next(iter(self._loaded)))
+                self._loaded[probe_id] = _load(self.result_folder(probe_id))
+            return self._loaded[probe_id]
 
     def steps(self, job_id: str) -> Sequence[Step]:
         """Embedding in chunks where files were sent, then one fit."""
@@ -74,26 +66,42 @@ class Training(JobWork):
         return [*(partial(self._embed, job_id, plan, start) for start in chunks), partial(self._fit, job_id, plan)]
 
     def finish(self, job_id: str) -> None:
-        """Register the probe and the job's success in one transaction."""
+        """Register the probe and the job's success in one transaction.
+
+        Two jobs may add labels to one version. The second finds its place in the series taken, and learns again on top
+        of the first one's result, so that no label is lost.
+        """
         plan = self._plan(job_id)
-        probe = self.probe(job_id)
+        while True:
+            try:
+                self._store.finish_job(job_id, "succeeded", result=f"/v1/probes/{job_id}", made=self._row(job_id, plan))
+                return
+            except IntegrityError:
+                try:
+                    self._fit(job_id, plan)
+                except Stopped:
+                    return
+
+    def _row(self, job_id: str, plan: Plan) -> ProbeRow:
+        probe = _load(self.result_folder(job_id))
         metrics = dict(probe.metrics)
         receipt = metrics.pop("split_receipt", None) or {}
-        row = ProbeRow(
+        lineage = json.loads((self.folder(job_id) / LINEAGE).read_text(encoding="utf-8"))
+        return ProbeRow(
             id=job_id,
-            series=job_id,
-            version=1,
-            kind="classification",
+            series=plan.series or job_id,
+            version=lineage["version"],
+            parent=lineage["parent"],
+            kind=probe.kind,
             name=plan.name,
             encoder=plan.encoder,
             fingerprint=plan.fingerprint,
             labels=list(probe.classes),
-            count=len(plan.labels),
+            count=len(probe.examples.ids),
             created=now(),
             metrics=metrics,
             receipt=receipt,
         )
-        self._store.finish_job(job_id, "succeeded", result=f"/v1/probes/{job_id}", made=row)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -130,22 +138,78 @@ class Training(JobWork):
         os.replace(draft, draft.with_name(f"vectors-{start:06d}.npy"))
 
     def _fit(self, job_id: str, plan: Plan) -> None:
-        folder = self.folder(job_id)
-        parts = sorted(folder.glob("vectors-??????.npy")) or [folder / "vectors.npy"]
-        vectors = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
+        examples, parent, version = self._given(job_id, plan), None, 1
+        if plan.series is not None:
+            newest = self._store.versions(plan.series)[0]
+            examples = self.probe(newest.id).examples.updated(examples)
+            parent, version = newest.id, newest.version + 1
         done = EMBED_SHARE if plan.files else 0.0
         probe = fit_probe(
-            vectors,
-            plan.labels,
-            plan.groups,
+            examples.vectors,
+            examples.labels,
+            examples.groups,
+            ids=examples.ids,
             seed=plan.seed,
             folds=plan.folds,
+            balanced=plan.balanced,
             encoder=plan.fingerprint,
             progress=lambda share, stage: self.tell(job_id, done + (1 - done) * share, "fitting"),
         )
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)
         probe.save(target)
+        # After the probe: a kill between the two leaves the older place, which is taken: this runs again.
+        write_text(self.folder(job_id) / LINEAGE, json.dumps({"parent": parent, "version": version}))
+
+    def _given(self, job_id: str, plan: Plan) -> Labelled:
+        """What the request labelled. A file's id is that of its content: sent again, it is the same item."""
+        folder = self.folder(job_id)
+        parts = sorted(folder.glob("vectors-??????.npy")) or [folder / "vectors.npy"]
+        vectors = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
+        ids = plan.ids or [f"file/{_content_id(folder / name)}" for name, _ in plan.files]
+        first: dict[str, int] = {}
+        for row, name in enumerate(ids):
+            if plan.labels[first.setdefault(name, row)] != plan.labels[row]:
+                raise ProblemError(
+                    422,
+                    "two-labels",
+                    f"Files {first[name]} and {row} are the same, but have different labels.",
+                    remedy="Send each file once.",
+                    file_index=row,
+                )
+        rows = list(first.values())
+        return Labelled(
+            ids=tuple(ids[row] for row in rows),
+            vectors=vectors[rows],
+            labels=tuple(plan.labels[row] for row in rows),
+            groups=tuple(plan.groups[row] or ids[row] for row in rows),
+        )
 
     def _plan(self, job_id: str) -> Plan:
         return Plan(**self.read_plan(job_id))
+
+
+def _load(folder: Path) -> Probe:
+    try:
+        return Probe.load(folder)
+    except OtherFormatError:
+        raise ProblemError(
+            422,
+            "probe-format",
+            "The probe was made by another release of the service, which this one cannot read.",
+            remedy="Train the probe again from its labels.",
+        ) from None
+    except UserError as error:  # its words are for the operator and hold the folder's path
+        reference = log_unexpected(error)
+        raise ProblemError(
+            500,
+            "probe-unusable",
+            "The probe's files are damaged.",
+            remedy="Train the probe again from its labels.",
+            reference=reference,
+        ) from None
+
+
+def _content_id(file: Path) -> str:
+    with file.open("rb") as stream:
+        return pseudonym("content", hashlib.file_digest(stream, "sha256").hexdigest())

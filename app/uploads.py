@@ -1,8 +1,10 @@
 """Multipart requests, streamed to files below the data directory. A client's file name is never used as a path."""
 
+import asyncio
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from app.errors import ProblemError
 from app.settings import Settings
 
 HOP = 1 << 20  # bytes that are collected before they are parsed and written on a thread
+LEAST_RATE = 1 << 10  # bytes a second; a client below it holds a connection and a file for nothing
 MAX_FIELDS = 50
 MAX_HEADER_BYTES = 16 << 10  # of one part; names of fields and files
 COMPRESSED = ("gz", "bz2", "xz", "fz")
@@ -86,7 +89,7 @@ async def read_json(request: Request, settings: Settings) -> bytes:
     """The body of a JSON request, counted."""
     check_declared(request, settings.max_json_bytes)
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _steady(request, settings.upload_idle_seconds):
         body += chunk
         if len(body) > settings.max_json_bytes:
             raise too_large(settings.max_json_bytes, "The request")
@@ -117,7 +120,7 @@ async def receive(request: Request, settings: Settings, *, catalog: bool = False
     try:
         sink = _Sink(form, settings, boundary, catalog=catalog)
         try:
-            async for chunk, is_last in _gathered(request, settings.max_upload_bytes):
+            async for chunk, is_last in _gathered(request, settings):
                 await run_sync(sink.write, chunk, is_last)
         finally:
             sink.close()
@@ -129,11 +132,11 @@ async def receive(request: Request, settings: Settings, *, catalog: bool = False
             await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-async def _gathered(request: Request, limit: int) -> AsyncIterator[tuple[bytes, bool]]:
+async def _gathered(request: Request, settings: Settings) -> AsyncIterator[tuple[bytes, bool]]:
     """The body in pieces of about HOP bytes, so that one thread hop serves many network reads; which is the last."""
-    total = 0
+    total, limit = 0, settings.max_upload_bytes
     waiting = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _steady(request, settings.upload_idle_seconds):
         total += len(chunk)
         if total > limit:
             raise too_large(limit, "The request")
@@ -142,6 +145,39 @@ async def _gathered(request: Request, limit: int) -> AsyncIterator[tuple[bytes, 
             yield bytes(waiting), False
             waiting.clear()
     yield bytes(waiting), True
+
+
+async def _steady(request: Request, seconds: float) -> AsyncIterator[bytes]:
+    """The body as it comes, from a client that sends at least LEAST_RATE over each stretch of `seconds`.
+
+    Only waiting for the client counts, not what is done with a piece before the next one is asked for.
+
+    Raises:
+        ProblemError: 408, the client stalls or trickles.
+    """
+    stream = request.stream()
+    left, received = seconds, 0
+    while True:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise ProblemError(
+                408,
+                "too-slow",
+                f"The body arrives too slowly: less than {LEAST_RATE} bytes a second over {seconds:g} s.",
+                remedy="Send it again over a steady connection; the operator sets the time "
+                "(LEJEPA_UPLOAD_IDLE_SECONDS).",
+                headers={"Connection": "close"},
+            ) from None
+        if chunk is None:
+            return
+        left -= time.monotonic() - began
+        received += len(chunk)
+        if received >= LEAST_RATE * seconds:
+            left, received = seconds, 0
+        yield chunk
 
 
 class _Sink:

@@ -70,6 +70,8 @@ class Load:
             now = time.perf_counter()
             if head.split(b" ", 2)[1] != b"200":
                 self.failed += 1
+                if self.failed > 20 and not self.opened:
+                    raise ValueError(f"refused: {head.splitlines()[0].decode()}")
                 await asyncio.sleep(0.05)
                 continue
             if not self.answered and answer.count(b",") < self.dim - 1:

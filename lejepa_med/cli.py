@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, SplitCommand
+from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
 from lejepa_med.config import PretrainConfig, Section, issues
@@ -139,11 +140,15 @@ class EmbedCommand(Section):
 
 
 class ProbeCommand(Section):
-    """Train a probe on embeddings and a few labels: logistic regression and k-NN, cross-validated by group."""
+    """Train a probe on embeddings and a few labels: a linear model and k-NN, cross-validated by group."""
 
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
     labels: CliPositionalArg[Path] = Field(description="CSV with columns path or id, and label")
     archive: Path | None = Field(default=None, description="the archive's folder, where labels name files by path")
+    kind: Literal["classification", "multilabel", "regression"] = Field(
+        default="classification",
+        description="what 'label' holds: one class, several labels with ';' between them (- for none), or a number",
+    )
     out: Path = Field(description="folder of the probe")
     folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
     seed: int = Field(default=0, ge=0, description="seed of the folds and the interval")
@@ -152,21 +157,22 @@ class ProbeCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.embed import EmbeddingTable
+        from lejepa_med.evaluation.fit import fit_probe
         from lejepa_med.evaluation.labels import join, read_labels
-        from lejepa_med.evaluation.probe import fit_probe
         from lejepa_med.evaluation.show import print_probe
         from lejepa_med.training.archive import progress_bar
 
         console = _console()
         table = EmbeddingTable.open(self.embeddings)
         rows = read_labels(self.labels, split=self.split)
-        chosen, labels, groups = join(table, rows, archive=self.archive or self.labels.parent)
+        given = join(table, rows, archive=self.archive or self.labels.parent, kind=self.kind)
         with progress_bar(console, "probe") as bar:
             task = bar.add_task("", total=100)
             probe = fit_probe(
-                table.vectors[chosen],
-                labels,
-                groups,
+                table.vectors[given.rows],
+                given.labels,
+                given.groups,
+                ids=given.ids,
                 seed=self.seed,
                 folds=self.folds,
                 encoder=table.encoder,
@@ -178,7 +184,7 @@ class ProbeCommand(Section):
 
 
 class PredictCommand(Section):
-    """Apply a probe to an embedding table: a CSV of ids, labels and probabilities."""
+    """Apply a probe to an embedding table: a CSV of ids, predictions, probabilities, novelty and uncertainty."""
 
     probe: CliPositionalArg[Path] = Field(description="probe folder of: lejepa-med probe")
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
@@ -196,7 +202,7 @@ class PredictCommand(Section):
                 "The probe was trained on the vectors of another encoder than this table holds.",
                 remedy="Embed the archive with the probe's encoder, or train a probe on this table.",
             )
-        write_predictions(self.out, table.ids, probe.predict(table.vectors), probe.classes)
+        write_predictions(self.out, table.ids, probe.predict(table.vectors), probe)
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 
@@ -212,7 +218,12 @@ class ServeCommand(Section):
     data_dir: Path | None = Field(default=None, description="folder for probes, jobs and uploads; None: beside runs")
     device: str = Field(default="cpu", description="cpu or cuda")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
-    allow_unauthenticated: bool = Field(default=False, description="permit an address other than loopback")
+    auth: Literal["auto", "on", "off"] = Field(
+        default="auto", description="whether requests need an API key; auto: once one was made (lejepa-med key create)"
+    )
+    allow_unauthenticated: bool = Field(
+        default=False, description="permit an address other than loopback although nobody is asked for a key"
+    )
     log_format: Literal["text", "json"] | None = Field(
         default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"
     )
@@ -264,6 +275,7 @@ class Cli(BaseSettings):
     serve: CliSubCommand[ServeCommand]
     backup: CliSubCommand[BackupCommand]
     restore: CliSubCommand[RestoreCommand]
+    key: CliSubCommand[KeyCommand]
     doctor: CliSubCommand[DoctorCommand]
 
     def cli_cmd(self) -> None:

@@ -4,7 +4,7 @@ OUT/part-00000.parquet ...   id, group, label, further columns where asked for, 
                              no paths, no names
 OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
 OUT/plan.json                whose table this is, so that two are never mixed
-OUT/embedding.json           encoder fingerprint, archive digest, counts; written last, so it marks a whole table
+OUT/embedding.json           encoder fingerprint, digests of archive and shards, counts; written last
 """
 
 import json

@@ -1,6 +1,7 @@
 """Writing of an embedding table, shard by shard; `lejepa_med.embed` says what its files are."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -179,9 +180,18 @@ def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out}/failed-*.csv."
         )
-    info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded}
+    info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
     write_text(out / DONE, json.dumps(info, indent=1) + "\n")
     return info
+
+
+def content_hash(out: Path) -> str:
+    """A hash over the shards: what was made from this table tells by it whether it still belongs to it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(out.glob("part-*.parquet")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+    return digest.hexdigest()
 
 
 def _embedded(out: Path) -> int:

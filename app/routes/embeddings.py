@@ -27,6 +27,7 @@ from app.errors import ProblemError, first_bad
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.inference import busy
 from app.items import Field, sources
+from app.limits import charge_items
 from app.routes import Running
 from app.schemas import Embeddings
 from app.service import Service
@@ -101,7 +102,7 @@ async def run_waiting(service: Service, function: "partial[T]") -> T:
         ProblemError: 503, as many requests wait as the encoders' queue has places.
     """
     if service.waiting.available_tokens < 1:
-        raise busy(1)
+        raise busy()
     return await run_sync(function, limiter=service.waiting)
 
 
@@ -111,6 +112,7 @@ def start(
     """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
     found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
+    charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
     return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 
 from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
+from app.limits import check_owner
 from app.routes import Running
 from app.schemas import Job, JobDetail, JobEvent, Jobs, Problem
 from app.store import JobRow, now
@@ -37,14 +38,15 @@ def get_job(job_id: str, service: Running) -> JobDetail:
 @router.delete("/{job_id}", summary="Cancel a job", responses=CONFLICT)
 def cancel_job(job_id: str, service: Running) -> Job:
     """The job ends as cancelled, and nothing of it becomes visible; work in progress stops at its next check."""
-    if not service.cancel_job(job_id) and service.store.job(job_id) is not None:
-        raise ProblemError(
-            409, "job-ended", "The job has ended already.", remedy="GET /v1/jobs/{id} tells its outcome."
-        )
     row = service.store.job(job_id)
     if row is None:
         raise not_found("job", remedy="GET /v1/jobs lists the jobs.")
-    return to_job(row)
+    check_owner(row.key_id)
+    if not service.cancel_job(job_id):
+        raise ProblemError(
+            409, "job-ended", "The job has ended already.", remedy="GET /v1/jobs/{id} tells its outcome."
+        )
+    return to_job(service.store.job(job_id) or row)
 
 
 def to_job(row: JobRow) -> Job:

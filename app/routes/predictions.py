@@ -1,23 +1,26 @@
 """POST /v1/probes/{id}/predictions: labels for new files or for embedded items."""
 
+import dataclasses
 from functools import partial
+from typing import Any
 
 import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
-from app.errors import ProblemError
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.items import Field
+from app.labelled import rows_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
-from app.routes.probes import find_probe, rows_of
+from app.routes.probes import check_same_encoder, encoder_of, find_probe
 from app.schemas import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
 from app.uploads import Form, receive
 from lejepa_med.evaluation.probe import Prediction
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])
+ANSWERS = [field.name for field in dataclasses.fields(Prediction)]
 FIELDS = {name: TEXT_FIELDS[name] for name in ("region", "mpp")}
 
 
@@ -29,7 +32,10 @@ FIELDS = {name: TEXT_FIELDS[name] for name in ("region", "mpp")}
     openapi_extra=body_of(FIELDS, model=PredictionRequest),
 )
 async def predict(probe_id: str, request: Request, service: Running) -> Predictions:
-    """Labels and probabilities for files (multipart), or for ids of an embedding table (JSON)."""
+    """Predictions for files (multipart), or for ids of an embedding table (JSON).
+
+    Each has a novelty (how unlike the labelled images it is) and an uncertainty (how much its label would teach).
+    """
     if is_json(request):
         wanted = await json_body(request, PredictionRequest, service.settings)
         return await run_sync(_of_archive, service, probe_id, wanted)
@@ -41,13 +47,7 @@ async def predict(probe_id: str, request: Request, service: Running) -> Predicti
 def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> Predictions:
     row = find_probe(service, probe_id)
     table = service.library.table(wanted.archive)
-    if table.encoder != row.fingerprint:
-        raise ProblemError(
-            422,
-            "other-encoder",
-            "The archive was embedded with another encoder than the probe's.",
-            remedy="Embed the archive with the probe's encoder: lejepa-med embed",
-        )
+    check_same_encoder(row, table.encoder)
     probe = service.training.probe(row.id)
     found = probe.predict(table.vectors[rows_of(wanted.ids, table.ids)])
     items = [_item(i, given, id=name) for i, (name, given) in enumerate(zip(wanted.ids, found, strict=True))]
@@ -56,14 +56,7 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
 
 def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
-    encoder_id = service.library.encoder_of(row.fingerprint)
-    if encoder_id is None:
-        raise ProblemError(
-            422,
-            "encoder-gone",
-            "The encoder of this probe is not in the runs directory.",
-            remedy="The operator brings its run folder back, or train the probe again with a present encoder.",
-        )
+    encoder_id = encoder_of(service, row)
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     results = embed_form(service, form, encoder_id, field)
     check_any(results)
@@ -80,13 +73,9 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
 
 
 def _item(index: int, given: Prediction, *, file_index: int | None = None, id: str | None = None) -> PredictedItem:
-    return PredictedItem(
-        index=index,
-        file_index=file_index,
-        id=id,
-        label=given.label,
-        probabilities=given.probabilities,
-        knn_label=given.knn_label,
-        nearest_cosine=given.nearest_cosine,
-        note=given.note or None,
-    )
+    return PredictedItem(index=index, file_index=file_index, id=id, **answer_of(given))
+
+
+def answer_of(given: Prediction) -> dict[str, Any]:
+    """A prediction's fields on the wire."""
+    return {name: getattr(given, name) for name in ANSWERS} | {"note": given.note or None}

@@ -67,7 +67,10 @@ def list_indexes(service: Running) -> SearchIndexes:
     """The index of every table, with its recall as measured when it was built."""
     found = []
     for name, info in service.library.table_infos().items():
-        state = service.search.state(name, info["embedded"])
+        try:
+            state = service.search.state(name, info["embedded"])
+        except ProblemError:
+            continue  # removed, or written anew, at this moment
         report = state.report
         found.append(
             SearchIndex(

@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from app import metrics
 from app.errors import CHECK_FILE, ProblemError
 from app.inference import busy
 from app.sandbox import frames
@@ -79,7 +80,7 @@ class Sandbox:
         refused = self.screen(adapter, root)
         with self._worker() as worker:
             said, _ = worker.ask({"do": "scan", "adapter": _described(adapter), "path": str(root)})
-        return [*refused, *(_found(header) for header in said)]
+            return [*refused, *(_found(header) for header in said)]
 
     def screen(self, adapter: Adapter, root: Path) -> list[Rejected]:
         """The files below the folder `root` that no reader may see; they are removed.
@@ -89,8 +90,8 @@ class Sandbox:
         """
         with self._worker() as worker:
             _, last = worker.ask({"do": "screen", "path": str(root), "whole": is_whole(adapter)})
-        rows = last.header.get("refused")
-        refused = [_found({"rejected": row}) for row in (rows if isinstance(rows, list) else [])]
+            rows = last.header.get("refused")
+            refused = [_found({"rejected": row}) for row in (rows if isinstance(rows, list) else [])]
         if refused and root.is_file():
             raise BadFileError(refused[0].reason, remedy=refused[0].remedy)
         for found in refused:
@@ -111,14 +112,19 @@ class Sandbox:
             return _pixels(last, adapter, self._limits)
 
     @contextmanager
-    def _worker(self) -> Iterator["Worker"]:
+    def _worker(self) -> Iterator[Worker]:
         """A worker for one question."""
         worker = self._idle.get()
         try:
-            if worker is None or worker.has_died():
-                worker = self._start(instead_of=worker)
+            if worker is not None and worker.has_died():
+                dead, worker = worker, None
+                self._end(dead)
+            if worker is None:
+                worker = self._start()
             yield worker
         except LostError as lost:
+            if worker is not None and lost.kind != "memory":
+                worker.is_fit = False  # it may have lied: nothing that it says later is believed
             if self._closed:
                 raise busy(2) from None
             raise self._blame(lost) from None
@@ -128,24 +134,23 @@ class Sandbox:
                 worker = None
             self._idle.put(worker)
 
-    def _blame(self, lost: "LostError") -> BadFileError:
+    def _blame(self, lost: LostError) -> BadFileError:
         log.warning("a reader's process was lost (%s)", lost.kind)
+        metrics.WORKER_RESTARTS.labels("decode").inc()
         most = self._limits.max_decode_bytes >> 20
         if lost.kind == "time":
             return BadFileError(
                 f"The file takes longer than {self._seconds:g} s to read.",
                 remedy="Send a smaller part of it; the operator sets the limit (LEJEPA_DECODE_SECONDS).",
             )
-        memory = "needs more memory than its size allows" if lost.kind == "memory" else "crashes its reader"
+        memory = f"needs more memory than its size allows (at most {most} MiB)"
         return BadFileError(
-            f"The file {memory} (at most {most} MiB).",
+            f"The file {memory if lost.kind == 'memory' else 'crashes its reader'}.",
             remedy=f"{CHECK_FILE} If it is only large, send a smaller part; the operator sets the limit "
-            "(LEJEPA_MAX_DECODE_BYTES).",
+            f"(LEJEPA_MAX_DECODE_BYTES, now {most} MiB).",
         )
 
-    def _start(self, *, instead_of: "Worker | None" = None) -> "Worker":
-        if instead_of is not None:
-            self._end(instead_of)
+    def _start(self) -> Worker:
         with self._lock:
             for _ in range(2):  # the second time with a new nursery: the kernel may have ended the first
                 if self._closed:
@@ -165,7 +170,7 @@ class Sandbox:
             remedy="The operator looks for the cause: short memory, or a damaged installation (lejepa-med doctor).",
         )
 
-    def _end(self, worker: "Worker") -> None:
+    def _end(self, worker: Worker) -> None:
         worker.sock.close()
         with self._lock, suppress(OSError, EOFError):
             if self._nursery is worker.nursery:

@@ -16,7 +16,7 @@ from data_adapters.errors import BadFileError
 
 PIECE = 1 << 20
 BITE = 1 << 16  # packed bytes at once: what is read ahead blurs the ratio
-WINDOW = 96 << 20  # bytes of a stream over which its ratio is judged: some empty slices may follow each other
+WINDOW = 64 << 20  # bytes of a stream over which its ratio is judged: some empty slices may follow each other
 OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 GZIP_MEMBER, GZIP_WBITS = b"\x1f\x8b\x08", 31
 DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, struct.error)

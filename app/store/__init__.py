@@ -1,13 +1,17 @@
 """Metadata of the service in SQLite or PostgreSQL. `Store` is the one door; its methods block, so call them on threads.
 
-A room each: `database` connects, `schema` migrates, `tables` says what there is, `jobs`, `results` read and write it.
+A room each: `database` connects, `schema` migrates, `tables` says what there is; `jobs`, `results`, `keys` read and
+write it.
 """
 
 from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
 
+from app.settings import Settings
 from app.store import schema
 from app.store.database import database_url, patience, persistent, unavailable
 from app.store.jobs import JobStore, new_job
+from app.store.keys import KeyStore
 from app.store.results import ResultStore
 from app.store.tables import (
     UNFINISHED,
@@ -23,6 +27,7 @@ from app.store.tables import (
     WorkerRow,
     now,
 )
+from data_adapters.errors import UserError
 
 __all__ = [
     "UNFINISHED",
@@ -40,12 +45,13 @@ __all__ = [
     "database_url",
     "new_job",
     "now",
+    "open_store",
     "patience",
     "unavailable",
 ]
 
 
-class Store(JobStore, ResultStore):
+class Store(JobStore, ResultStore, KeyStore):
     """All metadata. Opening it brings the schema up to date."""
 
     def __init__(self, url: str) -> None:
@@ -64,3 +70,21 @@ class Store(JobStore, ResultStore):
                 session.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS writable (x int) ON COMMIT DROP"))
             else:
                 session.execute(text("PRAGMA user_version = 1"))
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name; its data directory is made where it is missing.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    secret = settings.database_url
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)  # uploads of waiting jobs lie in it
+        return Store(database_url(secret.get_secret_value() if secret else None, data=settings.data))
+    except (OSError, InterfaceError, OperationalError):
+        raise UserError(
+            "The service's database cannot be opened.",
+            remedy="Check that the data directory (--data-dir, LEJEPA_DATA_DIR) is writable, or that the server of "
+            "LEJEPA_DATABASE_URL is up and knows the user.",
+        ) from None

@@ -76,6 +76,13 @@ class JobStore(Database):
             return list(session.scalars(query))
 
     @persistent
+    def unfinished_of(self, key_id: str | None) -> int:
+        """Number of jobs, queued or running, that a key asked for; None: those of nobody's key."""
+        query = select(func.count()).where(JobRow.state.in_(UNFINISHED), JobRow.key_id == key_id)
+        with self._read() as session:
+            return session.scalar(query) or 0
+
+    @persistent
     def job_statistics(self, bounds: Sequence[float] = ()) -> list[JobStatistic]:
         """Counts and durations of all jobs, by kind and state.
 
@@ -160,7 +167,11 @@ class JobStore(Database):
             if changed.rowcount == 0:
                 return False
             session.add(EventRow(job_id=job_id, at=at, message=state))
-            session.add_all([made] if isinstance(made, Base) else made)
+            for row in [made] if isinstance(made, Base) else made:
+                if hasattr(row, "key_id"):
+                    # whoever asked for the job owns what it made
+                    row.key_id = session.scalar(select(JobRow.key_id).where(JobRow.id == job_id))
+                session.add(row)
             return True
 
     @persistent

@@ -9,7 +9,7 @@ KEY/base.json     whose it is; the folder appears whole, by a rename
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,8 @@ import pyarrow.parquet as pq
 from app.vectors.conditions import Condition, mask, require_known
 from lejepa_med.atomic import new_folder
 from lejepa_med.embed import read_info
-from lejepa_med.table_writer import DONE
 
 FORMAT = "1"  # of the folder; part of the key, so that another format is another folder
-TAIL = 4096  # bytes at a shard's end, which hold its Parquet footer: lengths, offsets and extremes of what it holds
 READ_ROWS = 8192
 BLOCK = 1 << 22  # floats of one product's largest operand or result: 16 MiB
 QUERIES = 64  # of one product
@@ -132,15 +130,18 @@ class Base:
 
 
 def table_key(folder: Path) -> str:
-    """A name for what a finished embedding table holds: the same on every machine, another after each new embedding."""
-    digest = hashlib.blake2b(FORMAT.encode(), digest_size=16)
-    digest.update((folder / DONE).read_bytes())
-    for file in _shards(folder):
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(max(0, size - TAIL))
-            digest.update(f"{file.name}:{size}:".encode() + stream.read())
-    return digest.hexdigest()
+    """A name for what a finished embedding table holds, the same wherever it lies.
+
+    Of a table from before its file held a content hash, times of change stand for the content: copies differ.
+
+    Raises:
+        UserError: there is no finished table.
+    """
+    info = read_info(folder)
+    if "content" not in info:
+        info["content"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _shards(folder)]
+    text = json.dumps([FORMAT, info], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def build_base(table: Path, target: Path) -> None:
@@ -155,11 +156,11 @@ def build_base(table: Path, target: Path) -> None:
     """
     began = time.perf_counter()
     info = read_info(table)
-    files = [pq.ParquetFile(file) for file in _shards(table)]
-    count = sum(file.metadata.num_rows for file in files)
-    shown = [name for name in ("label", *info.get("columns", ())) if _is_simple(files[0].schema_arrow, name)]
-    names = ["id", "group", *shown]
-    schema = pa.schema([files[0].schema_arrow.field(name) for name in names])
+    files = _shards(table)
+    count = sum(pq.read_metadata(file).num_rows for file in files)
+    found = pq.read_schema(files[0])
+    names = ["id", "group", *(name for name in ("label", *info.get("columns", ())) if _is_simple(found, name))]
+    schema = pa.schema([found.field(name) for name in names])
     with new_folder(target) as draft:
         codes: dict[str, int] = {}
         groups = np.empty(count, np.int32)
@@ -168,16 +169,13 @@ def build_base(table: Path, target: Path) -> None:
         with (draft / "vectors.npy").open("wb") as vectors, pa.ipc.new_file(str(draft / "rows.arrow"), schema) as rows:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, info["dim"])}
             np.lib.format.write_array_header_1_0(vectors, header)
-            for file in files:
-                for batch in file.iter_batches(READ_ROWS, columns=[*names, "vector"]):
-                    stop = start + len(batch)
-                    values = np.asarray(batch.column("vector").flatten(), np.float32)
-                    vectors.write(normalised(values.reshape(len(batch), info["dim"])).astype("<f4", copy=False).data)
-                    groups[start:stop] = [
-                        codes.setdefault(name, len(codes)) for name in batch.column("group").to_pylist()
-                    ]
-                    rows.write_batch(batch.select(names).cast(schema))
-                    start = stop
+            for batch in _batches(files, [*names, "vector"]):
+                stop = start + len(batch)
+                values = np.asarray(batch.column("vector").flatten(), np.float32)
+                vectors.write(normalised(values.reshape(len(batch), info["dim"])).astype("<f4", copy=False).data)
+                groups[start:stop] = [codes.setdefault(name, len(codes)) for name in batch.column("group").to_pylist()]
+                rows.write_batch(batch.select(names).cast(schema))
+                start = stop
         np.save(draft / "groups.npy", groups)
         facts: dict[str, Any] = {
             "encoder": info["encoder"],
@@ -202,6 +200,12 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
+
+
+def _batches(files: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False) as shard:  # a reader keeps what it has read ahead
+            yield from shard.iter_batches(READ_ROWS, columns=columns)
 
 
 def _is_simple(schema: pa.Schema, name: str) -> bool:

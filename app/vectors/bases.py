@@ -8,9 +8,10 @@ from pathlib import Path
 from app.errors import ProblemError, log_unexpected
 from app.library import Library, Stamp, unusable
 from app.vectors.base import Base, build_base, table_key
+from data_adapters.errors import UserError
 
 OPEN = 8  # bases kept open; their pages are the system's
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class Bases:
@@ -67,7 +68,7 @@ class Bases:
         if stamp not in self._keys:
             try:
                 self._keys[stamp] = table_key(stamp.folder)
-            except OSError as error:  # removed, or written anew, at this moment
+            except (OSError, UserError) as error:  # removed, or written anew, at this moment
                 raise unusable(error) from None
         return self._keys[stamp]
 

@@ -6,15 +6,15 @@ from typing import Annotated, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, FiniteFloat, StrictBool, StrictInt, StrictStr, StringConstraints, model_validator
+from pydantic import Field, StrictBool, StrictInt, StrictStr, StringConstraints, model_validator
 
 from app.errors import ProblemError
 from app.schemas import Strict
 
 Text = Annotated[StrictStr, StringConstraints(max_length=1000)]
 Whole = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]  # what a double holds exactly
-Value = StrictBool | Whole | FiniteFloat | Text
-Number = Whole | FiniteFloat
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: a text is no number, a whole one is
+Value = StrictBool | Whole | Number | Text
 
 
 class Condition(Strict):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import ProgrammingError
 
 from app.vectors.backend import NONE, BackendName, Query, Report, measure
 from app.vectors.base import Base
@@ -21,6 +22,7 @@ from data_adapters.errors import UserError
 
 SCHEMA = "lejepa_search"
 MAX_DIM = 4000  # of an HNSW index over halfvec (pgvector's README)
+PLAIN_DIM = 2000  # up to which a row with its vector fits into half a page, so that none is put aside (TOAST)
 M, EF_CONSTRUCTION = 16, 128  # edges of a node, pgvector's default; twice its default effort, for recall
 EF_LEAST, EF_MOST = 200, 1000  # candidates a search keeps: 200 for recall; pgvector allows at most 1000
 ITERATIVE = (0, 8)  # pgvector's first version whose filtered scans go on until enough rows were found
@@ -73,8 +75,8 @@ class PgVector:
             columns = [f"c{i} {_TYPES.get(str(kind), 'float8')}" for i, kind in enumerate(base.columns.values())]
             declared = ", ".join(["id int NOT NULL", "g int NOT NULL", *columns, f"v halfvec({base.dim}) NOT NULL"])
             connection.execute(text(f"CREATE TABLE {name} ({declared})"))
-            # Never TOASTed: a search reads the vectors of some hundred rows.
-            connection.execute(text(f"ALTER TABLE {name} ALTER COLUMN v SET STORAGE PLAIN"))
+            if base.dim <= PLAIN_DIM:
+                connection.execute(text(f"ALTER TABLE {name} ALTER COLUMN v SET STORAGE PLAIN"))
             with _cursor(connection).copy(f"COPY {name} FROM STDIN (FORMAT BINARY)") as copy:
                 for block in _binary(base):
                     copy.write(block)
@@ -117,10 +119,16 @@ class PgVector:
 
     def _prepare(self) -> None:
         """The extension and the schema, in a transaction of their own: two builds may want them at once."""
-        with self._engine.begin() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": SCHEMA})
-            connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": SCHEMA})
+                connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+                connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        except ProgrammingError:
+            raise UserError(
+                "The service's PostgreSQL role may not create the extension pgvector or a schema.",
+                remedy="A superuser runs in its database: CREATE EXTENSION vector; GRANT CREATE ON DATABASE ... TO ...",
+            ) from None
 
 
 def _nearest(connection: Connection, base: Base, query: Query) -> list[np.ndarray]:

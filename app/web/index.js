@@ -39,7 +39,8 @@ function element(name, text, attributes = {}) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
 }
-const link = (href, text) => element("a", text, { href: encodeURI(href) });
+// A link carries no key, so where one is needed the name stands without it.
+const link = (href, text) => (key() ? element("span", text) : element("a", text, { href: encodeURI(href) }));
 const state = (kind, text) => element("span", text, { class: kind });
 const bar = (value) => element("progress", "", { value, max: 1, title: `${Math.round(100 * value)} %` });
 
@@ -66,19 +67,42 @@ function draw(name, rows) {
   place.replaceChildren(table);
 }
 
+// For this tab only: gone when it is closed, and no other site's page can read it.
+const key = () => sessionStorage.getItem("lejepa-med-key");
+
+async function get(path) {
+  const answer = await fetch(path, key() ? { headers: { Authorization: `Bearer ${key()}` } } : {});
+  if (answer.status === 401) throw new Unauthorized((await answer.json()).detail);
+  if (!answer.ok) throw new Error(`${path} answers ${answer.status}`);
+  return answer.json();
+}
+class Unauthorized extends Error {}
+
+const form = document.getElementById("key");
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("lejepa-med-key", form.elements[0].value.trim());
+  form.elements[0].value = "";
+  form.hidden = true;
+  refresh();
+});
+
 async function refresh() {
   let busy = false;
   try {
     const names = Object.keys(tables);
-    const answers = await Promise.all(names.map(async (name) => {
-      const answer = await fetch(`/v1/${name}`);
-      if (!answer.ok) throw new Error(`/v1/${name} answers ${answer.status}`);
-      return answer.json();
-    }));
+    // one first: without a right key it is one refusal and not four
+    const answers = [await get(`/v1/${names[0]}`), ...(await Promise.all(names.slice(1).map((name) => get(`/v1/${name}`))))];
     names.forEach((name, i) => draw(name, answers[i][name]));
     busy = answers[names.indexOf("jobs")].jobs.some((job) => ["queued", "running"].includes(job.state));
     document.getElementById("notice").textContent = "";
   } catch (error) {
+    if (error instanceof Unauthorized) {
+      sessionStorage.removeItem("lejepa-med-key");
+      document.getElementById("notice").textContent = error.message;
+      form.hidden = false;
+      return; // asked again when a key was given
+    }
     document.getElementById("notice").textContent = `The service does not answer as it should: ${error.message}`;
   }
   setTimeout(refresh, busy ? 1000 : 5000);

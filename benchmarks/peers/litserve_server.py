@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import litserve as ls
+from fastapi import Request
 
 from benchmarks.serve_sides import decode, load
 
@@ -27,9 +28,10 @@ class Embed(ls.LitAPI):
         cv2.setNumThreads(int(sys.argv[3]))
         self.encoder = load(sys.argv[1])
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: Request) -> Any:  # the annotation makes LitServe pass on the form
         """The file field of the form."""
-        return decode(request["files"].file.read(), self.encoder.adapter.spec.global_size)
+        form: Any = request
+        return decode(form["files"].file.read(), self.encoder.adapter.spec.global_size)
 
     def batch(self, inputs: list[Any]) -> Any:
         """A list of items for the encoder."""

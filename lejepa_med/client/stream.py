@@ -62,9 +62,11 @@ def _one_by_one(
         return
     given = 0
     for place, file in enumerate(group):
+        count = 0
         for item in _group(http, [file], fields):
-            yield replace(item, index=given, file_index=place)
-            given += 1
+            yield replace(item, index=given + item.index, file_index=place)
+            count = item.index + 1
+        given += count
 
 
 def _items(answer: httpx.Response) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,7 @@
 """Labelled vectors, checked before anything is learnt from them."""
 
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,48 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_adapters.errors import UserError
-
-FEW = 10  # labels of a class below which a probe is mostly luck of the draw
-SKEW = 10  # ratio of the most to the least frequent class that is worth a word
+from lejepa_med.evaluation.cautions import few_labels, look_alikes, one_sided, unequal
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Vectors (n, dim) float32 with class codes (n,) into `classes` and group codes (n,) into `names`, both sorted."""
+class Rows:
+    """Vectors (n, dim) float32 with group codes (n,) into `names`, sorted."""
 
     vectors: NDArray[np.float32]
-    labels: NDArray[np.int64]
     groups: NDArray[np.int64]
-    classes: tuple[str, ...]
     names: tuple[str, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Examples of each class."""
-        return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist(), strict=True))
-
-    @property
-    def groups_per_class(self) -> dict[str, int]:
-        """Groups in which each class occurs."""
-        return {name: len(np.unique(self.groups[self.labels == k])) for k, name in enumerate(self.classes)}
 
     def warnings(self) -> list[str]:
         """What makes a score of these examples less than it seems, in sentences."""
         found = []
-        counts = self.counts
-        few = [f"'{name}' {n}" for name, n in counts.items() if n < FEW]
-        if few:
-            found.append(f"Few labels: {', '.join(few)}. Below {FEW} a class, scores swing with the examples chosen.")
-        most, least = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])
-        if counts[most] >= SKEW * counts[least]:
-            found.append(
-                f"Unequal classes: '{most}' has {counts[most]} labels, '{least}' {counts[least]}. Classes are weighted "
-                "equally; read balanced accuracy and recall, not accuracy."
-            )
         if len(self.names) == 1:
             found.append("All labels come from one group, so nothing says how the probe does on another one.")
-        for twins in _look_alikes(self.classes):
-            found.append(f"Class names that differ only in case, spaces or Unicode form: {', '.join(twins)}.")
         shared = self._shared_vectors()
         if shared:
             found.append(
@@ -68,11 +41,59 @@ class Examples:
         return sum(len(groups[key]) > 1 for key in keys)
 
 
-def _look_alikes(classes: Iterable[str]) -> list[list[str]]:
-    folded: dict[str, list[str]] = defaultdict(list)
-    for name in classes:
-        folded["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(f"'{name}'")
-    return [names for names in folded.values() if len(names) > 1]
+@dataclass(frozen=True)
+class Examples(Rows):
+    """Rows with the code of each one's class, (n,), into `classes`, sorted."""
+
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples of each class."""
+        return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist(), strict=True))
+
+    @property
+    def groups_per_class(self) -> dict[str, int]:
+        """Groups in which each class occurs."""
+        return {name: len(np.unique(self.groups[self.labels == k])) for k, name in enumerate(self.classes)}
+
+    def warnings(self) -> list[str]:
+        """What makes a score of these examples less than it seems, in sentences."""
+        members = {name: self.groups[self.labels == k] for k, name in enumerate(self.classes)}
+        found = [*few_labels(self.counts), *unequal(self.counts), *super().warnings(), *look_alikes(self.classes)]
+        return [*found, *(one_sided(members) if len(self.names) > 1 else [])]
+
+
+@dataclass(frozen=True)
+class Marks(Rows):
+    """Rows with any number of labels each: marks (n, labels) says which of `classes`, sorted."""
+
+    marks: NDArray[np.bool_]
+    classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples with each label."""
+        return dict(zip(self.classes, self.marks.sum(0).tolist(), strict=True))
+
+    @property
+    def scarce(self) -> dict[str, int]:
+        """Of the examples with a label and those without it, the fewer."""
+        return {name: min(n, len(self.marks) - n) for name, n in self.counts.items()}
+
+    def warnings(self) -> list[str]:
+        """What makes a score of these examples less than it seems, in sentences."""
+        members = {name: self.groups[self.marks[:, k]] for k, name in enumerate(self.classes)}
+        found = [*few_labels(self.scarce), *super().warnings(), *look_alikes(self.classes)]
+        return [*found, *(one_sided(members) if len(self.names) > 1 else [])]
+
+
+@dataclass(frozen=True)
+class Numbers(Rows):
+    """Rows with a number each, (n,)."""
+
+    values: NDArray[np.float64]
 
 
 def check_vectors(vectors: Any, *, dim: int | None = None) -> NDArray[np.float32]:
@@ -103,11 +124,11 @@ def check_vectors(vectors: Any, *, dim: int | None = None) -> NDArray[np.float32
     return table
 
 
-def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -> Examples:
-    """Examples from rows in any order.
+def check_rows(vectors: Any, labels: Sequence[Any], groups: Sequence[str]) -> Rows:
+    """What all kinds of labels need.
 
     Raises:
-        UserError: lengths differ, a label or group is empty, there is one class only, or a class has one example.
+        UserError: bad vectors, lengths that differ, or an empty group.
     """
     table = check_vectors(vectors)
     if not len(table) == len(labels) == len(groups):
@@ -115,34 +136,80 @@ def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -
             f"There are {len(table)} vectors, {len(labels)} labels and {len(groups)} groups.",
             remedy="Give one label and one group for each vector, in the same order.",
         )
-    for what, column in (("label", labels), ("group", groups)):
-        wrong = [i for i, value in enumerate(column) if not isinstance(value, str) or not value.strip()]
-        if wrong:
-            raise UserError(
-                f"{len(wrong)} rows have no {what} in text (the first is row {wrong[0]}).",
-                remedy="Leave unlabelled images out."
-                if what == "label"
-                else "Give each image its patient, slide or sky cell; an image alone is its own group.",
-            )
+    _check_text(groups, "group", "Give each image its patient, slide or sky cell; an image alone is its own group.")
+    names, codes = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
+    return Rows(vectors=table, groups=codes.astype(np.int64), names=tuple(names.tolist()))
+
+
+def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -> Examples:
+    """Examples of exclusive classes, from rows in any order.
+
+    Raises:
+        UserError: lengths differ, a label or group is empty, there is one class only, or a class has one example.
+    """
+    rows = check_rows(vectors, labels, groups)
+    _check_text(labels, "label", "Leave unlabelled images out.")
     counts = Counter(map(str, labels))
     if len(counts) < 2:
         raise UserError(
-            f"All {len(table)} labels are '{next(iter(counts))}'.",
+            f"All {len(labels)} labels are '{next(iter(counts))}'.",
             remedy="A probe needs examples of at least two classes.",
         )
-    single = sorted(name for name, n in counts.items() if n == 1)
+    _check_singles(counts, "Label at least two images of each class, better ten, or leave the class out.", "classes")
+    classes, codes = np.unique(np.array(labels, dtype=object).astype(str), return_inverse=True)
+    return Examples(**vars(rows), labels=codes.astype(np.int64), classes=tuple(classes.tolist()))
+
+
+def check_marks(vectors: Any, labels: Sequence[Sequence[str]], groups: Sequence[str]) -> Marks:
+    """Examples with any number of labels each (also none), from rows in any order.
+
+    Raises:
+        UserError: lengths differ, a label or group is empty, no label occurs, or one occurs (or lacks) once only.
+    """
+    rows = check_rows(vectors, labels, groups)
+    for row, given in enumerate(labels):
+        if not all(isinstance(name, str) and name.strip() for name in given):
+            raise UserError(f"Row {row} has an empty label.", remedy="Give each image a list of texts, maybe empty.")
+    classes = sorted({name for given in labels for name in given})
+    if not classes:
+        raise UserError("No image has any label.", remedy="Give each image the list of what can be seen in it.")
+    place = {name: column for column, name in enumerate(classes)}
+    marks = np.zeros((len(labels), len(classes)), dtype=bool)
+    for row, given in enumerate(labels):
+        marks[row, [place[name] for name in given]] = True
+    found = Marks(**vars(rows), marks=marks, classes=tuple(classes))
+    remedy = "Each label needs two images with it and two without it, better ten; or leave the label out."
+    _check_singles(found.scarce, remedy, "labels")
+    return found
+
+
+def check_numbers(vectors: Any, labels: Sequence[float], groups: Sequence[str]) -> Numbers:
+    """Examples of a quantity, from rows in any order.
+
+    Raises:
+        UserError: lengths differ, a group is empty, a value is not finite, or fewer than two values differ.
+    """
+    rows = check_rows(vectors, labels, groups)
+    values = np.asarray(labels, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise UserError(f"The label of row {bad[0]} is not a finite number.", remedy="Leave unlabelled images out.")
+    if len(np.unique(values)) < 2:
+        raise UserError(
+            f"All {len(values)} labels are {values[0]:g}.", remedy="A probe needs examples of different values."
+        )
+    return Numbers(**vars(rows), values=values)
+
+
+def _check_text(column: Sequence[Any], what: str, remedy: str) -> None:
+    wrong = [i for i, value in enumerate(column) if not isinstance(value, str) or not value.strip()]
+    if wrong:
+        raise UserError(f"{len(wrong)} rows have no {what} in text (the first is row {wrong[0]}).", remedy=remedy)
+
+
+def _check_singles(counts: dict[str, int] | Counter[str], remedy: str, what: str) -> None:
+    single = sorted(name for name, n in counts.items() if n < 2)
     if single:
         names = ", ".join(f"'{name}'" for name in single[:5]) + (" and others" if len(single) > 5 else "")
-        raise UserError(
-            f"{len(single)} of {len(counts)} classes have a single example: {names}.",
-            remedy="Label at least two images of each class, better ten, or leave the class out.",
-        )
-    classes, codes = np.unique(np.array(labels, dtype=object).astype(str), return_inverse=True)
-    names_, group_codes = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
-    return Examples(
-        vectors=table,
-        labels=codes.astype(np.int64),
-        groups=group_codes.astype(np.int64),
-        classes=tuple(classes.tolist()),
-        names=tuple(names_.tolist()),
-    )
+        some = "have a single example" if what == "classes" else "are on, or missing from, a single image at most"
+        raise UserError(f"{len(single)} of {len(counts)} {what} {some}: {names}.", remedy=remedy)

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.crossval import MIDDLE, choose_strength, group_folds
+from lejepa_med.evaluation.classification import choose_strength
 from lejepa_med.evaluation.examples import Examples, check_examples, check_vectors
+from lejepa_med.evaluation.folds import group_folds
 from lejepa_med.evaluation.knn import Neighbours
-from lejepa_med.evaluation.linear import fit_path, quiet_threads
+from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
 
 FOLDS = 5

@@ -1,11 +1,13 @@
 """Exact nearest neighbours by cosine similarity."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+MOST = 20  # neighbours that vote: the protocol of DINO (Caron et al. 2021)
 CHUNK = 4_000_000  # similarities held at once: 16 MB in float32
 
 
@@ -45,11 +47,10 @@ def top_cosine(
 
 @dataclass(frozen=True)
 class Votes:
-    """Shares of the k neighbours' votes (n, classes), the winning class (n,), the nearest cosine (n,)."""
+    """Shares of the k neighbours' votes (n, classes), and the winning class (n,)."""
 
     shares: NDArray[np.float64]
     winners: NDArray[np.int64]
-    nearest: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Neighbours:
     k: int
 
     @classmethod
-    def fit(cls, vectors: NDArray[Any], labels: NDArray[np.int64], *, most: int = 20, balanced: bool) -> "Neighbours":
-        """At most `most` neighbours vote (20: the protocol of DINO, Caron et al. 2021).
+    def fit(cls, vectors: NDArray[Any], labels: NDArray[np.int64], *, most: int = MOST, balanced: bool) -> "Neighbours":
+        """At most `most` neighbours vote.
 
         With `balanced`, a vote counts by the inverse frequency of its class, as "balanced" does in the logistic
         regression, and no more vote than the rarest class has examples. Otherwise each vote counts alike.
@@ -75,7 +76,10 @@ class Neighbours:
 
     def vote(self, vectors: NDArray[Any]) -> Votes:
         """Votes for vectors (n, dim). A tie goes to the class whose neighbours are nearer in sum."""
-        indices, cosines = top_cosine(normalise(vectors), self.references, self.k)
+        return self.count(*top_cosine(normalise(vectors), self.references, self.k))
+
+    def count(self, indices: NDArray[np.int64], cosines: NDArray[np.float32]) -> Votes:
+        """Votes of neighbours that `top_cosine` found, (n, k) each."""
         rows = np.repeat(np.arange(len(indices)), self.k)
         columns = self.labels[indices].ravel()
         counts = np.zeros((len(indices), len(self.weights)))
@@ -84,4 +88,22 @@ class Neighbours:
         np.add.at(nearness, (rows, columns), cosines.ravel().astype(np.float64))
         tied = counts >= counts.max(axis=1, keepdims=True) * (1 - 1e-9)
         winners = np.argmax(np.where(tied, nearness, -np.inf), axis=1)
-        return Votes(shares=counts / counts.sum(1, keepdims=True), winners=winners, nearest=cosines[:, 0])
+        return Votes(shares=counts / counts.sum(1, keepdims=True), winners=winners)
+
+
+def held_out_neighbours(
+    unit: NDArray[np.float32], fold: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k nearest examples of other folds for each: indices and cosines, (n, k). `unit` comes from `normalise`."""
+    indices = np.empty((len(unit), k), dtype=np.int64)
+    cosines = np.empty((len(unit), k), dtype=np.float32)
+    for number in np.unique(fold):
+        inside, outside = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        found, cosines[inside] = top_cosine(unit[inside], unit[outside], k)
+        indices[inside] = outside[found]
+    return indices, cosines
+
+
+def modest(examples: int) -> int:
+    """Neighbours whose mean is taken: the root of the number of examples, at most `MOST`."""
+    return max(1, min(MOST, math.isqrt(examples)))

@@ -10,7 +10,15 @@ from data_adapters.identity import group_id, pseudonym
 from lejepa_med.atomic import write_text
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.probe import Prediction
+from lejepa_med.evaluation.kinds import Kind
+from lejepa_med.evaluation.probe import Label, Prediction, Probe
+
+NOTHING = "-"  # an image in which none of the labels can be seen; an empty field means that nobody looked
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("label", "knn_label"),
+    "multilabel": ("labels", "knn_labels"),
+    "regression": ("value", "low", "high", "knn_value"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,19 +67,27 @@ def read_labels(file: Path, *, split: str | None = None) -> list[LabelRow]:
     return found
 
 
-def join(table: EmbeddingTable, rows: Sequence[LabelRow], *, archive: Path) -> tuple[list[int], list[str], list[str]]:
-    """Rows of the table with their labels and groups.
+@dataclass(frozen=True)
+class Joined:
+    """Rows of a table that have a label, in the table's order: their places, ids, labels and groups."""
+
+    rows: list[int]
+    ids: list[str]
+    labels: list[Label]
+    groups: list[str]
+
+
+def join(table: EmbeddingTable, rows: Sequence[LabelRow], *, archive: Path, kind: Kind = "classification") -> Joined:
+    """The labels of a table's items; rows without an embedding are left out.
 
     Args:
         table: the embeddings.
         rows: of read_labels.
         archive: folder to which the rows' paths are relative, as in the scan.
-
-    Returns:
-        Indices into the table, labels, groups; rows without an embedding are left out.
+        kind: what the labels are; numbers are parsed, and several labels of one item are split at ';'.
 
     Raises:
-        UserError: no row matches, or one item has two labels.
+        UserError: no row matches, one item has two labels, or a label is no number where numbers are wanted.
     """
     position = {name: index for index, name in enumerate(table.ids)}
     labels: dict[int, tuple[str, str]] = {}
@@ -93,17 +109,49 @@ def join(table: EmbeddingTable, rows: Sequence[LabelRow], *, archive: Path) -> t
             "installation's salt (LEJEPA_SALT to share it).",
         )
     chosen = sorted(labels)
-    return chosen, [labels[i][0] for i in chosen], [labels[i][1] for i in chosen]
+    return Joined(
+        rows=chosen,
+        ids=[table.ids[i] for i in chosen],
+        labels=[_parse(labels[i][0], kind) for i in chosen],
+        groups=[labels[i][1] for i in chosen],
+    )
 
 
-def write_predictions(
-    file: Path, ids: Sequence[str], predictions: Sequence[Prediction], classes: Sequence[str]
-) -> None:
-    """CSV: id, label, knn_label, and one probability column for each class."""
+def _parse(text: str, kind: Kind) -> Label:
+    if kind == "multilabel":
+        names = [part.strip() for part in text.split(";")]
+        return tuple(dict.fromkeys(name for name in names if name not in ("", NOTHING)))
+    if kind == "regression":
+        try:
+            return float(text)
+        except ValueError:
+            raise UserError(
+                f"The label '{text}' is no number.", remedy="Write numbers with a decimal point, or use another --kind."
+            ) from None
+    return text
+
+
+def write_predictions(file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe) -> None:
+    """CSV of ids and the fields of the probe's kind, probabilities by class, novelty and uncertainty."""
     stream = io.StringIO()
     writer = csv.writer(stream)
-    writer.writerow(["id", "label", "knn_label", *(f"p({name})" for name in classes)])
+    columns = COLUMNS[probe.kind]
+    writer.writerow(["id", *columns, "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)])
     for name, p in zip(ids, predictions, strict=True):
-        writer.writerow([name, p.label, p.knn_label, *(f"{p.probabilities[c]:.6f}" for c in classes)])
+        low, high = p.interval or ("", "")
+        every = {
+            "label": p.label,
+            "knn_label": p.knn_label,
+            "labels": ";".join(p.labels or ()) or NOTHING,
+            "knn_labels": ";".join(p.knn_labels or ()) or NOTHING,
+            "value": p.value,
+            "low": low,
+            "high": high,
+            "knn_value": p.knn_value,
+        }
+        own = [every[column] for column in columns]
+        chances = p.probabilities or {}
+        scores = (p.novelty, p.uncertainty, *(chances[c] for c in probe.classes))
+        writer.writerow([name, *own, *(f"{score:.6f}" for score in scores)])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, stream.getvalue())

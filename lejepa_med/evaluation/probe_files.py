@@ -13,9 +13,13 @@ from safetensors.numpy import load, save
 
 from data_adapters.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
 TRAIN_AGAIN = "Train the probe again from its labels."
+
+
+class OtherFormatError(UserError):
+    """The probe was written by another release."""
 
 
 def write_folder(folder: Path, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
@@ -63,7 +67,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The document and the arrays that `write_folder` wrote.
 
     Raises:
-        UserError: no probe there, written by a later format, or damaged.
+        OtherFormatError: written by another release.
+        UserError: no probe there, or damaged.
     """
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
@@ -76,7 +81,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     except ValueError as error:
         raise UserError(f"{folder / DOCUMENT} is damaged: {error}.", remedy=TRAIN_AGAIN) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(
+        raise OtherFormatError(
             f"{folder / DOCUMENT} is not in format {FORMAT}, the one this installation reads.",
             remedy="Install the lejepa-med release that wrote it, or train the probe again.",
         )

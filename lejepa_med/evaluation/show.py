@@ -5,39 +5,67 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+SCORES = {
+    "classification": (
+        ("balanced_accuracy", "balanced accuracy"),
+        ("accuracy", "accuracy"),
+        ("macro_f1", "macro F1"),
+        ("auroc", "AUROC"),
+    ),
+    "multilabel": (
+        ("auroc", "macro AUROC"),
+        ("average_precision", "macro average precision"),
+        ("macro_f1", "macro F1"),
+    ),
+    "regression": (("r2", "R2"), ("mae", "mean absolute error"), ("spearman", "Spearman")),
+}
+"""Columns of each kind; one with an interval shows it."""
+LINEAR = {
+    "classification": "logistic regression",
+    "multilabel": "logistic regressions",
+    "regression": "ridge regression",
+}
+
 
 def print_probe(metrics: dict[str, Any], *, console: Console | None = None) -> None:
     """Print scores, confusion matrix and warnings; `metrics` is `Probe.metrics`."""
     console = console or Console()
+    kind = metrics["kind"]
     scores = Table(
         title=f"{metrics['examples']:,} labelled items in {metrics['groups']:,} groups, "
-        f"{metrics['folds']}-fold cross-validation by group",
+        f"{metrics['folds']}-fold cross-validation by group (95 % intervals)",
         title_justify="left",
     )
-    for heading in ("probe", "balanced accuracy", "95 % interval", "accuracy", "macro F1", "AUROC"):
+    for heading in ("probe", *(title for _, title in SCORES[kind])):
         scores.add_column(heading)
-    for key, title in (("linear", "logistic regression"), ("knn", f"{metrics['k']}-NN (cosine)")):
+    for key, title in (("linear", LINEAR[kind]), ("knn", f"{metrics['k']}-NN (cosine)")):
         found = metrics[key]
         if found is None:
             scores.add_row(title, "cannot be estimated: too few groups")
             continue
-        low, high = found["balanced_accuracy_interval"]
-        area = "" if found["auroc"] is None else f"{found['auroc']:.3f}"
-        scores.add_row(
-            title,
-            f"{found['balanced_accuracy']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{found['accuracy']:.3f}",
-            f"{found['macro_f1']:.3f}",
-            area,
-        )
+        scores.add_row(title, *(_cell(found, name) for name, _ in SCORES[kind]))
     console.print(scores)
-    console.print(f"chance: {metrics['chance']:.3f}", highlight=False)
-    if metrics["linear"] is not None:
-        console.print(_confusion(metrics))
+    if kind == "classification":
+        console.print(f"chance: {metrics['chance']:.3f}", highlight=False)
+        if metrics["linear"] is not None:
+            console.print(_confusion(metrics))
+    if metrics.get("calibration"):
+        before, after = (metrics["calibration"][side]["ece"] for side in ("before", "after"))
+        console.print(f"calibration error: {after:.3f} ({before:.3f} before calibration)", highlight=False)
+    if metrics.get("interval") and metrics["interval"]["half_width"] is not None:
+        found = metrics["interval"]
+        console.print(f"{found['coverage']:.0%} of predictions within {found['half_width']:.4g}", highlight=False)
+    if metrics["split_receipt"] is not None:
         console.print(f"split receipt: {metrics['split_receipt']}", highlight=False)
     for warning in metrics["warnings"]:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+def _cell(found: dict[str, Any], name: str) -> str:
+    if found[name] is None:
+        return ""
+    interval = found.get(f"{name}_interval")
+    return f"{found[name]:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
 
 def _confusion(metrics: dict[str, Any]) -> Table:

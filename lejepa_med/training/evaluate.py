@@ -14,8 +14,8 @@ from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import embed_records
+from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
-from lejepa_med.evaluation.probe import fit_probe
 from lejepa_med.models.encoder import is_convolutional
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.training.archive import progress_bar

@@ -1,5 +1,6 @@
 """A runs directory with one small random encoder for each modality, an embedding table, and the app over it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+
+os.environ["LEJEPA_ALLOWED_HOSTS"] = "testserver"  # the name that the test client gives the service
 
 from fastapi.testclient import TestClient
 

@@ -73,7 +73,7 @@ def test_ready_only_after_the_warm_up_but_alive_before(
     monkeypatch.setattr(ServedEncoder, "embed", held)
     library = Library(settings.model_copy(update={"loaded_encoders": 1, "batch_images": 8}))
     monkeypatch.setattr(client.app.state.service, "library", library)  # type: ignore[attr-defined]
-    library.start_warm_up()
+    library.start_warm_up(lambda: None)
     assert client.get("/healthz").status_code == 200
     early = client.get("/readyz")
     assert (early.status_code, early.json()["warm"], early.json()["store"]) == (503, False, True)

@@ -1,23 +1,30 @@
 """What must not get in, and what must not get out."""
 
+import contextlib
 import io
 import json
 import logging
+import resource
+import socket
 import stat
+import subprocess
+import threading
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
-from app import logs, main
+from app import logs
 from app.errors import describe
-from app.settings import Settings, is_loopback
+from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import safe_suffix
-from data_adapters.errors import BadFileError, UserError
-from tests.app.helpers import files, png
+from data_adapters.errors import BadFileError
+from tests.app.helpers import eventually, files, png
 
 
 def zipped(entries: dict[str, bytes], *, mode: int = stat.S_IFREG | 0o644) -> bytes:
@@ -172,15 +179,6 @@ def test_unexpected_errors_show_no_internals(caplog: pytest.LogCaptureFixture) -
     assert "secret" not in found.model_dump_json() + caplog.text
 
 
-def test_public_bind_needs_a_word() -> None:
-    with pytest.raises(UserError, match=r"0\.0\.0\.0") as caught:
-        main.serve(Settings(host="0.0.0.0"))
-    assert "LEJEPA_ALLOW_UNAUTHENTICATED" in caught.value.remedy
-    Settings(host="0.0.0.0", allow_unauthenticated=True).check_bind()
-    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.8.0.1", "::1", "[::1]"))
-    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", ""))
-
-
 def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LEJEPA_MAX_UPLOAD_BYTES", "1000")
     monkeypatch.setenv("LEJEPA_ALLOW_UNAUTHENTICATED", "1")
@@ -192,3 +190,87 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_data_directory_is_private(client: TestClient, settings: Settings) -> None:
     assert settings.data.stat().st_mode & 0o077 == 0
     assert json.loads(client.get("/healthz").text) == {"status": "ok"}
+
+
+# --- clients that stall, and a disk that is full --------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(client: TestClient) -> Iterator[tuple[str, int]]:
+    """The app over a real socket, beside the client's own lifespan."""
+    server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started)
+    yield server.servers[0].sockets[0].getsockname()
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("pause", [None, 0.1])
+def test_a_client_that_stalls_or_trickles_is_cut(
+    client: TestClient, served: tuple[str, int], monkeypatch: pytest.MonkeyPatch, pause: float | None
+) -> None:
+    service = client.app.state.service
+    monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"upload_idle_seconds": 0.5}))
+    tmp = service.settings.data / "tmp"
+    head = (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"Content-Length: 1000000\r\n\r\n--b\r\n"
+        b'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection(served, timeout=20) as stalling:
+        stalling.sendall(head + b"0" * 2000)
+        ended = threading.Event()
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError):
+                while pause is not None and not ended.wait(pause):
+                    stalling.sendall(b"0")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := stalling.recv(1 << 16):
+                answer += piece
+        ended.set()
+        thread.join()
+    assert answer.startswith(b"HTTP/1.1 408"), answer
+    assert b"LEJEPA_UPLOAD_IDLE_SECONDS" in answer and b"application/problem+json" in answer
+    assert list(tmp.iterdir()) == [], "the file that was begun is gone"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(client: TestClient, settings: Settings) -> None:
+    """The kernel refuses to let files grow, as it does with a quota; the next request finds everything in order."""
+    big = png(side=512)
+    assert len(big) > 256 << 10
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128 << 10, limits[1]))
+    try:
+        answer = client.post("/v1/embeddings", files=files(big), data={"encoder": "images"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (answer.status_code, answer.json()["type"]) == (507, "urn:lejepa-med:problem:disk-full")
+    assert answer.json()["remedy"] and str(settings.data) not in answer.text
+    assert list((settings.data / "tmp").iterdir()) == []
+    assert client.post("/v1/embeddings", files=files(big), data={"encoder": "images"}).status_code == 200
+
+
+def test_a_full_file_system_is_told_and_leaves_nothing(client: TestClient, settings: Settings) -> None:
+    """The same with a real one of 256 KiB, where this process may mount it."""
+    tmp = settings.data / "tmp"
+    tmp.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        zip_of_large = zipped({"a.png": b"0" * (1 << 20)})
+        for content, name in ((png(side=512), "a.png"), (zip_of_large, "a.zip")):
+            answer = client.post("/v1/embeddings", files=files(content, name=name), data={"encoder": "images"})
+            assert (answer.status_code, answer.json()["type"]) == (507, "urn:lejepa-med:problem:disk-full"), name
+            assert list(tmp.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp)], check=True)

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from data_adapters.scan import scan_archive
 from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.evaluation.features import embed_records
-from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.folder import load_encoder
 from tests.app.helpers import files, png, wait
 

@@ -174,7 +174,7 @@ def run(command: str, place: Place) -> Response:
     job = place.waiting_job() if method == "DELETE" else place.probe
     path = address.removeprefix("$URL").replace("$JOB", job).replace("$PROBE", place.probe)
     for made_up, real in NAMES.items():
-        path = re.sub(rf"(?<=/){made_up}(?=[/?]|$)", real, path)
+        path = re.sub(rf"(?<=[/=]){made_up}(?=[/?&]|$)", real, path)
     if form:
         fields = {name: place.real(value) for name, value in form if not value.startswith("@")}
         names = [value.removeprefix("@") for _, value in form if value.startswith("@")]

@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 
 from app.settings import Settings
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.probe import Probe
 from tests.app.helpers import eventually, files, png, wait
 
 
@@ -52,7 +53,7 @@ def test_probe_from_archive_ids_equals_the_library(
     assert (trained["labels"], trained["count"]) == (["high", "low"], len(labels))
     assert trained["receipt"]["groups_disjoint"] is True
     stored = Probe.load(settings.data / "probes" / trained["id"])
-    np.testing.assert_array_equal(stored.linear.coef, expected.linear.coef)
+    np.testing.assert_array_equal(stored.head.linear.coef, expected.head.linear.coef)
     asked = table.ids[:5]
     answer = client.post(f"/v1/probes/{trained['id']}/predictions", json={"archive": "table", "ids": asked})
     for item, wanted, name in zip(answer.json()["items"], expected.predict(table.vectors[:5]), asked, strict=True):

@@ -29,11 +29,6 @@ class Bomb:
     name: str
     make: Callable[[], bytes]
 
-    @property
-    def title(self) -> str:
-        """Its name without the suffix, in words."""
-        return self.name.split(".")[0].replace("_", " ")
-
 
 @lru_cache(maxsize=1)
 def _block() -> bytes:

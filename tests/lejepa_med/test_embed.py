@@ -107,12 +107,13 @@ def test_labels_join_by_path_and_by_id(
 ) -> None:
     embed_archive(encoder, manifest, tmp_path / "t")
     table = EmbeddingTable.open(tmp_path / "t")
-    rows, labels, groups = join(table, read_labels(pictures / "labels.csv"), archive=pictures)
-    assert rows == list(range(48)) and labels[:2] == ["stripes", "rings"]
-    assert len(set(groups)) == 24
+    found = join(table, read_labels(pictures / "labels.csv"), archive=pictures)
+    assert found.rows == list(range(48)) and found.labels[:2] == ["stripes", "rings"]
+    assert len(set(found.groups)) == 24 and found.ids == table.ids
     by_id = tmp_path / "by-id.csv"
     by_id.write_text("id,label\n" + "".join(f"{table.ids[i]},x{i % 2}\n" for i in (4, 9)))
-    assert join(table, read_labels(by_id), archive=tmp_path)[:2] == ([4, 9], ["x0", "x1"])
+    by_id_found = join(table, read_labels(by_id), archive=tmp_path)
+    assert (by_id_found.rows, by_id_found.labels) == ([4, 9], ["x0", "x1"])
     assert len(read_labels(pictures / "labels.csv", split="val")) == 12
     every = read_labels(pictures / "labels.csv")
     with pytest.raises(UserError, match="Not one of the 48"):

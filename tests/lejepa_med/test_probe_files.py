@@ -7,7 +7,8 @@ import pytest
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation import probe_files
-from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.probe import Probe
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +59,15 @@ def test_missing_and_damaged_probes_are_told_apart(probe, tmp_path):
     weights.write_bytes(original)
     document = tmp_path / "p" / "probe.json"
     text = document.read_text(encoding="utf-8")
-    document.write_text(text.replace('"format": 1', '"format": 2'), encoding="utf-8")
-    with pytest.raises(UserError, match="not in format 1"):
+    document.write_text(text.replace('"format": 2', '"format": 1'), encoding="utf-8")
+    with pytest.raises(UserError, match="not in format 2"):
         Probe.load(tmp_path / "p")
     document.write_text(text[:100], encoding="utf-8")
     with pytest.raises(UserError, match="is damaged"):
         Probe.load(tmp_path / "p")
-    lacking = {k: v for k, v in json.loads(text).items() if k != "classes"}
+    lacking = {k: v for k, v in json.loads(text).items() if k != "examples"}
     document.write_text(json.dumps(lacking), encoding="utf-8")
-    with pytest.raises(UserError, match="lacks 'classes'"):
+    with pytest.raises(UserError, match="lacks 'examples'"):
         Probe.load(tmp_path / "p")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import fit_probe
+from lejepa_med.evaluation.fit import fit_probe
 
 
 def made(counts, *, dim=16, signal=3.0, seed=0, per_group=3):
@@ -91,7 +91,7 @@ def test_without_two_groups_a_class_there_are_no_scores_but_a_probe(one_group):
     assert probe.metrics["linear"] is None and probe.metrics["knn"] is None and probe.metrics["folds"] == 0
     assert any("No cross-validation is possible" in w for w in probe.metrics["warnings"])
     assert [p.label for p in probe.predict(vectors)] == labels
-    assert probe.predict(vectors[:1] * -100)[0].note == ""
+    assert 0 <= probe.predict(vectors[:1] * -100)[0].novelty <= 0.9
 
 
 def test_duplicates_across_groups_are_told():
@@ -148,6 +148,54 @@ def test_predict_refuses_other_dimensions_and_nan():
         probe.predict(np.zeros((2, 15)))
     with pytest.raises(UserError, match="NaN"):
         probe.predict(np.full((1, 16), np.nan))
+
+
+def test_classes_of_one_group_and_wide_intervals_are_told():
+    vectors, labels, groups = made([30, 12])
+    groups = ["p1-3" if i >= 32 else g for i, g in enumerate(groups)]
+    warnings = fit_probe(vectors, labels, groups).metrics["warnings"]
+    assert any("10 of the 12 labels of 'c1' come from one group" in w for w in warnings)
+    noise = fit_probe(*made([12, 12], signal=0.0)).metrics
+    assert any("known only to lie between" in w for w in noise["warnings"])
+
+
+def test_probabilities_are_calibrated_out_of_fold():
+    # Noisy labels on few examples of many dimensions: the raw logistic regression is too sure of itself.
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(240, 60)).astype(np.float32)
+    truth = vectors[:, 0] + 1.5 * rng.normal(size=240) > 0
+    probe = fit_probe(vectors, [f"c{int(t)}" for t in truth], [str(i) for i in range(240)])
+    found = probe.metrics["calibration"]
+    assert found["after"]["ece"] < found["before"]["ece"] and found["after"]["brier"] < found["before"]["brier"]
+    assert found["temperature"] > 1
+    assert sum(b["count"] for b in found["after"]["bins"]) == 240
+    fresh = rng.normal(size=(4000, 60)).astype(np.float32)
+    is_right = [
+        (p.label == "c1") == t
+        for p, t in zip(probe.predict(fresh), fresh[:, 0] + 1.5 * rng.normal(size=4000) > 0, strict=True)
+    ]
+    confidence = [max(p.probabilities.values()) for p in probe.predict(fresh)]
+    assert abs(np.mean(confidence) - np.mean(is_right)) < 0.06
+
+
+def test_unweighted_classes_keep_their_frequency():
+    vectors, labels, groups = made([300, 30], signal=1.0, per_group=1)
+    plain, balanced = (fit_probe(vectors, labels, groups, balanced=b) for b in (False, None))
+    share = [np.mean([p.probabilities["c1"] for p in probe.predict(vectors)]) for probe in (plain, balanced)]
+    assert share[0] == pytest.approx(30 / 330, abs=0.05) and share[1] > 0.2
+    assert (plain.metrics["balanced"], balanced.metrics["balanced"]) == (False, True)
+    assert balanced.metrics["linear"]["balanced_accuracy"] > plain.metrics["linear"]["balanced_accuracy"] + 0.05
+
+
+def test_novelty_is_a_conformal_score():
+    rng = np.random.default_rng(0)
+    draw = lambda n: (rng.normal(size=(n, 12)) + np.r_[8, np.zeros(11)]).astype(np.float32)  # noqa: E731
+    probe = fit_probe(draw(200), ["a", "b"] * 100, [str(i) for i in range(200)])
+    usual = np.array([p.novelty for p in probe.predict(draw(2000))])
+    for share in (0.05, 0.2, 0.5):
+        assert (usual >= 1 - share).mean() <= share + 0.05
+    assert usual.min() >= 0 and 0.4 < usual.mean() < 0.6
+    assert all(p.novelty > 0.99 for p in probe.predict(-draw(5)))
 
 
 def test_progress_runs_forward_and_its_exception_passes_through():

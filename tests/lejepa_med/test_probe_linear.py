@@ -5,8 +5,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lejepa_med.evaluation.crossval import MIDDLE, choose_strength, cross_validate, group_folds
-from lejepa_med.evaluation.linear import GRID, fit_path
+from lejepa_med.evaluation.classification import ClassTask, choose_strength
+from lejepa_med.evaluation.crossval import cross_validate
+from lejepa_med.evaluation.folds import group_folds
+from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_heads, fit_path, shared_turn, softmax
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
 
 
@@ -31,11 +33,40 @@ def test_same_coefficients_as_scikit_learn(n, dim, classes):
         ours = fit_path(vectors, labels, strengths=[strength], final=True)[0]
         theirs = reference(strength).fit(vectors.astype(np.float64), labels)
         expected = theirs[-1].coef_
-        found = ours.coef[1:] - ours.coef[:1] if classes == 2 else ours.coef
-        np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(ours.coef, expected, atol=2e-4 * np.abs(expected).max())
         np.testing.assert_allclose(
             ours.probabilities(vectors), theirs.predict_proba(vectors.astype(np.float64)), atol=2e-4
         )
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_independent_heads_equal_one_scikit_learn_model_each(balanced):
+    vectors, labels, _ = made(150, 20, 3)
+    marks = np.stack([labels == 0, labels != 1, np.arange(150) % 10 == 0], axis=1)
+    ours = fit_heads(vectors, marks, strengths=[0.1], final=True, balanced=balanced)[0]
+    for j in range(3):
+        solver = LogisticRegression(C=0.1, class_weight="balanced" if balanced else None, tol=1e-8, max_iter=20000)
+        theirs = make_pipeline(StandardScaler(), solver).fit(vectors.astype(np.float64), marks[:, j])[-1]
+        np.testing.assert_allclose(ours.coef[j], theirs.coef_[0], atol=2e-4 * np.abs(theirs.coef_).max())
+        assert ours.intercept[j] == pytest.approx(theirs.intercept_[0], abs=2e-4)
+
+
+def test_unweighted_classes_equal_scikit_learn_too():
+    vectors, labels, _ = made(150, 20, 3)
+    labels[:100] = 0
+    ours = fit_path(vectors, labels, strengths=[0.1], final=True, balanced=False)[0]
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, max_iter=20000))
+    expected = theirs.fit(vectors.astype(np.float64), labels)[-1].coef_
+    np.testing.assert_allclose(ours.coef, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_the_shared_basis_changes_the_speed_and_not_the_answer():
+    vectors, labels, _ = made(200, 20, 3)
+    part = np.arange(200) % 5 > 0
+    turn = shared_turn(vectors)
+    assert turn is not None
+    with_turn, without = (fit_path(vectors[part], labels[part], strengths=[0.1], turn=t)[0] for t in (turn, None))
+    np.testing.assert_allclose(with_turn.probabilities(vectors), without.probabilities(vectors), atol=0.01)
 
 
 def test_the_search_finds_the_same_answers_as_exact_fits():
@@ -98,7 +129,9 @@ def test_cross_validation_equals_a_nested_one_written_out(classes):
     vectors, labels, groups = made(180, 12, classes, signal=2.0)
     groups = np.unique(groups, return_inverse=True)[1]
     split = group_folds(labels, groups, folds=4, seed=0)
-    found = cross_validate(vectors, labels, split)
+    found = cross_validate(ClassTask(vectors, labels), split)
+    turn = shared_turn(vectors)
+    probabilities = softmax(found.nested)
 
     def score(truth, predicted):
         return round(float(balanced_accuracy(confusion_matrix(truth, predicted, classes))), 12)
@@ -110,19 +143,21 @@ def test_cross_validation_equals_a_nested_one_written_out(classes):
             predicted = np.zeros(180, int)
             for j in {0, 1, 2, 3} - {i}:
                 train, inside = outside & (split.fold != j), split.fold == j
-                predicted[inside] = fit_path(vectors[train], labels[train])[c].probabilities(vectors[inside]).argmax(1)
+                models = fit_path(vectors[train], labels[train], turn=turn)
+                predicted[inside] = models[c].probabilities(vectors[inside]).argmax(1)
             scores.append(score(labels[outside], predicted[outside]))
         best = int(np.argmax(scores))
-        assert found.fold_strengths[i] == GRID[best]
-        model = fit_path(vectors[outside], labels[outside])[best]
-        np.testing.assert_array_equal(found.probabilities[~outside], model.probabilities(vectors[~outside]))
-    assert found.strength == choose_strength(vectors, labels, split)
+        assert found.fold_strengths[i] == best
+        model = fit_path(vectors[outside], labels[outside], turn=turn)[best]
+        np.testing.assert_allclose(probabilities[~outside], model.probabilities(vectors[~outside]))
+    assert GRID[found.strength] == choose_strength(vectors, labels, split)
 
 
 def test_two_folds_take_the_middle_of_the_grid():
     vectors, labels, _ = made(40, 4, 2)
     split = group_folds(labels, np.arange(40), folds=2, seed=0)
-    found = cross_validate(vectors, labels, split)
-    assert found.fold_strengths == [MIDDLE, MIDDLE]
-    first = fit_path(vectors[split.fold == 1], labels[split.fold == 1])[GRID.index(MIDDLE)]
-    np.testing.assert_array_equal(found.probabilities[split.fold == 0], first.probabilities(vectors[split.fold == 0]))
+    found = cross_validate(ClassTask(vectors, labels), split)
+    assert [GRID[k] for k in found.fold_strengths] == [MIDDLE, MIDDLE]
+    inside = split.fold == 0
+    first = fit_path(vectors[~inside], labels[~inside], turn=shared_turn(vectors))[GRID.index(MIDDLE)]
+    np.testing.assert_allclose(softmax(found.nested)[inside], first.probabilities(vectors[inside]))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import BadFileError
-from lejepa_med.evaluation.crossval import MIDDLE, group_folds
+from lejepa_med.evaluation.folds import group_folds
 from lejepa_med.evaluation.knn import Neighbours
-from lejepa_med.evaluation.linear import fit_path, quiet_threads
+from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
 from lejepa_med.evaluation.metrics import eigen_spectrum
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
 from lejepa_med.evaluation.spread import spread

@@ -1,0 +1,201 @@
+"""From a request with labels, as JSON or with files, to the plan of a training job. Nothing in a plan is a name."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Le
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import ProblemError, first_bad
+from app.forms import parse_field
+from app.items import Field, sources
+from app.library import Library
+from app.sandbox.pool import Sandbox
+from app.schemas import Label, LabelledId, LabelValue, Name, ProbeRequest
+from app.settings import Settings
+from app.uploads import Form
+from data_adapters.errors import UserError
+from data_adapters.identity import group_id
+
+Folds = Annotated[int, Ge(2), Le(20)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training job learns from, beside its vectors or files.
+
+    Attributes:
+        name: of the probe.
+        encoder: id of the encoder.
+        fingerprint: of the encoder.
+        labels: texts, numbers, or lists of texts.
+        groups: pseudonyms; "" for a file that is its own group.
+        ids: archive/id of each item; none for files, whose ids come from their content.
+        folds: of the cross-validation.
+        seed: of folds and intervals.
+        balanced: None is the default of the probe's kind.
+        files: (name, bytes) of each upload.
+        region: x, y, width, height of all files.
+        mpp: of all files.
+        series: the probe that gets these labels; None makes a new one.
+    """
+
+    name: str
+    encoder: str
+    fingerprint: str
+    labels: list[Any]
+    groups: list[str]
+    ids: list[str] = field(default_factory=list)
+    folds: int = 5
+    seed: int = 0
+    balanced: bool | None = None
+    files: list[tuple[str, int]] = field(default_factory=list)
+    region: tuple[int, int, int, int] | None = None
+    mpp: float | None = None
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Labelled rows of an embedding table: vectors (n, dim) and what goes into a plan."""
+
+    encoder: str
+    fingerprint: str
+    vectors: np.ndarray
+    ids: list[str]
+    labels: list[Any]
+    groups: list[str]
+
+
+def pick(library: Library, archive: str, given: Sequence[LabelledId]) -> Picked:
+    """The items of a table that were labelled.
+
+    Raises:
+        ProblemError: no such table or id.
+        UserError: an id is labelled twice.
+    """
+    table = library.table(archive)
+    ids = [item.id for item in given]
+    if len(set(ids)) < len(ids):
+        raise UserError("An id is labelled twice.", remedy="Give each id once.")
+    rows = rows_of(ids, table.ids)
+    # The table's groups are pseudonyms already; kept, they give the same folds as `lejepa-med probe`.
+    known = set(table.groups)
+    groups = [
+        table.groups[row] if not item.group else item.group if item.group in known else group_id(item.group)
+        for item, row in zip(given, rows, strict=True)
+    ]
+    return Picked(
+        encoder=library.encoder_of(table.encoder) or table.name,
+        fingerprint=table.encoder,
+        vectors=table.vectors[rows],
+        ids=[f"{archive}/{name}" for name in ids],
+        labels=[item.label for item in given],
+        groups=groups,
+    )
+
+
+def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.ndarray]:
+    """The plan of a new probe and its vectors (n, dim).
+
+    Raises:
+        ProblemError: no such table or id.
+        UserError: an id is labelled twice, or the table is of another encoder.
+    """
+    picked = pick(library, wanted.archive, wanted.labels)
+    if wanted.encoder is not None and wanted.encoder != picked.encoder:
+        raise UserError(
+            "The archive was not embedded with this encoder.",
+            remedy="Leave out 'encoder', or embed the archive again with it: lejepa-med embed",
+        )
+    plan = Plan(
+        name=wanted.name or wanted.archive[:120],
+        encoder=picked.encoder,
+        fingerprint=picked.fingerprint,
+        labels=picked.labels,
+        groups=picked.groups,
+        ids=picked.ids,
+        folds=wanted.folds,
+        seed=wanted.seed,
+        balanced=wanted.balanced,
+    )
+    return plan, picked.vectors
+
+
+def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: Form, *, encoder: str | None) -> Plan:
+    """The plan for a form's files; headers are read now, so that a wrong file is refused at once.
+
+    Raises:
+        ProblemError: labels or groups that do not fit the files, a file that cannot be read or holds several items.
+    """
+    labels: list[Any] = parse_field(form, "labels", list[LabelValue], [])
+    groups: list[str] | None = parse_field(form, "groups", list[Label])
+    count = len(form.uploads)
+    for what, given in (("labels", labels), ("groups", groups)):
+        if given is not None and len(given) != count:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                f"The request has {count} files and {len(given)} {what}.",
+                remedy=f"Give '{what}' as a JSON list with one entry for each file, in the order of the files.",
+            )
+    encoder_id, loaded, _ = library.encoder(encoder)
+    place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox)
+    for index, source in enumerate(found):
+        if source.problem is not None:
+            raise first_bad(source.problem, index, source.file_index)
+    for index, number in sorted(Counter(source.file_index for source in found).items()):
+        if number != 1:
+            raise ProblemError(
+                422,
+                "several-items",
+                f"File {index} holds {number} items, but has one label.",
+                remedy="Send each labelled image, series or volume as a file of its own.",
+                file_index=index,
+            )
+    return Plan(
+        name=_name(form, encoder_id),
+        encoder=encoder_id,
+        fingerprint=loaded.fingerprint,
+        labels=labels,
+        groups=[group_id(name) for name in groups] if groups else [""] * count,
+        folds=parse_field(form, "folds", Folds, 5),
+        seed=parse_field(form, "seed", Annotated[int, Ge(0), Le(2**31 - 1)], 0),
+        balanced=parse_field(form, "balanced", bool),
+        files=[(upload.path.name, upload.size) for upload in form.uploads],
+        region=place.region,
+        mpp=place.mpp,
+    )
+
+
+def rows_of(ids: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Row numbers of `ids` in a table.
+
+    Raises:
+        ProblemError: 422, an id is not in the table.
+    """
+    place = {name: row for row, name in enumerate(known)}
+    for index, wanted in enumerate(ids):
+        if wanted not in place:
+            raise ProblemError(
+                422,
+                "unknown-id",
+                f"The archive has no item with the id at position {index}.",
+                remedy="GET /v1/archives/{name}/ids lists the ids.",
+                index=index,
+            )
+    return [place[wanted] for wanted in ids]
+
+
+def _name(form: Form, default: str) -> str:
+    text = form.fields.get("name", "")
+    if not text:
+        return default[:120]
+    try:
+        return TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        raise ProblemError(422, "invalid-request", "name has more than 120 characters or none.") from None

@@ -1,0 +1,57 @@
+"""GET /v1/probes/{id}/uncertain: what to label next."""
+
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query
+
+from app.forms import PROBLEM_RESPONSES
+from app.routes import Running
+from app.routes.predictions import answer_of
+from app.routes.probes import check_same_encoder, find_probe
+from app.schemas_probes import Uncertain, UncertainItem
+from app.service import Service
+from lejepa_med.evaluation.uncertain import most_uncertain
+
+router = APIRouter(prefix="/v1/probes/{probe_id}/uncertain", tags=["probes"])
+
+
+@router.get(
+    "",
+    summary="What to label next",
+    response_model_exclude_none=True,
+    responses={status: PROBLEM_RESPONSES[status] for status in (404, 422)},
+)
+async def list_uncertain(
+    probe_id: str,
+    service: Running,
+    archive: Annotated[str, Query(description="name of an embedding table, see GET /v1/archives")],
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Uncertain:
+    """The unlabelled items of a table whose labels would teach the probe most, the first one first.
+
+    They are uncertain and unlike the labelled ones and each other, so the list is not twenty pictures of one thing.
+    """
+    return await run_sync(_answer, service, probe_id, archive, limit)
+
+
+def _answer(service: Service, probe_id: str, archive: str, limit: int) -> Uncertain:
+    row = find_probe(service, probe_id)
+    table = service.library.table(archive)
+    check_same_encoder(row, table.encoder)
+    probe = service.training.probe(row.id)
+    prefix = f"{archive}/"
+    labelled = {name.removeprefix(prefix) for name in probe.examples.ids if name.startswith(prefix)}
+    chosen = most_uncertain(probe, table.vectors, table.ids, limit=limit, skip=labelled)
+    found = probe.predict(table.vectors[[c.row for c in chosen]]) if chosen else []
+    items = [
+        UncertainItem(
+            index=index,
+            id=table.ids[candidate.row],
+            group=table.groups[candidate.row],
+            distance=candidate.distance,
+            **answer_of(given),
+        )
+        for index, (candidate, given) in enumerate(zip(chosen, found, strict=True))
+    ]
+    return Uncertain(probe=row.id, archive=archive, items=items)

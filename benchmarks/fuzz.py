@@ -1,0 +1,271 @@
+"""Schemathesis over the whole OpenAPI document of a live service: valid and broken requests, all answers checked.
+
+    python -m benchmarks.fuzz --out benchmarks/results/fuzz.md            # 20,000 requests and more
+    python -m benchmarks.fuzz --cases 300                                 # a look
+
+A service of its own is started on loopback over a made encoder and table, with an administrator's key and without rate
+limits. Rounds with growing seeds run until so many requests were answered. The exit code is 1 after any answer 5xx or
+any that the document does not allow.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+
+from benchmarks.hardware import cpu_name, publish
+from benchmarks.made_archive import make_archive
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+ENCODER, TABLE = "galaxies", "galaxies-val"  # as in the document's examples
+PAUSE_SECONDS = 120  # without an answer the service is held to hang
+
+
+@dataclass
+class Tally:
+    """What was asked and answered, by operation."""
+
+    statuses: dict[str, Counter[int]] = field(default_factory=dict)
+    failures: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def requests(self) -> int:
+        """How many requests were answered."""
+        return sum(counts.total() for counts in self.statuses.values())
+
+    @property
+    def server_errors(self) -> int:
+        """How many answers were 5xx, or none."""
+        return sum(
+            n for counts in self.statuses.values() for status, n in counts.items() if status >= 500 or not status
+        )
+
+    @property
+    def violations(self) -> int:
+        """How many checks failed."""
+        return sum(counts.total() for counts in self.failures.values())
+
+
+def make_runs(folder: Path) -> Path:
+    """A runs directory with a small random encoder and a table of 24 items."""
+    import torch
+
+    import data_adapters
+    from data_adapters.scan import scan_archive
+    from lejepa_med.embed import embed_archive
+    from lejepa_med.models.encoder import create_encoder
+    from lejepa_med.models.folder import load_encoder, save_encoder
+
+    torch.manual_seed(0)
+    adapter = data_adapters.create("images", global_size=32, local_size=32, n_local=0)
+    save_encoder(create_encoder("resnet18", adapter.spec), adapter, folder / "runs" / ENCODER / "encoder")
+    make_archive(folder / "archive", 24)
+    encoder = load_encoder(folder / "runs" / ENCODER / "encoder")
+    embed_archive(encoder, scan_archive(encoder.adapter, folder / "archive").manifest, folder / "runs" / TABLE)
+    return folder / "runs"
+
+
+@contextmanager
+def service(runs: Path, data: Path, *, database_url: str | None = None) -> Iterator[tuple[str, str]]:
+    """A live service with the one key that was made for it: its address and the key. Its log is service.log in data."""
+    command = [sys.executable, "-m", "lejepa_med.cli"]
+    environment = {
+        **os.environ,
+        "LEJEPA_AUTH": "on",
+        "LEJEPA_REQUESTS_PER_MINUTE": "0",
+        "LEJEPA_JOBS_PER_KEY": "1000000",
+        "LEJEPA_MAX_UPLOAD_BYTES": str(8 << 20),
+        "LEJEPA_THREADS": "1",
+        **({"LEJEPA_DATABASE_URL": database_url} if database_url else {}),
+    }
+    make = [*command, "key", "create", "fuzz", "--scopes", "admin", "--data-dir", str(data)]
+    key = subprocess.run(make, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    log = data / "service.log"
+    with log.open("w") as stream:
+        run = [*command, "serve", str(runs), "--port", "0", "--data-dir", str(data)]
+        process = subprocess.Popen(run, env=environment, stderr=stream, stdout=stream)
+    try:
+        yield _address(process, log), key
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        match = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        if match:
+            return match[0]
+        time.sleep(0.2)
+    raise SystemExit(f"the service did not start:\n{log.read_text()}")
+
+
+def fuzz_round(address: str, key: str, *, seed: int, examples: int, folder: Path, tally: Tally) -> None:
+    """One run of Schemathesis: its own examples, the bounds of every value, and random requests."""
+    report = folder / f"round-{seed}.ndjson"
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json"),
+        *("--phases", "examples,coverage,fuzzing", "--mode", "all", "--max-examples", str(examples)),
+        *("--seed", str(seed), "--checks", ",".join(CHECKS), "--continue-on-failure", "--no-shrink"),
+        *("--generation-database", "none", "--suppress-health-check", "all", "--workers", "2"),
+        *("--request-timeout", str(PAUSE_SECONDS), "--header", f"Authorization: Bearer {key}"),
+        *("--report", "ndjson", "--report-ndjson-path", str(report), "--output-sanitize", "false"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if not report.exists():
+        raise SystemExit(f"schemathesis did not run:\n{done.stdout}\n{done.stderr}")
+    read_report(report, tally)
+    report.unlink()
+
+
+def read_report(report: Path, tally: Tally) -> None:
+    """Add what a report says."""
+    with report.open() as lines:
+        for line in lines:
+            scenario = json.loads(line).get("ScenarioFinished")
+            if scenario is None:
+                continue
+            recorder = scenario["recorder"]
+            label = recorder["label"]
+            for name, interaction in recorder.get("interactions", {}).items():
+                response = interaction.get("response")
+                status = response["status_code"] if response else 0  # no answer at all
+                tally.statuses.setdefault(label, Counter())[status] += 1
+                for check in recorder.get("checks", {}).get(name, ()):
+                    if check["status"] != "success":
+                        tally.failures.setdefault(label, Counter())[check["name"]] += 1
+                        tally.examples.setdefault((label, check["name"]), _example(interaction["request"], status))
+
+
+def _example(request: dict[str, object], status: int) -> str:
+    body = request.get("body")
+    text = str(body.get("$base64", "")) if isinstance(body, dict) else ""
+    uri = str(request["uri"]).split("/", 3)[-1]
+    return f"{request['method']} /{uri[:200]} -> {status}, body (base64) {text[:300] or 'none'}"
+
+
+def prepare(address: str, key: str) -> dict[str, str]:
+    """A trained probe, and the values with which paths lead somewhere."""
+    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        ids = [item["id"] for item in client.get(f"/v1/archives/{TABLE}/ids").raise_for_status().json()["items"]]
+        labels = [{"id": name, "label": ("spiral", "elliptical")[row % 2]} for row, name in enumerate(ids)]
+        job = client.post("/v1/probes", json={"archive": TABLE, "labels": labels}).raise_for_status().json()["id"]
+        end = time.monotonic() + 120
+        while client.get(f"/v1/jobs/{job}").json()["state"] != "succeeded":
+            if time.monotonic() > end:
+                raise SystemExit("the probe that the requests shall find was not trained")
+            time.sleep(0.2)
+        spare = client.post("/v1/keys", json={"name": "spare", "scopes": ["embed"]}).raise_for_status().json()["id"]
+    return {"encoder_id": ENCODER, "name": TABLE, "probe_id": job, "job_id": job, "key_id": spare}
+
+
+def fuzz(
+    *, cases: int, seed: int, examples: int, minutes: float = 600, database_url: str | None = None
+) -> tuple[Tally, int, float, str]:
+    """Rounds until so many requests were answered: the tally, the number of rounds, seconds, and the service's log.
+
+    Every second round puts existing ids into the paths. None begins after `minutes`.
+    """
+    tally, rounds, began = Tally(), 0, time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lejepa-med-fuzz-") as temporary:
+        folder = Path(temporary)
+        with service(make_runs(folder), folder / "data", database_url=database_url) as (address, key):
+            known = prepare(address, key)
+            while tally.requests < cases and time.monotonic() - began < 60 * minutes:
+                before = tally.requests
+                values = known if rounds % 2 else {}
+                lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in values.items())]
+                (folder / "schemathesis.toml").write_text("\n".join(lines) + "\n")
+                fuzz_round(address, key, seed=seed + rounds, examples=examples, folder=folder, tally=tally)
+                rounds += 1
+                print(f"round {rounds}: {tally.requests} requests, {tally.server_errors} x 5xx", file=sys.stderr)
+                if tally.requests == before:
+                    raise SystemExit("schemathesis sends no requests any more")
+            alive = httpx.get(f"{address}/healthz", timeout=30).status_code == 200
+        log = (folder / "data" / "service.log").read_text()
+    if not alive:
+        raise SystemExit("the service does not answer any more")
+    return tally, rounds, time.monotonic() - began, log
+
+
+def page(tally: Tally, *, rounds: int, seconds: float, seed: int, log: str, database: str) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Fuzzing the service",
+        "",
+        f"`python -m benchmarks.fuzz` on {datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, schemathesis "
+        f"{version('schemathesis')}, {database}: {tally.requests:,} requests in {rounds} rounds (seeds {seed} to "
+        f"{seed + rounds - 1}), {seconds:.0f} s.",
+        "",
+        f"**{tally.server_errors} answers 5xx, {tally.violations} answers that the OpenAPI document does not allow** "
+        "(status, content type, headers, schema).",
+        "",
+        "| operation | requests | 2xx | 4xx | 5xx | no answer | violations |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, counts in sorted(tally.statuses.items()):
+        by = Counter(status // 100 for status in counts.elements())
+        found = ", ".join(f"{name} {count}" for name, count in sorted(tally.failures.get(label, {}).items())) or "0"
+        lines.append(f"| `{label}` | {counts.total()} | {by[2]} | {by[4]} | {by[5]} | {by[0]} | {found} |")
+    if tally.examples:
+        lines += ["", "The first of each:", ""]
+        lines += [f"- `{label}` {name}: `{example}`" for (label, name), example in sorted(tally.examples.items())]
+    unexpected = sorted(set(re.findall(r"unexpected (\w+), reference \w+, at ([^\n\"]*)", log)))
+    if unexpected:
+        lines += ["", "Unexpected exceptions in the service's log:", ""]
+        lines += [f"- {name} at {where}" for name, where in unexpected]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=20_000, help="requests at least")
+    parser.add_argument("--examples", type=int, default=60, help="random requests of each operation and round")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600, help="after so many no further round begins")
+    parser.add_argument("--database-url", default=None, help="postgresql://... of an empty database; else SQLite")
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    tally, rounds, seconds, log = fuzz(
+        cases=given.cases,
+        seed=given.seed,
+        examples=given.examples,
+        minutes=given.minutes,
+        database_url=given.database_url,
+    )
+    database = "PostgreSQL" if given.database_url else "SQLite"
+    text = page(tally, rounds=rounds, seconds=seconds, seed=given.seed, log=log, database=database)
+    publish(text, given.out)
+    if tally.server_errors or tally.violations:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Whether a probability of 0.8 is right in 8 cases of 10, and what makes it so."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+
+from lejepa_med.evaluation.linear import sigmoid, softmax
+
+BINS = 10
+RANGE = (0.05, 20.0)  # of a temperature: beyond it the labels are too few to tell
+
+
+def softened(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Targets (n, classes) that stay short of 0 and 1: (n_k + 1) / (n_k + classes) for the true class k.
+
+    Platt (1999) for two classes, by Laplace's rule for more: without it, a few labels that are told apart without
+    error would make every probability 0 or 1.
+    """
+    counts = np.bincount(labels, minlength=classes)[labels][:, None]
+    return np.asarray((np.eye(classes)[labels] * counts + 1) / (counts + classes))
+
+
+def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> float:
+    """The T for which softmax(logits / T) has the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
+
+    logits: (n, classes) of models that never saw their examples. labels, weight: (n,).
+    """
+    targets = softened(labels, logits.shape[1]) * weight[:, None]
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        top = scaled.max(1, keepdims=True)
+        return float((targets * (top + np.log(np.exp(scaled - top).sum(1, keepdims=True)) - scaled)).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-4}).x))
+
+
+def fit_platt(logits: NDArray[np.float64], marks: NDArray[np.bool_]) -> tuple[float, float]:
+    """A >= 0 and b for which sigmoid(a z + b) is the chance of a label (Platt 1999), with his softened targets.
+
+    logits, marks: (n,). Fitted without weights, so chances are those among the labelled images.
+    """
+    present, count = int(marks.sum()), len(marks)
+    target = np.where(marks, (present + 1) / (present + 2), 1 / (count - present + 2))
+    unit = float(logits.std()) or 1.0
+
+    def loss(pair: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        inner = pair[0] * logits / unit + pair[1]
+        value = np.log1p(np.exp(-np.abs(inner))) + np.maximum(inner, 0) - target * inner
+        slope = sigmoid(inner) - target
+        return float(value.mean()), np.array([(slope * logits / unit).mean(), slope.mean()])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)]).x
+    return float(found[0] / unit), float(found[1])
+
+
+def class_weights(labels: NDArray[np.int64], *, balanced: bool) -> NDArray[np.float64]:
+    """(n,), summing to 1: equal for each class with `balanced`, else for each example."""
+    counts = np.bincount(labels)
+    return 1 / (len(counts) * counts[labels]) if balanced else np.full(len(labels), 1 / len(labels))
+
+
+def reliability(confidence: NDArray[np.float64], right: NDArray[Any], weight: NDArray[np.float64]) -> dict[str, Any]:
+    """`ece` (expected calibration error) and its ten bins of equal width, as JSON; all arrays (n,).
+
+    A bin has the number of predictions in it, their mean confidence and the share that was right.
+    """
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    mass = np.bincount(place, weight, minlength=BINS)
+    held = np.maximum(mass, np.finfo(float).tiny)
+    said = np.bincount(place, weight * confidence, minlength=BINS) / held
+    true = np.bincount(place, weight * right, minlength=BINS) / held
+    counts = np.bincount(place, minlength=BINS)
+    bins = [
+        {"from": k / BINS, "to": (k + 1) / BINS, "count": int(n), "confidence": float(said[k]), "right": float(true[k])}
+        for k, n in enumerate(counts)
+        if n
+    ]
+    return {"ece": float((mass * np.abs(said - true)).sum() / mass.sum()), "bins": bins}
+
+
+def class_calibration(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Reliability of the winning class, and `brier`: the squared distance to the truth, summed over the classes."""
+    distance = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1)
+    found = reliability(probabilities.max(1), probabilities.argmax(1) == labels, weight)
+    return {"ece": found["ece"], "brier": float((distance * weight).sum()), "bins": found["bins"]}
+
+
+def label_calibration(probabilities: NDArray[np.float64], marks: NDArray[np.bool_]) -> dict[str, Any]:
+    """Reliability and mean squared error (`brier`) of all labels' chances (n, labels) together."""
+    flat, truth = probabilities.ravel(), marks.ravel()
+    found = reliability(flat, truth, np.full(len(flat), 1 / len(flat)))
+    return {"ece": found["ece"], "brier": float(((flat - truth) ** 2).mean()), "bins": found["bins"]}
+
+
+def cross_temperature(
+    outputs: NDArray[np.float64],
+    strengths: list[int],
+    fold: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Probabilities (n, classes) by temperatures that each fold's own labels had no part in.
+
+    The temperature of fold i comes from the out-of-fold logits of the other folds at fold i's strength; outputs:
+    (strengths, n, classes).
+    """
+    found = np.zeros(outputs.shape[1:])
+    for i, strength in enumerate(strengths):
+        inside = fold == i
+        temperature = fit_temperature(outputs[strength][~inside], labels[~inside], weight[~inside])
+        found[inside] = softmax(outputs[strength][inside] / temperature)
+    return found

@@ -1,0 +1,197 @@
+"""Exclusive classes: a logistic regression whose probabilities are calibrated, and k-NN beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperature, fit_temperature
+from lejepa_med.evaluation.cautions import wide_interval
+from lejepa_med.evaluation.crossval import cross_validate
+from lejepa_med.evaluation.examples import Examples
+from lejepa_med.evaluation.folds import Folds, group_folds
+from lejepa_med.evaluation.kinds import SEARCH_SHARE, Kind, Options
+from lejepa_med.evaluation.knn import Neighbours
+from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_path, shared_turn, softmax
+from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, summary
+
+
+class ClassTask:
+    """Cross-validation of the logistic regression: C by balanced accuracy."""
+
+    strengths: Sequence[float] = GRID
+
+    def __init__(self, vectors: NDArray[np.float32], labels: NDArray[np.int64], *, balanced: bool = True) -> None:
+        self._vectors, self._labels, self._balanced = vectors, labels, balanced
+        self._turn = shared_turn(vectors)
+        self.heads = int(labels.max()) + 1
+
+    def fit(self, rows: NDArray[np.bool_]) -> "ClassPath":
+        """Models of the rows that the mask picks."""
+        models = fit_path(
+            self._vectors[rows],
+            self._labels[rows],
+            balanced=self._balanced,
+            turn=self._turn,
+        )
+        return ClassPath(self._vectors, models)
+
+    def decided(self, outputs: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The winning class."""
+        return np.asarray(outputs.argmax(-1), dtype=np.int32)
+
+    def scores(self, decided: NDArray[np.int32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Balanced accuracies."""
+        truth = self._labels[rows]
+        return np.array([float(balanced_accuracy(confusion_matrix(truth, row, self.heads))) for row in decided])
+
+
+class ClassPath(ModelPath):
+    """Models whose outputs are the logits of classes."""
+
+    def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(strengths, rows, classes)."""
+        return np.stack([model.class_logits(self.vectors[rows]) for model in self.models])
+
+
+def choose_strength(vectors: NDArray[np.float32], labels: NDArray[np.int64], folds: Folds) -> float:
+    """The C with the best out-of-fold balanced accuracy, without the nested part that scores need."""
+    task = ClassTask(vectors, labels)
+    return task.strengths[cross_validate(task, folds, nested=False).strength]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassHead:
+    """softmax(logits / temperature) of the linear model, and the neighbours' vote."""
+
+    classes: tuple[str, ...]
+    linear: LinearModel
+    neighbours: Neighbours
+    temperature: float
+    kind: Kind = "classification"
+
+    @property
+    def k(self) -> int:
+        """Neighbours that vote."""
+        return self.neighbours.k
+
+    def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n, dim) -> (n, classes)."""
+        return softmax(self.linear.class_logits(vectors) / self.temperature)
+
+    def answers(
+        self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
+    ) -> list[dict[str, Any]]:
+        """Label, probabilities and the neighbours' label."""
+        winners = self.neighbours.count(indices, cosines).winners.tolist()
+        return [
+            {
+                "label": self.classes[int(row.argmax())],
+                "probabilities": dict(zip(self.classes, row.tolist(), strict=True)),
+                "knn_label": self.classes[winner],
+            }
+            for row, winner in zip(self.probabilities(vectors), winners, strict=True)
+        ]
+
+    def uncertainty(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """1 - the margin between the two most probable classes (margin sampling, Scheffer et al. 2001)."""
+        ordered = np.sort(self.probabilities(vectors), axis=1)
+        return 1 - (ordered[:, -1] - ordered[:, -2])
+
+    def document(self) -> dict[str, Any]:
+        """What of it is JSON."""
+        return {"classes": list(self.classes), "k": self.k, "temperature": self.temperature}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What of it is numbers."""
+        return {**vars(self.linear), "vote_weights": self.neighbours.weights}
+
+    @classmethod
+    def restore(
+        cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]], labels: Sequence[str], unit: NDArray[np.float32]
+    ) -> "ClassHead":
+        """From what `document` and `arrays` gave, and the examples' labels (n,) and unit vectors (n, dim)."""
+        place = {name: code for code, name in enumerate(document["classes"])}
+        codes = np.array([place[label] for label in labels], dtype=np.int64)
+        return cls(
+            classes=tuple(document["classes"]),
+            linear=LinearModel(*(arrays[name] for name in ("mean", "scale", "coef", "intercept"))),
+            neighbours=Neighbours(unit, codes, arrays["vote_weights"], document["k"]),
+            temperature=document["temperature"],
+        )
+
+
+def fit_classes(examples: Examples, options: Options) -> tuple[ClassHead, dict[str, Any], Folds | None]:
+    """The head of all examples, its metrics as JSON, and the folds behind them (None: nothing can be scored)."""
+    balanced = options.balanced is not False
+    split = group_folds(examples.labels, examples.groups, folds=options.folds, seed=options.seed)
+    metrics: dict[str, Any] = {
+        "classes": list(examples.classes),
+        "counts": examples.counts,
+        "groups_per_class": examples.groups_per_class,
+        "chance": 1 / len(examples.classes),
+        "balanced": balanced,
+        "linear": None,
+        "knn": None,
+        "calibration": None,
+        "warnings": [*examples.warnings(), *_fold_warnings(examples, split, options.folds)],
+    }
+    strength, temperature = MIDDLE, 1.0
+    if split is not None:
+        strength, temperature = _score(examples, split, metrics, balanced, options)
+    options.tell(SEARCH_SHARE, "fitting the probe on every label")
+    linear = fit_path(examples.vectors, examples.labels, strengths=[strength], final=True, balanced=balanced)[0]
+    neighbours = Neighbours.fit(examples.vectors, examples.labels, balanced=balanced)
+    metrics |= {"C": strength, "k": neighbours.k}
+    return ClassHead(examples.classes, linear, neighbours, temperature), metrics, split
+
+
+def _score(
+    examples: Examples, split: Folds, metrics: dict[str, Any], balanced: bool, options: Options
+) -> tuple[float, float]:
+    """Fill in the scores of both probes; gives the C and the temperature for all examples."""
+    labels, groups = examples.labels, examples.groups
+    task = ClassTask(examples.vectors, labels, balanced=balanced)
+    result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    shares, winners = np.zeros((len(labels), task.heads)), np.zeros_like(labels)
+    for k in range(split.count):
+        inside = split.fold == k
+        votes = Neighbours.fit(examples.vectors[~inside], labels[~inside], balanced=balanced).vote(
+            examples.vectors[inside]
+        )
+        shares[inside], winners[inside] = votes.shares, votes.winners
+    probabilities = softmax(result.nested)
+    for name, predicted, given in (
+        ("linear", probabilities.argmax(1), probabilities),
+        ("knn", winners, shares),
+    ):
+        metrics[name] = summary(labels, predicted, given, groups, names=examples.classes, seed=options.seed)
+    metrics["linear"]["C_of_folds"] = [GRID[chosen] for chosen in result.fold_strengths]
+    metrics["warnings"] += wide_interval("balanced accuracy", metrics["linear"]["balanced_accuracy_interval"])
+    weight = class_weights(labels, balanced=balanced)
+    temperature = fit_temperature(result.outputs[result.strength], labels, weight)
+    calibrated = cross_temperature(result.outputs, result.fold_strengths, result.fold, labels, weight)
+    metrics["calibration"] = {
+        "temperature": temperature,
+        "before": class_calibration(probabilities, labels, weight),
+        "after": class_calibration(calibrated, labels, weight),
+    }
+    return GRID[result.strength], temperature
+
+
+def _fold_warnings(examples: Examples, split: Folds | None, folds: int) -> list[str]:
+    scarce = min(examples.groups_per_class.items(), key=lambda item: item[1])
+    if split is None:
+        return [
+            f"No cross-validation is possible: '{scarce[0]}' occurs in {scarce[1]} group(s), and a score needs every "
+            f"class in two groups that can be kept apart. The probe is fitted with C = {MIDDLE}; its quality "
+            "is unknown."
+        ]
+    found = []
+    if split.count < folds:
+        found.append(f"{split.count} folds instead of {folds}: '{scarce[0]}' occurs in {scarce[1]} groups only.")
+    if split.count == 2:
+        found.append(f"Two folds leave no labels to choose C by inside a fold: scores are those of C = {MIDDLE}.")
+    return found

@@ -1,0 +1,260 @@
+"""Labels of their own (none, one or several an image): one logistic head each, with its chance and its threshold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lejepa_med.evaluation.calibration import fit_platt, label_calibration
+from lejepa_med.evaluation.cautions import wide_interval
+from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
+from lejepa_med.evaluation.examples import Marks
+from lejepa_med.evaluation.folds import Folds, marked_folds
+from lejepa_med.evaluation.kinds import SEARCH_SHARE, Kind, Options
+from lejepa_med.evaluation.knn import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_heads, shared_turn, sigmoid
+from lejepa_med.evaluation.ranks import average_precision, cluster_interval, macro, point, roc_area
+
+APART = 3  # groups with a label, and without it, below which the label cannot be scored
+
+
+class MarkTask:
+    """Cross-validation of the heads: one C for all, by mean log-loss, so that rare labels count as much as others."""
+
+    strengths: Sequence[float] = GRID
+
+    def __init__(self, vectors: NDArray[np.float32], marks: NDArray[np.bool_], *, balanced: bool) -> None:
+        self._vectors, self._marks, self._balanced = vectors, marks, balanced
+        self._turn = shared_turn(vectors)
+        self.heads = marks.shape[1]
+
+    def fit(self, rows: NDArray[np.bool_]) -> ModelPath:
+        """Models of the rows that the mask picks."""
+        models = fit_heads(
+            self._vectors[rows],
+            self._marks[rows],
+            balanced=self._balanced,
+            turn=self._turn,
+        )
+        return ModelPath(self._vectors, models)
+
+    def decided(self, outputs: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The logits."""
+        return outputs.astype(np.float32)
+
+    def scores(self, decided: NDArray[np.float32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Negative log-losses, each label's in units of that of its base rate."""
+        truth, logits = self._marks[rows], decided.astype(np.float64)
+        losses = np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0) - truth * logits
+        share = np.clip(truth.mean(0), 1e-3, 1 - 1e-3)
+        base = -(share * np.log(share) + (1 - share) * np.log(1 - share))
+        return np.asarray(-(losses.mean(1) / base).mean(1))
+
+
+@dataclass(frozen=True, eq=False)
+class MarkHead:
+    """sigmoid(slope * logit + offset) for each label, present from its threshold on; and the neighbours' shares.
+
+    slopes, offsets, thresholds, knn_thresholds: (labels,). marks: (n, labels) of the examples.
+    """
+
+    classes: tuple[str, ...]
+    linear: LinearModel
+    slopes: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    knn_thresholds: NDArray[np.float64]
+    marks: NDArray[np.bool_]
+    k: int
+    kind: Kind = "multilabel"
+
+    def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n, dim) -> (n, labels)."""
+        return sigmoid(self.linear.logits(vectors) * self.slopes + self.offsets)
+
+    def answers(
+        self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
+    ) -> list[dict[str, Any]]:
+        """Labels, the chance of each, and the neighbours' labels."""
+        chances, shares = self.probabilities(vectors), self.marks[indices].mean(1)
+        return [
+            {
+                "labels": self._names(chance >= self.thresholds),
+                "probabilities": dict(zip(self.classes, chance.tolist(), strict=True)),
+                "knn_labels": self._names(share >= self.knn_thresholds),
+            }
+            for chance, share in zip(chances, shares, strict=True)
+        ]
+
+    def _names(self, chosen: NDArray[np.bool_]) -> tuple[str, ...]:
+        return tuple(name for name, taken in zip(self.classes, chosen, strict=True) if taken)
+
+    def uncertainty(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Mean over the labels of a head's entropy, in bits."""
+        chance = np.clip(self.probabilities(vectors), 1e-12, 1 - 1e-12)
+        return np.asarray(-(chance * np.log2(chance) + (1 - chance) * np.log2(1 - chance)).mean(1))
+
+    def document(self) -> dict[str, Any]:
+        """What of it is JSON."""
+        return {"classes": list(self.classes), "k": self.k}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What of it is numbers."""
+        own = {name: getattr(self, name) for name in ("slopes", "offsets", "thresholds", "knn_thresholds")}
+        return {**vars(self.linear), **own}
+
+    @classmethod
+    def restore(
+        cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]], labels: Sequence[Sequence[str]]
+    ) -> "MarkHead":
+        """From what `document` and `arrays` gave, and the examples' labels (n,)."""
+        return cls(
+            classes=tuple(document["classes"]),
+            linear=LinearModel(*(arrays[name] for name in ("mean", "scale", "coef", "intercept"))),
+            slopes=arrays["slopes"],
+            offsets=arrays["offsets"],
+            thresholds=arrays["thresholds"],
+            knn_thresholds=arrays["knn_thresholds"],
+            marks=np.array([[name in given for name in document["classes"]] for given in labels], dtype=bool),
+            k=document["k"],
+        )
+
+
+def fit_marks(examples: Marks, options: Options) -> tuple[MarkHead, dict[str, Any], Folds | None]:
+    """The head of all examples, its metrics as JSON, and the folds behind them (None: nothing can be scored)."""
+    balanced, marks, groups = options.balanced is True, examples.marks, examples.groups
+    apart = [min(len(np.unique(groups[marks[:, k] == side])) for side in (True, False)) for k in range(marks.shape[1])]
+    scored = np.array(apart) >= APART
+    sides = np.hstack([marks[:, scored], ~marks[:, scored]])
+    split = marked_folds(sides, groups, folds=options.folds, seed=options.seed) if scored.any() else None
+    metrics: dict[str, Any] = {
+        "classes": list(examples.classes),
+        "counts": examples.counts,
+        "groups_per_class": {n: len(np.unique(groups[marks[:, k]])) for k, n in enumerate(examples.classes)},
+        "labels_per_image": float(marks.sum(1).mean()),
+        "balanced": balanced,
+        "linear": None,
+        "knn": None,
+        "calibration": None,
+        "warnings": [*examples.warnings(), *_fold_warnings(examples, scored, split)],
+    }
+    heads = marks.shape[1]
+    platt, thresholds, knn_thresholds = np.tile([1.0, 0.0], (heads, 1)), np.full(heads, 0.5), np.full(heads, 0.5)
+    strength = MIDDLE
+    if split is not None:
+        strength, found = _score(examples, scored, split, metrics, options)
+        platt[scored], thresholds[scored], knn_thresholds[scored] = found
+    options.tell(SEARCH_SHARE, "fitting the probe on every label")
+    head = MarkHead(
+        classes=examples.classes,
+        linear=fit_heads(examples.vectors, marks, strengths=[strength], final=True, balanced=balanced)[0],
+        slopes=np.ascontiguousarray(platt[:, 0]),
+        offsets=np.ascontiguousarray(platt[:, 1]),
+        thresholds=thresholds,
+        knn_thresholds=knn_thresholds,
+        marks=marks,
+        k=modest(len(marks)),
+    )
+    return head, metrics | {"C": strength, "k": head.k}, split
+
+
+Found = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _score(
+    examples: Marks,
+    scored: NDArray[np.bool_],
+    split: Folds,
+    metrics: dict[str, Any],
+    options: Options,
+) -> tuple[float, Found]:
+    """Fill in the scores of both probes; gives the C, and each scored label's calibration and thresholds."""
+    marks = examples.marks[:, scored]
+    names = [name for name, known in zip(examples.classes, scored, strict=True) if known]
+    task = MarkTask(examples.vectors, marks, balanced=options.balanced is True)
+    result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    least = len(marks) - int(np.bincount(split.fold).max())
+    indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, modest(least))
+    shares = marks[indices].mean(1)
+    calibrated = _cross_platt(result, marks)
+    for key, given in (("linear", calibrated), ("knn", shares)):
+        areas = [roc_area(marks[:, j], given[:, j]) for j in range(len(names))]
+        precisions = [average_precision(marks[:, j], given[:, j]) for j in range(len(names))]
+        taken = np.zeros_like(marks)
+        for fold in range(split.count):
+            inside = split.fold == fold
+            taken[inside] = given[inside] >= best_thresholds(given[~inside], marks[~inside])
+        f1 = 2 * (taken & marks).sum(0) / np.maximum(taken.sum(0) + marks.sum(0), 1)
+        metrics[key] = {
+            "auroc": point(macro(areas), len(marks)),
+            "auroc_interval": cluster_interval(macro(areas), examples.groups, seed=options.seed, parts=len(names)),
+            "average_precision": point(macro(precisions), len(marks)),
+            "average_precision_interval": cluster_interval(
+                macro(precisions), examples.groups, seed=options.seed, parts=len(names)
+            ),
+            "macro_f1": float(f1.mean()),
+            "labels": {
+                name: {
+                    "auroc": point(areas[j], len(marks)),
+                    "average_precision": point(precisions[j], len(marks)),
+                    "base_rate": float(marks[:, j].mean()),
+                    "f1": float(f1[j]),
+                }
+                for j, name in enumerate(names)
+            },
+        }
+    metrics["linear"]["C_of_folds"] = [GRID[chosen] for chosen in result.fold_strengths]
+    if metrics["linear"]["auroc_interval"] is not None:
+        metrics["warnings"] += wide_interval("macro AUROC", metrics["linear"]["auroc_interval"])
+    before = sigmoid(result.nested)
+    metrics["calibration"] = {
+        "before": label_calibration(before, marks),
+        "after": label_calibration(calibrated, marks),
+    }
+    logits = result.outputs[result.strength]
+    platt = np.array([fit_platt(logits[:, j], marks[:, j]) for j in range(len(names))])
+    thresholds = best_thresholds(sigmoid(logits * platt[:, 0] + platt[:, 1]), marks)
+    metrics["linear"]["thresholds"] = dict(zip(names, thresholds.tolist(), strict=True))
+    return GRID[result.strength], (platt, thresholds, best_thresholds(shares, marks))
+
+
+def _cross_platt(result: CrossValidated, marks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Chances (n, labels) by calibrations that each fold's own labels had no part in."""
+    found = np.zeros(marks.shape)
+    for i, strength in enumerate(result.fold_strengths):
+        inside = result.fold == i
+        for j in range(marks.shape[1]):
+            logits = result.outputs[strength, :, j]
+            slope, offset = fit_platt(logits[~inside], marks[~inside, j])
+            found[inside, j] = sigmoid(slope * logits[inside] + offset)
+    return found
+
+
+def best_thresholds(scores: NDArray[np.float64], marks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The threshold with the best F1 for each label, (labels,), halfway to the next lower score; (n, labels) each."""
+    found = np.empty(marks.shape[1])
+    for j in range(marks.shape[1]):
+        order = np.argsort(-scores[:, j], kind="stable")
+        ordered = scores[order, j]
+        last = np.concatenate([ordered[1:] != ordered[:-1], [True]])
+        f1 = np.where(last, 2 * np.cumsum(marks[order, j]) / (np.arange(1, len(order) + 1) + marks[:, j].sum()), -1)
+        best = int(np.argmax(f1))
+        found[j] = ordered[best] if best + 1 == len(order) else (ordered[best] + ordered[best + 1]) / 2
+    return found
+
+
+def _fold_warnings(examples: Marks, scored: NDArray[np.bool_], split: Folds | None) -> list[str]:
+    if split is None:
+        return [
+            f"No cross-validation is possible: it needs a label in {APART} groups and {APART} groups without it. The "
+            "probe's quality is unknown, and every label counts as present from 50 % on."
+        ]
+    missing = [f"'{name}'" for name, known in zip(examples.classes, scored, strict=True) if not known]
+    if not missing:
+        return []
+    return [
+        f"No score for {', '.join(missing)}: a label needs {APART} groups with it and {APART} without it. It counts as "
+        "present from 50 % on."
+    ]

@@ -1,0 +1,204 @@
+"""A quantity: ridge regression with conformal prediction intervals, and the neighbours' mean beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lejepa_med.evaluation.cautions import few_numbers, wide_interval
+from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
+from lejepa_med.evaluation.examples import Numbers
+from lejepa_med.evaluation.folds import Folds, marked_folds
+from lejepa_med.evaluation.kinds import SEARCH_SHARE, Kind, Options
+from lejepa_med.evaluation.knn import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.ranks import cluster_interval, mean_error, point, r2, spearman
+from lejepa_med.evaluation.ridge import PENALTIES, Leverage, RidgeFit, RidgeModel
+
+COVERAGE = 0.9
+MIDDLE = PENALTIES[len(PENALTIES) // 2]
+STEPS = 8  # distinct values up to which numbers may be grades that were meant as classes
+
+
+@dataclass(frozen=True)
+class RidgePath:
+    """Models of one training part."""
+
+    vectors: NDArray[np.float32]
+    fit: RidgeFit
+
+    def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(penalties, rows, 1)."""
+        return self.fit.path(self.vectors[rows], PENALTIES)[..., None]
+
+
+class RidgeTask:
+    """Cross-validation of the ridge regression: the penalty by mean squared error."""
+
+    strengths: Sequence[float] = PENALTIES
+    heads = 1
+
+    def __init__(self, vectors: NDArray[np.float32], values: NDArray[np.float64]) -> None:
+        self._vectors, self._values, self._spread = vectors, values, float(values.var())
+
+    def fit(self, rows: NDArray[np.bool_]) -> RidgePath:
+        """Models of the rows that the mask picks."""
+        return RidgePath(self._vectors, RidgeFit(self._vectors[rows], self._values[rows]))
+
+    def decided(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The value."""
+        return outputs[..., 0]
+
+    def scores(self, decided: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Negative mean squared errors, in units of the variance."""
+        return np.asarray(-((decided - self._values[rows]) ** 2).mean(1) / self._spread)
+
+
+@dataclass(frozen=True, eq=False)
+class NumberHead:
+    """The ridge model, half the width of its prediction interval (None: too few labels), and the labelled values."""
+
+    ridge: RidgeModel
+    leverage: Leverage
+    half_width: float | None
+    values: NDArray[np.float64]
+    k: int
+    kind: Kind = "regression"
+    classes: tuple[str, ...] = ()
+
+    def answers(
+        self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
+    ) -> list[dict[str, Any]]:
+        """Value, its interval, and the mean of the neighbours' values."""
+        half = self.half_width
+        return [
+            {
+                "value": value,
+                "interval": None if half is None else (value - half, value + half),
+                "knn_value": neighbours,
+            }
+            for value, neighbours in zip(
+                self.ridge.values(vectors).tolist(), self.values[indices].mean(1).tolist(), strict=True
+            )
+        ]
+
+    def uncertainty(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """H / (1 + h) of the leverage h: the share of a prediction's variance that more labels would take away."""
+        found = self.leverage.of(vectors)
+        return found / (1 + found)
+
+    def document(self) -> dict[str, Any]:
+        """What of it is JSON."""
+        return {
+            "k": self.k,
+            "intercept": self.ridge.intercept,
+            "penalty": self.leverage.penalty,
+            "half_width": self.half_width,
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What of it is numbers."""
+        return {name: getattr(self.ridge, name) for name in ("mean", "scale", "coef")}
+
+    @classmethod
+    def restore(
+        cls,
+        document: dict[str, Any],
+        arrays: dict[str, NDArray[Any]],
+        labels: Sequence[float],
+        vectors: NDArray[np.float32],
+    ) -> "NumberHead":
+        """From what `document` and `arrays` gave, and the examples' values (n,) and vectors (n, dim)."""
+        return cls(
+            ridge=RidgeModel(arrays["mean"], arrays["scale"], arrays["coef"], document["intercept"]),
+            leverage=Leverage(vectors, document["penalty"]),
+            half_width=document["half_width"],
+            values=np.asarray(labels, np.float64),
+            k=document["k"],
+        )
+
+
+def fit_numbers(examples: Numbers, options: Options) -> tuple[NumberHead, dict[str, Any], Folds | None]:
+    """The head of all examples, its metrics as JSON, and the folds behind them (None: nothing can be scored)."""
+    values, steps = examples.values, len(np.unique(examples.values))
+    split = marked_folds(np.ones((len(values), 1), np.int64), examples.groups, folds=options.folds, seed=options.seed)
+    warnings = [*few_numbers(len(values)), *examples.warnings()]
+    if steps <= STEPS:
+        warnings.append(f"The labels take {steps} values only. If they are grades, also try them as classes (texts).")
+    if split is None:
+        warnings.append("No cross-validation is possible with a single group. The probe's quality is unknown.")
+    elif split.count == 2:
+        warnings.append("Two folds leave no labels to choose the penalty by: scores are those of a middle one.")
+    metrics: dict[str, Any] = {
+        "range": [float(values.min()), float(values.max())],
+        "mean": float(values.mean()),
+        "deviation": float(values.std()),
+        "linear": None,
+        "knn": None,
+        "interval": None,
+        "warnings": warnings,
+    }
+    penalty, half = MIDDLE, None
+    if split is not None:
+        penalty, half = _score(examples, split, metrics, options)
+    options.tell(SEARCH_SHARE, "fitting the probe on every label")
+    head = NumberHead(
+        ridge=RidgeFit(examples.vectors, values).model(penalty),
+        leverage=Leverage(examples.vectors, penalty),
+        half_width=half,
+        values=values,
+        k=modest(len(values)),
+    )
+    metrics |= {"penalty": penalty, "k": head.k}
+    return head, metrics, split
+
+
+def _score(examples: Numbers, split: Folds, metrics: dict[str, Any], options: Options) -> tuple[float, float | None]:
+    """Fill in the scores of both probes; gives the penalty and the intervals' half width for all examples."""
+    truth = examples.values
+    task = RidgeTask(examples.vectors, truth)
+    result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    least = len(truth) - int(np.bincount(split.fold).max())
+    indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, modest(least))
+    for name, given in (("linear", result.nested[:, 0]), ("knn", truth[indices].mean(1))):
+        found: dict[str, Any] = {}
+        for key, statistic in (
+            ("r2", r2(truth, given)),
+            ("mae", mean_error(truth, given)),
+            ("spearman", spearman(truth, given)),
+        ):
+            found[key] = point(statistic, len(truth))
+            found[f"{key}_interval"] = cluster_interval(statistic, examples.groups, seed=options.seed)
+        metrics[name] = found
+    metrics["linear"]["penalty_of_folds"] = [PENALTIES[chosen] for chosen in result.fold_strengths]
+    if metrics["linear"]["spearman_interval"] is not None:
+        metrics["warnings"] += wide_interval("rank correlation", metrics["linear"]["spearman_interval"])
+    half = conformal_half_width(np.abs(truth - result.outputs[result.strength, :, 0]))
+    metrics["interval"] = {"coverage": COVERAGE, "half_width": half, "measured_coverage": _coverage(truth, result)}
+    if half is None:
+        metrics["warnings"].append(f"Too few labels for prediction intervals that hold {COVERAGE:.0%} of the images.")
+    return PENALTIES[result.strength], half
+
+
+def conformal_half_width(residuals: NDArray[np.float64]) -> float | None:
+    """The ceil((n + 1) coverage)-th smallest out-of-fold residual (n,), or None where n is too small for one.
+
+    Cross-conformal (Vovk 2015) with one width for all images: exact coverage needs exchangeable images, so across
+    patients of very different numbers of images read the measured coverage beside it.
+    """
+    rank = int(np.ceil((len(residuals) + 1) * COVERAGE))
+    return float(np.sort(residuals)[rank - 1]) if rank <= len(residuals) else None
+
+
+def _coverage(truth: NDArray[np.float64], result: CrossValidated) -> float | None:
+    """Share of the examples inside intervals whose width comes from the other folds alone."""
+    inside = np.zeros(len(truth), dtype=bool)
+    for i, strength in enumerate(result.fold_strengths):
+        residuals = np.abs(truth - result.outputs[strength, :, 0])
+        here = result.fold == i
+        half = conformal_half_width(residuals[~here])
+        if half is None:
+            return None
+        inside[here] = residuals[here] <= half
+    return float(inside.mean())

@@ -1,0 +1,46 @@
+"""The live service on a real socket: what uvicorn refuses below the application, and a short run of the fuzzing."""
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.main import HEAD_BYTES
+from benchmarks.fuzz import fuzz, page, service
+
+pytestmark = pytest.mark.slow
+
+
+def talk(address: str, content: bytes) -> bytes:
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(content)
+        return connection.recv(1 << 16)
+
+
+def test_on_the_socket(runs: Path, tmp_path: Path, new_database: object) -> None:
+    url = new_database() if callable(new_database) else None
+    (tmp_path / "data").mkdir()
+    with service(runs, tmp_path / "data", database_url=url) as (address, key):
+        start = b"GET /v1/encoders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        assert b" 401 " in talk(address, start + b"\r\n").partition(b"\r\n")[0]
+        long = start + b"X-Long: " + b"x" * HEAD_BYTES + b"\r\n\r\n"
+        assert talk(address, long).partition(b"\r\n")[0].startswith(b"HTTP/1.1 4")
+        target = b"GET /" + b"x" * HEAD_BYTES + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert talk(address, target).partition(b"\r\n")[0].startswith(b"HTTP/1.1 4")
+        with httpx.Client(base_url=address, headers={"X-API-Key": key}) as client:
+            for method in ("TRACE", "CONNECT", "PATCH", "BREW"):
+                answer = client.request(method, "/v1/encoders")
+                assert answer.status_code == 405 and "x-api-key" not in answer.text.lower(), method
+            assert client.get("/v1/encoders").status_code == 200
+        assert key not in (tmp_path / "data" / "service.log").read_text()
+
+
+def test_a_few_hundred_requests(new_database: object) -> None:
+    pytest.importorskip("schemathesis")
+    url = new_database() if callable(new_database) else None
+    tally, rounds, seconds, log = fuzz(cases=300, seed=7, examples=5, database_url=url)
+    text = page(tally, rounds=rounds, seconds=seconds, seed=7, log=log, database="the tests' database")
+    assert tally.requests >= 300 and len(tally.statuses) >= 18
+    assert tally.server_errors == tally.violations == 0, text
