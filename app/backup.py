@@ -74,7 +74,7 @@ def backup(out: Path, *, data: Path) -> Summary:
 
 @contextmanager
 def _frozen(data: Path) -> Iterator[Path]:
-    """A folder with copies of the databases and links to all files, in `data`/tmp; services remove it if this process is killed."""
+    """A folder with copies of the databases and links to all files, in `data`/tmp; if killed, services remove it."""
     presence = Presence(data)
     presence.take()
     try:

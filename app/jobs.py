@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,8 +35,11 @@ class Work(Protocol):
     def start(self, job_id: str) -> bool:
         """Begin an attempt; False when there is nothing to do any more."""
 
-    def steps(self, job_id: str) -> Sequence[Step]:
-        """The same steps at each call; a finished step is not run again. A few seconds each, then cancel is quick."""
+    def steps(self, job_id: str) -> Iterable[Step]:
+        """The same steps at each call; a finished step is not run again. A few seconds each, then cancel is quick.
+
+        A generator may ask for a later step what an earlier one left on the disk.
+        """
 
     def finish(self, job_id: str) -> None:
         """Make the result visible, exactly once."""

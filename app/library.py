@@ -1,10 +1,10 @@
-"""What the runs directory offers: encoders and embedding tables, found anew at each call, so new runs appear."""
+"""What there is to work with: encoders and embedding tables, found anew at each call, so new runs appear."""
 
 import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,16 @@ from app.errors import ProblemError, log_unexpected, not_found
 from app.forward import ServedEncoder, choose_device
 from app.inference import Batcher
 from app.settings import Settings
+from app.store import Store
 from data_adapters.errors import UserError
-from lejepa_med.embed import DONE, EmbeddingTable, find_tables, read_info
+from lejepa_med.embed import EmbeddingTable, find_tables, read_info
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder
+from lejepa_med.table_writer import DONE
 
 LIST = "GET /v1/encoders lists the encoders."
 LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
+PUBLIC = ("version", "backbone", "objective", "metrics", "spec")  # the rest may name places of the operator's machine
 LIST_TABLES = "GET /v1/archives lists the embedding tables."
 
 
@@ -32,9 +35,13 @@ class Stamp(NamedTuple):
 
 
 class Library:
-    """Encoders by id, loaded on demand, and embedding tables by name. Its methods block; call them on threads."""
+    """Encoders by id, loaded on demand, and embedding tables by name. Its methods block; call them on threads.
 
-    def __init__(self, settings: Settings) -> None:
+    `own_tables` gives the tables that the service made, beside those of the runs directory.
+    """
+
+    def __init__(self, settings: Settings, *, own_tables: Callable[[], Mapping[str, Path]] = dict) -> None:
+        self._own_tables = own_tables
         self._settings = settings
         self._runs = settings.runs_dir.resolve()
         self._device = choose_device(settings.device)
@@ -145,6 +152,30 @@ class Library:
                 return encoder_id
         return None
 
+    def with_fingerprint(self, wanted: str) -> tuple[str, LoadedEncoder, Batcher]:
+        """The encoder with this fingerprint, loaded.
+
+        Raises:
+            ProblemError: 422, it is not in the runs directory any more.
+        """
+        encoder_id = self.encoder_of(wanted)
+        if encoder_id is None:
+            raise ProblemError(
+                422,
+                "encoder-gone",
+                "The encoder that this needs is no longer in the runs directory.",
+                remedy="The operator brings its run folder back.",
+            )
+        return self.encoder(encoder_id)
+
+    def see(self, store: Store, wanted: str) -> None:
+        """Note in the store what is known of an encoder by whose vectors a result was made."""
+        encoder_id = self.encoder_of(wanted)
+        if encoder_id is not None:
+            info = self.info(self.encoders()[encoder_id])
+            public = {key: info[key] for key in PUBLIC if key in info}
+            store.see_encoder(wanted, name=encoder_id, modality=modality_of(info), dim=info["dim"], info=public)
+
     def _load(self, stamp: Stamp) -> ServedEncoder:
         try:
             encoder = load_encoder(stamp.folder, device=self._device)
@@ -171,8 +202,10 @@ class Library:
     # --- embedding tables -------------------------------------------------------------------------------------------
 
     def tables(self) -> dict[str, Path]:
-        """Embedding tables by name."""
-        return _ids(find_tables(self._runs), self._runs) if self._runs.is_dir() else {}
+        """Embedding tables by name; a table of the runs directory gives way to one of the service's own."""
+        own = self._own_tables()
+        found = _ids(find_tables(self._runs), self._runs, taken=own) if self._runs.is_dir() else {}
+        return dict(sorted({**found, **own}.items()))
 
     def table_infos(self) -> dict[str, dict[str, Any]]:
         """embedding.json of every finished table, by name."""
@@ -224,14 +257,19 @@ def unusable(error: Exception) -> ProblemError:
     )
 
 
-def _ids(folders: list[Path], root: Path, *, inner: str = "") -> dict[str, Path]:
+def modality_of(info: Mapping[str, Any]) -> str:
+    """What clients call an encoder's adapter: a lab's own is known by file or module, its class name is enough."""
+    return str(info.get("adapter", {}).get("adapter", "unknown")).rpartition(":")[2].rpartition("/")[2]
+
+
+def _ids(folders: list[Path], root: Path, *, inner: str = "", taken: Container[str] = ()) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
         place = folder.parent if inner and folder.name == inner and folder != root else folder
         relative = place.resolve().relative_to(root).as_posix() if place.resolve().is_relative_to(root) else place.name
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", root.name if relative == "." else relative).strip("-.") or "run"
         unique, number = name, 2
-        while unique in found:
+        while unique in found or unique in taken:
             unique, number = f"{name}-{number}", number + 1
         found[unique] = folder
     return dict(sorted(found.items()))

@@ -16,6 +16,7 @@ from app.forms import PROBLEM_RESPONSES
 from app.middleware import Drain, Guard
 from app.policy import declared
 from app.routes import (
+    applications,
     archives,
     embeddings,
     encoders,
@@ -28,6 +29,7 @@ from app.routes import (
     probes,
     search,
     uncertain,
+    uploads,
 )
 from app.server import FLUSH_SECONDS, Server
 from app.service import Service
@@ -97,6 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
         embeddings,
         probes,
         predictions,
+        applications,
+        uploads,
         uncertain,
         archives,
         search,

@@ -48,7 +48,7 @@ RULES = (
     Rule("/v1/jobs", ("POST", "DELETE"), ("embed", "probe")),
     *(
         Rule(f"/v1/{name}", ("GET",))
-        for name in ("encoders", "archives", "uploads", "probes", "predictions", "search", "jobs")
+        for name in ("encoders", "archives", "uploads", "probes", "applications", "predictions", "search", "jobs")
     ),
 )
 

@@ -201,13 +201,17 @@ class Predictions(BaseModel):
 
 
 class Archive(BaseModel):
-    """An embedding table of the runs directory."""
+    """An embedding table, of the runs directory or made by the service."""
 
     name: str = Field(examples=["galaxies-val"])
     count: int = Field(examples=[1000])
     dim: int = Field(examples=[512])
     fingerprint: str = Field(description="fingerprint of the encoder that made it")
     encoder: str | None = Field(default=None, description="id of that encoder, where it is in the runs directory")
+    created: datetime | None = Field(
+        default=None, description="when the service made it; none for the runs directory's"
+    )
+    upload: str | None = Field(default=None, description="the upload that it was made from")
 
 
 class Archives(BaseModel):
@@ -244,7 +248,7 @@ class Job(BaseModel):
     """Long work. Poll it until `state` is succeeded, failed, cancelled, or dead (laid aside, can be queued again)."""
 
     id: str
-    kind: Literal["train-probe"]
+    kind: Literal["train-probe", "import-upload", "embed-archive", "apply-probe"]
     state: JobState
     stage: str = Field(default="", examples=["embedding"])
     progress: float = Field(ge=0, le=1, examples=[0.4])

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import sys
+from contextvars import Context
 from io import TextIOWrapper
 
 import torch
@@ -14,6 +15,10 @@ from app.embedding import Embedding
 from app.errors import log_unexpected
 from app.jobs import DbosEngine, JobEngine
 from app.keys import KeyRing
+from app.kinds.applying import Applying
+from app.kinds.archiving import Archiving
+from app.kinds.importing import Importing
+from app.kinds.sweeper import Sweeper
 from app.library import Library
 from app.limits import Limits, key_id, too_many_jobs
 from app.restore import MARK
@@ -34,7 +39,7 @@ class Service:
     def __init__(self, settings: Settings, *, is_worker: bool = False) -> None:
         self.settings = settings
         self.is_worker = is_worker
-        self.library = Library(settings)
+        self.library = Library(settings, own_tables=lambda: self.archiving.tables())
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
         self.waiting = CapacityLimiter(settings.queue_items)
@@ -42,9 +47,14 @@ class Service:
         self.store: Store
         self.keys: KeyRing
         self.training: Training
+        self.archiving: Archiving
+        self.importing: Importing
+        self.applying: Applying
         self.engine: JobEngine
         self.search: Indexes
         self.workers: Workers
+        self.works: dict[str, JobWork] = {}
+        self._sweeper: Sweeper | None = None
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
@@ -77,7 +87,13 @@ class Service:
             log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
         self.training = Training(self.settings, self.store, self.library, self.embedding)
         self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
-        self.works: dict[str, JobWork] = {work.kind: work for work in (self.training,)}
+        self.archiving = Archiving(self.settings, self.store, self.library, self.embedding)
+        self.importing = Importing(
+            self.settings, self.store, self.archiving, self.embedding.sandbox, submit=self._submit
+        )
+        self.applying = Applying(self.settings, self.store, self.library, self.training)
+        works: tuple[JobWork, ...] = (self.training, self.archiving, self.importing, self.applying)
+        self.works = {work.kind: work for work in works}
         self.engine = DbosEngine(
             self.works,
             database=self.store.url if self.store.is_postgres else f"sqlite:///{data / 'jobs.sqlite'}",
@@ -90,9 +106,12 @@ class Service:
         self.workers.start()
         if not self.is_worker:
             self.library.start_warm_up(self.embedding.sandbox.warm)
+            self._sweeper = Sweeper(self.importing.expire)
 
     def stop(self) -> bool:
         """Stop everything; True when work was running, which another worker or the next start continues."""
+        if self._sweeper is not None:
+            self._sweeper.stop()
         active = self.workers.stop()
         active |= self.search.close()
         self.library.close()
@@ -115,6 +134,16 @@ class Service:
         self._submit(job_id, kind)
         return row
 
+    def _submit(self, job_id: str, kind: str) -> None:
+        """Queue a job whose row is there; before the engine is, a look of its workers will do so."""
+        engine: JobEngine | None = getattr(self, "engine", None)
+        if engine is not None:
+            try:
+                # In a context of its own: inside of a job, the engine would take the new one for a part of it.
+                Context().run(engine.submit, job_id, kind)
+            except Exception as error:
+                log_unexpected(error)  # the row decides: the next look of any worker queues it
+
     def cancel_job(self, job_id: str) -> bool:
         """Give a job the outcome 'cancelled', also a dead one; False when it has another outcome already."""
         before = self.store.job(job_id)
@@ -132,12 +161,6 @@ class Service:
             return False
         self._submit(job_id, row.kind)
         return True
-
-    def _submit(self, job_id: str, kind: str) -> None:
-        try:
-            self.engine.submit(job_id, kind)
-        except Exception as error:
-            log_unexpected(error)  # the row decides: the next look of any worker queues it
 
 
 def new_id() -> str:

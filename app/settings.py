@@ -20,6 +20,12 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(
         default=None, description="all state of the service; by default 'lejepa-data' beside runs_dir"
     )
+    archives_dir: Path | None = Field(
+        default=None, description="folder below which clients may name archives to be embedded; only read"
+    )
+    keep_uploads_days: float | None = Field(
+        default=None, gt=0, description="days after which an upload is removed; by default never"
+    )
     database_url: SecretStr | None = Field(
         default=None, description="postgresql://USER:PASSWORD@HOST/DATABASE; by default SQLite in the data directory"
     )

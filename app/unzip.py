@@ -4,7 +4,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,9 +41,7 @@ def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> in
     packed = archive.stat().st_size
     written = 0
     try:
-        with archive.open("rb") as stream:
-            if _directory_bytes(stream, packed) > settings.max_zip_entries * MAX_DIRECTORY_ENTRY:
-                raise _too_many(settings)
+        check_directory(archive, settings)
         with zipfile.ZipFile(archive) as source:
             entries = [entry for entry in source.infolist() if not entry.is_dir()]
             if len(entries) > settings.max_zip_entries:
@@ -53,11 +51,11 @@ def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> in
             _check_overlaps(entries)
             # Declared sizes first: no entry gives more than it declares, so most bombs end here.
             _check_written(sum(entry.file_size for entry in entries), packed, budget)
-            wanted = sorted((entry for entry in entries if _is_image(entry.filename)), key=lambda e: e.filename)
+            wanted = named(entries)
             if not wanted:
                 raise BadFileError("The zip file holds no image.", remedy="Zip the files of one series.")
-            for number, entry in enumerate(wanted):
-                target = folder / f"{number:05d}{safe_suffix(entry.filename)}"
+            for entry, name in wanted:
+                target = folder / name
                 with source.open(entry) as stream, target.open("xb") as out:
                     while piece := stream.read(PIECE):
                         written += len(piece)
@@ -69,6 +67,17 @@ def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> in
             remedy="Zip the files again, without a password.",
         ) from None
     return written
+
+
+def check_directory(archive: Path, settings: Settings) -> None:
+    """Refuse a zip whose directory is too long, before zipfile reads it.
+
+    Raises:
+        BadFileError: it has more entries than the limit, by their least length.
+    """
+    with archive.open("rb") as stream:
+        if _directory_bytes(stream, archive.stat().st_size) > settings.max_zip_entries * MAX_DIRECTORY_ENTRY:
+            raise _too_many(settings)
 
 
 def _too_many(settings: Settings) -> BadFileError:
@@ -103,6 +112,12 @@ def _check_overlaps(entries: Sequence[zipfile.ZipInfo]) -> None:
         if entry.header_offset < end:
             raise BadFileError("Entries of the zip file overlap.", remedy="Zip the files again.")
         end = entry.header_offset + LOCAL_HEADER + entry.compress_size
+
+
+def named(entries: Iterable[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, str]]:
+    """The entries that may be images, each with the name that it is unpacked under."""
+    wanted = sorted((e for e in entries if not e.is_dir() and _is_image(e.filename)), key=lambda e: e.filename)
+    return [(entry, f"{number:05d}{safe_suffix(entry.filename)}") for number, entry in enumerate(wanted)]
 
 
 def _check(entry: zipfile.ZipInfo) -> None:

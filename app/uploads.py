@@ -32,11 +32,15 @@ INSIDE_COMPRESSED = ("nii", "fits", "fit", "fts", "dcm")
 
 @dataclass(frozen=True)
 class Upload:
-    """One received file; `index` is its place among the request's files."""
+    """One received file; `index` is its place among the request's files.
+
+    `name` is what the client calls it: it joins a catalogue's rows while the request lasts, and is never stored.
+    """
 
     index: int
     path: Path
     size: int
+    name: str = ""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Form:
     folder: Path
     fields: dict[str, str] = field(default_factory=dict)
     uploads: list[Upload] = field(default_factory=list)
+    catalog: Path | None = None
 
 
 def safe_suffix(name: str) -> str:
@@ -92,8 +97,10 @@ async def read_json(request: Request, settings: Settings) -> bytes:
 
 
 @asynccontextmanager
-async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
+async def receive(request: Request, settings: Settings, *, catalog: bool = False) -> AsyncIterator[Form]:
     """Stream a multipart request into a new folder; the folder goes when the block ends.
+
+    With `catalog`, one file may come in a field of that name.
 
     Raises:
         ProblemError: 415 for another content type, 413 beyond a limit, 400 for a broken or cut-off body.
@@ -111,7 +118,7 @@ async def receive(request: Request, settings: Settings) -> AsyncIterator[Form]:
     folder = settings.temporary(secrets.token_hex(8))
     form = Form(folder=folder)
     try:
-        sink = _Sink(form, settings, boundary)
+        sink = _Sink(form, settings, boundary, catalog=catalog)
         try:
             async for chunk, is_last in _gathered(request, settings):
                 await run_sync(sink.write, chunk, is_last)
@@ -176,8 +183,8 @@ async def _steady(request: Request, seconds: float) -> AsyncIterator[bytes]:
 class _Sink:
     """Callbacks of the multipart parser: files to disk, fields to memory."""
 
-    def __init__(self, form: Form, settings: Settings, boundary: bytes) -> None:
-        self.form, self.settings = form, settings
+    def __init__(self, form: Form, settings: Settings, boundary: bytes, *, catalog: bool) -> None:
+        self.form, self.settings, self.catalog = form, settings, catalog
         self.ended = False
         self.file: BufferedWriter | None = None
         self.parser = python_multipart.MultipartParser(
@@ -239,6 +246,11 @@ class _Sink:
             if len(self.form.fields) >= MAX_FIELDS:
                 raise ProblemError(422, "too-many-fields", f"A form has at most {MAX_FIELDS} fields.")
             return
+        self.file_name = options[b"filename"].decode("utf-8", "replace")
+        if self.catalog and self.name == "catalog" and self.form.catalog is None:
+            self.path = self.form.folder / "catalog"
+            self.file = self.path.open("xb")
+            return
         if self.name != "files":
             raise ProblemError(422, "invalid-request", "Files are sent in form fields with the name 'files'.")
         index = len(self.form.uploads)
@@ -249,7 +261,7 @@ class _Sink:
                 f"A request has at most {self.settings.max_files} files.",
                 remedy="Send the files in several requests.",
             )
-        suffix = safe_suffix(options[b"filename"].decode("utf-8", "replace"))
+        suffix = safe_suffix(self.file_name)
         self.path = self.form.folder / f"{index:05d}{suffix}"
         self.file = self.path.open("xb")
 
@@ -266,7 +278,11 @@ class _Sink:
         if self.file is not None:
             self.file.close()
             self.file = None
-            self.form.uploads.append(Upload(index=len(self.form.uploads), path=self.path, size=self.size))
+            if self.name == "catalog":
+                self.form.catalog = self.path
+                return
+            upload = Upload(index=len(self.form.uploads), path=self.path, size=self.size, name=self.file_name)
+            self.form.uploads.append(upload)
             return
         if self.name in self.form.fields:
             raise ProblemError(422, "invalid-request", "A form field is given twice.", remedy="Send each field once.")

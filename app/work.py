@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,13 +62,34 @@ class JobWork:
         plan: dict[str, Any] = json.loads((self.folder(job_id) / "plan.json").read_text(encoding="utf-8"))
         return plan
 
+    def plans(self) -> Iterator[dict[str, Any]]:
+        """Parameters of the jobs of this kind that have no outcome yet."""
+        for row in self._store.unfinished():
+            if row.kind == self.kind:
+                try:
+                    yield self.read_plan(row.id)
+                except OSError:
+                    continue  # it ended at this moment
+
+    def discard(self, job_id: str, forget: Callable[[str], None]) -> None:
+        """Remove what a job made, for good; `forget` removes its row. After a kill the next start ends the work."""
+        # The row outlives the name, never the reverse: what is not told of must not lie on the disk.
+        grave = self._settings.temporary(f"{job_id}.removed")
+        grave.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(self.result_folder(job_id), grave)
+        except FileNotFoundError:
+            pass  # a kill came between folder and row
+        forget(job_id)
+        shutil.rmtree(grave, ignore_errors=True)
+
     # --- the engine's Work ------------------------------------------------------------------------------------------
 
     def start(self, job_id: str) -> bool:
         """Begin an attempt."""
         return self._store.start_job(job_id, executor=executor_id()) is not None
 
-    def steps(self, job_id: str) -> Sequence[Step]:
+    def steps(self, job_id: str) -> Iterable[Step]:
         """The same steps at each call, a few seconds each."""
         raise NotImplementedError
 

@@ -42,7 +42,7 @@ class Catalog:
         self._sql.execute("PRAGMA journal_mode = OFF")
         self._sql.execute(TABLE)
         self._columns: list[str] = []
-        for row in _read_rows(self.file):
+        for row in read_rows(self.file):
             self._columns = self._columns or list(row)
             self._add(row)
 
@@ -112,8 +112,12 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _read_rows(file: Path) -> Iterator[dict[str, str]]:
-    """The rows one after the other, every cell as text, an empty one as ""."""
+def read_rows(file: Path) -> Iterator[dict[str, str]]:
+    """The rows one after the other, every cell as text, an empty one as "".
+
+    Raises:
+        UserError: the file is missing, is no table, or has no column `path`.
+    """
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

@@ -1,32 +1,137 @@
-"""GET /v1/archives: embedding tables, whose items can be labelled and predicted without sending files."""
+"""/v1/archives: embedding tables, whose items can be labelled and predicted without sending files."""
 
-from typing import Annotated
+import re
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
+from app.downloads import PARQUET_RESPONSE, joined
+from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
+from app.kinds.archiving import name_taken
+from app.kinds.chunks import failures
+from app.library import LIST, LIST_TABLES, modality_of
 from app.routes import Running
-from app.schemas import Archive, ArchiveId, ArchiveIds, Archives
+from app.routes.jobs import to_job
+from app.schemas import Archive, ArchiveId, ArchiveIds, Archives, Job
+from app.schemas_archives import ARCHIVE_NAME, ArchiveDetail, ArchiveRequest, Reason
+from app.service import Service, new_id
+from app.store import ArchiveRow
 
 router = APIRouter(prefix="/v1/archives", tags=["archives"])
+TAKEN: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "description": "The name is taken"}}
+IN_USE: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "description": "It cannot be removed now"}}
 
 
 @router.get("", summary="List the embedding tables")
 def list_archives(service: Running) -> Archives:
-    """Tables that `lejepa-med embed` wrote into the runs directory."""
-    library = service.library
-    return Archives(
-        archives=[
-            Archive(
-                name=name,
-                count=info["embedded"],
-                dim=info["dim"],
-                fingerprint=info["encoder"],
-                encoder=library.encoder_of(info["encoder"]),
-            )
-            for name, info in library.table_infos().items()
-        ]
+    """Tables that `lejepa-med embed` wrote into the runs directory, and those that jobs made."""
+    own = {row.name: row for row in service.store.archives()}
+    infos = service.library.table_infos()
+    return Archives(archives=[Archive(**_facts(service, name, info, own.get(name))) for name, info in infos.items()])
+
+
+@router.post("", status_code=202, summary="Embed an archive", responses={**PROBLEM_RESPONSES, **TAKEN})
+def create_archive(wanted: ArchiveRequest, response: Response, service: Running) -> Job:
+    """An upload, or a folder that the operator has opened, becomes an embedding table by a job."""
+    if (wanted.upload is None) == (wanted.folder is None):
+        raise ProblemError(
+            422, "invalid-request", "An archive is made from an upload or from a folder.", remedy="Give one of the two."
+        )
+    if wanted.upload is not None:
+        upload, _ = service.archiving.upload(wanted.upload)
+        modality = upload.modality
+    plan = service.archiving.plan(
+        wanted.name, wanted.encoder, upload=wanted.upload, folder=wanted.folder, columns=wanted.columns
     )
+    if wanted.upload is not None:
+        check_modality(service, plan.encoder, modality)
+    job_id = new_id()
+    with service.archiving.naming:
+        check_name(service, wanted.name)
+        service.archiving.accept_plan(job_id, plan)
+        row = service.queue_job(job_id, service.archiving.kind)
+    response.headers["Location"] = f"/v1/jobs/{job_id}"
+    return to_job(row)
+
+
+@router.get("/{name}", summary="One archive", responses={404: PROBLEM_RESPONSES[404]})
+def get_archive(name: str, service: Running) -> ArchiveDetail:
+    """What the table holds, and why items are missing in it."""
+    table = service.library.table(name)
+    own = own_archive(service, name)
+    refused = Counter() if own is None else service.archiving.refused(own.id)
+    reasons = failures(service.library.tables()[name]) + refused
+    return ArchiveDetail(
+        **_facts(service, name, table.info, own),
+        failed=table.info["failed"] + refused.total(),
+        failures=[Reason(reason=reason, count=count) for reason, count in reasons.most_common(100)],
+        groups=len(set(table.groups)),
+        labels=dict(Counter(label for label in table.labels if label).most_common(1000)),
+    )
+
+
+@router.delete("/{name}", status_code=204, summary="Remove an archive", responses={**PROBLEM_RESPONSES, **IN_USE})
+def delete_archive(name: str, service: Running) -> Response:
+    """Only those that the service made; the runs directory is only read. Probes that learnt from it stay."""
+    row = own_archive(service, name)
+    if row is None:
+        if name in service.library.tables():
+            raise ProblemError(
+                409, "not-removable", "The archive is the operator's.", remedy="The operator removes its folder."
+            )
+        raise not_found("archive", remedy=LIST_TABLES)
+    if any(plan["archive"] == name for plan in service.applying.plans()):
+        raise ProblemError(
+            409, "in-use", "A job reads this archive.", remedy="Wait for the job, or cancel it: DELETE /v1/jobs/{id}"
+        )
+    service.archiving.discard(row.id, service.store.remove_archive)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/table", summary="Download an archive", response_class=Response, responses=PARQUET_RESPONSE)
+def get_table(name: str, service: Running) -> Response:
+    """Parquet: id, group, label, vector (a list of float32 of fixed length)."""
+    service.library.table(name)  # 404 or 422
+    return joined(service.library.tables()[name], service.settings)
+
+
+def check_name(service: Service, name: str) -> None:
+    """409 where an archive has the name, or a job is making one. Hold `archiving.naming` meanwhile."""
+    coming = [plan["name"] for plan in service.archiving.plans()]
+    coming += [plan["archive"]["name"] for plan in service.importing.plans() if plan["archive"]]
+    if name in coming or name in service.library.tables():
+        raise name_taken()
+
+
+def check_modality(service: Service, encoder_id: str, modality: str) -> None:
+    """422 where an encoder is of another modality than the files."""
+    if modality_of(service.library.info(service.library.encoders()[encoder_id])) != modality:
+        raise ProblemError(
+            422,
+            "other-modality",
+            f"The encoder reads another modality than that of the upload, '{modality}'.",
+            remedy=f"Name an encoder of this modality. {LIST}",
+        )
+
+
+def own_archive(service: Service, name: str) -> ArchiveRow | None:
+    """The row of an archive that the service made, or None."""
+    return service.store.archive(name) if re.fullmatch(ARCHIVE_NAME, name) else None
+
+
+def _facts(service: Service, name: str, info: dict[str, Any], own: ArchiveRow | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "count": info["embedded"],
+        "dim": info["dim"],
+        "fingerprint": info["encoder"],
+        "encoder": service.library.encoder_of(info["encoder"]),
+        "created": None if own is None else datetime.fromtimestamp(own.created, UTC),
+        "upload": None if own is None else own.upload_id,
+    }
 
 
 @router.get("/{name}/ids", summary="Ids of a table", responses={404: PROBLEM_RESPONSES[404]})

@@ -7,13 +7,12 @@ from fastapi import APIRouter
 
 from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
-from app.library import LIST
+from app.library import LIST, PUBLIC, modality_of
 from app.routes import Running
 from app.schemas import Encoder, EncoderDetail, Encoders
 from lejepa_med.models.folder import fingerprint
 
 router = APIRouter(prefix="/v1/encoders", tags=["encoders"], responses={404: PROBLEM_RESPONSES[404]})
-PUBLIC = ("version", "backbone", "objective", "metrics", "spec")  # the rest may name places of the operator's machine
 
 
 @router.get("", summary="List the encoders")
@@ -47,11 +46,4 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
 
 def _facts(encoder_id: str, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
-    modality = str(info.get("adapter", {}).get("adapter", "unknown"))
-    # A lab's own adapter is known by file or module; the class name is enough for a client.
-    return {
-        "id": encoder_id,
-        "name": name,
-        "modality": modality.rpartition(":")[2].rpartition("/")[2],
-        "available": bool(info),
-    }
+    return {"id": encoder_id, "name": name, "modality": modality_of(info), "available": bool(info)}

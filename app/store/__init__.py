@@ -10,7 +10,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from app.settings import Settings
 from app.store import schema
 from app.store.database import database_url, patience, persistent, unavailable
-from app.store.jobs import JobStore
+from app.store.jobs import JobStore, new_job
 from app.store.keys import KeyStore
 from app.store.results import ResultStore
 from app.store.tables import (
@@ -43,6 +43,7 @@ __all__ = [
     "UploadRow",
     "WorkerRow",
     "database_url",
+    "new_job",
     "now",
     "open_store",
     "patience",

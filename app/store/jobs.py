@@ -8,7 +8,7 @@ from sqlalchemy import case, delete, func, select, text, update
 from sqlalchemy.engine import CursorResult
 
 from app.store.database import Database, persistent
-from app.store.tables import UNFINISHED, ArchiveRow, EventRow, JobRow, PairRow, PredictionRow, ProbeRow, WorkerRow, now
+from app.store.tables import UNFINISHED, Base, EventRow, JobRow, PairRow, WorkerRow, now
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,28 @@ class JobStatistic:
     within: tuple[int, ...]
 
 
+def new_job(job_id: str, kind: str, *, key_id: str | None = None) -> JobRow:
+    """The row of a job that waits."""
+    return JobRow(
+        id=job_id,
+        kind=kind,
+        state="queued",
+        stage="",
+        progress=0.0,
+        start_progress=0.0,
+        created=now(),
+        attempts=0,
+        key_id=key_id,
+    )
+
+
 class JobStore(Database):
     """All reads and writes of jobs."""
 
     @persistent
     def add_job(self, job_id: str, kind: str, *, key_id: str | None = None) -> JobRow:
         """A new job in state queued; the present one where it was added before."""
-        row = JobRow(
-            id=job_id,
-            kind=kind,
-            state="queued",
-            stage="",
-            progress=0.0,
-            start_progress=0.0,
-            created=now(),
-            attempts=0,
-            key_id=key_id,
-        )
+        row = new_job(job_id, kind, key_id=key_id)
         with self._write() as session:
             known = session.get(JobRow, job_id)
             if known is not None:
@@ -162,10 +167,10 @@ class JobStore(Database):
         *,
         result: str | None = None,
         error: dict[str, Any] | None = None,
-        made: ArchiveRow | PredictionRow | ProbeRow | None = None,
+        made: Base | Sequence[Base] = (),
         executor: str | None = None,
     ) -> bool:
-        """Give a job its one outcome, and what it made its row, in one transaction; False when it has an outcome.
+        """Give a job its one outcome, and what it made its rows, in one transaction; False when it has an outcome.
 
         With `executor` it is False also for a job that has gone over to another worker.
         """
@@ -182,10 +187,11 @@ class JobStore(Database):
             if changed.rowcount == 0:
                 return False
             session.add(EventRow(job_id=job_id, at=at, message=state))
-            if made is not None:
-                # whoever asked for the job owns what it made
-                made.key_id = session.scalar(select(JobRow.key_id).where(JobRow.id == job_id))
-                session.add(made)
+            for row in [made] if isinstance(made, Base) else made:
+                if hasattr(row, "key_id"):
+                    # whoever asked for the job owns what it made
+                    row.key_id = session.scalar(select(JobRow.key_id).where(JobRow.id == job_id))
+                session.add(row)
             return True
 
     @persistent

@@ -53,6 +53,12 @@ class ResultStore(Database):
             return list(session.scalars(select(ArchiveRow).order_by(ArchiveRow.name)))
 
     @persistent
+    def remove_archive(self, archive_id: str) -> None:
+        """Forget an archive that the service made; its folder goes first."""
+        with self._write() as session:
+            session.execute(delete(ArchiveRow).where(ArchiveRow.id == archive_id))
+
+    @persistent
     def prediction(self, prediction_id: str) -> PredictionRow | None:
         """One application of a probe to an archive."""
         with self._read() as session:

@@ -11,9 +11,9 @@ const tables = {
     row: (e) => [link(`/v1/encoders/${e.id}`, e.id), e.modality, state(e.available ? "yes" : "no", e.available ? "available" : "damaged")],
   },
   archives: {
-    empty: "None yet. `lejepa-med embed` writes one into the runs directory.",
+    empty: "None yet. POST files to /v1/uploads, or `lejepa-med embed` writes one into the runs directory.",
     head: ["Name", "Items", "Encoder"],
-    row: (a) => [link(`/v1/archives/${a.name}/ids`, a.name), a.count.toLocaleString(), a.encoder || `not here (${short(a.fingerprint)})`],
+    row: (a) => [link(`/v1/archives/${a.name}`, a.name), a.count.toLocaleString(), a.encoder || `not here (${short(a.fingerprint)})`],
   },
   probes: {
     empty: "None yet. POST labelled files or ids to /v1/probes.",
@@ -22,9 +22,10 @@ const tables = {
   },
   jobs: {
     empty: "None yet.",
-    head: ["Job", "State", "Progress", "To go"],
+    head: ["Job", "Kind", "State", "Progress", "To go"],
     row: (j) => [
       link(`/v1/jobs/${j.id}`, short(j.id)),
+      j.kind.replaceAll("-", " "),
       state(j.state, j.state + (j.state === "running" && j.stage ? `: ${j.stage}` : "")),
       j.error ? { text: j.error.detail, wide: true } : bar(j.progress),
       j.eta_seconds == null ? "" : `${Math.ceil(j.eta_seconds)} s`,

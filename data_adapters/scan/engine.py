@@ -28,6 +28,7 @@ def scan_archive(
     journal: Path | None = None,
     fresh: bool = False,
     file_seconds: float = FILE_SECONDS,
+    memory_bytes: int | None = None,
 ) -> Scan:
     """Walk `root` and sort its files into readable records and refused files.
 
@@ -45,6 +46,7 @@ def scan_archive(
         fresh: forget what is remembered, and read everything.
         file_seconds: how long a worker process may be at work on one file before it is killed and the file refused;
             the next scan tries such a file again. Without effect on what is read in this process.
+        memory_bytes: what reading may add to a worker's address space, on Linux; a file that needs more is refused.
 
     Raises:
         UserError: `root` does not exist, or another scan uses the journal.
@@ -59,7 +61,9 @@ def scan_archive(
         meter = Meter(progress)
         checks = Checks(memory, base, meter, verify=verify)
         _meet(adapter, root, base, memory, meter, checks)
-        setup = Setup(adapter=adapter.describe(), local=local_options(adapter), base=base, verify=verify)
+        setup = Setup(
+            adapter=adapter.describe(), local=local_options(adapter), base=base, verify=verify, memory=memory_bytes
+        )
         pool = _pool(adapter, setup, memory, workers=workers, file_seconds=file_seconds)
         try:
             if isinstance(adapter, BaseAdapter):

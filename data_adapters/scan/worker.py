@@ -49,6 +49,7 @@ class Setup:
     local: dict[str, Any]
     base: Path
     verify: bool
+    memory: int | None = None
 
 
 class Bench:
@@ -161,6 +162,7 @@ def main(descriptor: int, beat: int) -> None:
         quiet_readers()  # what they would say holds names
         bench = Bench(from_description(setup.adapter, local=setup.local), setup.base, verify=setup.verify)
         _one_thread()
+        _limit_memory(setup.memory)
         pipe.send(READY)
         while True:
             kind, units, common = pipe.recv()
@@ -177,3 +179,16 @@ def _one_thread() -> None:
     """Each worker has one core; libraries that start a thread for every core would only get in each other's way."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+def _limit_memory(more: int | None) -> None:
+    """Let this process grow by `more` bytes of address space; where /proc does not tell its size, without a limit."""
+    statm = Path("/proc/self/statm")
+    if more is None or not statm.is_file():
+        return
+    import resource
+
+    used = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = used + more
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

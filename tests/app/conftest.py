@@ -88,6 +88,7 @@ def settings(runs: Path, new_database: NewDatabase | None) -> Settings:
     return Settings(
         database_url=new_database() if new_database is not None else None,  # type: ignore[arg-type]
         runs_dir=runs,
+        archives_dir=runs.parent / "archives",
         threads=1,
         job_retries=1,
         max_upload_bytes=4 << 20,

@@ -1,0 +1,194 @@
+"""The job that applies a probe to a whole archive: predicted in chunks, written as one Parquet table."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from app.errors import ProblemError
+from app.jobs import Step
+from app.library import Library
+from app.settings import Settings
+from app.store import PredictionRow, Store, now
+from app.training import Training
+from app.work import JobWork, sync
+from lejepa_med.embed import EmbeddingTable
+from lejepa_med.evaluation.probe import Prediction
+
+TABLE = "predictions.parquet"
+CELLS = 1 << 26  # cosines of one step, archive rows x labelled images: about a second on one core
+SINGULAR = {"probabilities": "probability"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A probe and an archive; `digest` is what the archive held when the job was accepted."""
+
+    probe: str
+    archive: str
+    digest: str
+    chunk: int
+
+
+class Applying(JobWork):
+    """The table lies in predictions/<id>/."""
+
+    kind = "apply-probe"
+    made = "predictions"
+
+    def __init__(self, settings: Settings, store: Store, library: Library, training: Training) -> None:
+        super().__init__(settings, store)
+        self._library, self._training = library, training
+
+    def steps(self, job_id: str) -> Iterator[Step]:
+        """Chunks, then the table."""
+        plan = Plan(**self.read_plan(job_id))
+        starts = range(0, len(self._table(plan).ids), plan.chunk)
+        for start in starts:
+            yield partial(self._predict, job_id, plan, start)
+        yield partial(self._join, job_id, [self._chunk(job_id, start) for start in starts])
+
+    def finish(self, job_id: str) -> None:
+        """Register the table and the job's success in one transaction."""
+        plan = Plan(**self.read_plan(job_id))
+        probe, job = self._store.probe(plan.probe), self._store.job(job_id)
+        assert probe is not None  # probes are never removed
+        self._library.see(self._store, probe.fingerprint)
+        file = self.table_file(job_id)
+        row = PredictionRow(
+            id=job_id,
+            probe_id=plan.probe,
+            archive=plan.archive,
+            fingerprint=probe.fingerprint,
+            count=pq.read_metadata(file).num_rows,
+            summary=summary(file),
+            created=now(),
+            key_id=None if job is None else job.key_id,
+        )
+        self._store.finish_job(job_id, "succeeded", result=f"/v1/applications/{job_id}", made=row)
+
+    # --- what the routes ask ----------------------------------------------------------------------------------------
+
+    def accept_plan(self, job_id: str, probe_id: str, archive: str) -> None:
+        """Make the job's inputs durable.
+
+        Raises:
+            ProblemError: 404 or 422, no such archive, or one of another encoder.
+        """
+        table, row = self._library.table(archive), self._store.probe(probe_id)
+        if row is None or table.encoder != row.fingerprint:
+            raise ProblemError(
+                422,
+                "other-encoder",
+                "The archive was embedded with another encoder than the probe's.",
+                remedy="Embed the archive with the probe's encoder: POST /v1/archives, or lejepa-med embed",
+            )
+        chunk = max(256, min(8192, CELLS // max(1, row.count)))
+        plan = Plan(probe=probe_id, archive=archive, digest=_digest(table), chunk=chunk)
+        draft = self._settings.temporary(job_id)
+        draft.parent.mkdir(exist_ok=True)
+        self.accept(job_id, draft, asdict(plan))
+
+    def table_file(self, job_id: str) -> Path:
+        """Where the predictions of an application lie."""
+        return self.result_folder(job_id) / TABLE
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _table(self, plan: Plan) -> EmbeddingTable:
+        table = self._library.table(plan.archive)
+        if _digest(table) != plan.digest:
+            raise ProblemError(
+                422,
+                "archive-changed",
+                "The archive was embedded anew while the job waited or ran.",
+                remedy="Apply the probe again.",
+            )
+        return table
+
+    def _chunk(self, job_id: str, start: int) -> Path:
+        return self.folder(job_id) / f"predicted-{start:09d}.parquet"
+
+    def _predict(self, job_id: str, plan: Plan, start: int) -> None:
+        table = self._table(plan)
+        self.tell(job_id, start / len(table.ids), "predicting")
+        rows = slice(start, start + plan.chunk)
+        found = columns(self._training.probe(plan.probe).predict(table.vectors[rows]))
+        _write(pa.table({"id": pa.array(table.ids[rows], pa.string()), **found}), self._chunk(job_id, start))
+
+    def _join(self, job_id: str, chunks: Sequence[Path]) -> None:
+        target = self.table_file(job_id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A column may be without any value in one chunk, and so of no type or absent, and have values in another.
+        schema = pa.unify_schemas([pq.read_schema(file) for file in chunks], promote_options="permissive")
+        draft = target.with_suffix(".part")
+        with pq.ParquetWriter(draft, schema) as writer:
+            for file in chunks:
+                tables = [schema.empty_table(), pq.read_table(file)]
+                writer.write_table(pa.concat_tables(tables, promote_options="permissive"))
+        _place(draft, target)
+        sync(target.parent.parent)
+
+
+def columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
+    """Fields of predictions as columns, whatever the kind of the probe.
+
+    A field with a value a class becomes one column a class, `probability CLASS`; fields without any value are left out.
+    """
+    given: dict[str, pa.Array] = {}
+    for field in dataclasses.fields(Prediction):
+        values = [getattr(one, field.name) for one in found]
+        known = next((value for value in values if value is not None), None)
+        if isinstance(known, dict):
+            for name in known:
+                given[f"{SINGULAR.get(field.name, field.name)} {name}"] = pa.array([value[name] for value in values])
+        elif known is not None:
+            given[field.name] = pa.array([list(v) if isinstance(v, tuple) else v for v in values])
+    return given
+
+
+def summary(file: Path) -> dict[str, Any]:
+    """Counts by label, or the spread of a quantity, and the share of items that are unlike the labelled ones."""
+    found: dict[str, Any] = {}
+    names = pq.read_schema(file).names
+    rows = pq.read_metadata(file).num_rows
+    table = pq.read_table(file, columns=[name for name in ("label", "labels", "value", "note") if name in names])
+    if "label" in names:
+        found["counts"] = dict(Counter(table.column("label").to_pylist()).most_common())
+    elif "labels" in names:
+        counts = Counter(label for labels in table.column("labels").to_pylist() for label in labels)
+        found["counts"] = dict(counts.most_common())
+    if "value" in names:
+        values = table.column("value").to_numpy()
+        found["value"] = {
+            "mean": float(values.mean()),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "standard_deviation": float(values.std()),
+        }
+    notes = table.column("note").to_pylist() if "note" in names else []
+    found["unlike"] = sum(map(bool, notes)) / rows
+    return found
+
+
+def _digest(table: EmbeddingTable) -> str:
+    return f"{table.encoder} {table.info.get('archive')} {len(table.ids)}"
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    draft = file.with_suffix(".part")
+    pq.write_table(table, draft)
+    _place(draft, file)
+
+
+def _place(draft: Path, target: Path) -> None:
+    sync(draft)
+    os.replace(draft, target)
+    sync(target.parent)

@@ -1,0 +1,266 @@
+"""The job that embeds an archive: scanned, embedded in chunks that are not computed twice, written as a table."""
+
+import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.exc import IntegrityError
+
+from app import catalogs
+from app.embedding import Embedding
+from app.errors import ProblemError, as_error, not_found
+from app.items import Source
+from app.jobs import Step
+from app.kinds.chunks import failures, read_chunks, write_chunk
+from app.kinds.folders import archive_folder, archives_root
+from app.kinds.scanning import owned, read_manifest, scan
+from app.library import Library
+from app.settings import Settings
+from app.store import ArchiveRow, Store, UploadRow, now
+from app.work import JobWork
+from data_adapters.base import Adapter
+from data_adapters.manifest import Manifest
+from lejepa_med.atomic import write_text
+from lejepa_med.embed import read_info
+from lejepa_med.evaluation.features import Feature
+from lejepa_med.table_writer import TableWriter
+
+SHARD_ROWS = 2048
+LARGEST_CHUNK = 128  # rows of a step; a divisor of SHARD_ROWS
+SCAN_SHARE = 0.05  # of the progress
+MANIFEST, REFUSED = "manifest.parquet", "refused.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is embedded, with what, and under which name: an upload, or a folder below the operator's archives."""
+
+    name: str
+    encoder: str
+    fingerprint: str
+    dim: int
+    chunk: int
+    upload: str | None = None
+    folder: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+def chunk_of(adapter: Adapter) -> int:
+    """Rows of one step, a power of two: a few seconds on a CPU, at 128 images of 224 px or 4 volumes and more."""
+    options = getattr(adapter, "options", None)
+    images = getattr(options, "slices", None) or getattr(options, "tiles", None) or 1
+    wanted = LARGEST_CHUNK // (32 if adapter.spec.dims == 3 else images)
+    return 1 << max(2, wanted.bit_length() - 1)
+
+
+class Archiving(JobWork):
+    """The table lies in archives/<id>/, in the format of `lejepa-med embed`."""
+
+    kind = "embed-archive"
+    made = "archives"
+
+    def __init__(self, settings: Settings, store: Store, library: Library, embedding: Embedding) -> None:
+        super().__init__(settings, store)
+        self._library, self._embedding = library, embedding
+        self.naming = threading.Lock()
+        """Held from the check of a name to the job that has it."""
+
+    def steps(self, job_id: str) -> Iterator[Step]:
+        """One scan, chunks of embedding, and the end of the table."""
+        plan = Plan(**self.read_plan(job_id))
+        yield partial(self._scan, job_id, plan)
+        manifest = read_manifest(self.folder(job_id) / MANIFEST, self._root(plan))
+        table = TableWriter(
+            self.result_folder(job_id),
+            manifest,
+            encoder=plan.fingerprint,
+            encoder_name=plan.encoder,
+            dim=plan.dim,
+            shard_rows=SHARD_ROWS,
+            columns=plan.columns,
+        )
+        for start in range(0, len(manifest), plan.chunk):
+            yield partial(self._embed, job_id, plan, manifest, table, start)
+        yield partial(self._close, job_id, table)
+
+    def finish(self, job_id: str) -> None:
+        """Register the archive and the job's success in one transaction."""
+        plan = Plan(**self.read_plan(job_id))
+        job = self._store.job(job_id)
+        self._library.see(self._store, plan.fingerprint)
+        row = ArchiveRow(
+            id=job_id,
+            name=plan.name,
+            upload_id=plan.upload,
+            encoder=plan.encoder,
+            fingerprint=plan.fingerprint,
+            count=read_info(self.result_folder(job_id))["embedded"],
+            dim=plan.dim,
+            created=now(),
+            key_id=None if job is None else job.key_id,
+        )
+        try:
+            self._store.finish_job(job_id, "succeeded", result=f"/v1/archives/{plan.name}", made=row)
+        except IntegrityError:  # another service on the same database was faster
+            self.fail(job_id, name_taken().problem)
+
+    # --- what the routes ask ----------------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        name: str,
+        encoder_id: str | None,
+        *,
+        upload: str | None = None,
+        folder: str | None = None,
+        columns: Sequence[str] = (),
+    ) -> Plan:
+        """The plan of a job, checked against what is there.
+
+        Raises:
+            ProblemError: 404 or 422, no such encoder or folder.
+        """
+        encoder_id, encoder, _ = self._library.encoder(encoder_id)
+        plan = Plan(
+            name=name,
+            encoder=encoder_id,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            chunk=chunk_of(encoder.adapter),
+            upload=upload,
+            folder=folder,
+            columns=tuple(columns),
+        )
+        if folder is not None:
+            self._root(plan)
+        return plan
+
+    def accept_plan(self, job_id: str, plan: Plan) -> None:
+        """Make the job's inputs durable."""
+        draft = self._settings.temporary(job_id)
+        draft.parent.mkdir(exist_ok=True)
+        self.accept(job_id, draft, asdict(plan))
+
+    def tables(self) -> dict[str, Path]:
+        """The service's own tables by name."""
+        return {row.name: self.result_folder(row.id) for row in self._store.archives()}
+
+    def refused(self, archive_id: str) -> Counter[str]:
+        """Reasons why files were no items of an archive that the service made; those of an upload it tells itself."""
+        file = self.result_folder(archive_id) / REFUSED
+        return Counter(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else Counter()
+
+    def upload(self, upload_id: str) -> tuple[UploadRow, Path]:
+        """An imported upload and its folder.
+
+        Raises:
+            ProblemError: 404, there is none, or its import has not ended.
+        """
+        row = self._store.upload(upload_id)
+        folder = self._settings.data / "uploads" / upload_id
+        if row is None or not folder.is_dir():
+            raise not_found("upload", remedy="GET /v1/uploads lists the uploads; one is there when its job has ended.")
+        return row, folder
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _root(self, plan: Plan) -> Path:
+        if plan.upload is not None:
+            return self.upload(plan.upload)[1] / "files"
+        assert plan.folder is not None
+        return archive_folder(self._settings, plan.folder)
+
+    def _adapter(self, plan: Plan) -> Adapter:
+        return self._library.with_fingerprint(plan.fingerprint)[1].adapter
+
+    def _scan(self, job_id: str, plan: Plan) -> None:
+        target = self.folder(job_id) / MANIFEST
+        if target.is_file():
+            return
+        adapter, root = self._adapter(plan), self._root(plan)
+        if plan.upload is not None:
+            known = read_manifest(root.parent / MANIFEST, root)
+            if known.adapter == adapter.describe():
+                known.write(target)
+                return
+        catalog = root.parent / catalogs.FILE
+        found = scan(
+            adapter,
+            root,
+            journal=self.folder(job_id) / "scan",
+            settings=self._settings,
+            verify=False,  # the embedding reads every pixel, and tells what cannot be read
+            files=1 << 20 if plan.upload is None else 0,
+            catalog=catalog if plan.upload is not None and catalog.is_file() else None,
+            inside=None if plan.upload is not None else archives_root(self._settings),
+            tell=lambda share: self.tell(job_id, SCAN_SHARE * share, "scanning"),
+        )
+        if not len(found.manifest):
+            raise ProblemError(
+                422,
+                "nothing-readable",
+                "The archive holds nothing that the encoder's adapter reads.",
+                remedy="Give an archive of the encoder's modality; GET /v1/encoders names it.",
+            )
+        reasons = Counter(one.reason for one in found.refused)
+        write_text(self.folder(job_id) / REFUSED, json.dumps(dict(reasons.most_common())))
+        (found.manifest if plan.upload is None else owned(found.manifest, plan.upload)).write(target)
+
+    def _embed(self, job_id: str, plan: Plan, manifest: Manifest, table: TableWriter, start: int) -> None:
+        shard = start // SHARD_ROWS
+        if table.has(shard):
+            return
+        rows = table.rows(shard)
+        stop = min(start + plan.chunk, rows.stop)
+        if not self._chunk(job_id, start).is_file():
+            self._compute(job_id, plan, manifest, range(start, stop))
+        if stop == rows.stop:
+            chunks = [self._chunk(job_id, first) for first in range(rows.start, rows.stop, plan.chunk)]
+            table.write(shard, read_chunks(chunks))
+            for chunk in chunks:
+                chunk.unlink(missing_ok=True)
+
+    def _compute(self, job_id: str, plan: Plan, manifest: Manifest, rows: range) -> None:
+        _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
+        first = rows.start % SHARD_ROWS
+        found = [Source(0, record=manifest.record(row)) for row in rows]
+        features: list[Feature] = []
+        for number, result in enumerate(self._embedding.run(encoder.adapter, batcher, found, patient=True)):
+            if result.problem is not None and result.problem.status >= 500:  # no fault of the item
+                raise as_error(result.problem)
+            reason = "" if result.problem is None else result.problem.detail
+            features.append(Feature(first + number, result.vector, reason))
+            share = (rows.start + number + 1) / len(manifest)
+            self.tell(job_id, SCAN_SHARE + (1 - SCAN_SHARE) * share, "embedding")
+        write_chunk(self._chunk(job_id, rows.start), features, dim=plan.dim)
+
+    def _chunk(self, job_id: str, start: int) -> Path:
+        return self.folder(job_id) / f"vectors-{start:09d}.npz"
+
+    def _close(self, job_id: str, table: TableWriter) -> None:
+        reasons = failures(self.result_folder(job_id))
+        if not table.embedded:
+            raise ProblemError(
+                422,
+                "nothing-readable",
+                f"Not one item of the archive could be embedded; most often: {reasons.most_common(1)[0][0]}",
+                remedy="Check the files in another program.",
+            )
+        if (self.folder(job_id) / REFUSED).is_file():
+            shutil.copyfile(self.folder(job_id) / REFUSED, self.result_folder(job_id) / REFUSED)
+        table.finish()
+
+
+def name_taken() -> ProblemError:
+    """409: names are unique."""
+    return ProblemError(
+        409,
+        "name-taken",
+        "There is an archive with this name already, or a job is making one.",
+        remedy="Take another name, or remove the archive: DELETE /v1/archives/NAME",
+    )

@@ -1,0 +1,74 @@
+"""/v1/probes/{id}/applications and /v1/applications: a probe applied to every item of an archive."""
+
+import re
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+
+from app.downloads import TABLE_RESPONSE, table
+from app.errors import not_found
+from app.forms import PROBLEM_RESPONSES
+from app.routes import Running
+from app.routes.jobs import to_job
+from app.routes.probes import find_probe
+from app.schemas import Job
+from app.schemas_archives import Application, ApplicationRequest, Applications
+from app.service import Service, new_id
+from app.store import PredictionRow
+
+router = APIRouter(prefix="/v1", tags=["applications"], responses={404: PROBLEM_RESPONSES[404]})
+
+
+@router.post("/probes/{probe_id}/applications", status_code=202, summary="Apply a probe to an archive")
+def create_application(probe_id: str, wanted: ApplicationRequest, response: Response, service: Running) -> Job:
+    """A job predicts every item of the archive; the application has the job's id."""
+    row = find_probe(service, probe_id)
+    job_id = new_id()
+    service.applying.accept_plan(job_id, row.id, wanted.archive)
+    job = service.queue_job(job_id, service.applying.kind)
+    response.headers["Location"] = f"/v1/jobs/{job_id}"
+    return to_job(job)
+
+
+@router.get("/probes/{probe_id}/applications", summary="List the applications of a probe")
+def list_applications(probe_id: str, service: Running) -> Applications:
+    """Newest first."""
+    row = find_probe(service, probe_id)
+    return Applications(applications=[_application(found) for found in service.store.predictions(row.id)])
+
+
+@router.get("/applications/{application_id}", summary="One application")
+def get_application(application_id: str, service: Running) -> Application:
+    """How many items have which label, and how many are unlike everything that was labelled."""
+    return _application(_find(service, application_id))
+
+
+@router.get(
+    "/applications/{application_id}/table",
+    summary="Download the predictions",
+    response_class=Response,
+    responses=TABLE_RESPONSE,
+)
+def get_table(application_id: str, request: Request, service: Running) -> Response:
+    """A row an item: id, what the probe predicts, a column `probability CLASS` for each class, and a note."""
+    row = _find(service, application_id)
+    return table(service.applying.table_file(row.id), request.headers.get("accept", ""))
+
+
+def _find(service: Service, application_id: str) -> PredictionRow:
+    row = service.store.prediction(application_id) if re.fullmatch("[0-9a-f]{32}", application_id) else None
+    if row is None:
+        raise not_found("application", remedy="GET /v1/probes/{id}/applications lists them; see also GET /v1/jobs.")
+    return row
+
+
+def _application(row: PredictionRow) -> Application:
+    return Application(
+        id=row.id,
+        probe=row.probe_id,
+        archive=row.archive,
+        fingerprint=row.fingerprint,
+        count=row.count,
+        summary=row.summary,
+        created=datetime.fromtimestamp(row.created, UTC),
+    )

@@ -1,0 +1,145 @@
+"""What goes over the wire about uploads, archives and applications of probes; see `app.schemas`."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from app.schemas import Archive, Strict
+
+ARCHIVE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}"
+ArchiveName = Annotated[str, StringConstraints(pattern=f"^{ARCHIVE_NAME}$")]
+"""Part of an address, so of letters, digits and _ . - only."""
+Column = Annotated[str, StringConstraints(pattern="^[A-Za-z][A-Za-z0-9_]{0,39}$")]
+Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+
+
+class Reason(BaseModel):
+    """Why items are missing, and how many."""
+
+    reason: str = Field(examples=["damaged or truncated picture"])
+    count: int = Field(examples=[3])
+
+
+class Upload(BaseModel):
+    """Files that were sent to become an archive."""
+
+    id: str
+    name: str = Field(examples=["ward 3, autumn"])
+    modality: str = Field(examples=["mri"])
+    state: Literal["importing", "ready"]
+    files: int = Field(examples=[200])
+    bytes: int = Field(examples=[104857600])
+    sha256: str = Field(description="over the contents of the files in their order")
+    created: datetime
+
+
+class Uploads(BaseModel):
+    """All uploads, newest first."""
+
+    uploads: list[Upload]
+
+
+class RefusedItem(BaseModel):
+    """A file, or an entry of a zip, that cannot be used."""
+
+    file_index: int = Field(examples=[4], description="position of the file in the request")
+    entry: int | None = Field(default=None, description="position in the zip, by the entries' names in sorted order")
+    reason: str
+    remedy: str
+
+
+class Duplicate(BaseModel):
+    """An item whose content is that of an earlier one."""
+
+    id: str
+    same_as: str
+
+
+class UploadDetail(Upload):
+    """One upload with what its import found; the lists are cut at 1000. Null while it is imported."""
+
+    items: int | None = Field(default=None, examples=[198], description="images, volumes, series or slides")
+    groups: int | None = Field(default=None, description="patients, slide cases or fields")
+    labels: dict[str, int] | None = Field(default=None, description="items by label of the catalogue")
+    refused: int | None = Field(default=None, examples=[2])
+    reasons: list[Reason] | None = Field(default=None, description="why items were refused, most frequent first")
+    refused_items: list[RefusedItem] | None = None
+    duplicates: int | None = Field(default=None, examples=[0])
+    duplicate_items: list[Duplicate] | None = None
+    catalog_unused: int | None = Field(default=None, description="rows of the catalogue that no item matched")
+    embedding: str | None = Field(default=None, description="id of the job that embeds it, where that was asked for")
+
+
+class UploadItem(BaseModel):
+    """One readable item; its id is the same in every archive that is made from the upload."""
+
+    id: str
+    file_index: int
+    entry: int | None = Field(default=None, description="position in the zip, by the entries' names in sorted order")
+    item: str | None = Field(default=None, description="which item of its file, where there are several")
+    group: str
+    label: str | None = None
+
+
+class UploadItems(BaseModel):
+    """A page of items."""
+
+    upload: str
+    total: int
+    offset: int
+    items: list[UploadItem]
+    next: str | None = Field(default=None, description="link to the next page")
+
+
+class ArchiveRequest(Strict):
+    """Embed an upload, or a folder of the operator's."""
+
+    name: ArchiveName = Field(examples=["ward-3"], description="letters, digits, _ . -")
+    encoder: str | None = Field(
+        default=None, max_length=300, description="encoder id; may be left out where the service has only one"
+    )
+    upload: Id | None = Field(default=None, examples=["0b8c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
+    folder: str | None = Field(
+        default=None, min_length=1, max_length=1000, description="folder below the one that the operator has opened"
+    )
+    columns: list[Column] = Field(
+        default=[],
+        max_length=20,
+        description="facts of each item that the table carries, to search by: split, samples, mpp, ...",
+    )
+
+
+class ArchiveDetail(Archive):
+    """One embedding table with what it holds."""
+
+    failed: int = Field(examples=[2], description="files and items that could not be used")
+    failures: list[Reason]
+    groups: int = Field(examples=[180])
+    labels: dict[str, int] = Field(description="items by label of the catalogue")
+
+
+class ApplicationRequest(Strict):
+    """Apply a probe to every item of an archive."""
+
+    archive: str = Field(max_length=300, examples=["galaxies-val"])
+
+
+class Application(BaseModel):
+    """A probe's predictions for a whole archive."""
+
+    id: str
+    probe: str
+    archive: str
+    fingerprint: str = Field(description="fingerprint of the encoder")
+    count: int = Field(examples=[100000])
+    summary: dict[str, Any] = Field(
+        description="`counts` by label, or the spread of the `value`; `unlike`: share of items unlike the labelled ones"
+    )
+    created: datetime
+
+
+class Applications(BaseModel):
+    """Applications of a probe, newest first."""
+
+    applications: list[Application]

@@ -1,0 +1,206 @@
+"""Writing of an embedding table, shard by shard; `lejepa_med.embed` says what its files are."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_adapters.manifest import Manifest
+from lejepa_med.atomic import sync_folder, write_text
+from lejepa_med.errors import UserError
+from lejepa_med.evaluation.features import Feature
+
+DONE = "embedding.json"
+PLAN = "plan.json"
+OWN = ("id", "group", "label", "vector")  # columns of every table
+# Of a record: where it lies, what it is called, or another spelling of that.
+NEVER_COLUMNS = frozenset(
+    {"path", "item", "digest", "bytes", "mtime_ns", "meta", "file", "files", "parts", "name", "uri"}
+)
+
+
+class TableWriter:
+    """A table in the making: shards in any order, each whole or absent, then `finish`. Opened again, it goes on."""
+
+    def __init__(
+        self,
+        out: Path,
+        manifest: Manifest,
+        *,
+        encoder: str,
+        encoder_name: str,
+        dim: int,
+        shard_rows: int = 2048,
+        columns: Sequence[str] = (),
+    ) -> None:
+        """Claim the folder `out` for this encoder and archive.
+
+        Args:
+            out: folder of the table, made if need be.
+            manifest: of the archive.
+            encoder: fingerprint.
+            encoder_name: what people call it.
+            dim: length of a vector.
+            shard_rows: rows of the manifest that one Parquet file stands for.
+            columns: further facts of each item, see `embed_archive`.
+
+        Raises:
+            UserError: `out` holds the table of another encoder or archive, or something else; or a column is not there
+                or tells where a file lies.
+        """
+        facts = _facts(manifest, columns)
+        out.mkdir(parents=True, exist_ok=True)
+        self._out, self._dim = out, dim
+        self._plan: dict[str, Any] = {
+            "encoder": encoder,
+            "encoder_name": encoder_name,
+            "dim": dim,
+            "archive": manifest.digest(),
+            "rows": len(manifest),
+            "shard_rows": shard_rows,
+            **({"columns": facts.column_names} if columns else {}),
+        }
+        _claim(out, self._plan)
+        own = pa.table({name: pa.array(manifest.column(name), pa.string()) for name in OWN[:3]})
+        self._rows = pa.table([*own.columns, *facts.columns], names=[*own.column_names, *facts.column_names])
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self._rows) // int(self._plan["shard_rows"]))
+
+    def rows(self, shard: int) -> range:
+        """Rows of the manifest that a shard stands for."""
+        size = int(self._plan["shard_rows"])
+        return range(shard * size, min((shard + 1) * size, len(self._rows)))
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is written."""
+        return self._file(shard).is_file()
+
+    def write(self, shard: int, features: Iterable[Feature]) -> None:
+        """Write a shard; `features` are of its rows, `index` counts within the shard."""
+        first = self.rows(shard).start
+        kept: list[int] = []
+        vectors: list[np.ndarray] = []
+        failed: list[tuple[str, str]] = []
+        for feature in features:
+            row = first + feature.index
+            if feature.vector is None:
+                failed.append((self._rows.column("id")[row].as_py(), feature.error))
+            else:
+                kept.append(row)
+                vectors.append(feature.vector)
+        write_text(self._out / f"failed-{shard:05d}.csv", _csv(failed))
+        stacked = np.stack(vectors) if vectors else np.empty((0, self._dim))
+        _write_shard(self._file(shard), self._rows.take(pa.array(kept, pa.int64())), stacked)
+
+    @property
+    def embedded(self) -> int:
+        """Rows of the shards that are written."""
+        return _embedded(self._out)
+
+    def finish(self) -> dict[str, Any]:
+        """Mark the table as whole; the content of embedding.json.
+
+        Raises:
+            UserError: nothing could be embedded.
+        """
+        return _finish(self._out, self._plan)
+
+    def _file(self, shard: int) -> Path:
+        return self._out / f"part-{shard:05d}.parquet"
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Note in the folder whose table it is, so that shards of two encoders are never mixed."""
+    if (out / PLAN).is_file():
+        before = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        if before != plan:
+            changed = sorted(key for key in plan.keys() | before if before.get(key) != plan.get(key))
+            raise UserError(
+                f"{out} holds an embedding table of another origin (it differs in: {', '.join(changed)}).",
+                remedy="Give another --out, or delete that folder.",
+            )
+    elif any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no embedding table.", remedy="Give a new folder as --out.")
+    else:
+        write_text(out / PLAN, json.dumps(plan, indent=1) + "\n")
+
+
+def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
+    """The further columns, each of numbers where every value is one, else of texts; lists and objects are refused."""
+    refused = NEVER_COLUMNS.intersection(columns) | set(OWN).intersection(columns)
+    if refused:
+        raise UserError(
+            f"An embedding table cannot carry the column '{min(refused)}'.",
+            remedy="Leave it out of --columns: the table has it already, or it tells where a file lies.",
+        )
+    meta = [json.loads(text) for text in manifest.column("meta")] if set(columns) - {"split", "samples"} else []
+    found = {}
+    for name in dict.fromkeys(columns):
+        values = manifest.column(name) if name in ("split", "samples") else [row.get(name) for row in meta]
+        if all(value is None for value in values) or any(isinstance(value, list | dict) for value in values):
+            raise UserError(
+                f"The archive has no column '{name}' of numbers or texts.",
+                remedy="Name columns of the catalogue, or header facts that the manifest's 'meta' holds.",
+            )
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {bool}:
+            found[name] = pa.array(values, pa.bool_())
+        elif kinds <= {int, float}:
+            found[name] = pa.array(values, pa.float64())
+        else:
+            found[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.table(found)
+
+
+def _write_shard(file: Path, rows: pa.Table, vectors: np.ndarray) -> None:
+    values = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+    table = rows.append_column("vector", pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]))
+    draft = file.with_name(f".{file.name}.draft")
+    pq.write_table(table, draft)
+    with draft.open("rb") as stream:
+        os.fsync(stream.fileno())
+    draft.rename(file)
+    sync_folder(file.parent)
+
+
+def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    embedded = _embedded(out)
+    if embedded == 0:
+        raise UserError(
+            "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out}/failed-*.csv."
+        )
+    info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
+    write_text(out / DONE, json.dumps(info, indent=1) + "\n")
+    return info
+
+
+def content_hash(out: Path) -> str:
+    """A hash over the shards: what was made from this table tells by it whether it still belongs to it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(out.glob("part-*.parquet")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+    return digest.hexdigest()
+
+
+def _embedded(out: Path) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in out.glob("part-*.parquet"))
+
+
+def _csv(failed: list[tuple[str, str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["id", "reason"])
+    writer.writerows(failed)
+    return stream.getvalue()

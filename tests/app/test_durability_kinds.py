@@ -1,0 +1,83 @@
+"""kill -9 while an upload is imported and while it is embedded: nothing is lost, computed twice or shown twice."""
+
+import io
+import signal
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lejepa_med.embed import EmbeddingTable
+from tests.app.helpers import eventually, files, png, wait
+from tests.app.test_durability import Launcher
+
+COUNT = 300  # 3 chunks
+
+
+@pytest.fixture
+def launcher(runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
+    made = Launcher(runs, tmp_path / "data", tmp_path / "log", database_url)
+    yield made
+    if made.pid:
+        made.end(signal.SIGKILL)
+    made.process.kill()
+    made.process.wait()
+
+
+def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        for number in range(COUNT):
+            target.writestr(f"Doe_{number:03d}.png", png(number, side=20))
+    with launcher.service() as client:
+        answer = client.post(
+            "/v1/uploads",
+            files=files(packed.getvalue(), name="Doe.zip"),
+            data={"encoder": "images", "name": "ward", "embed": "true"},
+        )
+        assert launcher.end(signal.SIGKILL) == -signal.SIGKILL
+    assert answer.status_code == 202, answer.text
+    upload = answer.json()["id"]
+
+    with launcher.service() as client:
+        assert client.get(f"/v1/uploads/{upload}").json()["state"] == "importing"
+        taken = client.post("/v1/archives", json={"name": "ward", "upload": upload, "encoder": "images"})
+        assert taken.status_code == 404, "an upload that is not imported cannot be embedded"
+        imported = wait(client, upload, seconds=120)
+        assert (imported["state"], imported["attempts"] <= 2) == ("succeeded", True), imported
+        detail = client.get(f"/v1/uploads/{upload}").json()
+        assert (detail["state"], detail["items"], detail["refused"]) == ("ready", COUNT, 0)
+        job = detail["embedding"]
+        end = time.monotonic() + 120
+        while len(list((data / "jobs" / job).glob("vectors-*.npz"))) < 1:
+            assert time.monotonic() < end, client.get(f"/v1/jobs/{job}").text
+            time.sleep(0.005)
+        launcher.end(signal.SIGKILL)
+    done = {path: path.stat().st_mtime_ns for path in (data / "jobs" / job).glob("vectors-*.npz")}
+    assert 1 <= len(done) < 3, "the kill came in the middle of the job"
+
+    with launcher.service() as client:
+        assert client.get("/v1/archives/ward").status_code == 404, "nothing of an unfinished job is visible"
+        end = time.monotonic() + 120
+        stamps: dict[Path, int] = {}
+        while (state := client.get(f"/v1/jobs/{job}").json()["state"]) in ("queued", "running"):
+            assert time.monotonic() < end
+            stamps |= {path: path.stat().st_mtime_ns for path in done if path.exists()}
+            time.sleep(0.05)
+        assert state == "succeeded"
+        assert stamps.items() <= done.items(), "finished chunks are not computed again"
+        events = [event["message"] for event in client.get(f"/v1/jobs/{job}").json()["events"]]
+        assert events.count("succeeded") == 1
+        assert [one["name"] for one in client.get("/v1/archives").json()["archives"]] == ["table", "ward"]
+        assert [one["id"] for one in client.get("/v1/uploads").json()["uploads"]] == [upload]
+        table = EmbeddingTable.open(data / "archives" / job)
+        items = client.get(f"/v1/uploads/{upload}/items").json()["items"]
+        assert table.ids == [one["id"] for one in items] and len(set(table.ids)) == COUNT
+        assert [one["entry"] for one in items] == list(range(COUNT))
+        eventually(lambda: not list((data / "jobs").iterdir()))
+        assert {path.name for path in (data / "archives").iterdir()} == {job}
+    stored = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
+    assert b"Doe" not in stored and "Doe" not in launcher.log.read_text()

@@ -1,0 +1,220 @@
+"""Uploads: received, imported by a job, listed by position and never by name, embedded, removed."""
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.settings import Settings
+from lejepa_med.embed import EmbeddingTable
+from lejepa_med.models.folder import load_encoder
+from tests.app.helpers import eventually, files, png, wait
+
+CATALOG = b"""path,label,group,mpp,patient
+Doe_1.png,bright,Doe,0.5,Jane
+Doe_2.png,dark,Doe,,Jane
+inside/Doe_3.png,bright,Roe,,
+Mustermann.png,dark,,,
+"""
+
+
+def zipped(**entries: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        for name, content in entries.items():
+            target.writestr(f"inside/{name}.png", content)
+    return packed.getvalue()
+
+
+def send(client: TestClient, parts: list[Any], **fields: str) -> dict[str, Any]:
+    answer = client.post("/v1/uploads", files=parts, data=fields)
+    assert answer.status_code == 202, answer.text
+    job = wait(client, answer.json()["id"], seconds=60)
+    assert (job["kind"], job["state"]) == ("import-upload", "succeeded"), job
+    assert job["result"] == f"/v1/uploads/{job['id']}"
+    found: dict[str, Any] = client.get(job["result"]).json()
+    return found
+
+
+def bomb() -> bytes:
+    """The head of a PNG that claims 1.2 GB."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.fixture(scope="module")
+def contents() -> list[tuple[str, bytes]]:
+    """Two good pictures, one cut off, an equal one, a zip of a good and a bad one, a broken zip and a bomb."""
+    return [
+        ("Doe_1.png", png(1)),
+        ("Doe_2.png", png(2, bright=False)),
+        ("Roe_cut.png", png(3)[:700]),
+        ("Roe_again.png", png(1)),
+        ("both.zip", zipped(Doe_3=png(4), Roe_4=b"no picture")),
+        ("broken.zip", b"PK no zip"),
+        ("Doe_bomb.png", bomb()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def upload(client: TestClient, contents: list[tuple[str, bytes]]) -> dict[str, Any]:
+    parts = [("files", content) for content in contents]
+    return send(
+        client,
+        [*parts, ("catalog", ("Doe.csv", CATALOG))],
+        name="ward 3",
+        encoder="images",
+        embed="true",
+        archive="ward-3",
+    )
+
+
+def test_upload_tells_what_was_read_and_what_was_refused(
+    client: TestClient, upload: dict[str, Any], contents: list[tuple[str, bytes]]
+) -> None:
+    assert (upload["name"], upload["modality"], upload["state"]) == ("ward 3", "images", "ready")
+    assert (upload["files"], upload["bytes"]) == (7, sum(len(content) for _, content in contents))
+    assert upload["sha256"] == hashlib.sha256(b"".join(content for _, content in contents)).hexdigest()
+    assert (upload["items"], upload["labels"]) == (4, {"bright": 2, "dark": 1})
+    assert upload["groups"] == 3, "two of the group Doe, one of Roe, one of its own"
+    refused = {(one["file_index"], one.get("entry")) for one in upload["refused_items"]}
+    assert (refused, upload["refused"]) == ({(2, None), (4, 1), (5, None), (6, None)}, 4)
+    assert all(one["reason"] and one["remedy"] for one in upload["refused_items"])
+    assert sum(one["count"] for one in upload["reasons"]) == 4
+    assert upload["duplicates"] == 1
+    assert upload["catalog_unused"] == 1
+    items = client.get(f"/v1/uploads/{upload['id']}/items").json()
+    assert [(one["file_index"], one.get("entry"), one.get("label")) for one in items["items"]] == [
+        (0, None, "bright"),
+        (1, None, "dark"),
+        (3, None, None),
+        (4, 0, "bright"),
+    ]
+    assert items["items"][0]["group"] == items["items"][1]["group"] != items["items"][3]["group"]
+    assert upload["duplicate_items"] == [{"id": items["items"][2]["id"], "same_as": items["items"][0]["id"]}]
+    page = client.get(f"/v1/uploads/{upload['id']}/items?offset=2&limit=1").json()
+    assert (page["items"], page["next"]) == (items["items"][2:3], f"/v1/uploads/{upload['id']}/items?offset=3&limit=1")
+    listed = client.get("/v1/uploads").json()["uploads"]
+    assert [one["sha256"] for one in listed if one["id"] == upload["id"]] == [upload["sha256"]]
+
+
+def test_names_are_not_kept(client: TestClient, upload: dict[str, Any], settings: Settings) -> None:
+    job = client.get(f"/v1/jobs/{upload['id']}")
+    text = job.text + str(upload) + client.get(f"/v1/uploads/{upload['id']}/items").text
+    stored = [path for path in settings.data.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert any(upload["id"] in str(path) for path in stored)
+    assert str(settings.data) not in text
+    for word in ("Doe", "Roe", "Jane", "Mustermann"):
+        assert word not in text
+        for path in stored:
+            assert word.encode() not in path.read_bytes() and word not in str(path.relative_to(settings.data))
+    eventually(lambda: not (settings.data / "jobs" / upload["id"]).exists())
+
+
+def test_embedding_follows_the_import(
+    client: TestClient, upload: dict[str, Any], settings: Settings, runs: Path, tmp_path: Path
+) -> None:
+    job = wait(client, upload["embedding"], seconds=60)
+    assert (job["kind"], job["state"], job["result"]) == ("embed-archive", "succeeded", "/v1/archives/ward-3"), job
+    archive = client.get(job["result"]).json()
+    assert (archive["count"], archive["failed"], archive["upload"]) == (4, 0, upload["id"])
+    assert archive["encoder"] == "images"
+    table = EmbeddingTable.open(settings.data / "archives" / upload["embedding"])
+    items = client.get(f"/v1/uploads/{upload['id']}/items").json()["items"]
+    assert (table.ids, table.groups) == ([one["id"] for one in items], [one["group"] for one in items])
+    (tmp_path / "1.png").write_bytes(png(1))
+    adapter = (encoder := load_encoder(runs / "images")).adapter
+    record = next(iter(adapter.scan(tmp_path / "1.png")))
+    expected = encoder.embed([adapter.prepare(record)])  # type: ignore[arg-type]
+    assert table.vectors[0] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_an_upload_in_another_reading_is_scanned_again_for_the_encoder(client: TestClient, settings: Settings) -> None:
+    """The modality's defaults differ from the encoder's options; ids must stay those of the upload."""
+    upload = send(client, files(png(7), png(8)), modality="images")
+    assert upload["name"] == "images"
+    answer = client.post("/v1/archives", json={"name": "again", "upload": upload["id"], "encoder": "images"})
+    assert answer.status_code == 202, answer.text
+    assert client.delete(f"/v1/uploads/{upload['id']}").status_code in (204, 409), "409 while the job reads it"
+    wait(client, answer.json()["id"], seconds=60)
+    ids = client.get("/v1/archives/again/ids").json()["items"]
+    if client.get(f"/v1/uploads/{upload['id']}").status_code == 200:
+        items = client.get(f"/v1/uploads/{upload['id']}/items").json()["items"]
+        assert [(one["id"], one["group"]) for one in items] == [(one["id"], one["group"]) for one in ids]
+        assert client.delete(f"/v1/uploads/{upload['id']}").status_code == 204
+    assert client.get(f"/v1/uploads/{upload['id']}").status_code == 404
+    assert not (settings.data / "uploads" / upload["id"]).exists()
+    assert not list((settings.data / "tmp").glob("*.removed"))
+    other = client.post("/v1/archives", json={"name": "other", "upload": upload["id"], "encoder": "images"})
+    assert other.status_code == 404
+
+
+def test_upload_without_anything_readable_fails_and_leaves_nothing(client: TestClient, settings: Settings) -> None:
+    answer = client.post("/v1/uploads", files=files(b"bad", b""), data={"encoder": "images"})
+    job = wait(client, answer.json()["id"], seconds=60)
+    assert job["state"] == "failed"
+    assert job["error"]["type"] == "urn:lejepa-med:problem:nothing-readable"
+    assert client.get(f"/v1/uploads/{job['id']}").status_code == 404
+    eventually(lambda: not list(settings.data.glob(f"*/{job['id']}")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "catalog", "status", "kind"),
+    [
+        ({"modality": "os:system"}, b"", 422, "invalid-request"),
+        ({"modality": "./evil.py:Class"}, b"", 422, "invalid-request"),
+        ({"encoder": "none"}, b"", 404, "not-found"),
+        ({"encoder": "images", "modality": "images"}, b"", 422, "invalid-request"),
+        ({"encoder": "images", "embed": "true", "name": "not an address"}, b"", 422, "invalid-request"),
+        ({"encoder": "images", "embed": "true", "name": "table"}, b"", 409, "name-taken"),
+        ({"encoder": "images", "color": "red"}, b"", 422, "invalid-request"),
+        ({"encoder": "images"}, b"file,label\nDoe.png,a\n", 422, "bad-catalog"),
+        ({"encoder": "images"}, b"path,label\nDoe.png,a\nDoe.png,b\n", 422, "bad-catalog"),
+        ({"encoder": "images"}, b"\xff\xfe\x00", 422, "bad-catalog"),
+    ],
+)
+def test_refused_uploads(
+    client: TestClient, settings: Settings, fields: dict[str, str], catalog: bytes, status: int, kind: str
+) -> None:
+    parts: list[Any] = files(png(), name="Doe.png")
+    if catalog:
+        parts.append(("catalog", ("c.csv", catalog)))
+    before = len(client.get("/v1/jobs?limit=1000").json()["jobs"])
+    answer = client.post("/v1/uploads", files=parts, data=fields)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:lejepa-med:problem:{kind}"), answer.text
+    assert answer.json()["remedy"]
+    for word in ("Doe", "evil", str(settings.data)):
+        assert word not in answer.text
+    assert len(client.get("/v1/jobs?limit=1000").json()["jobs"]) == before
+    assert not list((settings.data / "tmp").glob("*"))
+
+
+def test_only_this_route_takes_a_catalogue(client: TestClient) -> None:
+    parts: list[Any] = [*files(png()), ("catalog", ("c.csv", CATALOG))]
+    assert client.post("/v1/embeddings", files=parts, data={"encoder": "images"}).status_code == 422
+
+
+def test_uploads_expire_where_the_operator_says_so(
+    runs: Path, tmp_path: Path, client: TestClient, upload: dict[str, Any], settings: Settings
+) -> None:
+    from app.kinds.importing import Importing
+    from app.service import Service
+
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    shorter = settings.model_copy(update={"keep_uploads_days": 1e-9})
+    sweeping = Importing(
+        shorter, service.store, service.archiving, service.embedding.sandbox, submit=lambda job, kind: None
+    )
+    wait(client, upload["embedding"])
+    service.importing.expire()
+    assert client.get(f"/v1/uploads/{upload['id']}").status_code == 200, "by default nothing expires"
+    sweeping.expire()
+    assert client.get("/v1/uploads").json()["uploads"] == []
+    assert not list((settings.data / "uploads").iterdir())
+    assert client.get("/v1/archives/ward-3").status_code == 200, "the archive stays"
