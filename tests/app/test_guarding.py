@@ -215,7 +215,7 @@ def test_a_client_that_stalls_or_trickles_is_cut(
     monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"upload_idle_seconds": 0.5}))
     tmp = service.settings.data / "tmp"
     head = (
-        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         b"Content-Length: 1000000\r\n\r\n--b\r\n"
         b'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     )
