@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shutil
 import sys
 from contextvars import Context
 from io import TextIOWrapper
@@ -128,7 +129,7 @@ class Service:
             ProblemError: 429, the caller's key has as many unfinished jobs as it may have.
         """
         if self.store.unfinished_of(key_id()) >= self.settings.jobs_per_key:
-            self.works[kind].clean(job_id)
+            shutil.rmtree(self.works[kind].folder(job_id), ignore_errors=True)
             raise too_many_jobs(self.settings.jobs_per_key)
         row = self.store.add_job(job_id, kind, key_id=key_id())
         self._submit(job_id, kind)

@@ -43,6 +43,10 @@ class Process:
     def end(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait; the exit status."""
         os.kill(self.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; the exit status."""
         self.launcher.living.remove(self)
         return int(self.launcher.ask({"reap": self.pid}))
 

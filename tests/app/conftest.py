@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 import data_adapters
 from app.main import create_app
 from app.settings import Settings
+from benchmarks.launcher import Launcher
 from data_adapters.scan import scan_archive
 from lejepa_med.embed import embed_archive
 from lejepa_med.models.encoder import create_encoder
@@ -75,6 +76,22 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase | None:
         return None
     made: NewDatabase = request.getfixturevalue("new_postgres")
     return made
+
+
+@pytest.fixture(scope="session")
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """The parent of all real services and workers."""
+    place = tmp_path_factory.mktemp("launcher")
+    with Launcher(environment={"LEJEPA_SALT": "test", "LEJEPA_CACHE": str(place / "cache")}) as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def launcher(launchers: Launcher, runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
+    """Starts real services and workers on a data directory of the test's own, tmp_path / "data"."""
+    launchers.use(runs, tmp_path / "data", tmp_path, database_url=database_url)
+    yield launchers
+    launchers.end_all()
 
 
 @pytest.fixture

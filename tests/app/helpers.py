@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
+
+from benchmarks.launcher import Process
 
 
 def picture(seed: int, *, bright: bool, side: int = 40) -> np.ndarray:
@@ -21,6 +24,10 @@ def png(seed: int = 0, *, bright: bool = True, side: int = 40) -> bytes:
 def files(*contents: bytes, name: str = "image.png") -> list[tuple[str, tuple[str, bytes]]]:
     """The `files` argument of httpx."""
     return [("files", (name, content)) for content in contents]
+
+
+def client_of(service: Process) -> httpx.Client:
+    return httpx.Client(base_url=service.address, timeout=60)
 
 
 def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,27 +11,10 @@ import httpx
 import pytest
 
 from app import store as stores
-from benchmarks.launcher import Launcher, Process
-from tests.app.helpers import eventually, files, png, wait
+from benchmarks.launcher import Launcher
+from tests.app.helpers import client_of, eventually, files, png, wait
 
 COUNT = 160  # 20 steps
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
-
-
-@pytest.fixture
-def launcher(parent: Launcher, runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
-    parent.use(runs, tmp_path / "data", tmp_path, database_url=database_url)
-    yield parent
-    parent.end_all()
-
-
-def client_of(service: Process) -> httpx.Client:
-    return httpx.Client(base_url=service.address, timeout=60)
 
 
 def accepted(client: httpx.Client, count: int, *, name: str = "image.png") -> str:

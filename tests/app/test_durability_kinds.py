@@ -4,26 +4,13 @@ import io
 import signal
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
+from benchmarks.launcher import Launcher
 from lejepa_med.embed import EmbeddingTable
-from tests.app.helpers import eventually, files, png, wait
-from tests.app.test_durability import Launcher
+from tests.app.helpers import client_of, eventually, files, png, wait
 
 COUNT = 300  # 3 chunks
-
-
-@pytest.fixture
-def launcher(runs: Path, tmp_path: Path, database_url: str | None) -> Iterator[Launcher]:
-    made = Launcher(runs, tmp_path / "data", tmp_path / "log", database_url)
-    yield made
-    if made.pid:
-        made.end(signal.SIGKILL)
-    made.process.kill()
-    made.process.wait()
 
 
 def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> None:
@@ -32,17 +19,19 @@ def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> N
     with zipfile.ZipFile(packed, "w") as target:
         for number in range(COUNT):
             target.writestr(f"Doe_{number:03d}.png", png(number, side=20))
-    with launcher.service() as client:
+    service = launcher.service()
+    with client_of(service) as client:
         answer = client.post(
             "/v1/uploads",
             files=files(packed.getvalue(), name="Doe.zip"),
             data={"encoder": "images", "name": "ward", "embed": "true"},
         )
-        assert launcher.end(signal.SIGKILL) == -signal.SIGKILL
+        assert service.end(signal.SIGKILL) == -signal.SIGKILL
     assert answer.status_code == 202, answer.text
     upload = answer.json()["id"]
 
-    with launcher.service() as client:
+    service = launcher.service()
+    with client_of(service) as client:
         assert client.get(f"/v1/uploads/{upload}").json()["state"] == "importing"
         taken = client.post("/v1/archives", json={"name": "ward", "upload": upload, "encoder": "images"})
         assert taken.status_code == 404, "an upload that is not imported cannot be embedded"
@@ -55,11 +44,12 @@ def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> N
         while len(list((data / "jobs" / job).glob("vectors-*.npz"))) < 1:
             assert time.monotonic() < end, client.get(f"/v1/jobs/{job}").text
             time.sleep(0.005)
-        launcher.end(signal.SIGKILL)
+        service.end(signal.SIGKILL)
     done = {path: path.stat().st_mtime_ns for path in (data / "jobs" / job).glob("vectors-*.npz")}
     assert 1 <= len(done) < 3, "the kill came in the middle of the job"
 
-    with launcher.service() as client:
+    service = launcher.service()
+    with client_of(service) as client:
         assert client.get("/v1/archives/ward").status_code == 404, "nothing of an unfinished job is visible"
         end = time.monotonic() + 120
         stamps: dict[Path, int] = {}
@@ -80,4 +70,4 @@ def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> N
         eventually(lambda: not list((data / "jobs").iterdir()))
         assert {path.name for path in (data / "archives").iterdir()} == {job}
     stored = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
-    assert b"Doe" not in stored and "Doe" not in launcher.log.read_text()
+    assert b"Doe" not in stored and "Doe" not in service.log.read_text()

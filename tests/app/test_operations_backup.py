@@ -14,10 +14,10 @@ from app.backup import MANIFEST, backup
 from app.restore import MARK, restore
 from app.service import Service
 from app.settings import Settings
+from benchmarks.launcher import Launcher
 from data_adapters.errors import UserError
 from lejepa_med.cli import main
-from tests.app.helpers import eventually, files, png, wait
-from tests.app.test_durability import Launcher
+from tests.app.helpers import client_of, eventually, files, png, wait
 
 
 def start(client: httpx.Client, count: int) -> str:
@@ -32,13 +32,14 @@ def start(client: httpx.Client, count: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def saved(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def saved(launchers: Launcher, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A backup made while a job ran, that job's id, and that of a probe; a service on the restored folder goes on."""
     place = tmp_path_factory.mktemp("backup")
     data, file = place / "data", place / "b.tar"
-    launcher = Launcher(runs, data, place / "log", None)
+    launchers.use(runs, data, place)
     try:
-        with launcher.service() as client:
+        service = launchers.service()
+        with client_of(service) as client:
             probe = start(client, 8)
             assert wait(client, probe)["state"] == "succeeded"
             job = start(client, 160)
@@ -46,21 +47,21 @@ def saved(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
             main(["backup", str(file), "--data-dir", str(data)])
             assert client.get(f"/v1/jobs/{job}").json()["state"] == "running", "the service goes on"
             assert not list((data / "tmp").iterdir())
-            launcher.end(signal.SIGKILL)
+            service.end(signal.SIGKILL)
         data.rename(place / "lost")
         main(["restore", str(file), "--data-dir", str(data)])
         assert data.stat().st_mode & 0o077 == 0
-        with launcher.service() as client:
+        service = launchers.service()
+        with client_of(service) as client:
             asked = client.post(f"/v1/probes/{probe}/predictions", files=files(png(100, bright=True)))
             assert asked.json()["items"][0]["label"] == "a", "the probe is there"
             found = client.get(f"/v1/jobs/{job}").json()
             assert found["progress"] >= 0.05, "what was done is still done"
             assert wait(client, job, seconds=60)["state"] == "succeeded", "the job goes on"
             assert client.get(f"/v1/probes/{job}").json()["count"] == 160
-            launcher.end(signal.SIGKILL)
+            service.end(signal.SIGKILL)
     finally:
-        launcher.process.kill()
-        launcher.process.wait()
+        launchers.end_all()
     return file, job, probe
 
 

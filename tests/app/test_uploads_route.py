@@ -107,6 +107,9 @@ def test_upload_tells_what_was_read_and_what_was_refused(
 def test_names_are_not_kept(client: TestClient, upload: dict[str, Any], settings: Settings) -> None:
     job = client.get(f"/v1/jobs/{upload['id']}")
     text = job.text + str(upload) + client.get(f"/v1/uploads/{upload['id']}/items").text
+    wait(client, upload["embedding"])
+    eventually(lambda: not any(client.get(f"/v1/jobs?state={state}").json()["jobs"] for state in ("queued", "running")))
+    eventually(lambda: not list((settings.data / "jobs").iterdir()))
     stored = [path for path in settings.data.rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert any(upload["id"] in str(path) for path in stored)
     assert str(settings.data) not in text
