@@ -57,11 +57,14 @@ class Library:
         self._tables: dict[Stamp, EmbeddingTable] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._warmer: threading.Thread | None = None
         self._warm = threading.Event()
 
     def close(self) -> None:
         """End the encoders' workers."""
         self._closing.set()
+        if self._warmer is not None:
+            self._warmer.join(timeout=30.0)  # a thread inside of torch at the interpreter's end would abort the process
         self._cache.close()
 
     # --- readiness --------------------------------------------------------------------------------------------------
@@ -73,14 +76,19 @@ class Library:
 
     def start_warm_up(self, readers: Callable[[], None]) -> None:
         """On a thread, start the readers, load the encoders that find room, and run each at the common batch sizes."""
-        threading.Thread(target=self._warm_up, args=(readers,), name="warm-up", daemon=True).start()
+        self._warmer = threading.Thread(target=self._warm_up, args=(readers,), name="warm-up", daemon=True)
+        self._warmer.start()
 
     def _warm_up(self, readers: Callable[[], None]) -> None:
         try:
             readers()
+        except ProblemError:
+            pass  # the service is being stopped
         except Exception as error:  # the first request tries again, and gets the error
             log_unexpected(error)
         for folder in list(self.encoders().values())[: self._settings.loaded_encoders]:
+            if self._closing.is_set():
+                return
             try:
                 encoder, batcher = self._cache.get(_stamp(folder, INFO))
                 for item in encoder.warm_up_items():

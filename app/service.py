@@ -115,8 +115,8 @@ class Service:
             self._sweeper.stop()
         active = self.workers.stop()
         active |= self.search.close()
-        self.library.close()
         self.embedding.close()
+        self.library.close()
         self.store.close()
         if self._lock is not None:
             self._lock.close()

@@ -142,7 +142,7 @@ def read_rows(file: Path) -> Iterator[dict[str, str]]:
             for start in range(0, batch.num_rows, SLICE):
                 for raw in batch.slice(start, SLICE).to_pylist():
                     yield {name: "" if value is None else str(value).strip() for name, value in raw.items()}
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise UserError(
             f"The catalogue {file} cannot be read: {error}.",
             remedy="Save it as UTF-8 CSV with a header line, or as Parquet.",

@@ -16,7 +16,7 @@ from app.schemas_archives import Application, ApplicationRequest, Applications
 from app.service import Service, new_id
 from app.store import PredictionRow
 
-router = APIRouter(prefix="/v1", tags=["applications"], responses={404: PROBLEM_RESPONSES[404]})
+router = APIRouter(prefix="/v1", tags=["applications"], responses=PROBLEM_RESPONSES)
 
 
 @router.post("/probes/{probe_id}/applications", status_code=202, summary="Apply a probe to an archive")

@@ -91,7 +91,12 @@ def delete_archive(name: str, service: Running) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/{name}/table", summary="Download an archive", response_class=Response, responses=PARQUET_RESPONSE)
+@router.get(
+    "/{name}/table",
+    summary="Download an archive",
+    response_class=Response,
+    responses={404: PROBLEM_RESPONSES[404], **PARQUET_RESPONSE},
+)
 def get_table(name: str, service: Running) -> Response:
     """Parquet: id, group, label, vector (a list of float32 of fixed length)."""
     service.library.table(name)  # 404 or 422

@@ -69,7 +69,7 @@ def test_ready_only_after_the_warm_up_but_alive_before(
         passes.append(sum(len(item) for item in items))
         return embed(self, items)
 
-    eventually(lambda: client.get("/readyz").status_code == 200)
+    eventually(lambda: client.get("/readyz").status_code == 200, seconds=120)
     monkeypatch.setattr(ServedEncoder, "embed", held)
     library = Library(settings.model_copy(update={"loaded_encoders": 1, "batch_images": 8}))
     monkeypatch.setattr(client.app.state.service, "library", library)  # type: ignore[attr-defined]
