@@ -101,9 +101,7 @@ def test_a_cut_off_catalogue_and_two_different_rows_are_named(tmp_path: Path) ->
     (tmp_path / "c.csv").write_text("path,label\n" + "a.png,x\n" * 200_000 + "a.png\n")  # beyond the first block
     with pytest.raises(UserError, match="cannot be read"):
         Catalog(tmp_path / "c.csv")
-    (tmp_path / "c.csv").write_bytes("path,Größe
-a.png,x
-".encode("latin-1"))
+    (tmp_path / "c.csv").write_bytes("path,Größe\na.png,x\n".encode("latin-1"))
     with pytest.raises(UserError, match="cannot be read") as caught:
         Catalog(tmp_path / "c.csv")
     assert "UTF-8" in caught.value.remedy
