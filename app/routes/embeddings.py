@@ -111,7 +111,8 @@ def start(
 ) -> tuple[str, LoadedEncoder, Iterator[Result]]:
     """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
+    sandbox = service.embedding.sandbox
+    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=sandbox, pixels=True)
     charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
     return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
