@@ -134,6 +134,7 @@ def check_any(results: list[Result], *, every: bool = False) -> None:
 def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
     name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
     results = list(found)
+    form.remove()  # on this thread already: another one would cost as much as the removal
     check_any(results, every=kind == NPY)
     head = Head(name, encoder.fingerprint, encoder.dim)
     rows = [row for index, result in enumerate(results) for row in rows_of(index, result)]
