@@ -59,20 +59,27 @@ class Embedding:
         Raises:
             ProblemError: 503, the queue is full.
         """
-        waiting: deque[tuple[Source, Future[Decoded] | None]] = deque()
+        waiting: deque[tuple[Source, Future[Decoded] | Decoded | None]] = deque()
         try:
             for source in found:
-                record = source.record
-                future = None if record is None else self._pool.submit(self._decode, adapter, batcher, record, patient)
-                waiting.append((source, future))
+                waiting.append((source, self._start(adapter, batcher, source, patient)))
                 if len(waiting) >= WINDOW:
                     yield _collect(*waiting.popleft())
             while waiting:
                 yield _collect(*waiting.popleft())
         finally:
             for _, future in waiting:
-                if future is not None:
+                if isinstance(future, Future):
                     future.cancel()
+
+    def _start(
+        self, adapter: Adapter, batcher: Batcher, source: Source, patient: bool
+    ) -> "Future[Decoded] | Decoded | None":
+        if source.pixels is not None:
+            return len(source.pixels), _submit(batcher.submit, source.pixels, patient)
+        if source.record is None:
+            return None
+        return self._pool.submit(self._decode, adapter, batcher, source.record, patient)
 
     def _decode(self, adapter: Adapter, batcher: Batcher, record: Record, patient: bool) -> Decoded:
         tensor = self.sandbox.prepare(adapter, record)
@@ -89,11 +96,11 @@ def _submit(submit: "Callable[[Tensor], Future[Vector]]", tensor: Tensor, patien
             time.sleep(0.1)
 
 
-def _collect(source: Source, future: "Future[Decoded] | None") -> Result:
+def _collect(source: Source, future: "Future[Decoded] | Decoded | None") -> Result:
     if future is None:
         return Result(source.file_index, problem=source.problem)
     try:
-        count, vector = future.result()
+        count, vector = future.result() if isinstance(future, Future) else future
         result = Result(source.file_index, items=count, vector=_finite(vector.result()))
         metrics.EMBEDDED.inc()
         return result

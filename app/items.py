@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from app.errors import ProblemError, describe, describe_rejected
 from app.sandbox.pool import Sandbox
 from app.schemas import Problem
 from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import Upload
-from data_adapters.base import Adapter, Record
+from data_adapters.base import Adapter, Record, Rejected
 from data_adapters.errors import BadFileError, UserError
 
 
@@ -59,17 +61,27 @@ class Field:
 
 @dataclass(frozen=True)
 class Source:
-    """One item of a request: a record to prepare, or the problem that stands for it."""
+    """One item of a request: a record to prepare, its pixels if they are there already, or the problem instead."""
 
     file_index: int
     record: Record | None = None
+    pixels: Tensor | None = None
     problem: Problem | None = None
 
 
 def sources(
-    adapter: Adapter, uploads: Sequence[Upload], field: Field, *, settings: Settings, sandbox: Sandbox
+    adapter: Adapter,
+    uploads: Sequence[Upload],
+    field: Field,
+    *,
+    settings: Settings,
+    sandbox: Sandbox,
+    pixels: bool = False,
 ) -> list[Source]:
-    """Every item in the files, in the files' order. Reads headers only; a bad file becomes one Source with a problem.
+    """Every item in the files, in the files' order; a bad file becomes one Source with a problem.
+
+    Reads headers only. With `pixels`, a lone file that is one item is decoded at once; of several files the pixels
+    would fill the memory.
 
     Raises:
         MissingExtraError: the reader of this modality is not installed.
@@ -91,10 +103,25 @@ def sources(
                 if not root.is_dir():  # a job that continues finds it unpacked
                     budget = settings.max_unzipped_bytes - unzipped
                     unzipped += unzip(upload.path, root, settings=settings, budget=budget)
-            found.extend(_scan(adapter, root, upload.index, field, sandbox))
+            if pixels and len(uploads) == 1 and field == Field() and root.is_file():
+                found.extend(_read(adapter, root, upload.index, sandbox))
+            else:
+                found.extend(_scan(adapter, root, upload.index, field, sandbox))
         except BadFileError as error:
             found.append(Source(upload.index, problem=describe(error)))
     return found
+
+
+def _read(adapter: Adapter, path: Path, index: int, sandbox: Sandbox) -> list[Source]:
+    found, pixels = sandbox.read(adapter, path)
+    if isinstance(pixels, UserError):
+        return [Source(index, problem=describe(pixels))]
+    return [
+        Source(index, record=item, pixels=pixels)
+        if isinstance(item, Record)
+        else Source(index, problem=describe_rejected(item))
+        for item in _some(found, adapter)
+    ]
 
 
 def _scan(adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandbox) -> Iterator[Source]:
@@ -103,18 +130,20 @@ def _scan(adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandb
         sandbox.screen(adapter, root)
         yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field))
         return
-    empty = True
-    for item in sandbox.scan(adapter, root):
-        empty = False
+    for item in _some(sandbox.scan(adapter, root), adapter):
         if isinstance(item, Record):
             yield Source(index, record=_aim(item, field))
         else:
             yield Source(index, problem=describe_rejected(item))
-    if empty:
+
+
+def _some(found: list[Record | Rejected], adapter: Adapter) -> list[Record | Rejected]:
+    if not found:
         raise BadFileError(
             f"The file holds nothing that the {adapter.name} adapter reads.",
             remedy="Send an image of the encoder's modality; GET /v1/encoders names it.",
         )
+    return found
 
 
 def _aim(record: Record, field: Field) -> Record:

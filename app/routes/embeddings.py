@@ -111,7 +111,8 @@ def start(
 ) -> tuple[str, LoadedEncoder, Iterator[Result]]:
     """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=service.embedding.sandbox)
+    sandbox = service.embedding.sandbox
+    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=sandbox, pixels=True)
     charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
     return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
@@ -133,6 +134,7 @@ def check_any(results: list[Result], *, every: bool = False) -> None:
 def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
     name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
     results = list(found)
+    form.remove()  # on this thread already: another one would cost as much as the removal
     check_any(results, every=kind == NPY)
     head = Head(name, encoder.fingerprint, encoder.dim)
     rows = [row for index, result in enumerate(results) for row in rows_of(index, result)]

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 BASE_BYTES = 320 << 20  # of memory that any file may take: readers' buffers, tiles of slides, small images
 OPEN_FILES = 256
+PAGE_BYTES = resource.getpagesize()
 NO_NEW_PRIVILEGES, DIE_WITH_PARENT = 38, 1  # of prctl(2)
 SIGKILL = 9
 
@@ -52,9 +52,13 @@ def confine() -> None:
 def address_space() -> int:
     """Bytes of this process's address space; 0 where /proc does not tell."""
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        handle = os.open("/proc/self/statm", os.O_RDONLY)  # several times an item, so without Python's layers of files
     except OSError:
         return 0
+    try:
+        return int(os.read(handle, 64).split()[0]) * PAGE_BYTES
+    finally:
+        os.close(handle)
 
 
 @contextmanager

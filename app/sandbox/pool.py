@@ -23,11 +23,11 @@ from app.errors import CHECK_FILE, ProblemError
 from app.inference import busy
 from app.sandbox import frames
 from app.sandbox.limits import Limits
-from app.sandbox.process import LostError, Nursery, Worker
+from app.sandbox.process import LostError, Nursery, Worker, failure
 from app.sandbox.screen import is_whole
 from app.settings import Settings
 from data_adapters.base import Adapter, BaseAdapter, Record, Rejected
-from data_adapters.errors import BadFileError
+from data_adapters.errors import BadFileError, UserError
 
 log = logging.getLogger("lejepa_med.app")
 RECORD, REJECTED = TypeAdapter(Record), TypeAdapter(Rejected)
@@ -77,10 +77,40 @@ class Sandbox:
             BadFileError: the file `root` is refused, or its reader died.
             UserError: the adapter cannot work here.
         """
+        if root.is_file():
+            return self.read(adapter, root, pixels=False)[0]
         refused = self.screen(adapter, root)
         with self._worker() as worker:
             said, _ = worker.ask({"do": "scan", "adapter": _described(adapter), "path": str(root)})
             return [*refused, *(_found(header) for header in said)]
+
+    def read(
+        self, adapter: Adapter, path: Path, *, pixels: bool = True
+    ) -> tuple[list[Record | Rejected], Tensor | UserError | None]:
+        """`scan` of one file and, with `pixels`, `prepare` of a single item in it, in one go.
+
+        A question to a worker and its answer cost about as much as a small picture's decoding.
+
+        Returns:
+            The items, and the pixels of the single one or why it has none; None where there are more items or fewer.
+
+        Raises:
+            BadFileError: the file is refused, or its reader died.
+            UserError: the adapter cannot work here.
+        """
+        request = {"do": "read", "adapter": _described(adapter), "path": str(path)}
+        with self._worker() as worker:
+            said, last = worker.ask(
+                {**request, "whole": is_whole(adapter), "pixels": pixels},
+                max_body=self._limits.max_decode_bytes if pixels else 0,
+            )
+            found = [_found(header) for header in said]
+            if not pixels or len(found) != 1 or not isinstance(found[0], Record):
+                return found, None
+            if isinstance(failed := last.header.get("failed"), dict):
+                error = failure(failed)
+                return found, error if isinstance(error, UserError) else self._blame(LostError("memory"))
+            return found, _pixels(last, adapter, self._limits)
 
     def screen(self, adapter: Adapter, root: Path) -> list[Rejected]:
         """The files below the folder `root` that no reader may see; they are removed.

@@ -122,7 +122,8 @@ class Worker:
                 left -= frame.size
                 if frame.header.get("end"):
                     self.is_fit = not frame.header.get("tired")
-                    _check(frame.header)
+                    if (error := failure(frame.header)) is not None:
+                        raise error
                     return said, frame
                 if "beat" not in frame.header:
                     said.append(frame.header)
@@ -133,20 +134,20 @@ class Worker:
         raise LostError("died")
 
 
-def _check(header: dict[str, Any]) -> None:
-    """Raise the failure that a worker tells of."""
+def failure(header: dict[str, Any]) -> Exception | None:
+    """The failure that a worker tells of: a UserError in the adapter's words, or LostError("memory")."""
     kind = header.get("error")
     cause, remedy = (str(header.get(key, ""))[:MAX_TEXT] for key in ("cause", "remedy"))
     match kind:
         case None:
-            return
+            return None
         case "memory":
-            raise LostError("memory")
+            return LostError("memory")
         case "missing-extra":
-            raise MissingExtraError(cause, remedy=remedy)
+            return MissingExtraError(cause, remedy=remedy)
         case "user":
-            raise UserError(cause, remedy=remedy)
+            return UserError(cause, remedy=remedy)
         case "foreign":  # foreign readers raise what they like on damaged files; only the type's name is told
             name = cause if cause.isidentifier() else "error"
-            raise BadFileError(f"The image cannot be decoded ({name}).", remedy=CHECK_FILE)
-    raise BadFileError(cause, remedy=remedy or CHECK_FILE)
+            return BadFileError(f"The image cannot be decoded ({name}).", remedy=CHECK_FILE)
+    return BadFileError(cause, remedy=remedy or CHECK_FILE)

@@ -5,6 +5,8 @@ Requests and their answers, of which the last has "end"; {"beat"} in between say
 - screen (path, whole) -> refused: the files that must not be given to a reader, as Rejected
 - scan (adapter, path) -> found: a Record, or rejected: a Rejected, for each item
 - prepare (adapter, record) -> dtype, shape, and the pixels as the frame's body
+- read (adapter, path, whole, pixels) -> all of it for one file: screened, then scanned, then, where pixels are wanted
+  and it is a single item, prepared. What fails in preparing is told under "failed", as it is the item's own fault
 
 Whatever fails is {"error": kind, "cause", "remedy"}; a foreign exception's own words never leave the process.
 """
@@ -63,7 +65,7 @@ class Desk:
         self._adapters: dict[str, Adapter] = {}
         self._began = address_space()
         self._spoke = time.monotonic()
-        self._work = {"screen": self._screen, "scan": self._scan, "prepare": self._prepare}
+        self._work = {"screen": self._screen, "scan": self._scan, "prepare": self._prepare, "read": self._read}
 
     @property
     def tired(self) -> bool:
@@ -86,14 +88,33 @@ class Desk:
         for path in walk(Path(request["path"])):
             self._beat()
             try:
-                with allowance(path.stat().st_size, self.limits.max_decode_bytes):
-                    screen.check(path, self.limits, whole=request["whole"])
+                self._check(path, whole=request["whole"])
             except BadFileError as error:
                 refused.append({"uri": str(path), "reason": error.cause, "remedy": error.remedy})
         return {"refused": refused}, None
 
+    def _check(self, path: Path, *, whole: bool) -> None:
+        with allowance(path.stat().st_size, self.limits.max_decode_bytes):
+            screen.check(path, self.limits, whole=whole)
+
     def _scan(self, request: dict[str, Any]) -> Answer:
-        adapter, root = self._adapter(request["adapter"]), Path(request["path"])
+        for _ in self._found(self._adapter(request["adapter"]), Path(request["path"])):
+            pass
+        return {}, None
+
+    def _read(self, request: dict[str, Any]) -> Answer:
+        adapter, path = self._adapter(request["adapter"]), Path(request["path"])
+        self._check(path, whole=request["whole"])
+        found = list(self._found(adapter, path))
+        if not request["pixels"] or len(found) != 1 or "found" not in found[0]:
+            return {}, None
+        try:
+            return self._pixels(adapter, found[0]["found"])
+        except (SystemError, Exception) as error:
+            return {"failed": describe(error)}, None
+
+    def _found(self, adapter: Adapter, root: Path) -> Iterator[dict[str, Any]]:
+        """What a scan finds, told as it is found."""
         if isinstance(adapter, BaseAdapter):
             adapter.mapper = self._each
         size = sum(path.stat().st_size for path in walk(root))
@@ -102,11 +123,15 @@ class Desk:
                 if count > self.limits.max_items:
                     raise refusals.too_many_items(self.limits)
                 key = "found" if isinstance(found, Record) else "rejected"
-                self._say({key: json.loads(encode(found))})
-        return {}, None
+                said = {key: json.loads(encode(found))}
+                self._say(said)
+                yield said
 
     def _prepare(self, request: dict[str, Any]) -> Answer:
-        adapter, record = self._adapter(request["adapter"]), RECORD.validate_python(request["record"])
+        return self._pixels(self._adapter(request["adapter"]), request["record"])
+
+    def _pixels(self, adapter: Adapter, plain: dict[str, Any]) -> Answer:
+        record = RECORD.validate_python(plain)
         extra = screen.whole_bytes(record, self.limits) if screen.is_whole(adapter) else screen.tile_bytes(adapter)
         with allowance(extra, self.limits.max_decode_bytes):
             tensor = adapter.prepare(record).contiguous()

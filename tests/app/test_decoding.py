@@ -173,6 +173,40 @@ def test_the_pixels_are_those_of_the_adapter(box: Sandbox, tmp_path: Path) -> No
     assert torch.equal(box.prepare(adapter, record), adapter.prepare(record))
 
 
+@pytest.mark.parametrize("text", ["", "name", "memory"])
+def test_a_lone_file_in_one_go_is_what_its_parts_say(box: Sandbox, odd: Adapter, tmp_path: Path, text: str) -> None:
+    told(file := tmp_path / "a.odd", text)
+    found, pixels = box.read(odd, file)
+    (record,) = box.scan(odd, file)
+    assert found == [record] and isinstance(record, Record)
+    if not text:
+        assert isinstance(pixels, torch.Tensor) and torch.equal(pixels, box.prepare(odd, record))
+        return
+    with pytest.raises(BadFileError) as caught:
+        box.prepare(odd, record)
+    assert isinstance(pixels, BadFileError)
+    assert (pixels.cause, pixels.remedy) == (caught.value.cause, caught.value.remedy)
+
+
+@pytest.mark.parametrize("text", ["crash", "shape", "dtype", "empty"])
+def test_a_worker_lost_in_one_go_costs_its_own_file(box: Sandbox, odd: Adapter, tmp_path: Path, text: str) -> None:
+    told(file := tmp_path / "a.odd", text)
+    with pytest.raises(BadFileError, match="crashes its reader"):
+        box.read(odd, file)
+    assert box.prepare(odd, told(tmp_path / "b.odd", "")).shape == (1, 3, 32, 32), "the next one is served"
+
+
+def test_only_a_lone_file_is_decoded_before_its_turn(reader: Reader, tmp_path: Path) -> None:
+    """Else the pixels of a thousand files would wait in memory."""
+    adapter = reader.library.encoder("images")[1].adapter
+    uploads = [Upload(number, tmp_path / f"{number}.png", 1) for number in range(2)]
+    for upload in uploads:
+        upload.path.write_bytes(png(upload.index))
+    for some in (uploads[:1], uploads):
+        found = sources(adapter, some, Field(), settings=reader.settings, sandbox=reader.embedding.sandbox, pixels=True)
+        assert [source.pixels is not None for source in found] == [len(some) == 1] * len(some)
+
+
 def test_a_worker_that_ended_while_it_waited_is_nobodys_fault(odd: Adapter, tmp_path: Path) -> None:
     record = told(tmp_path / "a.odd", "")
     others = set(children(os.getpid()))
