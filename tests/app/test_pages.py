@@ -64,6 +64,8 @@ def test_docs_show_every_route_with_curl(client: TestClient) -> None:
     for path in ROUTES:
         assert path in text
     assert text.count("<pre>curl") >= sum(map(len, ROUTES.values()))
+    assert "-F files=@a.fits -F files=@b.fits" in text and "-F catalog=@labels.csv" in text
+    assert "/uncertain?archive=galaxies-val" in text, "what must be in the address"
 
 
 def test_encoders(client: TestClient, runs: Path) -> None:
