@@ -92,7 +92,7 @@ def test_damaged_encoder_is_told_and_the_others_work(client: TestClient, runs: P
         used = client.post("/v1/embeddings", files=[("files", ("a.png", b"x"))], data={"encoder": "damaged"})
         assert (used.status_code, used.json()["type"]) == (422, "urn:lejepa-med:problem:encoder-unusable")
         assert str(runs) not in used.text
-        eventually(lambda: client.get("/readyz").status_code == 200)
+        eventually(lambda: client.get("/readyz").status_code == 200, seconds=60)
         ready = client.get("/readyz").json()
         assert ready["encoders"]["damaged"] is False and ready["encoders"]["images"] is True
     finally:
