@@ -1,6 +1,7 @@
 """The example request of every operation in the OpenAPI document; the tests send each, and the pages show it as curl.
 
-They suppose an encoder 'galaxies' and an embedding table 'galaxies-val'; ids of items, probes and jobs are made up.
+They suppose an encoder 'galaxies' and an embedding table 'galaxies-val'; ids of items, probes, uploads, jobs and keys
+are made up.
 """
 
 from typing import Any
@@ -10,12 +11,23 @@ IDS = [digit * 32 for digit in "5678"]
 FILES = ["a.fits", "b.fits", "c.fits", "d.fits"]
 CLASSES = ["spiral", "spiral", "elliptical", "elliptical"]
 
+MADE_UP = "0b8c5d2e7f6a41c9b3d8e2f1a0c4b7d6"
+"""Id of a job, and so of the probe, upload or application that it makes."""
+
 PARAMETERS: dict[str, Any] = {
     "encoder_id": "galaxies",
     "name": "galaxies-val",
     "archive": "galaxies-val",
-    "probe_id": "0b8c5d2e7f6a41c9b3d8e2f1a0c4b7d6",
-    "job_id": "0b8c5d2e7f6a41c9b3d8e2f1a0c4b7d6",
+    "probe_id": MADE_UP,
+    "upload_id": MADE_UP,
+    "application_id": MADE_UP,
+    "job_id": MADE_UP,
+    "key_id": "5f0c7e1b9a3d4c2e",
+    "state": "succeeded",
+    "kind": "train-probe",
+    "since": "2026-11-01T00:00:00Z",
+    "until": "2026-12-01T00:00:00Z",
+    "before": 1000,
     "limit": 100,
     "offset": 0,
 }
@@ -44,9 +56,20 @@ BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         MULTIPART: {"files": FILES[:1]},
         JSON: {"archive": "galaxies-val", "ids": IDS[:2]},
     },
+    ("post", "/v1/probes/{probe_id}/applications"): {JSON: {"archive": "galaxies-val"}},
+    ("post", "/v1/uploads"): {
+        MULTIPART: {"encoder": "galaxies", "name": "night 3", "files": FILES, "catalog": "labels.csv"},
+    },
+    ("post", "/v1/archives"): {JSON: {"name": "night-3", "encoder": "galaxies", "upload": MADE_UP}},
+    ("post", "/v1/keys"): {JSON: {"name": "pacs-gateway", "scopes": ["embed"], "expires_days": 365}},
     ("post", "/v1/search"): {
         MULTIPART: {"archive": "galaxies-val", "k": 5, "files": FILES[:1]},
-        JSON: {"archive": "galaxies-val", "ids": IDS[:1], "k": 5},
+        JSON: {
+            "archive": "galaxies-val",
+            "ids": IDS[:1],
+            "k": 5,
+            "filters": [{"column": "label", "not_in": ["merger"]}],
+        },
     },
 }
 

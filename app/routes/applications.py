@@ -3,11 +3,12 @@
 import re
 from datetime import UTC, datetime
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from app.downloads import TABLE_RESPONSE, table
 from app.errors import not_found
-from app.forms import PROBLEM_RESPONSES
+from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.routes import Running
 from app.routes.jobs import to_job
 from app.routes.probes import find_probe
@@ -19,9 +20,20 @@ from app.store import PredictionRow
 router = APIRouter(prefix="/v1", tags=["applications"], responses=PROBLEM_RESPONSES)
 
 
-@router.post("/probes/{probe_id}/applications", status_code=202, summary="Apply a probe to an archive")
-def create_application(probe_id: str, wanted: ApplicationRequest, response: Response, service: Running) -> Job:
+@router.post(
+    "/probes/{probe_id}/applications",
+    status_code=202,
+    summary="Apply a probe to an archive",
+    responses={status: PROBLEM_RESPONSES[status] for status in (408, 413, 507)},
+    openapi_extra=json_only(ApplicationRequest),
+)
+async def create_application(probe_id: str, request: Request, response: Response, service: Running) -> Job:
     """A job predicts every item of the archive; the application has the job's id."""
+    wanted = await json_body(request, ApplicationRequest, service.settings)
+    return await run_sync(_accept, service, probe_id, wanted, response)
+
+
+def _accept(service: Service, probe_id: str, wanted: ApplicationRequest, response: Response) -> Job:
     row = find_probe(service, probe_id)
     job_id = new_id()
     service.applying.accept_plan(job_id, row.id, wanted.archive)

@@ -5,11 +5,12 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request, Response
 
 from app.downloads import PARQUET_RESPONSE, joined
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES
+from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.kinds.archiving import name_taken
 from app.kinds.chunks import failures
 from app.library import LIST, LIST_TABLES, modality_of
@@ -33,9 +34,20 @@ def list_archives(service: Running) -> Archives:
     return Archives(archives=[Archive(**_facts(service, name, info, own.get(name))) for name, info in infos.items()])
 
 
-@router.post("", status_code=202, summary="Embed an archive", responses={**PROBLEM_RESPONSES, **TAKEN})
-def create_archive(wanted: ArchiveRequest, response: Response, service: Running) -> Job:
+@router.post(
+    "",
+    status_code=202,
+    summary="Embed an archive",
+    responses={**PROBLEM_RESPONSES, **TAKEN},
+    openapi_extra=json_only(ArchiveRequest),
+)
+async def create_archive(request: Request, response: Response, service: Running) -> Job:
     """An upload, or a folder that the operator has opened, becomes an embedding table by a job."""
+    wanted = await json_body(request, ArchiveRequest, service.settings)
+    return await run_sync(_accept, service, wanted, response)
+
+
+def _accept(service: Service, wanted: ArchiveRequest, response: Response) -> Job:
     if (wanted.upload is None) == (wanted.folder is None):
         raise ProblemError(
             422, "invalid-request", "An archive is made from an upload or from a folder.", remedy="Give one of the two."

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
@@ -50,7 +51,7 @@ def _route(schema: dict[str, Any], path: str, method: str, operation: dict[str, 
         ],
         "form": _fields(content.get("multipart/form-data", {}).get("schema", {})),
         "json": _fields(content.get("application/json", {}).get("schema", {})),
-        "curls": _curls(path, method, content, base),
+        "curls": _curls(path, method, operation, base),
         "answers": [(status, answer.get("description", "")) for status, answer in operation["responses"].items()],
     }
 
@@ -62,20 +63,29 @@ def _fields(schema: dict[str, Any]) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _curls(path: str, method: str, content: dict[str, Any], base: str) -> list[str]:
-    """The documented example of each kind of body as a command; `content` is the operation's."""
+def _curls(path: str, method: str, operation: dict[str, Any], base: str) -> list[str]:
+    """The documented example of each kind of body as a command, with the parameters that must be there."""
     address = base + "/".join(f"${part[1:-1].upper()}" if part.startswith("{") else part for part in path.split("/"))
+    asked = {p["name"]: p["example"] for p in operation.get("parameters", []) if p["in"] == "query" and p["required"]}
+    address += f"?{urlencode(asked)}" if asked else ""
+    content = operation.get("requestBody", {}).get("content", {})
     verb = "" if method == "get" else f" -X {method.upper()}"
     if not content:
         return [f'curl{verb} "{address}"']
     found = []
     for kind, body in content.items():
-        example = body.get("example", {})
+        example = body["example"]
         if kind == "application/json":
             found.append(f"curl \"{address}\" -H 'Content-Type: {kind}' -d '{json.dumps(example)}'")
             continue
-        fields = {name: value for name, value in example.items() if name != "files"}
-        parts = [f"files=@{name}" for name in example.get("files", [])]
-        parts += [f"'{name}={value}'" for name, value in fields.items()]
+        files = {name for name, field in body["schema"]["properties"].items() if _holds_files(field)}
+        parts = []
+        for name, value in example.items():
+            values = value if isinstance(value, list) else [value]
+            parts += [f"{name}=@{one}" if name in files else f"'{name}={one}'" for one in values]
         found.append(f'curl "{address}"' + "".join(f" -F {part}" for part in parts))
     return found
+
+
+def _holds_files(field: dict[str, Any]) -> bool:
+    return bool(field.get("items", field).get("format") == "binary")

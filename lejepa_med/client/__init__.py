@@ -8,7 +8,7 @@ print(item.file_index, item.vector)
 job = service.train_probe(files, labels, encoder="galaxies")
 job = service.wait(job, progress=lambda job: print(f"{job.progress:.0%}"))
 for found in service.predict_files(job.id, new_files):
-print(found.label, found.probabilities)
+print(found.label, found.probabilities, found.novelty)
 """
 
 from lejepa_med.client.api import Client
@@ -26,7 +26,9 @@ from lejepa_med.client.errors import (
     UnreachableError,
 )
 from lejepa_med.client.models import (
+    Application,
     Archive,
+    ArchiveDetail,
     ArchiveItem,
     EmbeddedItem,
     Embeddings,
@@ -37,11 +39,18 @@ from lejepa_med.client.models import (
     Neighbours,
     Prediction,
     Probe,
+    ProbeVersion,
     Problem,
+    UncertainItem,
+    Upload,
+    UploadDetail,
+    UploadItem,
 )
 
 __all__ = [
+    "Application",
     "Archive",
+    "ArchiveDetail",
     "ArchiveItem",
     "BusyError",
     "Client",
@@ -60,9 +69,14 @@ __all__ = [
     "NotFoundError",
     "Prediction",
     "Probe",
+    "ProbeVersion",
     "Problem",
     "ServerFaultError",
     "ServiceError",
     "TooLargeError",
+    "UncertainItem",
     "UnreachableError",
+    "Upload",
+    "UploadDetail",
+    "UploadItem",
 ]

@@ -43,7 +43,7 @@ class TooLargeError(ServiceError):
 
 
 class InvalidError(ServiceError):
-    """400, 406, 415, 422: a bad file or value; `problem.index` and `.errors` tell which."""
+    """400, 406, 408, 415, 421, 422: a bad file, value or request; `problem.index` and `.errors` tell which."""
 
 
 class BusyError(ServiceError):
@@ -68,9 +68,11 @@ BY_STATUS: dict[int, type[ServiceError]] = {
     403: DeniedError,
     404: NotFoundError,
     406: InvalidError,
+    408: InvalidError,
     409: ConflictError,
     413: TooLargeError,
     415: InvalidError,
+    421: InvalidError,
     422: InvalidError,
     429: BusyError,
     503: BusyError,

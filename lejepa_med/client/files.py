@@ -27,6 +27,13 @@ def suffix_of(name: str) -> str:
     return whole if whole.endswith(COMPRESSED) else "." + whole.rpartition(".")[2]
 
 
+def sent_name(number: int, file: File) -> str:
+    """The name under which the file at place `number` of a request is sent."""
+    if isinstance(file, tuple):
+        return f"{number}{file[1]}"
+    return f"{number}{'.zip' if Path(file).is_dir() else suffix_of(Path(file).name)}"
+
+
 def open_all(files: Iterable[File], stack: ExitStack) -> list[Part]:
     """The parts of a multipart request; what is opened is closed with `stack`.
 
@@ -35,13 +42,14 @@ def open_all(files: Iterable[File], stack: ExitStack) -> list[Part]:
     """
     parts: list[Part] = []
     for number, file in enumerate(files):
-        if isinstance(file, (str, Path)) and Path(file).is_dir():
-            stream, suffix = stack.enter_context(_zipped(Path(file))), ".zip"
-        elif isinstance(file, (str, Path)):
-            stream, suffix = stack.enter_context(Path(file).open("rb")), suffix_of(Path(file).name)
+        stream: IO[bytes]
+        if isinstance(file, tuple):
+            stream = io.BytesIO(file[0])
+        elif Path(file).is_dir():
+            stream = stack.enter_context(_zipped(Path(file)))
         else:
-            stream, suffix = io.BytesIO(file[0]), file[1]
-        parts.append(("files", (f"{number}{suffix}", stream, "application/octet-stream")))
+            stream = stack.enter_context(Path(file).open("rb"))
+        parts.append(("files", (sent_name(number, file), stream, "application/octet-stream")))
     return parts
 
 

@@ -1,9 +1,12 @@
 """Requests with patience: what is refused for the moment, or did not get through, is sent again."""
 
+import io
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -35,6 +38,32 @@ class Http:
         with self.open(method, path, whole=True, **options) as answer:
             return json.loads(answer.content)
 
+    def nothing(self, method: str, path: str) -> None:
+        """A request whose answer has no body, and which is not sent again once it may have arrived."""
+        with self.open(method, path, whole=True, repeatable=False):
+            pass
+
+    def download(self, path: str, to: Path, *, accept: str = "*/*") -> Path:
+        """Write an answer to a new file, which is there only when it is whole.
+
+        Raises:
+            FileExistsError: `to` is there.
+            UnreachableError: also where the answer broke off.
+        """
+        if to.exists():
+            raise FileExistsError(f"{to} is there already.")
+        draft = to.with_name(f".{to.name}.part")
+        try:
+            with self.open("GET", path, accept=accept) as answer, draft.open("wb") as file:
+                for piece in answer.iter_bytes():
+                    file.write(piece)
+            os.link(draft, to)  # unlike a rename it replaces nothing that came meanwhile
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+        finally:
+            draft.unlink(missing_ok=True)
+        return to
+
     @contextmanager
     def open(
         self,
@@ -48,6 +77,7 @@ class Http:
         body: Any = None,
         files: Sequence[File] = (),
         fields: Mapping[str, str] | None = None,
+        catalog: bytes | None = None,
         retries: int | None = None,
     ) -> Iterator[httpx.Response]:
         """An answer of success.
@@ -62,6 +92,7 @@ class Http:
             body: to be sent as JSON.
             files: to be sent as multipart, with `fields`.
             fields: text fields beside the files.
+            catalog: CSV to be sent beside the files.
             retries: tries after the first, if not as many as usual.
 
         Raises:
@@ -73,7 +104,10 @@ class Http:
         def send(stack: ExitStack) -> httpx.Response:
             content: dict[str, Any] = {"json": body} if body is not None else {}
             if files:
-                content = {"files": open_all(files, stack), "data": dict(fields or {})}
+                parts = open_all(files, stack)
+                if catalog is not None:
+                    parts.append(("catalog", ("catalog.csv", io.BytesIO(catalog), "text/csv")))
+                content = {"files": parts, "data": dict(fields or {})}
             headers = {**self._headers, "Accept": accept}
             request = self._http.build_request(
                 method, self._url + path, headers=headers, params=dict(params or {}), **content

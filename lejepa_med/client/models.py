@@ -130,6 +130,60 @@ class Archive(Answer):
     dim: int
     fingerprint: str
     encoder: str | None = None
+    created: datetime | None = None
+    upload: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveDetail(Archive):
+    """A table with what it holds; `failures` have `reason` and `count`, `labels` items by label."""
+
+    failed: int
+    groups: int
+    failures: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    labels: dict[str, int] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload(Answer):
+    """Files that were sent to become an archive; `state` is 'importing' or 'ready'."""
+
+    id: str
+    name: str
+    modality: str
+    state: str
+    files: int
+    bytes: int
+    sha256: str
+    created: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadDetail(Upload):
+    """An upload with what its import found; None while it is imported. `embedding` is the id of the job, if any."""
+
+    items: int | None = None
+    groups: int | None = None
+    labels: dict[str, int] | None = None
+    refused: int | None = None
+    reasons: list[dict[str, Any]] | None = field(default=None, repr=False)
+    refused_items: list[dict[str, Any]] | None = field(default=None, repr=False)
+    duplicates: int | None = None
+    duplicate_items: list[dict[str, str]] | None = field(default=None, repr=False)
+    catalog_unused: int | None = None
+    embedding: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadItem(Answer):
+    """One readable item of an upload; `entry` is its place in a zip, `item` which one of several in a file."""
+
+    id: str
+    file_index: int
+    group: str
+    entry: int | None = None
+    item: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +219,21 @@ class Job(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeVersion(Answer):
+    """One version among those of its series."""
+
+    id: str
+    version: int
+    count: int
+    created: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Probe(Answer):
-    """A trained probe; `metrics` and `receipt` (of the cross-validation) come with `Client.probe` alone."""
+    """One version of a trained probe. `kind` is classification, multilabel or regression.
+
+    `metrics` and `receipt` (of the cross-validation) and all `versions` come with `Client.probe` alone.
+    """
 
     id: str
     name: str
@@ -175,23 +242,69 @@ class Probe(Answer):
     labels: list[str]
     count: int
     created: datetime
+    kind: str = "classification"
+    series: str = ""
+    version: int = 1
+    parent: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     receipt: dict[str, Any] = field(default_factory=dict, repr=False)
+    versions: list[ProbeVersion] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def _value(cls, name: str, value: Any) -> Any:
+        return [ProbeVersion.read(item) for item in value] if name == "versions" else super()._value(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Answer):
-    """A probe's answer for one item, or the problem that stands for it."""
+    """A probe's answer for one item, or the problem that stands for it.
+
+    Classes have `label` and `probabilities`, labels of their own `labels` and `probabilities`, quantities `value` and
+    the 90 % `interval`; what begins with `knn_` is the nearest labelled images' answer. `novelty`, 0 to 1, says how
+    unlike the labelled images it is, `uncertainty`, 0 to 1, how much its label would teach the probe.
+    """
 
     index: int
     file_index: int | None = None
     id: str | None = None
     label: str | None = None
+    labels: list[str] | None = None
+    value: float | None = None
+    interval: tuple[float, float] | None = None
     probabilities: dict[str, float] | None = None
     knn_label: str | None = None
+    knn_labels: list[str] | None = None
+    knn_value: float | None = None
     nearest_cosine: float | None = None
+    novelty: float | None = None
+    uncertainty: float | None = None
     note: str | None = None
     error: Problem | None = None
+
+    @classmethod
+    def _value(cls, name: str, value: Any) -> Any:
+        return tuple(value) if name == "interval" and value is not None else super()._value(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncertainItem(Prediction):
+    """An item to label next; `distance` to the nearest labelled or listed item, of unit vectors: 0 to 2."""
+
+    group: str
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Application(Answer):
+    """A probe's predictions for a whole archive; `summary` has counts by label, or the spread of the value."""
+
+    id: str
+    probe: str
+    archive: str
+    fingerprint: str
+    count: int
+    created: datetime
+    summary: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
+from app.forward import ServedEncoder
+from app.service import Service
 from lejepa_med import client as package
 from lejepa_med.client import (
     BusyError,
@@ -160,16 +164,96 @@ def test_probe_on_an_archive_and_search(service: Client) -> None:
     assert [hit.id for hit in by_vector[0].hits] == [hit.id for hit in by_file[0].hits]
 
 
-def test_cancelled_job(service: Client, pictures: list[Path]) -> None:
-    jobs = [service.train_probe(pictures, [*"abababab"], encoder="images", folds=2) for _ in range(3)]
-    assert service.cancel(jobs[-1]).state == "cancelled"
-    with pytest.raises(JobFailedError) as caught:
-        service.wait(jobs[-1])
-    assert caught.value.job.state == "cancelled"
-    with pytest.raises(TimeoutError):
-        service.wait(jobs[0], timeout=0, poll=0.01)
-    for job in jobs[:-1]:
-        service.wait(job, timeout=60)
+def test_cancelled_job(service: Client, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    embed = ServedEncoder.embed
+
+    def held(self: ServedEncoder, items: list[torch.Tensor]) -> list[np.ndarray]:
+        assert gate.wait(60)
+        return embed(self, items)
+
+    monkeypatch.setattr(ServedEncoder, "embed", held)
+    try:
+        first, last = (service.train_probe(pictures, [*"abababab"], encoder="images", folds=2) for _ in range(2))
+        assert service.cancel(last).state == "cancelled"
+        with pytest.raises(JobFailedError) as caught:
+            service.wait(last)
+        assert caught.value.job.state == "cancelled"
+        with pytest.raises(TimeoutError):
+            service.wait(first, timeout=0, poll=0.01)
+        with pytest.raises(ConflictError) as refused:
+            service.retry(last)
+        assert refused.value.kind == "job-not-dead"
+    finally:
+        gate.set()
+    service.wait(first, timeout=60)
+
+
+def test_from_an_upload_to_predictions_of_the_whole_archive(
+    service: Client, client: TestClient, pictures: list[Path], tmp_path: Path
+) -> None:
+    sent = [*pictures, BAD, (pictures[0].read_bytes(), ".png")]
+    labels = [*["bright", "dark"] * 4, None, None]
+    job = service.send_upload(
+        sent, name="of the client", encoder="images", embed=True, archive="sent", labels=labels, groups=[*"aabbccdd--"]
+    )
+    assert service.wait(job, timeout=60, poll=0.05).result == f"/v1/uploads/{job.id}"
+    upload = service.upload(job.id)
+    assert (upload.name, upload.state, upload.files, upload.items) == ("of the client", "ready", 10, 9)
+    assert (upload.refused, upload.duplicates, upload.catalog_unused) == (1, 1, 0)
+    assert job.id in [one.id for one in service.uploads()] and upload.embedding is not None
+    items = list(service.upload_items(job.id, page=4))
+    assert [one.file_index for one in items if one.label == "dark"] == [1, 3, 5, 7]
+    assert len({one.group for one in items}) == 5 and "a" not in {one.group for one in items}
+
+    service.wait(upload.embedding, timeout=60, poll=0.05)
+    archive = service.archive("sent")
+    assert (archive.count, archive.upload, archive.groups) == (9, job.id, 5) and archive.created is not None
+    again = service.embed_archive("sent-again", upload=job.id, encoder="images")
+    service.wait(again, timeout=60, poll=0.05)
+    with pytest.raises(ConflictError):
+        service.embed_archive("sent", upload=job.id, encoder="images")
+    assert service.download_archive("sent", tmp_path / "sent.parquet").read_bytes()[:4] == b"PAR1"
+    with pytest.raises(FileExistsError):
+        service.download_archive("sent", tmp_path / "sent.parquet")
+
+    known = {one.id: one.label for one in items if one.label}
+    first = service.wait(service.train_probe_on("sent", dict(list(known.items())[:6]), folds=2), timeout=60, poll=0.05)
+    candidates = service.uncertain(first.id, "sent", limit=2)
+    assert len(candidates) == 2 and not {one.id for one in candidates} & set(list(known)[:6])
+    assert all(one.distance >= 0 and 0 <= (one.uncertainty or 0) <= 1 and one.group for one in candidates)
+    second = service.wait(service.add_labels_on(first.id, "sent", dict(list(known.items())[6:])), timeout=60, poll=0.05)
+    third = service.wait(service.add_labels(second.id, [(png(60), ".png")], ["bright"]), timeout=60, poll=0.05)
+    probe = service.probe(third.id)
+    assert (probe.kind, probe.version, probe.series, probe.parent) == ("classification", 3, first.id, second.id)
+    assert [one.version for one in probe.versions] == [3, 2, 1] and probe.more == {}
+    (found,) = service.predict_files(third.id, [(png(61), ".png")])
+    assert found.novelty is not None and found.uncertainty is not None and found.more == {}
+
+    applied = service.wait(service.apply_probe(third.id, "sent"), timeout=60, poll=0.05)
+    assert [one.id for one in service.applications(third.id)] == [applied.id]
+    assert service.application(applied.id).count == 9
+    rows = service.download_application(applied.id, tmp_path / "found.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 10 and rows[0].startswith("id,")
+
+    kept: Service = client.app.state.service  # type: ignore[attr-defined]
+    kept.archiving.accept_plan("d" * 32, kept.archiving.plan("late", "images", upload=job.id))
+    kept.store.add_job("d" * 32, kept.archiving.kind)
+    assert kept.store.finish_job("d" * 32, "dead")
+    assert "d" * 32 in [one.id for one in service.jobs(state="dead", kind="embed-archive")]
+    service.wait(service.retry("d" * 32), timeout=60, poll=0.05)
+
+    for name in ("sent", "sent-again", "late"):
+        service.remove_archive(name)
+    service.remove_upload(job.id)
+    with pytest.raises(NotFoundError):
+        service.archive("sent")
+    with pytest.raises(NotFoundError):
+        service.upload(job.id)
+    with pytest.raises(ValueError, match="takes no label"):
+        service.send_upload([pictures[0].parent], labels=["a"])
+    with pytest.raises(ValueError, match="argument"):
+        service.send_upload(pictures, labels=["a"])
 
 
 def test_errors_carry_the_service_s_words(service: Client, client: TestClient) -> None:

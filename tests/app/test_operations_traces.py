@@ -78,4 +78,4 @@ def test_traces_without_the_extra_say_how_to_install_it(
 def test_without_an_endpoint_nothing_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     names = [middleware.cls.__name__ for middleware in create_app(Settings(runs_dir=tmp_path)).user_middleware]
-    assert not is_wanted() and names == ["Guard"]
+    assert not is_wanted() and names == ["Guard", "Auth"]

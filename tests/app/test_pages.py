@@ -64,6 +64,8 @@ def test_docs_show_every_route_with_curl(client: TestClient) -> None:
     for path in ROUTES:
         assert path in text
     assert text.count("<pre>curl") >= sum(map(len, ROUTES.values()))
+    assert "-F files=@a.fits -F files=@b.fits" in text and "-F catalog=@labels.csv" in text
+    assert "/uncertain?archive=galaxies-val" in text, "what must be in the address"
 
 
 def test_encoders(client: TestClient, runs: Path) -> None:
@@ -90,7 +92,7 @@ def test_damaged_encoder_is_told_and_the_others_work(client: TestClient, runs: P
         used = client.post("/v1/embeddings", files=[("files", ("a.png", b"x"))], data={"encoder": "damaged"})
         assert (used.status_code, used.json()["type"]) == (422, "urn:lejepa-med:problem:encoder-unusable")
         assert str(runs) not in used.text
-        eventually(lambda: client.get("/readyz").status_code == 200)
+        eventually(lambda: client.get("/readyz").status_code == 200, seconds=60)
         ready = client.get("/readyz").json()
         assert ready["encoders"]["damaged"] is False and ready["encoders"]["images"] is True
     finally:

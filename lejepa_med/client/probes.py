@@ -1,0 +1,118 @@
+"""Probes: trained on labels, improved by more, applied to files, items and whole archives."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lejepa_med.client.calls import Calls, form_fields, given_fields, part
+from lejepa_med.client.files import File
+from lejepa_med.client.models import Application, Job, Prediction, Probe, UncertainItem
+
+
+class ProbeCalls(Calls):
+    """The part of the client about probes."""
+
+    def train_probe(
+        self,
+        files: Sequence[File],
+        labels: Sequence[Any],
+        *,
+        groups: Sequence[str] | None = None,
+        encoder: str | None = None,
+        name: str | None = None,
+        folds: int | None = None,
+        **options: Any,
+    ) -> Job:
+        """Train a probe on labelled files: `labels` and `groups` (patient, slide case, field) are one for each file.
+
+        The probe has the job's id. `options` are further fields of the service's form.
+        """
+        fields = form_fields(encoder=encoder, name=name, folds=folds, labels=list(labels), groups=groups, **options)
+        sent = self._http.json("POST", "/v1/probes", files=list(files), fields=fields, repeatable=False)
+        return Job.read(sent)
+
+    def train_probe_on(
+        self,
+        archive: str,
+        labels: Mapping[str, Any],
+        *,
+        groups: Mapping[str, str] | None = None,
+        name: str | None = None,
+        folds: int | None = None,
+        **options: Any,
+    ) -> Job:
+        """Train a probe on embedded items: `labels`, and `groups` where the table's do not do, by id.
+
+        The probe has the job's id. `options` are further fields of the service's ProbeRequest.
+        """
+        items = _labelled(labels, groups)
+        body = given_fields(archive=archive, labels=items, name=name, folds=folds, **options)
+        return Job.read(self._http.json("POST", "/v1/probes", body=body, repeatable=False))
+
+    def add_labels(
+        self, probe: str, files: Sequence[File], labels: Sequence[Any], *, groups: Sequence[str] | None = None
+    ) -> Job:
+        """Train the probe's next version on all its labels and those of these files; it has the job's id."""
+        fields = form_fields(labels=list(labels), groups=groups)
+        path = f"/v1/probes/{part(probe)}/labels"
+        return Job.read(self._http.json("POST", path, files=list(files), fields=fields, repeatable=False))
+
+    def add_labels_on(
+        self, probe: str, archive: str, labels: Mapping[str, Any], *, groups: Mapping[str, str] | None = None
+    ) -> Job:
+        """Train the probe's next version on all its labels and these, by id; it has the job's id."""
+        body = {"archive": archive, "labels": _labelled(labels, groups)}
+        return Job.read(self._http.json("POST", f"/v1/probes/{part(probe)}/labels", body=body, repeatable=False))
+
+    def uncertain(self, probe: str, archive: str, *, limit: int = 50) -> list[UncertainItem]:
+        """The items of a table whose labels would teach the probe most, the first one first."""
+        path, params = f"/v1/probes/{part(probe)}/uncertain", {"archive": archive, "limit": limit}
+        return [UncertainItem.read(item) for item in self._http.json("GET", path, params=params)["items"]]
+
+    def probes(self) -> list[Probe]:
+        """All versions of all probes, newest first."""
+        return [Probe.read(item) for item in self._http.json("GET", "/v1/probes")["probes"]]
+
+    def probe(self, probe: str) -> Probe:
+        """One probe with its metrics and versions."""
+        return Probe.read(self._http.json("GET", f"/v1/probes/{part(probe)}"))
+
+    def predict_files(self, probe: str, files: Sequence[File], *, mpp: float | None = None) -> list[Prediction]:
+        """A probe's answers for files."""
+        path = f"/v1/probes/{part(probe)}/predictions"
+        found = self._http.json("POST", path, files=list(files), fields=form_fields(mpp=mpp))
+        return [Prediction.read(item) for item in found["items"]]
+
+    def predict_items(self, probe: str, archive: str, ids: Sequence[str]) -> list[Prediction]:
+        """A probe's answers for items of a table."""
+        path = f"/v1/probes/{part(probe)}/predictions"
+        found = self._http.json("POST", path, body={"archive": archive, "ids": list(ids)})
+        return [Prediction.read(item) for item in found["items"]]
+
+    def apply_probe(self, probe: str, archive: str) -> Job:
+        """Predict every item of an archive. The application has the job's id."""
+        path = f"/v1/probes/{part(probe)}/applications"
+        return Job.read(self._http.json("POST", path, body={"archive": archive}, repeatable=False))
+
+    def applications(self, probe: str) -> list[Application]:
+        """Applications of a probe, newest first."""
+        found = self._http.json("GET", f"/v1/probes/{part(probe)}/applications")
+        return [Application.read(item) for item in found["applications"]]
+
+    def application(self, application: str) -> Application:
+        """One application: how many items have which label."""
+        return Application.read(self._http.json("GET", f"/v1/applications/{part(application)}"))
+
+    def download_application(self, application: str, to: str | Path) -> Path:
+        """Write the predictions to the file `to`, which must not be there: CSV for '.csv', else Parquet."""
+        to = Path(to)
+        accept = "text/csv" if to.suffix == ".csv" else "application/vnd.apache.parquet"
+        return self._http.download(f"/v1/applications/{part(application)}/table", to, accept=accept)
+
+
+def _labelled(labels: Mapping[str, Any], groups: Mapping[str, str] | None) -> list[dict[str, Any]]:
+    groups = groups or {}
+    return [
+        {"id": item, "label": label, **({"group": groups[item]} if item in groups else {})}
+        for item, label in labels.items()
+    ]
