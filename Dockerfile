@@ -29,7 +29,7 @@ COPY data_adapters data_adapters
 COPY lejepa_med lejepa_med
 COPY app app
 # hadolint ignore=DL3013
-RUN pip install ".[mri,histology,galaxy,serve]"
+RUN pip install ".[mri,histology,galaxy,serve,postgres]"
 
 
 FROM python:${PYTHON}-slim-bookworm

@@ -4,11 +4,12 @@ VENV ?= $(or $(LEJEPA_VENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.lejepa-med-ready
 
-.PHONY: demo test test-all check bench help clean
+.PHONY: demo test test-postgres test-all check bench help clean
 
 help:
 	@echo "make demo    pretrain on a made archive (or ARCHIVE=... MODALITY=mri|histology|galaxy|images), probe it, serve it"
 	@echo "make test    lint, types and tests"
+	@echo "make test-postgres   the service's tests with PostgreSQL in place of SQLite"
 	@echo "make check   lint and types only"
 	@echo "make test-all   tests with the slow ones"
 	@echo "make bench   every number that the README quotes (hours)"
@@ -35,6 +36,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 test: check
 	$(PYTEST) -m "not slow and not gpu"
+
+# The service's tests once more, with their state in a real PostgreSQL (a wheel; nothing of the machine's own is used).
+test-postgres: $(READY)
 	$(PYTEST) -m "not slow and not gpu" --database postgres tests/app
 
 test-all: check
