@@ -225,6 +225,11 @@ def test_every_json_body_is_limited(place: Place) -> None:
     assert limited >= 7
 
 
+def test_every_setting_is_in_the_document() -> None:
+    told = set(re.findall(r"`LEJEPA_(\w+)`", DOCUMENTS[0].read_text(encoding="utf-8").partition("\n## Settings")[2]))
+    assert {name.upper() for name in Settings.model_fields} == told
+
+
 def curls() -> list[str]:
     """Every curl command in the shell blocks of the documents, its lines joined."""
     found = []
