@@ -25,7 +25,9 @@ from tests.app.postgres import NewDatabase
 from tests.data.histology import he_picture, write_pyramid
 from tests.data.mri import phantom, write_nifti, write_series
 
-DOCUMENTS = [Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("service", "search", "security", "jobs")]
+DOCUMENTS = [
+    Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("service", "search", "security", "durability")
+]
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
 VARIABLES = {name.upper().removesuffix("_ID"): name for name in ("probe_id", "upload_id", "application_id", "job_id")}
