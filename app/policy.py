@@ -37,18 +37,16 @@ RULES = (
     Rule("/metrics", ("GET",), ("admin",)),
     Rule("/v1/keys", ("GET", "POST", "DELETE"), ("admin",)),
     Rule("/v1/audit", ("GET",), ("admin",)),
-    Rule("/v1/workers", ("GET",), ("admin",)),
     Rule("/v1/embeddings", ("POST",), ("embed",), changes=False),
     Rule("/v1/search", ("POST",), ("embed", "probe"), changes=False),
     Rule("/v1/probes/*/predictions", ("POST",), ("embed", "probe"), changes=False),
     Rule("/v1/probes", ("POST", "PUT", "PATCH", "DELETE"), ("probe",)),
-    Rule("/v1/predictions", ("POST", "DELETE"), ("embed", "probe")),
     Rule("/v1/archives", ("POST", "DELETE"), ("embed",)),
     Rule("/v1/uploads", ("POST", "DELETE"), ("embed",)),
     Rule("/v1/jobs", ("POST", "DELETE"), ("embed", "probe")),
     *(
         Rule(f"/v1/{name}", ("GET",))
-        for name in ("encoders", "archives", "uploads", "probes", "applications", "predictions", "search", "jobs")
+        for name in ("encoders", "archives", "uploads", "probes", "applications", "search", "jobs")
     ),
 )
 

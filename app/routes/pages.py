@@ -1,6 +1,7 @@
 """The pages for people: an overview at /, the routes at /docs. Nothing is loaded from elsewhere."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -45,14 +46,16 @@ def _route(schema: dict[str, Any], path: str, method: str, operation: dict[str, 
         "method": method.upper(),
         "path": path,
         "summary": operation.get("summary", ""),
-        "description": operation.get("description", ""),
+        "description": re.sub(r"(?<!\n)\n(?!\n)", " ", operation.get("description", "")),  # paragraphs stay
         "parameters": [
             (p["name"], p.get("description", ""), p.get("required", False)) for p in operation.get("parameters", [])
         ],
         "form": _fields(content.get("multipart/form-data", {}).get("schema", {})),
         "json": _fields(content.get("application/json", {}).get("schema", {})),
         "curls": _curls(path, method, operation, base),
-        "answers": [(status, answer.get("description", "")) for status, answer in operation["responses"].items()],
+        "answers": [
+            (status, answer.get("description", "")) for status, answer in sorted(operation["responses"].items())
+        ],
     }
 
 

@@ -2,7 +2,7 @@
 "use strict";
 
 const short = (text) => text.slice(0, 8);
-const when = (text) => new Date(text).toLocaleString();
+const when = (text) => new Date(text).toLocaleDateString();
 
 const tables = {
   encoders: {
@@ -17,8 +17,14 @@ const tables = {
   },
   probes: {
     empty: "None yet. POST labelled files or ids to /v1/probes.",
-    head: ["Name", "Classes", "Examples", "Trained"],
-    row: (p) => [link(`/v1/probes/${p.id}`, p.name), { text: p.labels.join(", "), wide: true }, p.count.toLocaleString(), when(p.created)],
+    head: ["Name", "Version", "Answers", "Examples", "Trained"],
+    row: (p) => [
+      link(`/v1/probes/${p.id}`, p.name),
+      p.version,
+      { text: p.kind === "regression" ? "a number" : p.labels.join(", "), wide: true },
+      p.count.toLocaleString(),
+      when(p.created),
+    ],
   },
   jobs: {
     empty: "None yet.",

@@ -15,17 +15,19 @@ from zipfile import ZipFile
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
+from sqlalchemy import delete
 
 from app.keys import make_key
-from app.main import create_app
 from app.service import Service, new_id
 from app.settings import Settings
+from app.store import AuditRow, KeyRow
 from tests.app.helpers import png, wait
-from tests.app.postgres import NewDatabase
 from tests.data.histology import he_picture, write_pyramid
 from tests.data.mri import phantom, write_nifti, write_series
 
-DOCUMENTS = [Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("service", "search", "security", "jobs")]
+DOCUMENTS = [
+    Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("service", "search", "security", "durability")
+]
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
 VARIABLES = {name.upper().removesuffix("_ID"): name for name in ("probe_id", "upload_id", "application_id", "job_id")}
@@ -138,29 +140,38 @@ def write(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(
-    runs: Path, settings: Settings, new_database: NewDatabase | None, tmp_path_factory: pytest.TempPathFactory
+    client: TestClient, runs: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
-    """A service of its own, which asks for keys and has what the examples name."""
-    folder = tmp_path_factory.mktemp("examples")
+    """The service while it asks for keys and has what the examples name; all of it goes at the end."""
     for name, source in RUNS.items():
-        shutil.copytree(runs / source, folder / "runs" / name, copy_function=os.link)
-    (folder / "archives" / "wing" / "east").mkdir(parents=True)
-    write(folder / "archives" / "wing" / "east" / "head.nii.gz")
-    own = {
-        "runs_dir": folder / "runs",
-        "archives_dir": folder / "archives",
-        "database_url": new_database() if new_database is not None else None,
-    }
-    with TestClient(create_app(Settings(**{**settings.model_dump(exclude_unset=True), **own}))) as client:
-        service: Service = client.app.state.service  # type: ignore[attr-defined]
-        _, key = make_key(service.store, name="examples", scopes=["admin"])
-        service.keys.refresh(at_once=True)
+        shutil.copytree(runs / source, runs / name, copy_function=os.link)
+    assert settings.archives_dir is not None
+    east = settings.archives_dir / "wing" / "east"
+    is_new = not east.exists()
+    east.mkdir(parents=True, exist_ok=True)
+    write(east / "head.nii.gz")
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    before = {row.name for row in service.store.archives()}
+    _, key = make_key(service.store, name="examples", scopes=["admin"])
+    service.keys.refresh(at_once=True)
+    try:
         assert client.get("/v1/audit").status_code == 401
-        client.headers["Authorization"] = f"Bearer {key}"
-        made = Place(client, folder, key=key)
-        yield made
-        for job in client.get("/v1/jobs").json()["jobs"]:
-            wait(client, job["id"])
+        own = TestClient(client.app, headers={"Authorization": f"Bearer {key}"})
+        yield Place(own, tmp_path_factory.mktemp("examples"), key=key)
+        for job in own.get("/v1/jobs").json()["jobs"]:
+            wait(own, job["id"])
+        for name in {row.name for row in service.store.archives()} - before:
+            assert own.delete(f"/v1/archives/{name}").status_code == 204
+    finally:
+        with service.store._write() as session:
+            for table in (KeyRow, AuditRow):
+                session.execute(delete(table))
+        service.keys.refresh(at_once=True)
+        (east / "head.nii.gz").unlink()
+        if is_new:
+            shutil.rmtree(east)
+        for name in RUNS:
+            shutil.rmtree(runs / name)
 
 
 def operations(client: TestClient) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -223,6 +234,11 @@ def test_every_json_body_is_limited(place: Place) -> None:
             assert "413" in operation["responses"], f"{method} {path} does not tell it"
             limited += 1
     assert limited >= 7
+
+
+def test_every_setting_is_in_the_document() -> None:
+    told = set(re.findall(r"`LEJEPA_(\w+)`", DOCUMENTS[0].read_text(encoding="utf-8").partition("\n## Settings")[2]))
+    assert {name.upper() for name in Settings.model_fields} == told
 
 
 def curls() -> list[str]:
