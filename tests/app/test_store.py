@@ -115,7 +115,7 @@ def test_a_job_has_one_outcome_and_what_it_made_comes_with_it(store: Store) -> N
     outcomes = []
 
     def finish(state: str) -> None:
-        outcomes.append(store.finish_job("j1", state, made=a_probe(1) if state == "succeeded" else None))
+        outcomes.append(store.finish_job("j1", state, made=a_probe(1) if state == "succeeded" else ()))
 
     threads = [threading.Thread(target=finish, args=(state,)) for state in ("succeeded", "cancelled", "failed")]
     for thread in threads:
