@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -154,7 +155,8 @@ def soak(launcher: Launcher, place: Path, args: argparse.Namespace) -> str:
     grown = {name: (size - before.get(name, 0)) / MIB for name, size in sizes(data).items()}
     left = sum(1 for name in ("tmp", "jobs") for _ in (data / name).glob("*")) if after["jobs"] == 0 else -1
     status = service.end(signal.SIGTERM)
-    faults = sum(bool(re.search(r'"ERROR"|"level": ?"error"|Traceback', line)) for line in service.log.open())
+    faults = [line for line in service.log.open() if re.search(r'"level": ?"error"|Traceback', line)]
+    print("".join(faults), file=sys.stderr)  # of the log, to find their cause
     unexpected = sum(not note.is_expected for note in notes)
     asked = f"An hour was not run: a growth an hour is {60 / args.minutes:.1f} times what such a time would show."
     return PAGE.format(
@@ -171,7 +173,7 @@ def soak(launcher: Launcher, place: Path, args: argparse.Namespace) -> str:
         verdict="\n".join(
             (
                 f"- Unexpected answers: {unexpected}. Samples without an answer: {watch.missed}.",
-                f"- Errors in the log: {faults}. Exit status after SIGTERM: {status}.",
+                f"- Errors in the log: {len(faults)}. Exit status after SIGTERM: {status}.",
                 f"- Folders of requests and jobs left over: {left if left >= 0 else 'not counted, jobs still ran'}.",
                 f"- What grows: {', '.join(growing) or 'nothing'}.",
             )
