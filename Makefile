@@ -53,6 +53,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.train --out benchmarks/results/train-cpu.md
 	$(BIN)/python -m benchmarks.search --out benchmarks/results/search-cpu.md
 	$(BIN)/python -m benchmarks.fuzz --out benchmarks/results/fuzz.md
+	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.md
 	$(BIN)/python -m benchmarks.quality --data "$(LEJEPA_REAL_DATA)" --out benchmarks/results
 
 clean:

@@ -100,6 +100,7 @@ def delete_archive(name: str, service: Running) -> Response:
             409, "in-use", "A job reads this archive.", remedy="Wait for the job, or cancel it: DELETE /v1/jobs/{id}"
         )
     service.archiving.discard(row.id, service.store.remove_archive)
+    service.search.tidy()
     return Response(status_code=204)
 
 

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import ProblemError, log_unexpected
@@ -55,14 +56,27 @@ class Bases:
     def sweep(self) -> frozenset[str]:
         """Remove the bases of tables that are no more, and drafts of killed builds; the keys of the present tables.
 
-        A base that is open stays readable until it is closed: its file has no name any more, but is still there.
+        A base that a search reads stays readable until it ends: its file has no name any more, but is still there.
         """
         with self._lock:
-            keep = frozenset(self.key(name) for name in self._library.table_infos())
-            for entry in self._folder.iterdir():
+            present = {stamp: self._key(stamp) for stamp in self._present()}
+            keep = frozenset(present.values())
+            for entry in self._folder.iterdir() if self._folder.is_dir() else ():
                 if entry.name not in keep:
                     shutil.rmtree(entry, ignore_errors=True)
+            # Held open, they would keep the disk's space of what was removed, and a key a table for ever.
+            self._open = {stamp: base for stamp, base in self._open.items() if stamp in present}
+            self._keys = present
         return keep
+
+    def _present(self) -> Iterator[Stamp]:
+        for name in self._library.table_infos():
+            try:
+                stamp = self._library.table_stamp(name)
+            except ProblemError:
+                continue  # removed at this moment
+            if stamp.size:
+                yield stamp
 
     def _key(self, stamp: Stamp) -> str:
         if stamp not in self._keys:

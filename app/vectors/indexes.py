@@ -87,10 +87,14 @@ class Indexes:
         """
         base, is_new = self._bases.open(name)
         if is_new:
-            self._work.put(self._sweep)
+            self.tidy()
             if self._note(base.rows):
                 log.warning("a table of %d vectors is searched without an index: %s", base.rows, self._note(base.rows))
         return base
+
+    def tidy(self) -> None:
+        """Remove, soon, what was made of tables that are no more; a removed table calls for it."""
+        self._work.put(self._sweep)
 
     def search(self, base: Base, query: Query) -> Found:
         """The nearest rows, by the table's index if it is ready and fit for the query, else exactly.
@@ -185,6 +189,8 @@ class Indexes:
         keep = self._bases.sweep()
         if self._backend is not None:
             self._backend.drop(keep)
+        with self._lock:
+            self._states = {key: state for key, state in self._states.items() if key in keep}
 
     def _note(self, rows: int) -> str:
         return self._lack if rows > self._exact_rows else ""

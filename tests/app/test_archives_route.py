@@ -19,8 +19,9 @@ from app.kinds.archiving import SHARD_ROWS, chunk_of
 from app.kinds.folders import archive_folder
 from app.service import Service
 from app.settings import Settings
+from app.vectors.base import table_key
 from lejepa_med.embed import EmbeddingTable
-from tests.app.helpers import picture, png, wait
+from tests.app.helpers import eventually, picture, png, wait
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,12 @@ def test_names_and_removal(client: TestClient, made: dict[str, Any], runs: Path,
         assert client.get("/v1/archives/east-2").json()["count"] == 24
     finally:
         shutil.rmtree(runs / "east")
+    item = client.get("/v1/archives/east/ids?limit=1").json()["items"][0]["id"]
+    assert client.post("/v1/search", json={"archive": "east", "ids": [item]}).status_code == 200
+    searched = settings.data / "search" / "exact" / table_key(settings.data / "archives" / made["id"])
+    assert searched.is_dir()
     assert client.delete("/v1/archives/east").status_code == 204
+    eventually(lambda: not searched.exists())
     assert client.get("/v1/archives/east").status_code == 404
     assert client.delete("/v1/archives/east").status_code == 404
     assert not (settings.data / "archives" / made["id"]).exists()

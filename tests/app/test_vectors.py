@@ -191,6 +191,10 @@ def test_a_base_is_made_once_and_anew_when_the_table_changes(bases: Bases, tmp_p
     assert bases.sweep() == {second.key}
     assert [entry.name for entry in (tmp_path / "search").iterdir()] == [second.key]
     assert np.array_equal(first.vectors, before), "who reads the old one goes on"
+    key = first.key
+    del first, again
+    maps = Path("/proc/self/maps").read_text()
+    assert second.key in maps and key not in maps, "and nobody else holds the space of the removed file"
 
 
 def test_the_key_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
