@@ -30,7 +30,7 @@ def client_of(service: Process) -> httpx.Client:
     return httpx.Client(base_url=service.address, timeout=60)
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:
+def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     """Wait for what happens soon after an answer."""
     end = time.monotonic() + seconds
     while not condition():
@@ -38,7 +38,7 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def wait(client: Any, job: str, *, seconds: float = 30) -> dict[str, Any]:
+def wait(client: Any, job: str, *, seconds: float = 120) -> dict[str, Any]:
     """The job once it has an outcome; progress must never fall on the way."""
     end, progress = time.monotonic() + seconds, 0.0
     while time.monotonic() < end:

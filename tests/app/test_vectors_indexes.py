@@ -214,7 +214,7 @@ def test_auto_is_exact_for_small_tables_and_an_index_for_large_ones(
     first = indexes.search(large, asked)
     assert (first.backend, first.recall) == ("exact", 1.0) and "being built" in first.note
     assert indexes.search(small, query(np.array(small.vectors[:1]), 5)).note == ""
-    eventually(lambda: ready(indexes))
+    eventually(lambda: ready(indexes), seconds=120)
     second = indexes.search(large, asked)
     assert (second.backend, second.note) == ("pgvector", "") and 0.9 <= second.recall <= 1
     assert [a.tolist() for a in second.rows] == [b.tolist() for b in first.rows]
@@ -232,7 +232,7 @@ def test_a_table_that_is_gone_takes_its_index_along(
     indexes = make(engine=engine)
     key = indexes.base("large").key
     indexes.search(indexes.base("large"), query(np.array(indexes.base("large").vectors[:1]), 5))
-    eventually(lambda: ready(indexes))
+    eventually(lambda: ready(indexes), seconds=120)
     for file in (tmp_path / "runs" / "large").iterdir():
         file.unlink()
     indexes.base("small")
@@ -249,7 +249,7 @@ def test_without_the_database_the_base_answers(
     large = indexes.base("large")
     asked = query(np.array(large.vectors[:1]), 5)
     indexes.search(large, asked)
-    eventually(lambda: ready(indexes))
+    eventually(lambda: ready(indexes), seconds=120)
     assert indexes.search(large, asked).backend == "pgvector"
     engine.dispose()
     name = url.split("?")[0].rsplit("/", 1)[1]
@@ -279,7 +279,7 @@ def test_a_build_that_cannot_work_says_so_and_is_tried_again_later(
     monkeypatch.setattr(indexes_module.time, "monotonic", lambda: later)
     indexes.search(small, asked)
     monkeypatch.undo()
-    eventually(lambda: ready(indexes, "small", 200))
+    eventually(lambda: ready(indexes, "small", 200), seconds=120)
 
 
 def test_lancedb_is_taken_where_no_postgres_is(make: Callable[..., Indexes]) -> None:
@@ -288,7 +288,7 @@ def test_lancedb_is_taken_where_no_postgres_is(make: Callable[..., Indexes]) -> 
     large = indexes.base("large")
     asked = query(np.array(large.vectors[:1]), 5)
     indexes.search(large, asked)
-    eventually(lambda: ready(indexes))
+    eventually(lambda: ready(indexes), seconds=120)
     assert indexes.search(large, asked).backend == "lancedb"
     assert make("exact").search(large, asked).backend == "exact"
 
