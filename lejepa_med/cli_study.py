@@ -12,7 +12,7 @@ from lejepa_med.config import PretrainConfig, Section
 class SelectCommand(Section):
     """Rank finished runs without labels, by loss / lambda^alpha, and ask the labels whether that was right.
 
-    Prints the table, and where runs measured an accuracy, how each score agrees with it (Spearman, 95 % interval).
+    Prints the table, and where runs measured an accuracy, how each score agrees with it (Spearman, with its interval).
     """
 
     runs: CliPositionalArg[list[Path]] = Field(description="run folders, or folders of them")

@@ -25,6 +25,7 @@ from lejepa_med.training.report import ReportData, write_report
 
 QUERIES = 8
 NEIGHBOURS = 7
+PATCH_SIDE = 512  # pixels to which images are enlarged for the patch colours of a CNN
 
 
 def write_run_report(
@@ -170,7 +171,7 @@ def _pca_sheet(
     scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     if encoder.module.dims == 2 and is_convolutional(encoder.module.name):
         # the last stage has a stride of 32; on an enlarged image its map is fine enough to look at
-        scaled = interpolate(scaled, scale_factor=max(1.0, 512 / scaled.shape[-1]), mode="bilinear")
+        scaled = interpolate(scaled, scale_factor=max(1.0, PATCH_SIDE / scaled.shape[-1]), mode="bilinear")
     features = encoder.module.patch_features(scaled.to(encoder.device)).float().cpu().numpy()
     return [(_picture(item), colours) for item, colours in zip(prepared, pca_rgb(features), strict=True)]
 

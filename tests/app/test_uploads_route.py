@@ -71,7 +71,7 @@ def upload(client: TestClient, contents: list[tuple[str, bytes]]) -> dict[str, A
         name="ward 3",
         encoder="images",
         embed="true",
-        archive="ward-3",
+        archive="sent-heads",
     )
 
 
@@ -124,7 +124,7 @@ def test_embedding_follows_the_import(
     client: TestClient, upload: dict[str, Any], settings: Settings, runs: Path, tmp_path: Path
 ) -> None:
     job = wait(client, upload["embedding"], seconds=60)
-    assert (job["kind"], job["state"], job["result"]) == ("embed-archive", "succeeded", "/v1/archives/ward-3"), job
+    assert (job["kind"], job["state"], job["result"]) == ("embed-archive", "succeeded", "/v1/archives/sent-heads"), job
     archive = client.get(job["result"]).json()
     assert (archive["count"], archive["failed"], archive["upload"]) == (4, 0, upload["id"])
     assert archive["encoder"] == "images"
@@ -220,4 +220,4 @@ def test_uploads_expire_where_the_operator_says_so(
     sweeping.expire()
     assert client.get("/v1/uploads").json()["uploads"] == []
     assert not list((settings.data / "uploads").iterdir())
-    assert client.get("/v1/archives/ward-3").status_code == 200, "the archive stays"
+    assert client.get("/v1/archives/sent-heads").status_code == 200, "the archive stays"

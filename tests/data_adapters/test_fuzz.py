@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROUNDS = 8  # damaged copies of each file
+ROUNDS = 4  # damaged copies of each file
 
 
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:

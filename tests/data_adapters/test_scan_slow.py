@@ -55,6 +55,7 @@ def scan(adapter: data_adapters.Adapter, *, workers: int | None) -> Scan:
     return scan_archive(adapter, Path("a"), workers=workers, journal=Path("out/.scan"), file_seconds=LIMIT)
 
 
+@pytest.mark.slow
 def test_a_reader_that_hangs_costs_its_own_file_and_is_tried_again(notes: data_adapters.Adapter) -> None:
     Path("a/04.note").write_text("hang in inspect")
     Path("a/07.note").write_text("hang in verify")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lejepa_med.cli import main
+from lejepa_med.cli import Cli, main
 
 TINY = (
     "--views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
@@ -36,3 +36,20 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "probe"), str(tmp_path / "r"), "--out", str(tmp_path / "x.csv")])
     assert "another encoder" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize("command", ["", *(command.replace("_", "-") for command in Cli.model_fields), "key create"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code in (0, None)
+    assert f"usage: lejepa-med {command}".strip() in shown and len(shown.splitlines()) > 5
+    if not command:
+        assert all(name in shown for name in Cli.model_fields)
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code in (0, None) and "pretrain" in capsys.readouterr().out

@@ -39,7 +39,12 @@ CUBES = {
 
 @pytest.mark.parametrize(
     ("combine", "channels", "settings"),
-    [("channels", 3, SLICES), ("views", 1, SLICES), ("channels", 3, CUBES), ("views", 1, CUBES)],
+    [
+        pytest.param("channels", 3, SLICES, marks=pytest.mark.slow),
+        ("views", 1, SLICES),
+        ("channels", 3, CUBES),
+        pytest.param("views", 1, CUBES, marks=pytest.mark.slow),
+    ],
 )
 def test_scan_pretrain_embed(
     archive: Path, tmp_path: Path, combine: str, channels: int, settings: dict[str, Any]

@@ -53,7 +53,9 @@ def test_saved_settings_have_no_open_value(whole: Path) -> None:
     assert saved["train"]["epochs"] == 2
 
 
-@pytest.mark.parametrize("step", [1, 5, 7, 11])
+@pytest.mark.parametrize(
+    "step", [1, pytest.param(5, marks=pytest.mark.slow), 7, pytest.param(11, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, pictures: Path, tmp_path: Path, step: int) -> None:
     """SIGKILL after any step, in the first or second epoch, then --resume."""
     out = tmp_path / "killed"

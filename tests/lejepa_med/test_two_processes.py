@@ -62,6 +62,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sharded_processes_survive_a_killed_rank(pictures: Path, tmp_path: Path) -> None:
     """Two FSDP processes, of which one is killed: the run ends with an error. Four continue it; it equals one process.
