@@ -31,8 +31,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# a process a core, each of one thread; the tests of a file stay together, since they share what is costly to make
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+# a process a core and one for the time that others wait, each of one thread; the tests of a file stay together, since
+# they share what is costly to make
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
 
 test: check
 	$(PYTEST) -m "not slow and not gpu"

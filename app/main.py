@@ -10,11 +10,10 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI
 
-from app import errors, examples, logs, telemetry
+from app import errors, examples, logs, policy, telemetry
 from app.auth import Auth, check_bind
 from app.forms import PROBLEM_RESPONSES
 from app.middleware import Drain, Guard
-from app.policy import declared
 from app.routes import (
     applications,
     archives,
@@ -46,12 +45,14 @@ Every error is an RFC 9457 problem document whose `remedy` says what to do.
 
 
 class Documented(FastAPI):
-    """FastAPI with an example request for every operation of its document."""
+    """FastAPI with an example request, and the scope it needs, for every operation of its document."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; made once."""
         document = super().openapi()
-        examples.fill(document)
+        if "securitySchemes" not in document["components"]:  # FastAPI keeps the document that it made
+            examples.fill(document)
+            policy.document(document)
         return document
 
 
@@ -90,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         # FastAPI's documentation pages load scripts from a foreign server; ours are in routes/pages.py.
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(declared)],
+        dependencies=[Depends(policy.declared)],
         responses={status: PROBLEM_RESPONSES[status] for status in (401, 403, 421, 422, 429, 503)},
     )
     errors.install(app)

@@ -1,6 +1,7 @@
 """What each route asks of a caller, in one table. A route that is not in it is refused (`declared` below)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from app.errors import ProblemError
 from app.keys import Scope
@@ -49,6 +50,34 @@ RULES = (
         for name in ("encoders", "archives", "uploads", "probes", "applications", "search", "jobs")
     ),
 )
+
+
+SCHEMES: dict[str, Any] = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key: Authorization: Bearer KEY"},
+    "header": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same key",
+    },
+}
+
+
+def document(openapi: dict[str, Any]) -> None:
+    """Write into an OpenAPI document, in place, how keys are sent and which scopes each operation asks for.
+
+    The empty alternative is there because a service on loopback asks nobody before there is a key.
+    """
+    openapi["components"]["securitySchemes"] = SCHEMES
+    for path, methods in openapi["paths"].items():
+        for method, operation in methods.items():
+            rule = rule_for(method.upper(), path)
+            if rule is None or rule.is_open:
+                operation["security"] = []
+                continue
+            operation["security"] = [{}, *({name: []} for name in SCHEMES)]
+            asked = " or ".join(f"`{scope}`" for scope in rule.scopes) or "any"
+            operation["description"] = f"{operation.get('description', '')}\n\nScope: {asked}".strip()
 
 
 def rule_for(method: str, path: str) -> Rule | None:

@@ -318,3 +318,19 @@ def test_when_a_key_is_asked_for() -> None:
     assert Settings().asks_nobody and Settings(auth="off", host="::").asks_nobody
     assert Settings(host="0.0.0.0", allow_unauthenticated=True).asks_nobody
     assert not Settings(host="0.0.0.0").asks_nobody and not Settings(auth="on").asks_nobody
+
+
+def test_the_document_tells_how_keys_are_sent_and_which_scope_each_operation_needs(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert {one["type"] for one in document["components"]["securitySchemes"].values()} == {"http", "apiKey"}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            rule = rule_for(method.upper(), path)
+            assert rule is not None
+            if rule.is_open:
+                assert operation["security"] == []
+                continue
+            assert {name for way in operation["security"] for name in way} == {"key", "header"}
+            told = operation["description"].partition("Scope: ")[2]
+            assert all(f"`{scope}`" in told for scope in rule.scopes) and (rule.scopes or told == "any")
+    assert client.get("/openapi.json").json() == document, "written once"

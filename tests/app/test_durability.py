@@ -116,6 +116,7 @@ def test_kill_9_of_one_worker_among_three(launcher: Launcher, tmp_path: Path) ->
         eventually(lambda: not list((tmp_path / "data" / "jobs").iterdir()))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_gives_its_job_back(launcher: Launcher) -> None:
     service = launcher.service(job_workers=0)
     with client_of(service) as client:

@@ -13,6 +13,7 @@ from tests.app.helpers import client_of, eventually, files, png, wait
 COUNT = 300  # 3 chunks
 
 
+@pytest.mark.slow
 def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> None:
     data = tmp_path / "data"
     packed = io.BytesIO()

@@ -32,14 +32,20 @@ NAMES = [
 ]
 
 
-def held(work: Callable[[], object]) -> int:
-    """Peak bytes of Python objects while working."""
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+def held(work: Callable[[], object], *, below: float = 0, times: int = 3) -> int:
+    """Peak bytes of Python objects while working: the least of a few times, or the first that is `below`.
+
+    Other threads of a process that runs many tests allocate, too, now and then.
+    """
+    peaks: list[int] = []
+    while len(peaks) < times and not (peaks and peaks[-1] < below):
+        tracemalloc.start()
+        try:
+            work()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 def test_a_folder_sorted_on_disk_gives_the_same_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +68,7 @@ def test_a_walk_over_one_large_folder_holds_no_list_of_it(tmp_path: Path, monkey
     def go() -> None:
         assert sum(1 for _ in walk(tmp_path)) == 20_000
 
-    # a list of the names alone would be 20,000 * 93 bytes; other threads of a process of many tests take some 0.1 MB
-    assert held(go) < 1_000_000
+    assert held(go, below=500_000) < 500_000  # a list of the names alone would be 20,000 * 93 bytes
 
 
 def write_catalog(file: Path, rows: int) -> Catalog:
@@ -74,9 +79,11 @@ def write_catalog(file: Path, rows: int) -> Catalog:
 
 
 def test_a_catalogue_does_not_lie_in_memory(tmp_path: Path) -> None:
-    small = held(lambda: write_catalog(tmp_path / "small.csv", 20_000))
-    large = held(lambda: write_catalog(tmp_path / "large.csv", 60_000))
-    assert large < 1.5 * small + 1_000_000  # three times as many rows; one row as a dict is some 600 bytes
+    small = held(lambda: write_catalog(tmp_path / "small.csv", 20_000), times=1)
+    most = 1.5 * small + 1_000_000
+    assert (
+        held(lambda: write_catalog(tmp_path / "large.csv", 60_000), below=most) < most
+    )  # three times as many rows; one row as a dict is some 600 bytes
     catalog = Catalog(tmp_path / "large.csv")
     found = catalog.lookup(str(tmp_path / "0000041.png"), "", tmp_path)
     assert found == {"path": "0000041.png", "group": "g4", "label": "", "mpp": "0.41"}
@@ -165,4 +172,5 @@ def test_memory_of_a_scan_does_not_grow_with_the_archive(tmp_path: Path, monkeyp
     go()  # what is imported and cached once
     small = held(go)
     grow(2400)
-    assert held(go) - small < 100 * 1800  # bytes; the path alone, as a Path in a list, is some 300
+    most = small + 100 * 1800
+    assert held(go, below=most) < most  # bytes; the path alone, as a Path in a list, is some 300

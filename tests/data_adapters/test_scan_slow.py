@@ -127,6 +127,7 @@ def test_the_command_has_the_same_limit_as_the_function() -> None:
         ScanCommand(archive=Path("a"), modality="images", out=Path("o"), file_seconds=0)
 
 
+@pytest.mark.slow
 def test_a_hang_in_a_process_that_never_started_is_no_files_fault(tmp_path: Path) -> None:
     setup = Setup(adapter={"adapter": "no-such", "version": 1, "options": {}}, local={}, base=tmp_path, verify=True)
     pool = Processes(1, setup, file_seconds=0.01)

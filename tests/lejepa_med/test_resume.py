@@ -53,9 +53,7 @@ def test_saved_settings_have_no_open_value(whole: Path) -> None:
     assert saved["train"]["epochs"] == 2
 
 
-@pytest.mark.parametrize(
-    "step", [1, pytest.param(5, marks=pytest.mark.slow), 7, pytest.param(11, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("step", [pytest.param(step, marks=pytest.mark.slow) for step in (1, 5, 11)] + [7])
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, pictures: Path, tmp_path: Path, step: int) -> None:
     """SIGKILL after any step, in the first or second epoch, then --resume."""
     out = tmp_path / "killed"

@@ -163,6 +163,7 @@ def test_workers_give_equal_batches(heads: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, two, strict=True))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of two steps, broken off in the fourth step, against a run that was left alone."""
 
