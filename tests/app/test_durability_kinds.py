@@ -6,6 +6,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from benchmarks.launcher import Launcher
 from lejepa_med.embed import EmbeddingTable
 from tests.app.helpers import client_of, eventually, files, png, wait
