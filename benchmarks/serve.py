@@ -2,8 +2,9 @@
 
     python -m benchmarks.serve [--seconds 4] [--rounds 3] [--clients 1 8 32 128] [--python PYTHON] [--out FILE]
 
-All sides run the same encoder folder with the same number of threads; they stay up and are loaded in turns, each round
-in another order, so that whatever else the machine does meets all of them. `--python` names an interpreter that has
+All sides run the same encoder folder with the same number of threads; they are loaded in turns, each round in another
+order, so that whatever else the machine does meets all of them. Who has not its turn is stopped (SIGSTOP): some servers
+are busy while they wait. `--python` names an interpreter that has
 litserve besides this project's packages, for that side alone: LitServe brings a faster HTTP parser and event loop,
 which the others shall not get by it. Without it LitServe is left out. Under ten minutes.
 """
@@ -41,6 +42,7 @@ SERVERS = {
 }
 READY = {"ours": "/readyz", "plain FastAPI": "/docs", "LitServe": "/health"}
 START_SECONDS = 120
+SETTLE_SECONDS = 5
 
 
 def prepare(scratch: Path, backbone: str) -> tuple[Path, Path, int]:
@@ -90,6 +92,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def awake(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Let a stopped process and its children run."""
+    os.killpg(process.pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGSTOP)
+
+
 def load(port: int, picture: Path, clients: int, seconds: float, process: int, dim: int) -> dict[str, float]:
     """One window of load; 'failed' alone where it did not end in time."""
     url = f"http://127.0.0.1:{port}/v1/embeddings"
@@ -117,6 +129,9 @@ def measure(backbone: str, args: argparse.Namespace, scratch: Path) -> list[dict
             servers[side] = (port, stack.enter_context(running(command, log=log, stdout=subprocess.DEVNULL)), log)
         for side, (port, process, log) in servers.items():
             wait_ready(side, port, process, log)
+        time.sleep(SETTLE_SECONDS)  # what is loaded behind the first answer
+        for _, process, _ in servers.values():
+            os.killpg(process.pid, signal.SIGSTOP)
         command = [sys.executable, "-m", "benchmarks.serve_sides", "bare", str(runs), "0", threads]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         bare = stack.enter_context(running(command, log=scratch / "bare.log", **pipes))
@@ -132,7 +147,8 @@ def measure(backbone: str, args: argparse.Namespace, scratch: Path) -> list[dict
                     row[f"bare {batch}"] = json.loads(bare.stdout.readline())
                 for side in order:
                     port, process, _ = servers[side]
-                    row[side] = load(port, picture, clients, args.seconds, process.pid, dim)
+                    with awake(process):
+                        row[side] = load(port, picture, clients, args.seconds, process.pid, dim)
                     print(backbone, turn, clients, side, row[side].get("rate"), file=sys.stderr)
                 windows.append(row)
     return windows

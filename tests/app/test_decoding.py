@@ -207,6 +207,7 @@ def test_only_a_lone_file_is_decoded_before_its_turn(reader: Reader, tmp_path: P
         assert [source.pixels is not None for source in found] == [len(some) == 1] * len(some)
 
 
+@pytest.mark.slow
 def test_a_worker_that_ended_while_it_waited_is_nobodys_fault(odd: Adapter, tmp_path: Path) -> None:
     record = told(tmp_path / "a.odd", "")
     others = set(children(os.getpid()))
@@ -226,6 +227,7 @@ def test_a_worker_that_ended_while_it_waited_is_nobodys_fault(odd: Adapter, tmp_
         box.close()
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_service(tmp_path: Path) -> None:
     """Even after kill -9, in the middle of a file."""
     (tmp_path / "odd.py").write_text(ODD)

@@ -182,6 +182,7 @@ scan_archive(adapter, Path("archive"), workers=0, journal=Path("out/.scan")).wri
 """
 
 
+@pytest.mark.slow
 def test_a_killed_scan_leaves_the_old_manifest_and_goes_on(
     root: Path, blobs: data_adapters.Adapter, tmp_path: Path
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_missing_library_stops_the_scan_with_its_command(tmp_path: Path, blobs
             scan_archive(blobs, tmp_path / "a", workers=workers)
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_are_no_fault_of_a_file(tmp_path: Path) -> None:
     setup = Setup(adapter={"adapter": "no-such", "version": 1, "options": {}}, local={}, base=tmp_path, verify=True)
     pool = Processes(1, setup)

@@ -139,6 +139,7 @@ def test_the_own_service_is_ended_and_no_other_process(tmp_path: Path) -> None:
     assert service.previous(tmp_path) is None and not (tmp_path / "service.json").exists()
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_start_is_told_with_its_last_words(tmp_path: Path) -> None:
     (tmp_path / "service").write_text("a file where the data directory should be")
     with pytest.raises(UserError, match=r"service ended with status .*service\.log"):

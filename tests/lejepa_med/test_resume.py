@@ -80,6 +80,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, pictures: Path, tm
     assert weights(out) == weights(whole)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_resumes(whole: Path, pictures: Path, tmp_path: Path) -> None:
     """SIGTERM to the whole process group, loader workers included: exit code 3, nothing lost."""
     out = tmp_path / "stopped"
