@@ -17,9 +17,9 @@ PAGE = """# Serving: requests per second
 {date}. {cpu}, {cores} cores, {threads} torch thread(s) on every side, torch {torch}, float32. One JPEG a
 request, closed loop: a client sends again when it has its vector. Load generator in a process of its own on the same
 machine. {rounds} rounds of windows of at least {seconds:g} s, sides in turns, the others stopped meanwhile; median,
-lowest and highest in brackets. Ratios compare windows of one round. CPU is the server's time for a request, children included, and shows what other
-work on the machine hides. Load average while measuring up to {load:.1f}: above {cores}, the machine had other work,
-and rates and times say little.
+lowest and highest in brackets. Ratios compare windows of one round. CPU is the server's time for a request, children
+included, and shows what other work on the machine hides. Load average while measuring up to {load:.1f}: above {cores},
+the machine had other work, and rates and times say little.
 
 {tables}
 

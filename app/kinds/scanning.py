@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from app.errors import ProblemError, describe_rejected, log_unexpected
 from app.jobs import Stopped
+from app.sandbox.limits import clean_environment
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog
@@ -21,6 +22,10 @@ from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan, scan_archive
 
 FILE_SECONDS = 120.0  # at work on one file
+SALT = (
+    "LEJEPA_SALT",
+    "XDG_DATA_HOME",
+)  # of the service's variables a scan needs these, to seal what headers tell of patients
 FILES_OF_A_PROCESS = 256  # starting another one takes longer than reading so many
 
 
@@ -84,6 +89,7 @@ def scan(
             journal=journal,
             file_seconds=FILE_SECONDS,
             memory_bytes=settings.max_decode_bytes,
+            environment=clean_environment() | {name: os.environ[name] for name in SALT if name in os.environ},
         )
         return _within_limits(found, settings=settings, inside=inside)
     except (Stopped, MissingExtraError):

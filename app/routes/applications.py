@@ -10,7 +10,7 @@ from app.downloads import TABLE_RESPONSE, table
 from app.errors import not_found
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.routes import Running
-from app.routes.jobs import to_job
+from app.routes.jobs import accepted
 from app.routes.probes import find_probe
 from app.schemas import Job
 from app.schemas_archives import Application, ApplicationRequest, Applications
@@ -37,9 +37,7 @@ def _accept(service: Service, probe_id: str, wanted: ApplicationRequest, respons
     row = find_probe(service, probe_id)
     job_id = new_id()
     service.applying.accept_plan(job_id, row.id, wanted.archive)
-    job = service.queue_job(job_id, service.applying.kind)
-    response.headers["Location"] = f"/v1/jobs/{job_id}"
-    return to_job(job)
+    return accepted(service.queue_job(job_id, service.applying.kind), response)
 
 
 @router.get("/probes/{probe_id}/applications", summary="List the applications of a probe")

@@ -15,7 +15,7 @@ from app.kinds.archiving import name_taken
 from app.kinds.chunks import failures
 from app.library import LIST, LIST_TABLES, modality_of
 from app.routes import Running
-from app.routes.jobs import to_job
+from app.routes.jobs import accepted
 from app.schemas import Archive, ArchiveId, ArchiveIds, Archives, Job
 from app.schemas_archives import ARCHIVE_NAME, ArchiveDetail, ArchiveRequest, Reason
 from app.service import Service, new_id
@@ -65,8 +65,7 @@ def _accept(service: Service, wanted: ArchiveRequest, response: Response) -> Job
         check_name(service, wanted.name)
         service.archiving.accept_plan(job_id, plan)
         row = service.queue_job(job_id, service.archiving.kind)
-    response.headers["Location"] = f"/v1/jobs/{job_id}"
-    return to_job(row)
+    return accepted(row, response)
 
 
 @router.get("/{name}", summary="One archive", responses={404: PROBLEM_RESPONSES[404]})

@@ -3,13 +3,14 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
 from app.limits import check_owner
 from app.routes import Running
 from app.schemas import Job, JobDetail, JobEvent, Jobs, JobState, Problem
+from app.service import Service
 from app.store import JobRow, now
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -33,9 +34,7 @@ def list_jobs(
 @router.get("/{job_id}", summary="One job", responses={404: PROBLEM_RESPONSES[404]})
 def get_job(job_id: str, service: Running) -> JobDetail:
     """State, progress and log; poll it about once a second."""
-    row = service.store.job(job_id)
-    if row is None:
-        raise not_found("job", remedy="GET /v1/jobs lists the jobs.")
+    row = _find(service, job_id)
     events = [JobEvent(at=_time(event.at), message=event.message) for event in service.store.events(job_id)]
     return JobDetail(**to_job(row).model_dump(), events=events)
 
@@ -46,9 +45,7 @@ def cancel_job(job_id: str, service: Running) -> Job:
 
     A dead job ends as cancelled, too, and what was sent for it is removed.
     """
-    row = service.store.job(job_id)
-    if row is None:
-        raise not_found("job", remedy="GET /v1/jobs lists the jobs.")
+    row = _find(service, job_id)
     check_owner(row.key_id)
     if not service.cancel_job(job_id):
         raise ProblemError(
@@ -67,9 +64,19 @@ def retry_job(job_id: str, service: Running) -> Job:
             "Only a job in the state 'dead' can be queued again.",
             remedy="GET /v1/jobs/{id} tells its state; send what failed or was cancelled anew.",
         )
+    return to_job(_find(service, job_id))
+
+
+def _find(service: Service, job_id: str) -> JobRow:
     row = service.store.job(job_id)
     if row is None:
         raise not_found("job", remedy="GET /v1/jobs lists the jobs.")
+    return row
+
+
+def accepted(row: JobRow, response: Response) -> Job:
+    """The answer 202 of every route that queues a job: the job, and its address in Location."""
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
     return to_job(row)
 
 

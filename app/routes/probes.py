@@ -12,11 +12,11 @@ from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.labelled import Plan, pick, plan_of_archive, plan_of_files
 from app.routes import Running
-from app.routes.jobs import to_job
+from app.routes.jobs import accepted
 from app.schemas import Job, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion
 from app.schemas_probes import LabelsRequest
 from app.service import Service, new_id
-from app.store import JobRow, ProbeRow
+from app.store import ProbeRow
 from app.uploads import Form, receive
 from lejepa_med.evaluation.fit import check_labels
 from lejepa_med.evaluation.kinds import kind_of
@@ -220,6 +220,4 @@ def _accept(
     job_id = new_id()
     draft = form.folder if form is not None else service.settings.temporary(job_id)
     service.training.accept(job_id, draft, dataclasses.asdict(plan), vectors=vectors)
-    row: JobRow = service.queue_job(job_id, service.training.kind)
-    response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return to_job(row)
+    return accepted(service.queue_job(job_id, service.training.kind), response)

@@ -19,7 +19,7 @@ from app.kinds.importing import Plan, place_of
 from app.library import modality_of
 from app.routes import Running
 from app.routes.archives import IN_USE, TAKEN, check_name
-from app.routes.jobs import to_job
+from app.routes.jobs import accepted
 from app.schemas import Job, Name
 from app.schemas_archives import (
     ArchiveName,
@@ -66,8 +66,7 @@ async def create_upload(request: Request, response: Response, service: Running) 
     async with receive(request, service.settings, catalog=True) as form:
         check_fields(form, set(FIELDS))
         row = await run_sync(_accept, service, form)
-    response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return to_job(row)
+    return accepted(row, response)
 
 
 @router.get("", summary="List the uploads")

@@ -10,7 +10,8 @@ from data_adapters.scan.journal import Journal
 from data_adapters.scan.looks import AHEAD, NO_TEXT, RENAME, full, storable
 from data_adapters.scan.meter import Meter
 from data_adapters.scan.pool import Lost, Pool, Task
-from data_adapters.scan.worker import Checked, describe, facts, files_of, relative
+from data_adapters.scan.words import Checked
+from data_adapters.scan.worker import describe, facts, files_of, relative
 
 
 class Checks:

@@ -1,6 +1,7 @@
 """The order of a scan: meet the files, look at them, check the records, count what changed."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_adapters.base import Adapter, BaseAdapter, Rejected, walk
@@ -29,6 +30,7 @@ def scan_archive(
     fresh: bool = False,
     file_seconds: float = FILE_SECONDS,
     memory_bytes: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Scan:
     """Walk `root` and sort its files into readable records and refused files.
 
@@ -47,6 +49,7 @@ def scan_archive(
         file_seconds: how long a worker process may be at work on one file before it is killed and the file refused;
             the next scan tries such a file again. Without effect on what is read in this process.
         memory_bytes: what reading may add to a worker's address space, on Linux; a file that needs more is refused.
+        environment: variables of the worker processes; None: those of this process.
 
     Raises:
         UserError: `root` does not exist, or another scan uses the journal.
@@ -64,7 +67,8 @@ def scan_archive(
         setup = Setup(
             adapter=adapter.describe(), local=local_options(adapter), base=base, verify=verify, memory=memory_bytes
         )
-        pool = _pool(adapter, setup, memory, workers=workers, file_seconds=file_seconds)
+        far = Processes(workers or cores(), setup, file_seconds=file_seconds, environment=environment)
+        pool = _pool(adapter, setup, memory, far, workers=workers)
         try:
             if isinstance(adapter, BaseAdapter):
                 adapter.mapper = Looks(memory, base, pool, meter).each
@@ -109,11 +113,10 @@ def _stamp(path: Path) -> tuple[int, str]:
     return stat.st_size, f"{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def _pool(adapter: Adapter, setup: Setup, memory: Journal, *, workers: int | None, file_seconds: float) -> Pool:
+def _pool(adapter: Adapter, setup: Setup, memory: Journal, far: Processes, *, workers: int | None) -> Pool:
     near = InProcess(Bench(adapter, setup.base, verify=setup.verify))
     if workers == 0 or not rebuildable(adapter):
         return near
-    far = Processes(workers or cores(), setup, file_seconds=file_seconds)
     count, size = memory.unread()
     tiny = workers is None and count <= TINY_FILES and size <= TINY_BYTES
     return Gentle(near, far) if tiny and not memory.any_lost() else far  # what hung would hang this process, too

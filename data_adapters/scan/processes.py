@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -19,7 +20,8 @@ from typing import Any
 
 from data_adapters.errors import MissingExtraError, UserError
 from data_adapters.scan.pool import Lost, Task
-from data_adapters.scan.worker import BEAT_BYTES, READY, Missing, Setup
+from data_adapters.scan.words import MAX_BYTES, Missing, NoWordError, Ready, unpack
+from data_adapters.scan.worker import BEAT_BYTES, Setup
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
@@ -41,7 +43,7 @@ class _Part:
 
 
 class _Worker:
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, environment: Mapping[str, str] | None) -> None:
         self.pipe: Connection[Any, Any]
         self.pipe, theirs = Pipe()
         # The worker counts in this file the units it begins. Unlike a word over the pipe this costs a microsecond, and
@@ -53,6 +55,7 @@ class _Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", BOOT, *map(str, handles), json.dumps(sys.path)],
                 pass_fds=handles,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # a library that prints must not write into the command's output
             )
@@ -91,8 +94,15 @@ class _Worker:
 class Processes:
     """A fixed number of workers, started at the first task; one that dies or hangs is replaced."""
 
-    def __init__(self, workers: int, setup: Setup, *, file_seconds: float = FILE_SECONDS) -> None:
-        self.workers, self.setup, self.file_seconds = workers, setup, file_seconds
+    def __init__(
+        self,
+        workers: int,
+        setup: Setup,
+        *,
+        file_seconds: float = FILE_SECONDS,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.workers, self.setup, self.file_seconds, self.environment = workers, setup, file_seconds, environment
         self._queue: deque[_Part] = deque()
         self._alive: list[_Worker] = []
         self._failed_starts = 0
@@ -113,7 +123,7 @@ class Processes:
             UserError: no worker can be started.
         """
         while self._queue and len(self._alive) < self.workers:
-            self._alive.append(_Worker(self.setup))
+            self._alive.append(_Worker(self.setup, self.environment))
         self._hand_out()
         if block and not self._queue and not any(worker.part for worker in self._alive):
             return
@@ -135,18 +145,23 @@ class Processes:
                 self._bury(worker)
 
     def _listen(self, worker: _Worker) -> None:
+        part = worker.part
         try:
-            said = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+            said = unpack(worker.pipe.recv_bytes(MAX_BYTES), results=len(part.places) if part is not None else 0)
+        except (EOFError, OSError, NoWordError):  # it has died, or been taken over by what it reads
+            worker.process.kill()
             self._bury(worker)
             return
         if isinstance(said, Missing):
             raise MissingExtraError(said.cause, remedy=said.remedy)
-        if said == READY:
+        if isinstance(said, Ready):
             worker.ready, self._failed_starts = True, 0
             return
-        part, worker.part = worker.part, None
-        assert part is not None  # a worker speaks only when it was asked
+        if part is None:  # it speaks without having been asked
+            worker.process.kill()
+            self._bury(worker)
+            return
+        worker.part = None
         worker.finished += len(part.places)
         for place, result in zip(part.places, said, strict=True):
             part.task.results[place] = result

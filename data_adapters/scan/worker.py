@@ -18,27 +18,11 @@ from data_adapters.identity import group_id, pseudonym
 from data_adapters.quiet import quiet_readers
 from data_adapters.registry import from_description
 from data_adapters.scan.codec import encode
+from data_adapters.scan.words import Checked, Missing, Ready, Result, pack
 
 HASH_WHOLE = 64 << 20  # bytes; of larger files the size, the head, the middle and the tail are hashed (4 MiB each)
-READY = "ready"
 BEAT_BYTES = 8  # of the count of units begun, little-endian
 META = json.JSONEncoder(sort_keys=True)  # json.dumps would build one at each call
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A record that may enter the manifest: its row, and the facts by which a later scan knows it again."""
-
-    row: dict[str, Any]
-    facts: str
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A worker's word that a reader's library is not installed."""
-
-    cause: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -158,19 +142,19 @@ def main(descriptor: int, beat: int) -> None:
         return bench.run(kind, unit, *common)
 
     try:
-        setup: Setup = pipe.recv()
+        setup: Setup = pipe.recv()  # pickled by the scan, which reads no file itself and may be believed
         quiet_readers()  # what they would say holds names
         bench = Bench(from_description(setup.adapter, local=setup.local), setup.base, verify=setup.verify)
         _one_thread()
         _limit_memory(setup.memory)
-        pipe.send(READY)
+        pipe.send_bytes(pack(Ready()))
         while True:
             kind, units, common = pipe.recv()
             try:
-                answer: Any = [run(kind, unit, common) for unit in units]
+                answer: list[Result] | Missing = [run(kind, unit, common) for unit in units]
             except MissingExtraError as error:
                 answer = Missing(error.cause, error.remedy)
-            pipe.send(answer)
+            pipe.send_bytes(pack(answer))
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the scan has ended, or was killed
         return
 
