@@ -130,9 +130,10 @@ class Probe(BaseModel):
 
 
 class Probes(BaseModel):
-    """All versions of all probes, newest first."""
+    """Versions of all probes, newest first."""
 
     probes: list[Probe]
+    next: str | None = Field(default=None, description="link to the next page")
 
 
 class ProbeVersion(BaseModel):

@@ -104,7 +104,7 @@ class Lab:
         """Wait for the end of all jobs, queue dead ones again, and fill in what became of them."""
         self.until(self._ended, seconds=300)
         jobs = {job["id"]: job for job in self.ask("/v1/jobs?limit=1000")["jobs"]}
-        made = [probe["id"] for probe in self.ask("/v1/probes")["probes"]]
+        made = [probe["id"] for probe in self.ask("/v1/probes?limit=1000")["probes"]]
         outcome.accepted = len(self.accepted)
         outcome.lost = sum(made.count(job) == 0 or jobs[job]["state"] != "succeeded" for job in self.accepted)
         outcome.doubled = len(made) - len(set(made)) + len(set(made) - set(jobs))

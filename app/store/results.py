@@ -20,10 +20,11 @@ class ResultStore(Database):
             return session.get(ProbeRow, probe_id)
 
     @persistent
-    def probes(self) -> list[ProbeRow]:
-        """All versions of all probes, newest first."""
+    def probes(self, *, offset: int = 0, limit: int | None = None) -> list[ProbeRow]:
+        """Versions of all probes, newest first; all of them, or `limit` from `offset` on."""
+        query = select(ProbeRow).order_by(ProbeRow.created.desc(), ProbeRow.id).offset(offset).limit(limit)
         with self._read() as session:
-            return list(session.scalars(select(ProbeRow).order_by(ProbeRow.created.desc(), ProbeRow.id)))
+            return list(session.scalars(query))
 
     @persistent
     def versions(self, series: str) -> list[ProbeRow]:

@@ -67,7 +67,7 @@ class ArchiveCalls(Calls):
 
     def upload_items(self, upload: str, *, page: int = 1000) -> Iterator[UploadItem]:
         """The items of an upload, `page` at a time: which file has which id."""
-        for item in self._pages(f"/v1/uploads/{part(upload)}/items?limit={page}"):
+        for item in self._http.pages(f"/v1/uploads/{part(upload)}/items?limit={page}"):
             yield UploadItem.read(item)
 
     def remove_upload(self, upload: str) -> None:
@@ -117,7 +117,7 @@ class ArchiveCalls(Calls):
 
     def archive_items(self, archive: str, *, page: int = 1000) -> Iterator[ArchiveItem]:
         """The items of a table in its order, `page` at a time."""
-        for item in self._pages(f"/v1/archives/{part(archive)}/ids?limit={page}"):
+        for item in self._http.pages(f"/v1/archives/{part(archive)}/ids?limit={page}"):
             yield ArchiveItem.read(item)
 
     def search(self, archive: str, ids: Sequence[str], *, k: int = 10, **options: Any) -> list[Neighbours]:
@@ -137,13 +137,6 @@ class ArchiveCalls(Calls):
         """The nearest items to files, which the table's encoder embeds."""
         fields = form_fields(archive=archive, k=k)
         return neighbours(self._http.json("POST", "/v1/search", files=files, fields=fields))
-
-    def _pages(self, first: str) -> Iterator[Any]:
-        link: str | None = first
-        while link:
-            found = self._http.json("GET", link)
-            yield from found["items"]
-            link = found.get("next")
 
 
 def neighbours(answer: Any) -> list[Neighbours]:

@@ -38,6 +38,14 @@ class Http:
         with self.open(method, path, whole=True, **options) as answer:
             return json.loads(answer.content)
 
+    def pages(self, first: str, *, name: str = "items") -> Iterator[Any]:
+        """The entries of a list, page after page."""
+        link: str | None = first
+        while link:
+            found = self.json("GET", link)
+            yield from found[name]
+            link = found.get("next")
+
     def nothing(self, method: str, path: str) -> None:
         """A request whose answer has no body, and which is not sent again once it may have arrived."""
         with self.open(method, path, whole=True, repeatable=False):

@@ -71,7 +71,7 @@ class ProbeCalls(Calls):
 
     def probes(self) -> list[Probe]:
         """All versions of all probes, newest first."""
-        return [Probe.read(item) for item in self._http.json("GET", "/v1/probes")["probes"]]
+        return [Probe.read(item) for item in self._http.pages("/v1/probes?limit=1000", name="probes")]
 
     def probe(self, probe: str) -> Probe:
         """One probe with its metrics and versions."""
