@@ -41,6 +41,11 @@ def as_error(found: Problem) -> ProblemError:
     return error
 
 
+def nul(where: str) -> ProblemError:
+    """422: PostgreSQL stores no text with a NUL, so none is taken whatever the database."""
+    return ProblemError(422, "invalid-request", f"{where} holds a NUL character.", remedy="Leave it out.")
+
+
 def problem(status: int, kind: str, detail: str, *, remedy: str = "", **extra: Any) -> Problem:
     """A Problem with the status's standard title."""
     return Problem(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from app.errors import ProblemError, as_error, invalid
+from app.errors import ProblemError, as_error, invalid, nul
 from app.settings import Settings
 from app.uploads import Form, read_json
 
@@ -47,9 +47,21 @@ async def json_body(request: Request, model: type[M], settings: Settings) -> M:
     """
     body = await read_json(request, settings)
     try:
-        return model.model_validate_json(body)
+        found = model.model_validate_json(body)
+        if b"\\u0000" in body and holds_nul(found.model_dump()):
+            raise nul("A text in the body")
+        return found
     except ValidationError as error:
         raise as_error(invalid(error.errors(include_input=False, include_url=False))) from None
+
+
+def holds_nul(value: Any) -> bool:
+    """Whether any text in a value from JSON holds a NUL."""
+    if isinstance(value, dict):
+        return any(map(holds_nul, value.values()))
+    if isinstance(value, list):
+        return any(map(holds_nul, value))
+    return isinstance(value, str) and "\0" in value
 
 
 def check_fields(form: Form, known: set[str], *, files: bool = True) -> None:

@@ -76,6 +76,8 @@ class Guard:
             try:
                 if self.drain.refuses(method):
                     raise draining()
+                if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                    raise errors.nul("The address")
                 await self.app(scope, receive, answer)
             except Exception as error:
                 found = errors.describe(error)

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120)]
-Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+PRINTED = r"^[^\x00-\x1f\x7f]*$"  # no control characters: tables, logs and terminals show these texts
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120, pattern=PRINTED)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=PRINTED)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 LabelValue = Label | Number | Annotated[list[Label], Field(max_length=1000)]
 """A class, a quantity, or what can be seen in one image; all labels of a probe are of one of these kinds."""

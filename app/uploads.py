@@ -19,7 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from app.errors import ProblemError
+from app.errors import ProblemError, nul
 from app.settings import Settings
 
 HOP = 1 << 20  # bytes that are collected before they are parsed and written on a thread
@@ -298,6 +298,8 @@ class _Sink:
             return
         if self.name in self.form.fields:
             raise ProblemError(422, "invalid-request", "A form field is given twice.", remedy="Send each field once.")
+        if b"\0" in self.data:
+            raise nul("A form field")
         self.form.fields[self.name] = self.data.decode("utf-8", "replace")
 
     def on_end(self) -> None:
