@@ -166,15 +166,23 @@ class Library:
         Raises:
             ProblemError: 422, it is not in the runs directory any more.
         """
+        return self.encoder(self.present(wanted))
+
+    def present(self, wanted: str) -> str:
+        """The id of the encoder with this fingerprint.
+
+        Raises:
+            ProblemError: 422, it is not in the runs directory any more.
+        """
         encoder_id = self.encoder_of(wanted)
         if encoder_id is None:
             raise ProblemError(
                 422,
                 "encoder-gone",
                 "The encoder that this needs is no longer in the runs directory.",
-                remedy="The operator brings its run folder back.",
+                remedy="The operator brings its run folder back; or embed and train again with a present encoder.",
             )
-        return self.encoder(encoder_id)
+        return encoder_id
 
     def see(self, store: Store, wanted: str) -> None:
         """Note in the store what is known of an encoder by whose vectors a result was made."""

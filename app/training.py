@@ -111,15 +111,7 @@ class Training(JobWork):
             return
         count = len(plan.files)
         self.tell(job_id, EMBED_SHARE * start / count, "embedding")
-        encoder_id = self._library.encoder_of(plan.fingerprint)
-        if encoder_id is None:
-            raise ProblemError(
-                422,
-                "encoder-gone",
-                "The encoder of this job is no longer in the runs directory.",
-                remedy="Bring its run folder back and send the files again.",
-            )
-        _, encoder, batcher = self._library.encoder(encoder_id)
+        _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
         uploads = [
             Upload(index, self.folder(job_id) / name, size)
             for index, (name, size) in enumerate(plan.files)

@@ -13,7 +13,7 @@ from app.items import Field
 from app.labelled import rows_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
-from app.routes.probes import check_same_encoder, encoder_of, find_probe
+from app.routes.probes import check_same_encoder, find_probe
 from app.schemas import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
 from app.uploads import Form, receive
@@ -56,7 +56,7 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
 
 def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
-    encoder_id = encoder_of(service, row)
+    encoder_id = service.library.present(row.fingerprint)
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     results = embed_form(service, form, encoder_id, field)
     check_any(results)

@@ -121,23 +121,6 @@ def find_probe(service: Service, probe_id: str) -> ProbeRow:
     return row
 
 
-def encoder_of(service: Service, row: ProbeRow) -> str:
-    """The id of the encoder whose vectors a probe reads.
-
-    Raises:
-        ProblemError: 422, it is not there.
-    """
-    encoder_id = service.library.encoder_of(row.fingerprint)
-    if encoder_id is None:
-        raise ProblemError(
-            422,
-            "encoder-gone",
-            "The encoder of this probe is not in the runs directory.",
-            remedy="The operator brings its run folder back, or train the probe again with a present encoder.",
-        )
-    return encoder_id
-
-
 def check_same_encoder(row: ProbeRow, fingerprint: str) -> None:
     """422 where a table's vectors are not those that a probe reads."""
     if fingerprint != row.fingerprint:
@@ -193,7 +176,7 @@ def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, res
 
 def _more_files(service: Service, probe_id: str, form: Form, response: Response) -> Job:
     newest = _newest(service, probe_id)
-    plan = _plan_of_files(service, form, encoder_of(service, newest))
+    plan = _plan_of_files(service, form, service.library.present(newest.fingerprint))
     return _accept(service, _next(plan, newest), response, form=form)
 
 

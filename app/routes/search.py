@@ -161,14 +161,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     filters = parse_field(form, "filters", Filters, [])
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     base = service.search.base(name)
-    encoder_id = form.fields.get("encoder") or service.library.encoder_of(base.encoder)
-    if encoder_id is None:
-        raise ProblemError(
-            422,
-            "encoder-gone",
-            "The encoder of this archive is not in the runs directory.",
-            remedy="The operator brings its run folder back, or embeds the archive with a present encoder.",
-        )
+    encoder_id = form.fields.get("encoder") or service.library.present(base.encoder)
     _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
     results = embed_form(service, form, encoder_id, field)
     check_any(results)
