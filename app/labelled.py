@@ -14,7 +14,8 @@ from app.forms import parse_field
 from app.items import Field, sources
 from app.library import Library
 from app.sandbox.pool import Sandbox
-from app.schemas import Label, LabelledId, LabelValue, Name, ProbeRequest
+from app.schemas import Label, LabelValue, Name
+from app.schemas_probes import LabelledId, ProbeRequest
 from app.settings import Settings
 from app.uploads import Form
 from data_adapters.errors import UserError

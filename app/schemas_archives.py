@@ -5,13 +5,50 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from app.schemas import Archive, Strict
+from app.schemas import Strict
 
 ARCHIVE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}"
 ArchiveName = Annotated[str, StringConstraints(pattern=f"^{ARCHIVE_NAME}$")]
 """Part of an address, so of letters, digits and _ . - only."""
 Column = Annotated[str, StringConstraints(pattern="^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+
+
+class Archive(BaseModel):
+    """An embedding table, of the runs directory or made by the service."""
+
+    name: str = Field(examples=["galaxies-val"])
+    count: int = Field(examples=[1000])
+    dim: int = Field(examples=[512])
+    fingerprint: str = Field(description="fingerprint of the encoder that made it")
+    encoder: str | None = Field(default=None, description="id of that encoder, where it is in the runs directory")
+    created: datetime | None = Field(
+        default=None, description="when the service made it; none for the runs directory's"
+    )
+    upload: str | None = Field(default=None, description="the upload that it was made from")
+
+
+class Archives(BaseModel):
+    """All embedding tables, by name."""
+
+    archives: list[Archive]
+
+
+class ArchiveId(BaseModel):
+    """One item of a table."""
+
+    id: str
+    group: str
+
+
+class ArchiveIds(BaseModel):
+    """A page of ids, in the table's order."""
+
+    archive: str
+    total: int
+    offset: int
+    items: list[ArchiveId]
+    next: str | None = Field(default=None, description="link to the next page")
 
 
 class Reason(BaseModel):

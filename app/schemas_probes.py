@@ -1,8 +1,130 @@
-"""What labels for a probe, and advice on what to label next, look like over the wire."""
+"""What labels, probes, predictions and advice on what to label next look like over the wire."""
+
+from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.schemas import LabelledId, PredictedItem, Strict
+from app.schemas import LabelValue, Name, ProbeKind, Problem, Strict
+
+
+class LabelledId(Strict):
+    """One labelled item of an embedding table."""
+
+    id: str = Field(max_length=200, examples=["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
+    label: LabelValue = Field(
+        examples=["spiral"], description="a text (class), a number (quantity) or a list of texts (any number of labels)"
+    )
+    group: str | None = Field(
+        default=None,
+        max_length=200,
+        description="what must stay on one side of a split (patient, slide case); by default the table's group",
+    )
+
+
+class ProbeRequest(Strict):
+    """Train a probe on items that are embedded already."""
+
+    name: Name | None = Field(default=None, examples=["morphology"])
+    encoder: str | None = Field(default=None, description="encoder id; checked against the table's when given")
+    archive: str = Field(examples=["galaxies-val"], description="name of an embedding table, see GET /v1/archives")
+    labels: list[LabelledId] = Field(min_length=2, max_length=100_000)
+    folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    balanced: bool | None = Field(
+        default=None,
+        description="classes weigh equally whatever their counts; by default so for classes, not for lists of labels",
+    )
+
+
+class Probe(BaseModel):
+    """One version of a trained probe; it never changes."""
+
+    id: str
+    series: str = Field(description="id of its first version, the same for all versions")
+    version: int = Field(description="1, 2, ... as labels were added")
+    parent: str | None = Field(default=None, description="version whose labels it took over")
+    kind: ProbeKind
+    name: str = Field(examples=["morphology"])
+    encoder: str = Field(description="id of the encoder at the time of training, or the table's name for it")
+    fingerprint: str = Field(description="fingerprint of the encoder whose vectors it reads")
+    labels: list[str] = Field(
+        examples=[["elliptical", "spiral"]], description="classes, in the order of probabilities; none of a quantity"
+    )
+    count: int = Field(examples=[200], description="labelled items that it was trained on")
+    created: datetime
+
+
+class Probes(BaseModel):
+    """Versions of all probes, newest first."""
+
+    probes: list[Probe]
+    next: str | None = Field(default=None, description="link to the next page")
+
+
+class ProbeVersion(BaseModel):
+    """One version among those of its series."""
+
+    id: str
+    version: int
+    count: int = Field(examples=[200], description="labelled items that it was trained on")
+    created: datetime
+
+
+class ProbeDetail(Probe):
+    """A probe with the quality that cross-validation measured."""
+
+    metrics: dict[str, Any] = Field(
+        description="out-of-fold scores of the linear probe and of k-NN with intervals, calibration, warnings"
+    )
+    receipt: dict[str, Any] = Field(description="folds, seed and group counts of the cross-validation")
+    versions: list[ProbeVersion] = Field(description="all versions of this probe, newest first")
+
+
+class PredictionRequest(Strict):
+    """Predict items that are embedded already."""
+
+    archive: str = Field(examples=["galaxies-val"])
+    ids: list[str] = Field(min_length=1, max_length=100_000)
+
+
+class PredictedItem(BaseModel):
+    """One prediction, or why there is none."""
+
+    index: int
+    file_index: int | None = Field(default=None, description="position of its file in the request; none for ids")
+    id: str | None = Field(default=None, description="the id that was asked for; none for files")
+    label: str | None = Field(
+        default=None, examples=["spiral"], description="classification: class of the logistic probe"
+    )
+    probabilities: dict[str, float] | None = Field(
+        default=None, examples=[{"elliptical": 0.1, "spiral": 0.9}], description="calibrated, by class"
+    )
+    knn_label: str | None = Field(default=None, description="classification: of the nearest labelled neighbours")
+    nearest_cosine: float | None = Field(default=None, description="similarity of the nearest labelled image")
+    labels: list[str] | None = Field(default=None, description="multilabel: those whose chance reaches their threshold")
+    knn_labels: list[str] | None = Field(default=None, description="multilabel: of the nearest labelled images")
+    value: float | None = Field(default=None, description="regression: the quantity")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="regression: holds 90 % of the true values; none where labels are too few"
+    )
+    knn_value: float | None = Field(default=None, description="regression: mean of the nearest labelled images")
+    novelty: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how unlike the labelled images: of images like them, at most a share a has 1 - a or more",
+    )
+    uncertainty: float | None = Field(default=None, ge=0, le=1, description="how much its label would teach the probe")
+    note: str | None = Field(default=None, description="only where the image is unlike the labelled ones")
+    error: Problem | None = None
+
+
+class Predictions(BaseModel):
+    """Predictions in the order of the files or ids."""
+
+    probe: str
+    items: list[PredictedItem]
 
 
 class LabelsRequest(Strict):

@@ -16,8 +16,17 @@ from app.kinds.chunks import failures
 from app.library import LIST, LIST_TABLES, modality_of
 from app.routes import Running
 from app.routes.jobs import accepted
-from app.schemas import Archive, ArchiveId, ArchiveIds, Archives, Job
-from app.schemas_archives import ARCHIVE_NAME, ArchiveDetail, ArchiveRequest, Reason
+from app.schemas import Job
+from app.schemas_archives import (
+    ARCHIVE_NAME,
+    Archive,
+    ArchiveDetail,
+    ArchiveId,
+    ArchiveIds,
+    ArchiveRequest,
+    Archives,
+    Reason,
+)
 from app.service import Service, new_id
 from app.store import ArchiveRow
 

@@ -11,7 +11,7 @@ from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.keys import make_key
 from app.routes import Running
-from app.schemas import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
+from app.schemas_keys import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
 from app.store import AuditRow, KeyRow
 
 MANY = 1000  # of one page

@@ -14,7 +14,7 @@ from app.labelled import rows_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
-from app.schemas import PredictedItem, PredictionRequest, Predictions
+from app.schemas_probes import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
 from app.uploads import Form, receive
 from lejepa_med.evaluation.probe import Prediction

@@ -13,8 +13,8 @@ from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_
 from app.labelled import Plan, pick, plan_of_archive, plan_of_files
 from app.routes import Running
 from app.routes.jobs import accepted
-from app.schemas import Job, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion
-from app.schemas_probes import LabelsRequest
+from app.schemas import Job
+from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion
 from app.service import Service, new_id
 from app.store import ProbeRow
 from app.uploads import Form, receive

@@ -26,7 +26,6 @@ from lejepa_med.client.errors import (
     UnreachableError,
 )
 from lejepa_med.client.models import (
-    Application,
     Archive,
     ArchiveDetail,
     ArchiveItem,
@@ -34,18 +33,13 @@ from lejepa_med.client.models import (
     Embeddings,
     Encoder,
     EncoderDetail,
-    Hit,
     Job,
-    Neighbours,
-    Prediction,
-    Probe,
-    ProbeVersion,
     Problem,
-    UncertainItem,
     Upload,
     UploadDetail,
     UploadItem,
 )
+from lejepa_med.client.models_probes import Application, Hit, Neighbours, Prediction, Probe, ProbeVersion, UncertainItem
 
 __all__ = [
     "Application",

@@ -8,16 +8,8 @@ from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
 from lejepa_med.client.files import File, sent_name
-from lejepa_med.client.models import (
-    Archive,
-    ArchiveDetail,
-    ArchiveItem,
-    Job,
-    Neighbours,
-    Upload,
-    UploadDetail,
-    UploadItem,
-)
+from lejepa_med.client.models import Archive, ArchiveDetail, ArchiveItem, Job, Upload, UploadDetail, UploadItem
+from lejepa_med.client.models_probes import Neighbours
 
 
 class ArchiveCalls(Calls):

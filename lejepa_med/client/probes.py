@@ -6,7 +6,8 @@ from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
 from lejepa_med.client.files import File
-from lejepa_med.client.models import Application, Job, Prediction, Probe, UncertainItem
+from lejepa_med.client.models import Job
+from lejepa_med.client.models_probes import Application, Prediction, Probe, UncertainItem
 
 
 class ProbeCalls(Calls):
