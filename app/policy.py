@@ -42,6 +42,7 @@ RULES = (
     Rule("/v1/search", ("POST",), ("embed", "probe"), changes=False),
     Rule("/v1/probes/*/predictions", ("POST",), ("embed", "probe"), changes=False),
     Rule("/v1/probes", ("POST", "PUT", "PATCH", "DELETE"), ("probe",)),
+    Rule("/v1/applications", ("DELETE",), ("probe",)),
     Rule("/v1/archives", ("POST", "DELETE"), ("embed",)),
     Rule("/v1/uploads", ("POST", "DELETE"), ("embed",)),
     Rule("/v1/jobs", ("POST", "DELETE"), ("embed", "probe")),

@@ -53,6 +53,13 @@ def get_application(application_id: str, service: Running) -> Application:
     return _application(_find(service, application_id))
 
 
+@router.delete("/applications/{application_id}", status_code=204, summary="Remove an application")
+def delete_application(application_id: str, service: Running) -> Response:
+    """Its predictions go; the probe stays."""
+    service.applying.discard(_find(service, application_id).id, service.store.remove_prediction)
+    return Response(status_code=204)
+
+
 @router.get(
     "/applications/{application_id}/table",
     summary="Download the predictions",

@@ -74,6 +74,12 @@ class ResultStore(Database):
         with self._read() as session:
             return list(session.scalars(query))
 
+    @persistent
+    def remove_prediction(self, prediction_id: str) -> None:
+        """Forget an application; its folder goes first."""
+        with self._write() as session:
+            session.execute(delete(PredictionRow).where(PredictionRow.id == prediction_id))
+
     # --- uploads and encoders ---------------------------------------------------------------------------------------
 
     @persistent

@@ -104,6 +104,10 @@ class ProbeCalls(Calls):
         """One application: how many items have which label."""
         return Application.read(self._http.json("GET", f"/v1/applications/{part(application)}"))
 
+    def remove_application(self, application: str) -> None:
+        """Remove its predictions; the probe stays."""
+        self._http.nothing("DELETE", f"/v1/applications/{part(application)}")
+
     def download_application(self, application: str, to: str | Path) -> Path:
         """Write the predictions to the file `to`, which must not be there: CSV for '.csv', else Parquet."""
         to = Path(to)

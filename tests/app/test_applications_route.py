@@ -72,6 +72,21 @@ def test_csv_and_json_hold_the_same(client: TestClient, applied: dict[str, Any])
         assert float(line["probability dark"]) == pytest.approx(row["probability dark"])
 
 
+def test_a_removed_application_leaves_nothing_and_the_probe_stays(
+    client: TestClient, probe: str, settings: Settings
+) -> None:
+    made = wait(client, client.post(f"/v1/probes/{probe}/applications", json={"archive": "table"}).json()["id"])
+    assert made["state"] == "succeeded" and (settings.data / "predictions" / made["id"]).is_dir()
+    address = f"/v1/applications/{made['id']}"
+    assert client.delete(address).status_code == 204
+    assert not (settings.data / "predictions" / made["id"]).exists()
+    for path in (address, f"{address}/table"):
+        assert client.get(path).status_code == 404
+    assert client.delete(address).status_code == 404
+    assert made["id"] not in client.get(f"/v1/probes/{probe}/applications").text
+    assert client.get(f"/v1/probes/{probe}").status_code == 200
+
+
 def test_other_encoders_and_unknown_things_are_refused(client: TestClient, probe: str, runs: Path) -> None:
     labels = '["a", "a", "b", "b"]'
     answer = client.post(

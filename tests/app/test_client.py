@@ -235,6 +235,8 @@ def test_from_an_upload_to_predictions_of_the_whole_archive(
     assert service.application(applied.id).count == 9
     rows = service.download_application(applied.id, tmp_path / "found.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 10 and rows[0].startswith("id,")
+    service.remove_application(applied.id)
+    assert service.applications(third.id) == []
 
     kept: Service = client.app.state.service  # type: ignore[attr-defined]
     kept.archiving.accept_plan("d" * 32, kept.archiving.plan("late", "images", upload=job.id))

@@ -46,9 +46,7 @@ class Place:
         self.probe = self.made(
             client.post("/v1/probes", json={"archive": "galaxies-val", "labels": labels, "folds": 2})
         )
-        self.application = self.made(
-            client.post(f"/v1/probes/{self.probe}/applications", json={"archive": "galaxies-val"})
-        )
+        self.application = self.new_application()
         self.upload = self.new_upload()
 
     def made(self, answer: Response) -> str:
@@ -60,6 +58,10 @@ class Place:
 
     def new_upload(self) -> str:
         return self.made(self.send("POST", "/v1/uploads", {"encoder": "galaxies"}, {"files": ["a.fits", "b.fits"]}))
+
+    def new_application(self) -> str:
+        body = {"archive": "galaxies-val"}
+        return self.made(self.client.post(f"/v1/probes/{self.probe}/applications", json=body))
 
     def dead_job(self) -> str:
         """A job whose tries are used up; the only kind that can be queued again, and that cannot end meanwhile."""
@@ -76,6 +78,8 @@ class Place:
             return self.dead_job() if removes or path.endswith("/retry") else self.probe
         if name == "upload_id":
             return self.new_upload() if removes else self.upload
+        if name == "application_id" and removes:
+            return self.new_application()
         if name == "key_id":
             return make_key(self.service.store, name="gone", scopes=["embed"])[0].id
         if name == "name" and removes:
@@ -215,7 +219,7 @@ def test_every_example_runs(place: Place) -> None:
             if answer.status_code == 202:
                 place.made(answer)
             ran += 1
-    assert ran >= 38
+    assert ran >= 39
 
 
 def test_the_examples_are_in_the_audit_trail(place: Place) -> None:
