@@ -14,6 +14,7 @@ import structlog
 
 # Libraries that read files write names and DICOM values into their messages, so only these loggers are heard.
 HEARD = ("lejepa_med.app", "uvicorn.error", "dbos")
+CANCELLED = ("DBOSWorkflowCancelledError", "DBOSAwaitedWorkflowCancelledError")  # which DBOS calls errors
 FIELDS = ("method", "route", "status", "milliseconds")  # of `extra=` that JSON lines carry; others stay unheard
 Format = Literal["text", "json"]
 
@@ -50,6 +51,8 @@ def heard(record: logging.LogRecord) -> bool:
         # What it quotes after a colon is an exception's message, which may hold a path or a server's address.
         record.msg, record.args = record.getMessage().partition(":")[0], ()
     error = record.exc_info[1] if record.exc_info else None
+    if type(error).__name__ in CANCELLED:
+        return False  # somebody cancelled the job; its own log says so
     if error is not None:
         record.msg, record.args = f"{record.getMessage().strip()} ({type(error).__name__} at {where(error)})", ()
     record.exc_info = record.exc_text = record.stack_info = None

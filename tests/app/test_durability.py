@@ -116,6 +116,23 @@ def test_kill_9_of_one_worker_among_three(launcher: Launcher, tmp_path: Path) ->
         eventually(lambda: not list((tmp_path / "data" / "jobs").iterdir()))
 
 
+def test_two_services_on_one_database_and_one_of_them_is_killed(launcher: Launcher, tmp_path: Path) -> None:
+    if launcher.options["database_url"] is None:
+        pytest.skip("with SQLite one service alone has the data directory")
+    first, second = launcher.service(), launcher.service()
+    with client_of(first) as one, client_of(second) as other:
+        jobs = [accepted(client, 96) for client in (one, other, one, other)]
+        assert {job["id"] for job in one.get("/v1/jobs").json()["jobs"]} == set(jobs), "each tells of all jobs"
+        eventually(lambda: other.get("/v1/jobs?state=running").json()["jobs"])
+        first.end(signal.SIGKILL)
+        found = [wait(other, job, seconds=120) for job in jobs]
+        assert [job["state"] for job in found] == ["succeeded"] * 4, found
+        for job in found:
+            assert [event["message"] for event in job["events"]].count("succeeded") == 1
+        assert sorted(probe["id"] for probe in other.get("/v1/probes").json()["probes"]) == sorted(jobs)
+        eventually(lambda: not list((tmp_path / "data" / "jobs").iterdir()))
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_stopped_gives_its_job_back(launcher: Launcher) -> None:
     service = launcher.service(job_workers=0)
