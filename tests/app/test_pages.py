@@ -16,7 +16,7 @@ ROUTES = {
     "/v1/probes/{probe_id}/labels": {"post"},
     "/v1/probes/{probe_id}/uncertain": {"get"},
     "/v1/probes/{probe_id}/applications": {"get", "post"},
-    "/v1/applications/{application_id}": {"get"},
+    "/v1/applications/{application_id}": {"get", "delete"},
     "/v1/applications/{application_id}/table": {"get"},
     "/v1/uploads": {"get", "post"},
     "/v1/uploads/{upload_id}": {"get", "delete"},
