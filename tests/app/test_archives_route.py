@@ -105,7 +105,7 @@ def test_probes_learn_from_it_and_predict_it_by_name(client: TestClient, made: d
         ({"folder": "wing/outside"}, 404, "not-found"),
         ({"folder": "wing/east/00.png"}, 404, "not-found"),
         ({"folder": "x" * 900}, 404, "not-found"),
-        ({"folder": "a\x00b"}, 404, "not-found"),
+        ({"folder": "a\x00b"}, 422, "invalid-request"),
         ({"folder": None}, 422, "invalid-request"),
         ({"upload": "0" * 32}, 422, "invalid-request"),
         ({"folder": None, "upload": "0" * 32}, 404, "not-found"),
