@@ -1,9 +1,10 @@
-"""Made bombs against a running service: `python -m benchmarks.bombs [OUT.md]` prints and writes the table.
+"""Made bombs against a running service: `python -m benchmarks.bombs [--out FILE]` prints and writes the table.
 
 For each file: seconds until the answer, growth of the memory of the service and all its processes (proportional set
 size, looked at every 10 ms), HTTP status, and the problem's words. Goal: refused in under 2 s with less than 512 MiB.
 """
 
+import argparse
 import os
 import socket
 import subprocess
@@ -86,4 +87,6 @@ def _row(
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent / "results" / "bombs.md"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bombs.md")
+    sys.exit(main(parser.parse_args().out))
