@@ -29,6 +29,7 @@ PARAMETERS: dict[str, Any] = {
     "until": "2026-12-01T00:00:00Z",
     "before": 1000,
     "limit": 100,
+    "wait": 30,
     "offset": 0,
 }
 

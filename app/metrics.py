@@ -26,7 +26,7 @@ ProcessCollector(registry=REGISTRY)  # resident memory, CPU seconds, open file h
 
 REQUEST_SECONDS = Histogram(
     "lejepa_request_seconds",
-    "Seconds from a request's head to the end of its answer.",
+    "Seconds from a request's head to the end of its answer, without those that it asked to wait for a job.",
     ("method", "route", "status"),
     buckets=SECONDS,
     registry=REGISTRY,

@@ -10,6 +10,8 @@ from app.errors import ProblemError
 
 log = logging.getLogger("lejepa_med.app")
 
+WAITED = "lejepa.waited"  # in a request's scope: seconds that it asked to wait for a job, which are no work
+
 SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to the proxy that speaks TLS
     (b"x-content-type-options", b"nosniff"),
     (b"x-permitted-cross-domain-policies", b"none"),
@@ -88,7 +90,7 @@ class Guard:
                 self.drain.in_flight -= 1
         # The route's pattern and not the path: a client may have put a name into it.
         route = getattr(scope.get("route"), "path", "-")
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began - scope.get(WAITED, 0.0)
         metrics.saw_request(method=method, route=route, status=status, seconds=seconds)
         fields = {"method": method, "route": route, "status": status, "milliseconds": round(1000 * seconds, 1)}
         log.info("%s %s %s %.0f ms", method, route, status, 1000 * seconds, extra=fields)

@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.store import JobRow, Store, open_store
 from app.training import Training
 from app.vectors import Indexes
+from app.waiting import JobWaits
 from app.work import JobWork
 from app.workers import Workers
 from data_adapters.errors import UserError
@@ -53,6 +54,7 @@ class Service:
         self.applying: Applying
         self.engine: JobEngine
         self.search: Indexes
+        self.waits: JobWaits
         self.workers: Workers
         self.works: dict[str, JobWork] = {}
         self._sweeper: Sweeper | None = None
@@ -83,6 +85,7 @@ class Service:
         sys.setswitchinterval(0.0005)
         self.store = open_store(self.settings)
         datadir.check_pair(data, self.store)
+        self.waits = JobWaits(self.store.job_states)
         self.keys = KeyRing(self.store)
         if self.settings.auth == "on" and not self.store.has_keys():
             log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")

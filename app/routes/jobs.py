@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
@@ -11,7 +12,7 @@ from app.limits import check_owner
 from app.routes import Running
 from app.schemas import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 from app.service import Service
-from app.store import JobRow, now
+from app.store import UNFINISHED, JobRow, now
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 CONFLICT: dict[int | str, dict[str, Any]] = {
@@ -32,11 +33,25 @@ def list_jobs(
 
 
 @router.get("/{job_id}", summary="One job", responses={404: PROBLEM_RESPONSES[404]})
-def get_job(job_id: str, service: Running) -> JobDetail:
-    """State, progress and log; poll it about once a second."""
-    row = _find(service, job_id)
-    events = [JobEvent(at=_time(event.at), message=event.message) for event in service.store.events(job_id)]
-    return JobDetail(**to_job(row).model_dump(), events=events)
+async def get_job(
+    job_id: str,
+    service: Running,
+    request: Request,
+    wait: Annotated[
+        float,
+        Query(ge=0, le=30, description="seconds that the answer may wait for the job's end; 0 answers at once"),
+    ] = 0,
+) -> JobDetail:
+    """State, progress and log. With `wait` the answer comes as soon as the job has ended, or after those seconds.
+
+    A script asks again with `wait=30` until the state is neither 'queued' nor 'running'; that costs the service less
+    than polling. To show progress, wait for a second at a time.
+    """
+    found = await run_in_threadpool(_detail, service, job_id)
+    if wait and found.state in UNFINISHED:
+        await service.waits.until_ended(job_id, request, wait)
+        found = await run_in_threadpool(_detail, service, job_id)
+    return found
 
 
 @router.delete("/{job_id}", summary="Cancel a job", responses=CONFLICT)
@@ -65,6 +80,12 @@ def retry_job(job_id: str, service: Running) -> Job:
             remedy="GET /v1/jobs/{id} tells its state; send what failed or was cancelled anew.",
         )
     return to_job(_find(service, job_id))
+
+
+def _detail(service: Service, job_id: str) -> JobDetail:
+    row = _find(service, job_id)
+    events = [JobEvent(at=_time(event.at), message=event.message) for event in service.store.events(job_id)]
+    return JobDetail(**to_job(row).model_dump(), events=events)
 
 
 def _find(service: Service, job_id: str) -> JobRow:

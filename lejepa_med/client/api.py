@@ -103,9 +103,9 @@ class Client(ArchiveCalls, ProbeCalls):
         params = given_fields(state=state, kind=kind, limit=limit)
         return [Job.read(item) for item in self._http.json("GET", "/v1/jobs", params=params)["jobs"]]
 
-    def job(self, job: Job | str) -> Job:
-        """A job as it stands, with its log."""
-        return Job.read(self._http.json("GET", f"/v1/jobs/{_id(job)}"))
+    def job(self, job: Job | str, *, wait: float = 0) -> Job:
+        """A job as it stands, with its log; with `wait` when it has ended, or after that many seconds (at most 30)."""
+        return Job.read(self._http.json("GET", f"/v1/jobs/{_id(job)}", params=given_fields(wait=wait or None)))
 
     def cancel(self, job: Job | str) -> Job:
         """Cancel a job.
@@ -130,15 +130,17 @@ class Client(ArchiveCalls, ProbeCalls):
         *,
         progress: Callable[[Job], None] | None = None,
         timeout: float | None = None,
-        poll: float = 0.5,
+        poll: float = 1.0,
     ) -> Job:
         """The job once it has succeeded; a restart of the service in between does no harm.
+
+        The service answers as soon as the job has ended, so `poll` delays nothing but `progress`.
 
         Args:
             job: or its id.
             progress: called with the job each time it has moved.
             timeout: seconds; None waits for ever.
-            poll: seconds between two looks.
+            poll: seconds between two looks, at most 30.
 
         Raises:
             JobFailedError: it failed, was cancelled, or is dead.
@@ -146,8 +148,10 @@ class Client(ArchiveCalls, ProbeCalls):
         """
         end = None if timeout is None else time.monotonic() + timeout
         seen: tuple[str, str, float] | None = None
+        patience = 0.0  # the first look is at once
         while True:
-            found = self.job(job)
+            asked = time.monotonic()
+            found = self.job(job, wait=patience)
             now = (found.state, found.stage, found.progress)
             if progress is not None and now != seen:
                 progress(found)
@@ -156,9 +160,10 @@ class Client(ArchiveCalls, ProbeCalls):
                 return found
             if found.has_ended:
                 raise JobFailedError(found)
-            if end is not None and time.monotonic() + poll > end:
+            if end is not None and time.monotonic() >= end:
                 raise TimeoutError(f"The job has not ended within {timeout} s; it goes on.")
-            time.sleep(poll)
+            time.sleep(max(0.0, asked + patience - time.monotonic()))  # a busy service may answer without waiting
+            patience = min(poll, 30.0) if end is None else max(0.0, min(poll, 30.0, end - time.monotonic()))
 
     def is_ready(self) -> bool:
         """Whether the service can work now; asks once."""
