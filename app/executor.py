@@ -38,8 +38,12 @@ class Presence:
     def take(self) -> None:
         """Say that this process lives, before it makes anything that belongs to it."""
         self._path.parent.mkdir(exist_ok=True)
-        self._file = self._path.open("w")
-        fcntl.lockf(self._file, fcntl.LOCK_EX)  # of the process: a forked child does not inherit it, as with flock
+        while True:
+            self._file = self._path.open("w")
+            fcntl.lockf(self._file, fcntl.LOCK_EX)  # of the process: a forked child does not inherit it, as with flock
+            if self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                break  # else another process took the file, not locked yet, for one of the dead, and removed it
+            self._file.close()
         self._file.write(_kernel())
         self._file.flush()
 
@@ -63,6 +67,21 @@ def has_ended(data: Path, executor: str) -> bool:
             return True
     except OSError:  # locked, or not there
         return False
+
+
+def is_present(data: Path, executor: str) -> bool:
+    """Whether a process holds its lock file, and so surely lives; False also where that cannot be told."""
+    if executor == executor_id():
+        return True
+    try:
+        with _path(data, executor).open("r+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def owners(data: Path) -> set[str]:

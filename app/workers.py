@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.errors import log_unexpected, problem
-from app.executor import Presence, forget, has_ended, owners
+from app.executor import Presence, forget, has_ended, is_present, owners
 from app.jobs import Claim, JobEngine
 from app.store import JobRow, Store
 from app.work import OWNER, JobWork
@@ -83,7 +83,9 @@ class Workers:
         for row in rows.values():
             if row.id not in claimed:
                 self._queue(row)
-        for executor in (set(self._beats) | left) - alive:
+        # A backup has a lock file and no row: it runs no jobs, and should not write into the store that it copies.
+        others = {name for name in left - set(self._beats) if is_present(self._data, name)}
+        for executor in (set(self._beats) | left) - alive - others:
             forget(self._data, executor)
             self._store.remove_worker(executor)
             self._beats.pop(executor, None)

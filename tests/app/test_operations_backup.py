@@ -2,18 +2,23 @@
 
 import io
 import json
+import os
 import signal
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app.backup import MANIFEST, backup
+from app.backup import MANIFEST, _frozen, backup
 from app.restore import MARK, restore
 from app.service import Service
 from app.settings import Settings
+from app.workers import BEAT_SECONDS
 from benchmarks.launcher import Launcher
 from data_adapters.errors import UserError
 from lejepa_med.cli import main
@@ -73,6 +78,44 @@ def test_a_restored_service_has_the_probes_and_continues_the_jobs(saved: tuple[P
     assert names[-1] == MANIFEST and {"service.sqlite", "jobs.sqlite", f"jobs/{job}/plan.json"} < set(names)
     assert f"probes/{probe}/probe.safetensors" in names
     assert not [name for name in names if name.endswith(("-wal", "-shm", ".lock", ".migrate"))]
+
+
+@pytest.fixture
+def on_sqlite(launchers: Launcher, runs: Path, tmp_path: Path) -> Iterator[Launcher]:
+    """Services on tmp_path / "data", whatever database the other tests take."""
+    launchers.use(runs, tmp_path / "data", tmp_path)
+    yield launchers
+    launchers.end_all()
+
+
+def test_a_backup_may_last(on_sqlite: Launcher, tmp_path: Path) -> None:
+    """The service looks every two seconds for what dead processes left; a backup at work is none of them."""
+    data = tmp_path / "data"
+    service = on_sqlite.service()
+    with client_of(service) as client:
+        assert wait(client, start(client, 4))["state"] == "succeeded"
+    with _frozen(data) as frozen:
+        files = sorted(frozen.rglob("*"))
+        assert files
+        time.sleep(2.5 * BEAT_SECONDS)
+        assert sorted(frozen.rglob("*")) == files
+        (lock,) = (data / "workers").glob(f"*-{os.getpid()}-*")
+    assert not lock.exists() and not list((data / "tmp").iterdir())
+
+
+def test_the_service_removes_what_a_killed_backup_left(on_sqlite: Launcher, tmp_path: Path) -> None:
+    on_sqlite.service()
+    code = (
+        "import sys, time; from pathlib import Path; from app.backup import _frozen\n"
+        "with _frozen(Path(sys.argv[1])): print('frozen', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None and killed.stdout.readline() == "frozen\n"
+    assert list((tmp_path / "data" / "tmp").iterdir())
+    killed.kill()
+    killed.communicate()
+    eventually(lambda: not list((tmp_path / "data" / "tmp").iterdir()))
 
 
 def changed(file: Path, target: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
