@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow.parquet as pq
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from app.settings import Settings
 
@@ -27,11 +28,17 @@ TABLE_RESPONSE: dict[int | str, dict[str, Any]] = {
 
 
 def joined(folder: Path, settings: Settings) -> Response:
-    """The shards of an embedding table as one Parquet file."""
+    """The shards of an embedding table as one Parquet file.
+
+    Raises:
+        FileNotFoundError: it has been removed.
+    """
     (settings.data / "tmp").mkdir(exist_ok=True)
     # Without a name, so that nothing is left when the client goes away or the service is killed.
     stream = tempfile.TemporaryFile(dir=settings.data / "tmp")
     shards = sorted(folder.glob("part-*.parquet"))
+    if not shards:
+        raise FileNotFoundError
     with pq.ParquetWriter(stream, pq.read_schema(shards[0])) as writer:
         for shard in shards:
             writer.write_table(pq.read_table(shard))
@@ -41,12 +48,18 @@ def joined(folder: Path, settings: Settings) -> Response:
 
 
 def table(file: Path, accept: str) -> Response:
-    """A Parquet file as it is, or as the CSV or JSON that `accept` names."""
+    """A Parquet file as it is, or as the CSV or JSON that `accept` names; whole, also where it is removed meanwhile.
+
+    Raises:
+        FileNotFoundError: it has been removed.
+    """
+    stream = file.open("rb")
     if CSV in accept:
-        return StreamingResponse(_csv(file), media_type=CSV, headers=_named("predictions.csv"))
+        return StreamingResponse(_csv(stream), media_type=CSV, headers=_named("predictions.csv"))
     if JSON in accept:
-        return StreamingResponse(_json(file), media_type=JSON)
-    return FileResponse(file, media_type=PARQUET, headers=_named("predictions.parquet"))
+        return StreamingResponse(_json(stream), media_type=JSON)
+    headers = {"Content-Length": str(os.fstat(stream.fileno()).st_size), **_named("predictions.parquet")}
+    return StreamingResponse(_pieces(stream), media_type=PARQUET, headers=headers)
 
 
 def _named(name: str) -> dict[str, str]:
@@ -59,28 +72,29 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
             yield piece
 
 
-def _batches(file: Path) -> Iterator[list[dict[str, Any]]]:
-    with pq.ParquetFile(file) as source:
-        for batch in source.iter_batches(batch_size=ROWS):
-            yield batch.to_pylist()
+def _batches(source: pq.ParquetFile) -> Iterator[list[dict[str, Any]]]:
+    for batch in source.iter_batches(batch_size=ROWS):
+        yield batch.to_pylist()
 
 
-def _csv(file: Path) -> Iterator[str]:
+def _csv(stream: IO[bytes]) -> Iterator[str]:
     text = io.StringIO()
-    writer = csv.DictWriter(text, pq.read_schema(file).names)
-    writer.writeheader()
-    for rows in _batches(file):
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
+    with stream, pq.ParquetFile(stream) as source:
+        writer = csv.DictWriter(text, source.schema_arrow.names)
+        writer.writeheader()
+        for rows in _batches(source):
+            for row in rows:
+                writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
+            yield text.getvalue()
+            text.seek(0)
+            text.truncate()
 
 
-def _json(file: Path) -> Iterator[str]:
+def _json(stream: IO[bytes]) -> Iterator[str]:
     before = "["
-    for rows in _batches(file):
-        for row in rows:
-            yield before + json.dumps(row)
-            before = ",\n"
+    with stream, pq.ParquetFile(stream) as source:
+        for rows in _batches(source):
+            for row in rows:
+                yield before + json.dumps(row)
+                before = ",\n"
     yield "]"

@@ -3,7 +3,8 @@
 import errno
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -61,6 +62,15 @@ def problem(status: int, kind: str, detail: str, *, remedy: str = "", **extra: A
 def not_found(what: str, *, remedy: str) -> ProblemError:
     """404 for one thing that the client named; the name is not repeated."""
     return ProblemError(404, "not-found", f"There is no such {what}.", remedy=remedy)
+
+
+@contextmanager
+def removed_meanwhile(gone: ProblemError) -> Iterator[None]:
+    """Answer with `gone` where files are not there any more: somebody removed the thing after its row was read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise gone from None
 
 
 def describe(error: Exception) -> Problem:

@@ -164,7 +164,7 @@ class Archiving(JobWork):
         row = self._store.upload(upload_id)
         folder = self._settings.data / "uploads" / upload_id
         if row is None or not folder.is_dir():
-            raise not_found("upload", remedy="GET /v1/uploads lists the uploads; one is there when its job has ended.")
+            raise no_upload()
         return row, folder
 
     # --- steps ------------------------------------------------------------------------------------------------------
@@ -194,6 +194,7 @@ class Archiving(JobWork):
             root,
             journal=self.folder(job_id) / "scan",
             settings=self._settings,
+            sandbox=self._embedding.sandbox,
             verify=False,  # the embedding reads every pixel, and tells what cannot be read
             files=1 << 20 if plan.upload is None else 0,
             catalog=catalog if plan.upload is not None and catalog.is_file() else None,
@@ -254,6 +255,11 @@ class Archiving(JobWork):
         if (self.folder(job_id) / REFUSED).is_file():
             shutil.copyfile(self.folder(job_id) / REFUSED, self.result_folder(job_id) / REFUSED)
         table.finish()
+
+
+def no_upload() -> ProblemError:
+    """404: there is none, or none yet."""
+    return not_found("upload", remedy="GET /v1/uploads lists the uploads; one is there when its job has ended.")
 
 
 def name_taken() -> ProblemError:

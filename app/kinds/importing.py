@@ -12,9 +12,9 @@ from typing import Any
 
 import data_adapters
 from app import catalogs
-from app.errors import CHECK_FILE, ProblemError
+from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
 from app.jobs import Step
-from app.kinds.archiving import Archiving
+from app.kinds.archiving import Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
@@ -121,14 +121,25 @@ class Importing(JobWork):
         return self._archiving.upload(upload_id)
 
     def report(self, upload_id: str) -> dict[str, Any]:
-        """What the import found: items, groups, labels, refused files, duplicates, rows of the catalogue unused."""
-        report: dict[str, Any] = json.loads((self.result_folder(upload_id) / REPORT).read_text(encoding="utf-8"))
+        """What the import found: items, groups, labels, refused files, duplicates, rows of the catalogue unused.
+
+        Raises:
+            ProblemError: 404, it has been removed.
+        """
+        with removed_meanwhile(no_upload()):
+            text = (self.result_folder(upload_id) / REPORT).read_text(encoding="utf-8")
+        report: dict[str, Any] = json.loads(text)
         return report
 
     def manifest(self, upload_id: str) -> Manifest:
-        """The readable items of an upload."""
+        """The readable items of an upload.
+
+        Raises:
+            ProblemError: 404, it has been removed.
+        """
         folder = self.result_folder(upload_id)
-        return read_manifest(folder / MANIFEST, folder / FILES)
+        with removed_meanwhile(no_upload()):
+            return read_manifest(folder / MANIFEST, folder / FILES)
 
     def remove(self, upload_id: str) -> None:
         """Remove an upload with its files.
@@ -209,6 +220,7 @@ class Importing(JobWork):
             folder / FILES,
             journal=self.folder(job_id) / "scan",
             settings=self._settings,
+            sandbox=self._sandbox,
             verify=True,
             files=len(plan.files),
             catalog=catalog if catalog.is_file() else None,

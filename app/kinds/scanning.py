@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from app.errors import ProblemError, describe_rejected, log_unexpected
 from app.jobs import Stopped
-from app.sandbox.limits import clean_environment
+from app.sandbox.pool import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog
@@ -22,11 +22,7 @@ from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan, scan_archive
 
 FILE_SECONDS = 120.0  # at work on one file
-SALT = (
-    "LEJEPA_SALT",
-    "XDG_DATA_HOME",
-)  # of the service's variables a scan needs these, to seal what headers tell of patients
-FILES_OF_A_PROCESS = 256  # starting another one takes longer than reading so many
+FILES_OF_A_PROCESS = 64  # below which another one hardly pays
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ def scan(
     *,
     journal: Path,
     settings: Settings,
+    sandbox: Sandbox,
     verify: bool,
     files: int,
     catalog: Path | None = None,
@@ -68,6 +65,7 @@ def scan(
         root: the folder.
         journal: folder of the job for what was read already.
         settings: limits.
+        sandbox: where the processes come from.
         verify: decode every item once.
         files: about how many there are, for the number of processes.
         catalog: groups and labels by path below `root`.
@@ -89,7 +87,7 @@ def scan(
             journal=journal,
             file_seconds=FILE_SECONDS,
             memory_bytes=settings.max_decode_bytes,
-            environment=clean_environment() | {name: os.environ[name] for name in SALT if name in os.environ},
+            start=sandbox.start_scan,
         )
         return _within_limits(found, settings=settings, inside=inside)
     except (Stopped, MissingExtraError):
@@ -154,8 +152,10 @@ def read_manifest(file: Path, root: Path) -> Manifest:
     """A manifest that a job wrote, of files that lie in `root` now: the data directory may have been moved.
 
     Raises:
+        FileNotFoundError: there is none.
         ProblemError: 500, it is damaged.
     """
+    file.stat()
     try:
         known = Manifest.read(file)
     except UserError as error:

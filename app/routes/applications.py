@@ -7,7 +7,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from app.downloads import TABLE_RESPONSE, table
-from app.errors import not_found
+from app.errors import ProblemError, not_found, removed_meanwhile
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.routes import Running
 from app.routes.jobs import accepted
@@ -69,14 +69,19 @@ def delete_application(application_id: str, service: Running) -> Response:
 def get_table(application_id: str, request: Request, service: Running) -> Response:
     """A row an item: id, what the probe predicts, a column `probability CLASS` for each class, and a note."""
     row = _find(service, application_id)
-    return table(service.applying.table_file(row.id), request.headers.get("accept", ""))
+    with removed_meanwhile(_gone()):
+        return table(service.applying.table_file(row.id), request.headers.get("accept", ""))
 
 
 def _find(service: Service, application_id: str) -> PredictionRow:
     row = service.store.prediction(application_id) if re.fullmatch("[0-9a-f]{32}", application_id) else None
     if row is None:
-        raise not_found("application", remedy="GET /v1/probes/{id}/applications lists them; see also GET /v1/jobs.")
+        raise _gone()
     return row
+
+
+def _gone() -> ProblemError:
+    return not_found("application", remedy="GET /v1/probes/{id}/applications lists them; see also GET /v1/jobs.")
 
 
 def _application(row: PredictionRow) -> Application:

@@ -9,7 +9,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 
 from app.downloads import PARQUET_RESPONSE, joined
-from app.errors import ProblemError, not_found
+from app.errors import ProblemError, not_found, removed_meanwhile
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.kinds.archiving import name_taken
 from app.kinds.chunks import failures
@@ -121,7 +121,11 @@ def delete_archive(name: str, service: Running) -> Response:
 def get_table(name: str, service: Running) -> Response:
     """Parquet: id, group, label, vector (a list of float32 of fixed length)."""
     service.library.table(name)  # 404 or 422
-    return joined(service.library.tables()[name], service.settings)
+    folder, gone = service.library.tables().get(name), not_found("archive", remedy=LIST_TABLES)
+    if folder is None:
+        raise gone
+    with removed_meanwhile(gone):
+        return joined(folder, service.settings)
 
 
 def check_name(service: Service, name: str) -> None:

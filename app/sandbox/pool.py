@@ -7,11 +7,12 @@ shape. A worker costs the item at which it died, never the service and never ano
 import logging
 import math
 import queue
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,10 +33,14 @@ from data_adapters.errors import BadFileError, UserError
 log = logging.getLogger("lejepa_med.app")
 RECORD, REJECTED = TypeAdapter(Record), TypeAdapter(Rejected)
 DTYPES = ("uint8", "float32")
+T = TypeVar("T")
 
 
 class Sandbox:
-    """`threads` workers, forked on demand from one nursery. Its methods block; call them on threads."""
+    """`threads` workers, forked on demand from one nursery, and processes of scans beside them.
+
+    Its methods block; call them on threads.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._limits = Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
@@ -148,7 +153,7 @@ class Sandbox:
         try:
             if worker is not None and worker.has_died():
                 dead, worker = worker, None
-                self._end(dead)
+                self._retire(dead)
             if worker is None:
                 worker = self._start()
             yield worker
@@ -160,7 +165,7 @@ class Sandbox:
             raise self._blame(lost) from None
         finally:
             if worker is not None and not worker.is_fit:
-                self._end(worker)
+                self._retire(worker)
                 worker = None
             self._idle.put(worker)
 
@@ -180,7 +185,19 @@ class Sandbox:
             f"(LEJEPA_MAX_DECODE_BYTES, now {most} MiB).",
         )
 
+    def start_scan(self, pipe: int, beat: int) -> "Scanner":
+        """Fork a process of `data_adapters.scan`: its `Start`. It may write no files, as none that reads foreign ones.
+
+        Raises:
+            ProblemError: 503, it cannot be started.
+        """
+        nursery, pid = self._forked(lambda nursery: (nursery, nursery.fork_scan(pipe, beat)))
+        return Scanner(lambda: self._end(nursery, pid))
+
     def _start(self) -> Worker:
+        return self._forked(lambda nursery: nursery.fork(self._seconds))
+
+    def _forked(self, fork: Callable[[Nursery], T]) -> T:
         with self._lock:
             for _ in range(2):  # the second time with a new nursery: the kernel may have ended the first
                 if self._closed:
@@ -188,7 +205,7 @@ class Sandbox:
                 try:
                     if self._nursery is None:
                         self._nursery = Nursery(self._limits)
-                    return self._nursery.fork(self._seconds)
+                    return fork(self._nursery)
                 except (OSError, EOFError):
                     if self._nursery is not None:
                         self._nursery.close()
@@ -200,11 +217,33 @@ class Sandbox:
             remedy="The operator looks for the cause: short memory, or a damaged installation (lejepa-med doctor).",
         )
 
-    def _end(self, worker: Worker) -> None:
+    def _retire(self, worker: Worker) -> None:
         worker.sock.close()
+        self._end(worker.nursery, worker.pid)
+
+    def _end(self, nursery: Nursery, pid: int) -> int:
         with self._lock, suppress(OSError, EOFError):
-            if self._nursery is worker.nursery:
-                self._nursery.end(worker.pid)
+            if self._nursery is nursery:
+                return nursery.end(pid)
+        return -signal.SIGKILL  # with its nursery
+
+
+class Scanner:
+    """A process of a scan, as `data_adapters.scan` wants it."""
+
+    def __init__(self, end: Callable[[], int]) -> None:
+        self._end = end
+        self._status: int | None = None
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.wait(0)
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status; one that has not ended by itself is killed."""
+        if self._status is None:
+            self._status = self._end()
+        return self._status
 
 
 def _found(header: dict[str, Any]) -> Any:

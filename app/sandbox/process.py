@@ -10,7 +10,7 @@ from typing import Any
 from app.errors import CHECK_FILE
 from app.sandbox import frames
 from app.sandbox.limits import Limits, clean_environment
-from app.sandbox.nursery import ANSWER, COMMAND, END, FORK
+from app.sandbox.nursery import ANSWER, COMMAND, END, FORK, SCAN
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 
 BOOT = (
@@ -65,6 +65,15 @@ class Nursery:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             socket.send_fds(self._control, [COMMAND.pack(FORK, 0)], [theirs.fileno()])
         return Worker(ours, self._answer(), self, seconds)
+
+    def fork_scan(self, pipe: int, beat: int) -> int:
+        """A new process of `data_adapters.scan`; its id.
+
+        Raises:
+            OSError, EOFError: the nursery has gone.
+        """
+        socket.send_fds(self._control, [COMMAND.pack(SCAN, 0)], [pipe, beat])
+        return self._answer()
 
     def end(self, pid: int) -> int:
         """Kill a worker; its exit status."""

@@ -9,8 +9,8 @@ worker.py     what is done with one file
 """
 
 from data_adapters.scan.engine import scan_archive
-from data_adapters.scan.processes import FILE_SECONDS
+from data_adapters.scan.processes import FILE_SECONDS, Started
 from data_adapters.scan.result import Scan
 from data_adapters.scan.worker import content_hash
 
-__all__ = ["FILE_SECONDS", "Scan", "content_hash", "scan_archive"]
+__all__ = ["FILE_SECONDS", "Scan", "Started", "content_hash", "scan_archive"]

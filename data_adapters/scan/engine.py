@@ -1,19 +1,19 @@
 """The order of a scan: meet the files, look at them, check the records, count what changed."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from data_adapters.base import Adapter, BaseAdapter, Rejected, walk
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
+from data_adapters.identity import salt
 from data_adapters.scan.checks import Checks
 from data_adapters.scan.journal import BATCH, Journal
 from data_adapters.scan.looks import Looks, storable
 from data_adapters.scan.meter import Meter, Progress
 from data_adapters.scan.origin import cores, identity, local_options, rebuildable
 from data_adapters.scan.pool import TINY_BYTES, TINY_FILES, Gentle, InProcess, Pool
-from data_adapters.scan.processes import FILE_SECONDS, Processes
+from data_adapters.scan.processes import FILE_SECONDS, Processes, Start, new_process
 from data_adapters.scan.result import Changes, Scan
 from data_adapters.scan.worker import Bench, Setup, relative
 
@@ -30,7 +30,7 @@ def scan_archive(
     fresh: bool = False,
     file_seconds: float = FILE_SECONDS,
     memory_bytes: int | None = None,
-    environment: Mapping[str, str] | None = None,
+    start: Start = new_process,
 ) -> Scan:
     """Walk `root` and sort its files into readable records and refused files.
 
@@ -49,7 +49,7 @@ def scan_archive(
         file_seconds: how long a worker process may be at work on one file before it is killed and the file refused;
             the next scan tries such a file again. Without effect on what is read in this process.
         memory_bytes: what reading may add to a worker's address space, on Linux; a file that needs more is refused.
-        environment: variables of the worker processes; None: those of this process.
+        start: how a worker process comes to be.
 
     Raises:
         UserError: `root` does not exist, or another scan uses the journal.
@@ -65,9 +65,14 @@ def scan_archive(
         checks = Checks(memory, base, meter, verify=verify)
         _meet(adapter, root, base, memory, meter, checks)
         setup = Setup(
-            adapter=adapter.describe(), local=local_options(adapter), base=base, verify=verify, memory=memory_bytes
+            adapter=adapter.describe(),
+            local=local_options(adapter),
+            base=base,
+            verify=verify,
+            memory=memory_bytes,
+            salt=salt().decode(),
         )
-        far = Processes(workers or cores(), setup, file_seconds=file_seconds, environment=environment)
+        far = Processes(workers or cores(), setup, file_seconds=file_seconds, start=start)
         pool = _pool(adapter, setup, memory, far, workers=workers)
         try:
             if isinstance(adapter, BaseAdapter):

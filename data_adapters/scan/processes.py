@@ -1,7 +1,7 @@
 """Processes that read files and may die or hang: that costs the file they were at work on, never the scan.
 
-They are new Python processes, not forks: no thread, lock or CUDA state of the caller comes along, and a script that
-calls a scan needs no `if __name__ == "__main__"`.
+By default they are new Python processes, not forks: no thread, lock or CUDA state of the caller comes along, and a
+script that calls a scan needs no `if __name__ == "__main__"`. A service starts them in its own way (`Start`).
 """
 
 import json
@@ -12,11 +12,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 from data_adapters.errors import MissingExtraError, UserError
 from data_adapters.scan.pool import Lost, Task
@@ -33,6 +33,34 @@ CRASHED = "The program that decodes it ended abnormally. Copy the file again; if
 SLOW = "See whether another program opens it. If it is only large, or on a slow drive, give a larger --file-seconds."
 
 
+class Started(Protocol):
+    """A process of its own that runs `data_adapters.scan.worker.main`."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def wait(self, timeout: float) -> int:
+        """Exit status, negative for a signal, of a process that is about to end.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended after `timeout` seconds.
+        """
+
+
+Start = Callable[[int, int], Started]
+"""Starts one; gets the handles of its pipe and of the file of its beat, which the caller closes afterwards."""
+
+
+def new_process(pipe: int, beat: int) -> "subprocess.Popen[bytes]":
+    """A new Python process with this one's environment."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BOOT, str(pipe), str(beat), json.dumps(sys.path)],
+        pass_fds=(pipe, beat),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # a library that prints must not write into the command's output
+    )
+
+
 @dataclass
 class _Part:
     """What is sent to a process: some units of a task. `deaths` of processes at work on it."""
@@ -43,22 +71,20 @@ class _Part:
 
 
 class _Worker:
-    def __init__(self, setup: Setup, environment: Mapping[str, str] | None) -> None:
+    def __init__(self, setup: Setup, start: Start) -> None:
         self.pipe: Connection[Any, Any]
         self.pipe, theirs = Pipe()
         # The worker counts in this file the units it begins. Unlike a word over the pipe this costs a microsecond, and
         # it can be read while the worker hangs.
         self.beat = tempfile.TemporaryFile(buffering=0)
         self.beat.write(bytes(BEAT_BYTES))
-        with theirs:
-            handles = (theirs.fileno(), self.beat.fileno())
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", BOOT, *map(str, handles), json.dumps(sys.path)],
-                pass_fds=handles,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # a library that prints must not write into the command's output
-            )
+        try:
+            with theirs:
+                self.process = start(theirs.fileno(), self.beat.fileno())
+        except BaseException:
+            self.pipe.close()
+            self.beat.close()
+            raise
         self.pipe.send(setup)
         self.ready = False
         self.part: _Part | None = None
@@ -100,9 +126,9 @@ class Processes:
         setup: Setup,
         *,
         file_seconds: float = FILE_SECONDS,
-        environment: Mapping[str, str] | None = None,
+        start: Start = new_process,
     ) -> None:
-        self.workers, self.setup, self.file_seconds, self.environment = workers, setup, file_seconds, environment
+        self.workers, self.setup, self.file_seconds, self._start = workers, setup, file_seconds, start
         self._queue: deque[_Part] = deque()
         self._alive: list[_Worker] = []
         self._failed_starts = 0
@@ -123,7 +149,7 @@ class Processes:
             UserError: no worker can be started.
         """
         while self._queue and len(self._alive) < self.workers:
-            self._alive.append(_Worker(self.setup, self.environment))
+            self._alive.append(_Worker(self.setup, self._start))
         self._hand_out()
         if block and not self._queue and not any(worker.part for worker in self._alive):
             return

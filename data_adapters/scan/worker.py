@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Setup:
     base: Path
     verify: bool
     memory: int | None = None
+    salt: str = ""
+    """Of this installation; a process that was not told its place has it from here. Empty: as in any process."""
 
 
 class Bench:
@@ -131,18 +134,21 @@ def relative(path: str, base: Path) -> str:
 def main(descriptor: int, beat: int) -> None:
     """Serve one scan over the pipe `descriptor`, until its other end is closed.
 
-    The number of units begun so far stands in the file `beat`, so that the scan knows which one takes too long.
+    The number of units begun so far stands in the file `beat`, so that the scan knows which one takes too long. It is
+    mapped, as a process that may write no files can change it then, too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scanning process's; it closes the pipe
     pipe: Connection[Any, Any] = Connection(descriptor)
-    numbers = count(1)
+    numbers, shared = count(1), mmap(beat, BEAT_BYTES)
 
     def run(kind: str, unit: Any, common: tuple[Any, ...]) -> Any:
-        os.pwrite(beat, next(numbers).to_bytes(BEAT_BYTES, "little"), 0)
+        shared[:] = next(numbers).to_bytes(BEAT_BYTES, "little")
         return bench.run(kind, unit, *common)
 
     try:
         setup: Setup = pipe.recv()  # pickled by the scan, which reads no file itself and may be believed
+        if setup.salt:
+            os.environ["LEJEPA_SALT"] = setup.salt
         quiet_readers()  # what they would say holds names
         bench = Bench(from_description(setup.adapter, local=setup.local), setup.base, verify=setup.verify)
         _one_thread()

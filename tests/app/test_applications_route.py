@@ -78,6 +78,11 @@ def test_a_removed_application_leaves_nothing_and_the_probe_stays(
     made = wait(client, client.post(f"/v1/probes/{probe}/applications", json={"archive": "table"}).json()["id"])
     assert made["state"] == "succeeded" and (settings.data / "predictions" / made["id"]).is_dir()
     address = f"/v1/applications/{made['id']}"
+    folder = settings.data / "predictions" / made["id"]
+    folder.rename(folder.with_suffix(".away"))  # as a removal does first
+    for accept in ("*/*", "text/csv", "application/json"):
+        assert client.get(f"{address}/table", headers={"Accept": accept}).status_code == 404
+    folder.with_suffix(".away").rename(folder)
     assert client.delete(address).status_code == 204
     assert not (settings.data / "predictions" / made["id"]).exists()
     for path in (address, f"{address}/table"):

@@ -113,7 +113,7 @@ def test_names_and_identifiers_never_come_back(
     paths = write_series(tmp_path / "series", phantom())
     slice_ = paths[3].read_bytes()
     broken = slice_[: len(slice_) // 2]
-    name = "Mustermann_Erika_4711.dcm"
+    name = "Mustermann_Erika_47110815.dcm"
     caplog.set_level(logging.DEBUG)
     heard = logging.StreamHandler(stream := io.StringIO())
     heard.addFilter(logs.heard)
@@ -128,7 +128,7 @@ def test_names_and_identifiers_never_come_back(
             ]
             answers += [
                 client.get("/v1/probes/Mustermann"),
-                client.get("/Mustermann/4711"),
+                client.get("/Mustermann/47110815"),
                 client.post("/v1/probes", json={"archive": "Mustermann", "labels": [], "Erika": 1}),
                 client.post(
                     "/v1/probes", content=b'{"archive": Mustermann}', headers={"content-type": "application/json"}
@@ -142,7 +142,7 @@ def test_names_and_identifiers_never_come_back(
     assert "POST /v1/embeddings" in stream.getvalue(), "the log was listened to"
     planted = (
         "Mustermann",
-        "4711",
+        "47110815",
         "Erika",
         "Doe",
         "Jane",

@@ -1,6 +1,5 @@
 """What scanning processes say: JSON of a known shape, or they are taken for dead."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -65,18 +64,3 @@ def test_what_a_taken_over_process_says_costs_its_file_and_is_not_unpickled(
     found = scan_archive(data_adapters.create("./evil.py:Evil"), Path("a"), workers=1)
     assert len(found) == 5 and [Path(one.uri).name for one in found.refused] == ["0003.png"]
     assert not Path("unpickled").exists()
-
-
-def test_processes_have_the_environment_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "spy.py").write_text(
-        "import os\nfrom data_adapters.images.adapter import ImagesAdapter\n"
-        "class Spy(ImagesAdapter):\n    name = 'spy'\n    def verify(self, record):\n"
-        "        open('seen', 'w').write(' '.join(os.environ))\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LEJEPA_DATABASE_URL", "postgresql://u:secret@h/d")
-    write_pictures(tmp_path / "a", count=1)
-    given = {"PATH": os.environ["PATH"], "LEJEPA_SALT": "test"}
-    scan_archive(data_adapters.create("./spy.py:Spy"), Path("a"), workers=1, environment=given)
-    seen = Path("seen").read_text().split()
-    assert "LEJEPA_SALT" in seen and "LEJEPA_DATABASE_URL" not in seen
