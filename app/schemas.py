@@ -117,6 +117,7 @@ class Jobs(BaseModel):
     """Jobs, newest first."""
 
     jobs: list[Job]
+    next: str | None = Field(default=None, description="link to the next page")
 
 
 class Health(BaseModel):

@@ -72,9 +72,10 @@ class Upload(BaseModel):
 
 
 class Uploads(BaseModel):
-    """All uploads, newest first."""
+    """Uploads, newest first."""
 
     uploads: list[Upload]
+    next: str | None = Field(default=None, description="link to the next page")
 
 
 class RefusedItem(BaseModel):
@@ -180,3 +181,4 @@ class Applications(BaseModel):
     """Applications of a probe, newest first."""
 
     applications: list[Application]
+    next: str | None = Field(default=None, description="link to the next page")

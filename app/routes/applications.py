@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from app.downloads import TABLE_RESPONSE, table
 from app.errors import ProblemError, not_found, removed_meanwhile
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
-from app.routes import Running
+from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.routes.probes import find_probe
 from app.schemas import Job
@@ -41,10 +41,13 @@ def _accept(service: Service, probe_id: str, wanted: ApplicationRequest, respons
 
 
 @router.get("/probes/{probe_id}/applications", summary="List the applications of a probe")
-def list_applications(probe_id: str, service: Running) -> Applications:
-    """Newest first."""
-    row = find_probe(service, probe_id)
-    return Applications(applications=[_application(found) for found in service.store.predictions(row.id)])
+def list_applications(
+    probe_id: str, service: Running, request: Request, offset: Offset = 0, limit: Limit = 100
+) -> Applications:
+    """A page of them, newest first."""
+    found = service.store.predictions(find_probe(service, probe_id).id, offset=offset, limit=limit + 1)
+    rows, more = page(found, request, offset=offset, limit=limit)
+    return Applications(applications=[_application(row) for row in rows], next=more)
 
 
 @router.get("/applications/{application_id}", summary="One application")

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
 from app.limits import check_owner
-from app.routes import Running
+from app.routes import Limit, Offset, Running, page
 from app.schemas import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 from app.service import Service
 from app.store import UNFINISHED, JobRow, now
@@ -24,12 +24,16 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
 @router.get("", summary="List the jobs")
 def list_jobs(
     service: Running,
+    request: Request,
     state: Annotated[JobState | None, Query(description="only jobs of this state")] = None,
     kind: Annotated[str | None, Query(max_length=40, description="only jobs of this kind")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Offset = 0,
+    limit: Limit = 100,
 ) -> Jobs:
-    """Jobs, newest first."""
-    return Jobs(jobs=[to_job(row) for row in service.store.jobs(limit=limit, state=state, kind=kind)])
+    """A page of the jobs, newest first."""
+    found = service.store.jobs(offset=offset, limit=limit + 1, state=state, kind=kind)
+    rows, more = page(found, request, offset=offset, limit=limit)
+    return Jobs(jobs=[to_job(row) for row in rows], next=more)
 
 
 @router.get("/{job_id}", summary="One job", responses={404: PROBLEM_RESPONSES[404]})

@@ -2,16 +2,16 @@
 
 import dataclasses
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.labelled import Plan, pick, plan_of_archive, plan_of_files
-from app.routes import Running
+from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.schemas import Job
 from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion
@@ -47,7 +47,6 @@ FIELDS: dict[str, dict[str, Any]] = {
         "description": "classes weigh equally whatever their counts; by default so for classes, not for lists",
     },
 }
-MOST = 2**31 - 1  # that every database takes for an offset
 ACCEPTED: dict[str, Any] = {"status_code": 202, "response_model": Job, "responses": PROBLEM_RESPONSES}
 
 
@@ -91,15 +90,11 @@ async def add_labels(probe_id: str, request: Request, response: Response, servic
 
 
 @router.get("", summary="List the probes")
-def list_probes(
-    service: Running,
-    offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> Probes:
+def list_probes(service: Running, request: Request, offset: Offset = 0, limit: Limit = 100) -> Probes:
     """A page of the versions of all probes, newest first."""
-    rows = service.store.probes(offset=offset, limit=limit + 1)
-    more = f"/v1/probes?offset={offset + limit}&limit={limit}" if len(rows) > limit else None
-    return Probes(probes=[Probe(**_facts(row)) for row in rows[:limit]], next=more)
+    found = service.store.probes(offset=offset, limit=limit + 1)
+    rows, more = page(found, request, offset=offset, limit=limit)
+    return Probes(probes=[Probe(**_facts(row)) for row in rows], next=more)
 
 
 @router.get("/{probe_id}", summary="One probe with its quality", responses={404: PROBLEM_RESPONSES[404]})

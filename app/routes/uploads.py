@@ -17,7 +17,7 @@ from app.errors import ProblemError, as_error, invalid, not_found
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, parse_field
 from app.kinds.importing import Plan, place_of
 from app.library import modality_of
-from app.routes import Running
+from app.routes import Limit, Offset, Running, page
 from app.routes.archives import IN_USE, TAKEN, check_name
 from app.routes.jobs import accepted
 from app.schemas import Job, Name
@@ -70,11 +70,16 @@ async def create_upload(request: Request, response: Response, service: Running) 
 
 
 @router.get("", summary="List the uploads")
-def list_uploads(service: Running) -> Uploads:
-    """Newest first, those that are being imported before the others."""
-    coming = [_importing(row, service) for row in service.store.unfinished() if row.kind == service.importing.kind]
-    rows = [Upload(**_facts(row)) for row in service.store.uploads()]
-    return Uploads(uploads=[*(one for one in reversed(coming) if one is not None), *rows])
+def list_uploads(service: Running, request: Request, offset: Offset = 0, limit: Limit = 100) -> Uploads:
+    """A page of them, newest first; those that are being imported come before the others, all on the first page."""
+    found = service.store.uploads(offset=offset, limit=limit + 1)
+    rows, more = page(found, request, offset=offset, limit=limit)
+    listed = [Upload(**_facts(row)) for row in rows]
+    if offset == 0:
+        jobs = [row for row in service.store.unfinished() if row.kind == service.importing.kind]
+        coming = [_importing(row, service) for row in reversed(jobs)]
+        listed = [*(one for one in coming if one is not None), *listed]
+    return Uploads(uploads=listed, next=more)
 
 
 @router.get("/{upload_id}", summary="One upload", responses={404: PROBLEM_RESPONSES[404]})

@@ -62,9 +62,9 @@ class JobStore(Database):
             return session.get(JobRow, job_id)
 
     @persistent
-    def jobs(self, *, limit: int, state: str | None = None, kind: str | None = None) -> list[JobRow]:
-        """Jobs, newest first; of one state or kind where it is given."""
-        query = select(JobRow).order_by(JobRow.created.desc(), JobRow.id).limit(limit)
+    def jobs(self, *, limit: int, offset: int = 0, state: str | None = None, kind: str | None = None) -> list[JobRow]:
+        """Jobs, newest first, `limit` from `offset` on; of one state or kind where it is given."""
+        query = select(JobRow).order_by(JobRow.created.desc(), JobRow.id).offset(offset).limit(limit)
         if state is not None:
             query = query.where(JobRow.state == state)
         if kind is not None:

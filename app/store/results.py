@@ -66,9 +66,12 @@ class ResultStore(Database):
             return session.get(PredictionRow, prediction_id)
 
     @persistent
-    def predictions(self, probe_id: str | None = None) -> list[PredictionRow]:
-        """Applications of a probe, or of all, newest first."""
+    def predictions(
+        self, probe_id: str | None = None, *, offset: int = 0, limit: int | None = None
+    ) -> list[PredictionRow]:
+        """Applications of a probe, or of all, newest first; all of them, or `limit` from `offset` on."""
         query = select(PredictionRow).order_by(PredictionRow.created.desc(), PredictionRow.id)
+        query = query.offset(offset).limit(limit)
         if probe_id is not None:
             query = query.where(PredictionRow.probe_id == probe_id)
         with self._read() as session:
@@ -95,10 +98,11 @@ class ResultStore(Database):
             return session.get(UploadRow, upload_id)
 
     @persistent
-    def uploads(self) -> list[UploadRow]:
-        """All uploads, newest first."""
+    def uploads(self, *, offset: int = 0, limit: int | None = None) -> list[UploadRow]:
+        """Uploads, newest first; all of them, or `limit` from `offset` on."""
+        query = select(UploadRow).order_by(UploadRow.created.desc(), UploadRow.id).offset(offset).limit(limit)
         with self._read() as session:
-            return list(session.scalars(select(UploadRow).order_by(UploadRow.created.desc(), UploadRow.id)))
+            return list(session.scalars(query))
 
     @persistent
     def remove_upload(self, upload_id: str) -> None:

@@ -51,7 +51,7 @@ class ArchiveCalls(Calls):
 
     def uploads(self) -> list[Upload]:
         """All uploads, newest first."""
-        return [Upload.read(item) for item in self._http.json("GET", "/v1/uploads")["uploads"]]
+        return [Upload.read(item) for item in self._http.pages("/v1/uploads?limit=1000", name="uploads")]
 
     def upload(self, upload: str) -> UploadDetail:
         """One upload with what its import found."""

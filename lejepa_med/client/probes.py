@@ -97,8 +97,8 @@ class ProbeCalls(Calls):
 
     def applications(self, probe: str) -> list[Application]:
         """Applications of a probe, newest first."""
-        found = self._http.json("GET", f"/v1/probes/{part(probe)}/applications")
-        return [Application.read(item) for item in found["applications"]]
+        found = self._http.pages(f"/v1/probes/{part(probe)}/applications?limit=1000", name="applications")
+        return [Application.read(item) for item in found]
 
     def application(self, application: str) -> Application:
         """One application: how many items have which label."""

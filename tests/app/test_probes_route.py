@@ -92,12 +92,7 @@ def test_probe_from_files(client: TestClient, settings: Settings) -> None:
     assert probe["metrics"]["groups"] == count // 2
     assert probe["metrics"]["linear"]["balanced_accuracy"] > 0.9
     assert "Doe" not in json.dumps(probe)
-    listed = client.get("/v1/probes?limit=1000").json()
-    assert probe["id"] in [p["id"] for p in listed["probes"]] and listed.get("next") is None
-    first = client.get("/v1/probes?limit=1").json()
-    assert first["probes"] == listed["probes"][:1]
-    assert first.get("next") == ("/v1/probes?offset=1&limit=1" if len(listed["probes"]) > 1 else None)
-    assert client.get("/v1/probes?offset=1&limit=1000").json()["probes"] == listed["probes"][1:]
+    assert probe["id"] in [p["id"] for p in client.get("/v1/probes?limit=1000").json()["probes"]]
     eventually(lambda: not (settings.data / "jobs" / job["id"]).exists())  # the uploads are gone
     fresh = files(png(100, bright=True), png(101, bright=False))
     seen = client.post(f"/v1/probes/{probe['id']}/predictions", files=fresh).json()["items"]
