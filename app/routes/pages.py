@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 router = APIRouter(include_in_schema=False)
 WEB = Path(__file__).parent.parent / "web"
@@ -30,7 +31,9 @@ def script() -> FileResponse:
 def docs(request: Request) -> HTMLResponse:
     """The routes with their fields and a curl example each, made from the OpenAPI document."""
     schema = request.app.openapi()
-    template = Environment(autoescape=True).from_string((WEB / "docs.html.j2").read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True)
+    environment.filters["code"] = _code
+    template = environment.from_string((WEB / "docs.html.j2").read_text(encoding="utf-8"))
     base = str(request.base_url).rstrip("/")
     routes = [
         _route(schema, path, method, operation, base)
@@ -57,6 +60,11 @@ def _route(schema: dict[str, Any], path: str, method: str, operation: dict[str, 
             (status, answer.get("description", "")) for status, answer in sorted(operation["responses"].items())
         ],
     }
+
+
+def _code(text: str) -> Markup:
+    """Text with `what stands between backticks` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # escaped before
 
 
 def _fields(schema: dict[str, Any]) -> list[tuple[str, str, bool]]:

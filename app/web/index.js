@@ -50,9 +50,9 @@ const link = (href, text) => (key() ? element("span", text) : element("a", text,
 const state = (kind, text) => element("span", text, { class: kind });
 const bar = (value) => element("progress", "", { value, max: 1, title: `${Math.round(100 * value)} %` });
 
-function draw(name, rows) {
+function draw(name, rows, next) {
   const { empty, head, row } = tables[name];
-  document.getElementById(`${name}-count`).textContent = rows.length || "";
+  document.getElementById(`${name}-count`).textContent = next ? `newest ${rows.length}` : rows.length || "";
   const place = document.getElementById(name);
   if (!rows.length) {
     place.replaceChildren(element("p", empty, { class: "empty" }));
@@ -99,7 +99,7 @@ async function refresh() {
     const names = Object.keys(tables);
     // one first: without a right key it is one refusal and not four
     const answers = [await get(`/v1/${names[0]}`), ...(await Promise.all(names.slice(1).map((name) => get(`/v1/${name}`))))];
-    names.forEach((name, i) => draw(name, answers[i][name]));
+    names.forEach((name, i) => draw(name, answers[i][name], answers[i].next));
     busy = answers[names.indexOf("jobs")].jobs.some((job) => ["queued", "running"].includes(job.state));
     document.getElementById("notice").textContent = "";
   } catch (error) {

@@ -61,6 +61,7 @@ def test_pages_load_nothing_from_elsewhere(client: TestClient, page: str) -> Non
 
 def test_docs_show_every_route_with_curl(client: TestClient) -> None:
     text = client.get("/docs").text
+    assert "`" not in text and "<code>remedy</code>" in text and "&lt;code" not in text
     for path in ROUTES:
         assert path in text
     assert text.count("<pre>curl") >= sum(map(len, ROUTES.values()))
