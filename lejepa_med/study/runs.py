@@ -25,6 +25,7 @@ class RunSummary:
     Attributes:
         folder: the run folder.
         archive: fingerprint of the records that it was trained on.
+        architecture: of the backbone.
         objective: its settings but for lambda and the number of slices, as JSON: equal texts give comparable losses.
         lamb: lambda; None of a method without it (the baselines).
         final: means of the numbers in metrics.jsonl over its last tenth.
@@ -35,6 +36,7 @@ class RunSummary:
 
     folder: Path
     archive: str
+    architecture: str
     objective: str
     lamb: float | None
     final: Mapping[str, float]
@@ -83,6 +85,7 @@ def read_run(folder: Path) -> RunSummary:
     return RunSummary(
         folder=folder,
         archive=str(info["data"]["fingerprint"]),
+        architecture=str(config.model.backbone),
         objective=json.dumps(objective, sort_keys=True),
         lamb=config.objective.lamb,
         final=final_means(history),

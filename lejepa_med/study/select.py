@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ class Score:
     of: Callable[[RunSummary], float | None]
 
 
+Agreement = dict[tuple[str, str], Correlation]
+
+
 @dataclass(frozen=True)
 class Selection:
     """Runs, best first by the first score.
@@ -52,12 +56,15 @@ class Selection:
         scores: the label-free scores.
         agreement: for each score's key and accuracy, Spearman's coefficient; positive where the score points to the
             accurate runs.
+        within: the same where only runs of one architecture are compared with each other; empty unless there are
+            several with three runs or more.
         warnings: what a reader must know before believing the order.
     """
 
     runs: Sequence[RunSummary]
     scores: Sequence[Score]
-    agreement: dict[tuple[str, str], Correlation]
+    agreement: Agreement
+    within: Agreement
     warnings: Sequence[str]
 
 
@@ -126,19 +133,30 @@ def select(
         listed = [score for score in listed if not score.key.startswith("C")]
     first = listed[0]
     runs.sort(key=lambda run: _order(run, first))
-    agreement = {}
-    for score in listed:
-        for key in ACCURACIES:
-            found = spearman(_column(score.of(run) for run in runs), _column(run.online.get(key) for run in runs))
-            if found is not None:
-                sign = -1 if score.small_is_good else 1
-                low, high = sorted((sign * found.low, sign * found.high))
-                agreement[score.key, key] = replace(found, value=sign * found.value + 0.0, low=low, high=high)
+    agreement = _agreement(runs, listed)
+    counts = Counter(run.architecture for run in runs if run.online.get("linear") is not None)
+    several = sum(count >= 3 for count in counts.values()) > 1
+    within = _agreement(runs, listed, strata=[run.architecture for run in runs]) if several else {}
     if agreement and (count := max(found.runs for found in agreement.values())) < FEW:
         warnings.append(f"{count} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
     warnings += [f"{run.folder.name} is not finished." for run in runs if not run.finished]
     warnings += [f"{run.folder.name}: {run.verdict.text}." for run in runs if run.verdict.alarming]
-    return Selection(runs=runs, scores=listed, agreement=agreement, warnings=warnings)
+    return Selection(runs=runs, scores=listed, agreement=agreement, within=within, warnings=warnings)
+
+
+def _agreement(
+    runs: Sequence[RunSummary], listed: Sequence[Score], *, strata: Sequence[str] | None = None
+) -> Agreement:
+    agreement = {}
+    for score in listed:
+        for key in ACCURACIES:
+            values = _column(score.of(run) for run in runs)
+            found = spearman(values, _column(run.online.get(key) for run in runs), strata=strata)
+            if found is not None:
+                sign = -1 if score.small_is_good else 1
+                low, high = sorted((sign * found.low, sign * found.high))
+                agreement[score.key, key] = replace(found, value=sign * found.value + 0.0, low=low, high=high)
+    return agreement
 
 
 def _differences(runs: Sequence[RunSummary], *, mixed: bool) -> list[str]:

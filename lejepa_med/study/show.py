@@ -25,19 +25,11 @@ def print_selection(selection: Selection, *, console: Console | None = None) -> 
         table.add_row(*(figure(row[key]) for key in columns))
     console.print(table)
     if selection.agreement:
-        table = Table(
-            title="Spearman with accuracy (95 % interval); +1: the score puts the best run first", title_justify="left"
+        console.print(
+            _agreement("Spearman with accuracy (95 % interval); +1: the score puts the best run first", selection)
         )
-        table.add_column("score")
-        for title in ACCURACIES.values():
-            table.add_column(title)
-        for score in selection.scores:
-            cells = []
-            for key in ACCURACIES:
-                c = selection.agreement.get((score.key, key))
-                cells.append("–" if c is None else f"{c.value:+.2f} ({c.low:+.2f} to {c.high:+.2f}), {c.runs} runs")
-            table.add_row(score.name, *cells)
-        console.print(table)
+        if selection.within:
+            console.print(_agreement("The same within each architecture", selection, within=True))
     else:
         measured = any(run.online.get(key) is not None for run in selection.runs for key in ACCURACIES)
         console.print(
@@ -47,3 +39,17 @@ def print_selection(selection: Selection, *, console: Console | None = None) -> 
         )
     for warning in selection.warnings:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+def _agreement(title: str, selection: Selection, *, within: bool = False) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for name in ACCURACIES.values():
+        table.add_column(name)
+    for score in selection.scores:
+        cells = []
+        for key in ACCURACIES:
+            c = (selection.within if within else selection.agreement).get((score.key, key))
+            cells.append("–" if c is None else f"{c.value:+.2f} ({c.low:+.2f} to {c.high:+.2f}), {c.runs} runs")
+        table.add_row(score.name, *cells)
+    return table

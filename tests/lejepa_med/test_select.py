@@ -20,11 +20,19 @@ FLOOR = 1.06
 
 
 def write_run(
-    folder: Path, *, loss: float, lamb: float | None, accuracy: float | None, archive: str = "a", **objective: Any
+    folder: Path,
+    *,
+    loss: float,
+    lamb: float | None,
+    accuracy: float | None,
+    archive: str = "a",
+    backbone: str = "resnet18",
+    **objective: Any,
 ) -> Path:
     """A run folder of 40 records whose last tenth has this loss; only what select reads."""
     folder.mkdir(parents=True)
-    config = PretrainConfig(archive=folder, out=folder, modality="images", objective={"lamb": lamb, **objective})
+    chosen = {"model": {"backbone": backbone}, "objective": {"lamb": lamb, **objective}}
+    config = PretrainConfig(archive=folder, out=folder, modality="images", **chosen)
     save_config(config, folder / "config.yaml")
     records = []
     for k in range(40):
@@ -72,6 +80,35 @@ def test_spearman_is_scipys_and_its_interval_covers_it() -> None:
     assert spearman(x[:2], y[:2]) is None and spearman(x, np.ones(30)) is None
     y[5] = np.nan
     assert spearman(x, y).runs == 29  # type: ignore[union-attr]
+
+
+def test_within_strata_only_their_own_runs_are_compared() -> None:
+    """Two strata in which y rises with x, the second one far below: together they say the opposite."""
+    x, y = np.arange(12.0), np.r_[np.arange(6) + 100.0, np.arange(6.0)]
+    strata = [*"aaaaaabbbbbb"]
+    assert spearman(x, y).value < 0  # type: ignore[union-attr]
+    found = spearman(x, y, strata=strata)
+    assert found is not None and (found.value, found.low, found.high, found.runs) == pytest.approx((1, 1, 1, 12))
+    whole, one = spearman(x, y), spearman(x, y, strata=["a"] * 12)
+    assert one == whole, "a single stratum is the plain coefficient"
+    small = spearman(np.r_[x, 99.0, 98.0], np.r_[y, 1.0, 2.0], strata=[*strata, "c", "c"])
+    assert small is not None and small.runs == 12, "two runs say nothing of a stratum"
+    assert spearman(x, np.repeat([1.0, 2.0], 6), strata=strata) is None
+
+
+def test_agreement_within_architectures(tmp_path: Path) -> None:
+    runs = []
+    for k in range(8):
+        lamb, deep = 0.01 * 2 ** (k % 4), k >= 4
+        score = 1.0 + 0.1 * (k % 4)
+        loss = score * lamb**0.4 / (3 if deep else 1)
+        accuracy = 0.9 - 0.1 * score - (0.3 if deep else 0)
+        backbone = "resnet50" if deep else "resnet18"
+        runs.append(write_run(tmp_path / f"run{k}", loss=loss, lamb=lamb, accuracy=accuracy, backbone=backbone))
+    found = select(runs)
+    assert found.within["C", "linear"].value == pytest.approx(1)
+    assert found.agreement["C", "linear"].value < 0.5, "the architecture with the smaller loss is the worse one"
+    assert not select(runs[:4]).within
 
 
 def test_the_scaled_loss_ranks_and_agrees(tmp_path: Path) -> None:
