@@ -1,11 +1,13 @@
 """A runs directory with one small random encoder for each modality, an embedding table, and the app over it."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ os.environ["LEJEPA_ALLOWED_HOSTS"] = "testserver"  # the name that the test clie
 from fastapi.testclient import TestClient
 
 import data_adapters
+from app.library import ServedEncoder
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.launcher import Launcher
@@ -118,3 +121,18 @@ def settings(runs: Path, new_database: NewDatabase | None) -> Settings:
 def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings)) as client:
         yield client
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Encoders compute nothing until it is set."""
+    gate = threading.Event()
+    embed = ServedEncoder.embed
+
+    def held(self: ServedEncoder, items: list[torch.Tensor]) -> list[np.ndarray]:
+        assert gate.wait(60)
+        return embed(self, items)
+
+    monkeypatch.setattr(ServedEncoder, "embed", held)
+    yield gate
+    gate.set()

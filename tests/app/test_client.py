@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
-from app.forward import ServedEncoder
 from app.service import Service
 from lejepa_med import client as package
 from lejepa_med.client import (
@@ -164,28 +162,18 @@ def test_probe_on_an_archive_and_search(service: Client) -> None:
     assert [hit.id for hit in by_vector[0].hits] == [hit.id for hit in by_file[0].hits]
 
 
-def test_cancelled_job(service: Client, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-    embed = ServedEncoder.embed
-
-    def held(self: ServedEncoder, items: list[torch.Tensor]) -> list[np.ndarray]:
-        assert gate.wait(60)
-        return embed(self, items)
-
-    monkeypatch.setattr(ServedEncoder, "embed", held)
-    try:
-        first, last = (service.train_probe(pictures, [*"abababab"], encoder="images", folds=2) for _ in range(2))
-        assert service.cancel(last).state == "cancelled"
-        with pytest.raises(JobFailedError) as caught:
-            service.wait(last)
-        assert caught.value.job.state == "cancelled"
-        with pytest.raises(TimeoutError):
-            service.wait(first, timeout=0, poll=0.01)
-        with pytest.raises(ConflictError) as refused:
-            service.retry(last)
-        assert refused.value.kind == "job-not-dead"
-    finally:
-        gate.set()
+def test_cancelled_job(service: Client, pictures: list[Path], gate: threading.Event) -> None:
+    first, last = (service.train_probe(pictures, [*"abababab"], encoder="images", folds=2) for _ in range(2))
+    assert service.cancel(last).state == "cancelled"
+    with pytest.raises(JobFailedError) as caught:
+        service.wait(last)
+    assert caught.value.job.state == "cancelled"
+    with pytest.raises(TimeoutError):
+        service.wait(first, timeout=0, poll=0.01)
+    with pytest.raises(ConflictError) as refused:
+        service.retry(last)
+    assert refused.value.kind == "job-not-dead"
+    gate.set()
     service.wait(first, timeout=60)
 
 

@@ -36,6 +36,15 @@ def start(client: httpx.Client, count: int) -> str:
     return str(sent.json()["id"])
 
 
+def begin(client: httpx.Client) -> tuple[str, str]:
+    """A trained probe, and a job that is at work."""
+    probe = start(client, 8)
+    assert wait(client, probe)["state"] == "succeeded"
+    job = start(client, 160)
+    eventually(lambda: client.get(f"/v1/jobs/{job}").json()["progress"] > 0.05, seconds=60)
+    return probe, job
+
+
 @pytest.fixture(scope="module")
 def saved(launchers: Launcher, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A backup made while a job ran, that job's id, and that of a probe; a service on the restored folder goes on."""
@@ -45,10 +54,7 @@ def saved(launchers: Launcher, runs: Path, tmp_path_factory: pytest.TempPathFact
     try:
         service = launchers.service()
         with client_of(service) as client:
-            probe = start(client, 8)
-            assert wait(client, probe)["state"] == "succeeded"
-            job = start(client, 160)
-            eventually(lambda: client.get(f"/v1/jobs/{job}").json()["progress"] > 0.05, seconds=60)
+            probe, job = begin(client)
             main(["backup", str(file), "--data-dir", str(data)])
             assert client.get(f"/v1/jobs/{job}").json()["state"] == "running", "the service goes on"
             assert not list((data / "tmp").iterdir())

@@ -1,6 +1,5 @@
 """The backup that docs/operations.md describes for PostgreSQL, command by command, with the wheel's pg_dump."""
 
-import json
 import os
 import re
 import shlex
@@ -9,12 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from benchmarks.launcher import Launcher
-from tests.app.helpers import client_of, eventually, files, png, wait
+from tests.app.helpers import client_of, files, png, wait
 from tests.app.postgres import NewDatabase
+from tests.app.test_operations_backup import begin
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -31,14 +30,6 @@ def commands() -> Iterator[list[str]]:
     os.environ["PATH"] = before
 
 
-def start(client: httpx.Client, count: int) -> str:
-    """A probe job of `count` files; its id."""
-    labels = json.dumps(["ab"[i % 2] for i in range(count)])
-    sent = {"encoder": "images", "labels": labels, "folds": "2"}
-    pictures = files(*(png(i, bright=i % 2 == 0) for i in range(count)))
-    return str(client.post("/v1/probes", files=pictures, data=sent).raise_for_status().json()["id"])
-
-
 def test_both_halves_are_saved_and_restored(
     launchers: Launcher, runs: Path, tmp_path: Path, new_database: NewDatabase | None, commands: list[str]
 ) -> None:
@@ -49,10 +40,7 @@ def test_both_halves_are_saved_and_restored(
         launchers.use(runs, data, tmp_path, database_url=url)
         service = launchers.service()
         with client_of(service) as client:
-            probe = start(client, 8)
-            assert wait(client, probe)["state"] == "succeeded"
-            job = start(client, 160)
-            eventually(lambda: client.get(f"/v1/jobs/{job}").json()["progress"] > 0.05, seconds=60)
+            probe, job = begin(client)
         service.end(signal.SIGKILL)
         for command in commands:
             environment = {**os.environ, "LEJEPA_DATABASE_URL": url}

@@ -6,31 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
 from app import waiting
-from app.library import ServedEncoder
 from tests.app.helpers import eventually, files, png, wait
 
 LONG = 30  # seconds, the most that a request may ask for
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Encoders compute nothing until it is set."""
-    gate = threading.Event()
-    embed = ServedEncoder.embed
-
-    def held(self: ServedEncoder, items: list[torch.Tensor]) -> list[np.ndarray]:
-        assert gate.wait(60)
-        return embed(self, items)
-
-    monkeypatch.setattr(ServedEncoder, "embed", held)
-    yield gate
-    gate.set()
 
 
 @pytest.fixture
