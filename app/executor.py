@@ -41,8 +41,9 @@ class Presence:
         while True:
             self._file = self._path.open("w")
             fcntl.lockf(self._file, fcntl.LOCK_EX)  # of the process: a forked child does not inherit it, as with flock
-            if self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-                break  # else another process took the file, not locked yet, for one of the dead, and removed it
+            with suppress(FileNotFoundError):
+                if os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                    break  # else another process took the file, not locked yet, for one of the dead, and removed it
             self._file.close()
         self._file.write(_kernel())
         self._file.flush()
