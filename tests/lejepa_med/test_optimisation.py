@@ -130,6 +130,10 @@ def test_warnings_say_what_parts_and_small_batches_cost() -> None:
     chosen = resolved(objective={"test": "bhep"}, model={"projector_dim": 64}, train={"batch_size": 128})
     lines = warnings(chosen, world_size=1)
     assert "belongs to the test epps_pulley" in lines[0] and "sees nothing in 64 dimensions" in lines[1]
+    weak = resolved(objective={"lamb": 0.01}, train={"batch_size": 64})
+    assert any("lambda 0.01 is weak with 64 samples" in line for line in warnings(weak, world_size=1))
+    enough = resolved(objective={"lamb": 0.01}, train={"batch_size": 128})
+    assert warnings(enough, world_size=1) == []
     with pytest.raises(ConfigError, match="multiple of 6"):
         warnings(resolved(train={"accumulate": 3}), world_size=2)
     assert resolved(train={"accumulate": 4, "batch_size": 256}).objective.lamb == pytest.approx(0.01 * 256 / 64)
