@@ -56,13 +56,18 @@ def kills(case: Case, *, count: int, seed: int) -> Outcome:
         for feeder in feeders:
             feeder.start()
         hit = {"service": 0, "worker": 0}
+        known = 0
         for _ in range(count):
             time.sleep(rng.uniform(0.05, 1.5))
             made.weigh()
             if rng.random() < 0.4:
                 hit["service"] += 1
+                # A new service needs seconds for its readers: killed before, it accepts nothing that could be lost.
+                made.until(lambda before=known: len(made.accepted) > before, seconds=20)  # type: ignore[misc]
+                time.sleep(rng.uniform(0, 1.5))
                 made.service.end()
                 made.service = case.launcher.service()
+                known = len(made.accepted)
             else:
                 hit["worker"] += 1
                 made.workers.pop(rng.randrange(len(made.workers))).end()
@@ -74,7 +79,8 @@ def kills(case: Case, *, count: int, seed: int) -> Outcome:
         made.settle(found)
         jobs = [made.job(job) for job in made.accepted]
         taken = sum(event["message"] == TAKEN_OVER for job in jobs for event in job["events"])
-        found.seen = f"{taken} jobs taken over, at most {max(job['attempts'] for job in jobs)} attempts"
+        attempts = max((job["attempts"] for job in jobs), default=0)
+        found.seen = f"{taken} jobs taken over, at most {attempts} attempts"
         return found
 
 
