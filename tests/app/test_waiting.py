@@ -1,5 +1,6 @@
 """GET /v1/jobs/{id}?wait=: the answer comes when the job has ended, and holds up nothing."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import waiting
-from tests.app.helpers import eventually, files, png, wait
+from benchmarks.launcher import Launcher
+from tests.app.helpers import client_of, eventually, files, png, wait
 
 LONG = 30  # seconds, the most that a request may ask for
 
@@ -102,3 +104,18 @@ def test_other_waits_are_refused(client: TestClient, seconds: str) -> None:
 
 def test_no_such_job(client: TestClient) -> None:
     assert asked(client, "none").status_code == 404
+
+
+def test_a_client_that_goes_away_is_not_waited_for(launcher: Launcher) -> None:
+    service = launcher.service(job_workers=0)  # so the job waits for ever
+    with client_of(service) as client:
+        sent = {"encoder": "images", "labels": '["a","b","a","b"]'}
+        pictures = files(*(png(number) for number in range(4)))
+        job = client.post("/v1/probes", files=pictures, data=sent).raise_for_status().json()["id"]
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as gone:
+            gone.sendall(f"GET /v1/jobs/{job}?wait={LONG} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            eventually(lambda: "lejepa_requests_in_flight 2.0" in client.get("/metrics").text)
+        began = time.monotonic()
+        eventually(lambda: "lejepa_requests_in_flight 1.0" in client.get("/metrics").text)
+        assert time.monotonic() - began < LONG / 2
+        assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
