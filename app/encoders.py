@@ -32,7 +32,6 @@ class EncoderCache(Generic[K, E]):
         with self._lock:
             entries = list(self._entries.values())
             self._entries.clear()
-            metrics.LOADED_ENCODERS.set(0)
         for entry in entries:
             entry.add_done_callback(_retire)
         for entry in entries:
@@ -60,15 +59,16 @@ class EncoderCache(Generic[K, E]):
             entry.set_exception(error)
             return
         entry.set_result((encoder, Worker(encoder, **self._sizes)))
+        metrics.LOADED_ENCODERS.inc()
         with self._lock:
             # Only now: an encoder that cannot be loaded takes no other's place.
             surplus = max(0, len(self._entries) - self._capacity)
             retired = [self._entries.popitem(last=False)[1] for _ in range(surplus)]
-            metrics.LOADED_ENCODERS.set(len(self._entries))
         for old in retired:
             old.add_done_callback(_retire)
 
 
 def _retire(entry: "Future[tuple[Any, Worker]]") -> None:
     if entry.exception() is None:
+        metrics.LOADED_ENCODERS.dec()
         entry.result()[1].close()

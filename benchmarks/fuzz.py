@@ -4,8 +4,9 @@
     python -m benchmarks.fuzz --cases 300                                 # a look
 
 A service of its own is started on loopback over a made encoder and table, with an administrator's key and without rate
-limits. Rounds with growing seeds run until so many requests were answered. The exit code is 1 after any answer 5xx or
-any that the document does not allow.
+limits. Rounds with growing seeds run until so many requests were answered; in every second one, paths and most bodies
+name what exists (`benchmarks/fuzz_hooks.py`). The exit code is 1 after any answer 5xx or any that the document does not
+allow.
 """
 
 import argparse
@@ -24,11 +25,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from benchmarks.hardware import cpu_name, publish
 from benchmarks.made_archive import make_archive
+from benchmarks.train import make_files
 
 CHECKS = (
     "not_a_server_error",
@@ -38,7 +41,19 @@ CHECKS = (
     "response_schema_conformance",
 )
 ENCODER, TABLE = "galaxies", "galaxies-val"  # as in the document's examples
+PATHS = {  # parameters of paths, and which of the known values they get
+    "encoder_id": "encoder",
+    "name": "table",
+    "probe_id": "probe",
+    "job_id": "probe",
+    "application_id": "application",
+    "upload_id": "upload",
+    "key_id": "key",
+}
+PICTURES = 3  # of each kind that requests send
 PAUSE_SECONDS = 120  # without an answer the service is held to hang
+READY_SECONDS = 600  # for what a round needs; the round before may have left jobs
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass
@@ -126,7 +141,9 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     raise SystemExit(f"the service did not start:\n{log.read_text()}")
 
 
-def fuzz_round(address: str, key: str, *, seed: int, examples: int, folder: Path, tally: Tally) -> None:
+def fuzz_round(
+    address: str, key: str, *, seed: int, examples: int, folder: Path, tally: Tally, known: dict[str, Any] | None
+) -> None:
     """One run of Schemathesis: its own examples, the bounds of every value, and random requests."""
     report = folder / f"round-{seed}.ndjson"
     command = [
@@ -137,7 +154,19 @@ def fuzz_round(address: str, key: str, *, seed: int, examples: int, folder: Path
         *("--request-timeout", str(PAUSE_SECONDS), "--header", f"Authorization: Bearer {key}"),
         *("--report", "ndjson", "--report-ndjson-path", str(report), "--output-sanitize", "false"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    environment = dict(os.environ)
+    paths: dict[str, str] = {}
+    if known is not None:
+        paths = {name: known[field] for name, field in PATHS.items()}
+        (folder / "known.json").write_text(json.dumps(known))
+        environment |= {
+            "SCHEMATHESIS_HOOKS": "benchmarks.fuzz_hooks",
+            "LEJEPA_FUZZ_KNOWN": str(folder / "known.json"),
+            "PYTHONPATH": str(ROOT),
+        }
+    lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in paths.items())]
+    (folder / "schemathesis.toml").write_text("\n".join(lines) + "\n")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     if not report.exists():
         raise SystemExit(f"schemathesis did not run:\n{done.stdout}\n{done.stderr}")
     read_report(report, tally)
@@ -170,19 +199,46 @@ def _example(request: dict[str, object], status: int) -> str:
     return f"{request['method']} /{uri[:200]} -> {status}, body (base64) {text[:300] or 'none'}"
 
 
-def prepare(address: str, key: str) -> dict[str, str]:
-    """A trained probe, and the values with which paths lead somewhere."""
-    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-        ids = [item["id"] for item in client.get(f"/v1/archives/{TABLE}/ids").raise_for_status().json()["items"]]
+class Lab:
+    """What the requests shall find, made anew for each round, as they remove some of it."""
+
+    def __init__(self, address: str, key: str, pictures: list[Path]) -> None:
+        self._client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+        self._pictures = pictures
+
+    def known(self) -> dict[str, Any]:
+        """By what `fuzz_hooks` and PATHS call them: names and ids of what exists."""
+        detail = self._get(f"/v1/archives/{TABLE}")
+        ids = [item["id"] for item in self._get(f"/v1/archives/{TABLE}/ids")["items"]]
         labels = [{"id": name, "label": ("spiral", "elliptical")[row % 2]} for row, name in enumerate(ids)]
-        job = client.post("/v1/probes", json={"archive": TABLE, "labels": labels}).raise_for_status().json()["id"]
-        end = time.monotonic() + 120
-        while client.get(f"/v1/jobs/{job}").json()["state"] != "succeeded":
-            if time.monotonic() > end:
-                raise SystemExit("the probe that the requests shall find was not trained")
-            time.sleep(0.2)
-        spare = client.post("/v1/keys", json={"name": "spare", "scopes": ["embed"]}).raise_for_status().json()["id"]
-    return {"encoder_id": ENCODER, "name": TABLE, "probe_id": job, "job_id": job, "key_id": spare}
+        probe = self._done(self._client.post("/v1/probes", json={"archive": TABLE, "labels": labels}))
+        application = self._done(self._client.post(f"/v1/probes/{probe}/applications", json={"archive": TABLE}))
+        files = [("files", (path.name, path.read_bytes())) for path in self._pictures]
+        upload = self._done(self._client.post("/v1/uploads", files=files, data={"encoder": ENCODER}))
+        spare = self._client.post("/v1/keys", json={"name": "spare", "scopes": ["embed"]}).raise_for_status().json()
+        return {
+            "encoder": ENCODER,
+            "table": TABLE,
+            "ids": ids,
+            "dim": detail["dim"],
+            "probe": probe,
+            "application": application,
+            "upload": upload,
+            "key": spare["id"],
+            "pictures": [str(path) for path in self._pictures],
+        }
+
+    def _get(self, path: str) -> Any:
+        return self._client.get(path).raise_for_status().json()
+
+    def _done(self, answer: httpx.Response) -> str:
+        """The id of a job, which has ended well."""
+        job: str = answer.raise_for_status().json()["id"]
+        end = time.monotonic() + READY_SECONDS
+        while (state := self._get(f"/v1/jobs/{job}?wait=10")["state"]) != "succeeded":
+            if state not in ("queued", "running") or time.monotonic() > end:
+                raise SystemExit(f"what the requests shall find was not made: a job is {state}")
+        return job
 
 
 def fuzz(
@@ -190,19 +246,19 @@ def fuzz(
 ) -> tuple[Tally, int, float, str]:
     """Rounds until so many requests were answered: the tally, the number of rounds, seconds, and the service's log.
 
-    Every second round puts existing ids into the paths. None begins after `minutes`.
+    Every second round puts what exists into paths and bodies. None begins after `minutes`.
     """
     tally, rounds, began = Tally(), 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lejepa-med-fuzz-") as temporary:
         folder = Path(temporary)
         with service(make_runs(folder), folder / "data", database_url=database_url) as (address, key):
-            known = prepare(address, key)
+            photographs = make_files(folder / "photographs", count=PICTURES, side=48)
+            drawn = sorted((folder / "archive").rglob("*.png"))[:PICTURES]
+            lab = Lab(address, key, [*sorted(photographs.iterdir()), *drawn])
             while tally.requests < cases and time.monotonic() - began < 60 * minutes:
                 before = tally.requests
-                values = known if rounds % 2 else {}
-                lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in values.items())]
-                (folder / "schemathesis.toml").write_text("\n".join(lines) + "\n")
-                fuzz_round(address, key, seed=seed + rounds, examples=examples, folder=folder, tally=tally)
+                known = lab.known() if rounds % 2 else None
+                fuzz_round(address, key, seed=seed + rounds, examples=examples, folder=folder, tally=tally, known=known)
                 rounds += 1
                 print(f"round {rounds}: {tally.requests} requests, {tally.server_errors} x 5xx", file=sys.stderr)
                 if tally.requests == before:
