@@ -30,6 +30,7 @@ from lejepa_med.training.archive import JOURNAL, scan
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric, pretrain
 from lejepa_med.training.resolve import resolve_machine
+from lejepa_med.training.stop import StopSignal
 
 STATE = "cells.json"
 MOST_ATTEMPTS = 3
@@ -88,22 +89,24 @@ class Grid:
         self.console.print(f"{len(cells)} cells, {len(cells) - len(todo)} of them done before", highlight=False)
         found, manifest = self._scan() if todo else (None, None)
         seconds: list[float] = []
-        for index, cell in enumerate(todo):
-            assert found is not None and manifest is not None
-            started = time.perf_counter()
-            if not self._cell(cell, found, manifest):
-                self.console.print("Stopped. Repeat the command to go on.", highlight=False)
-                return False
-            seconds.append(time.perf_counter() - started)
-            left = (len(todo) - index - 1) * sum(seconds) / len(seconds)
-            done = len(cells) - len(todo) + index + 1
-            text = _line(self.results[cell.name])
-            self.console.print(
-                f"{done}/{len(cells)}  {cell.name}  {text}  {seconds[-1]:.0f} s, ETA {left / 60:.1f} min",
-                highlight=False,
-                soft_wrap=True,
-            )
-            write_pages(self.root, self.axes, self.results)
+        with StopSignal() as stop:
+            for index, cell in enumerate(todo):
+                assert found is not None and manifest is not None
+                started = time.perf_counter()
+                finished = self._cell(cell, found, manifest)
+                if not finished or (stop.asked and cell is not todo[-1]):
+                    self.console.print("Stopped. Repeat the command to go on.", highlight=False)
+                    return False
+                seconds.append(time.perf_counter() - started)
+                left = (len(todo) - index - 1) * sum(seconds) / len(seconds)
+                done = len(cells) - len(todo) + index + 1
+                text = _line(self.results[cell.name])
+                self.console.print(
+                    f"{done}/{len(cells)}  {cell.name}  {text}  {seconds[-1]:.0f} s, ETA {left / 60:.1f} min",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                write_pages(self.root, self.axes, self.results)
         write_pages(self.root, self.axes, self.results)
         return True
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.study import stability
 from lejepa_med.study.grid import Axes, Cell, subset
 from lejepa_med.study.stability import Grid
+from lejepa_med.training.stop import StopSignal
 from tests.lejepa_med.runs import tiny
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -96,6 +99,39 @@ def test_an_unexpected_error_does_not_end_the_grid(
     assert grid.run()
     assert {r["reason"] for r in grid.results.values()} == {"RuntimeError: CUDA out of memory"}
     assert "out of memory" in (tmp_path / "grid" / "stability.html").read_text()
+
+
+def test_a_signal_is_heard_also_in_a_cell_that_fails(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: Any, **_named: Any) -> None:
+        with StopSignal():  # as a run has its own
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("CUDA out of memory")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(stability, "pretrain", broken)
+    grid = make(pictures, tmp_path / "grid", batches=(8, 12))
+    assert not grid.run()
+    assert (grid._state(cell()), grid._state(cell(batch=12))) == ("failed", "")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_before_a_cell_trains_stops_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stability.set_up
+
+    def signalled(*arguments: Any, **named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stability, "set_up", signalled)
+        grid = make(pictures, tmp_path / "grid")
+        assert not grid.run() and grid._state(cell()) == "stopped"
+    again = make(pictures, tmp_path / "grid")
+    assert again.run() and again._state(cell()) == "finished"
 
 
 def test_wrong_requests_are_refused(pictures: Path, tmp_path: Path) -> None:
