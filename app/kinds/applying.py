@@ -118,6 +118,8 @@ class Applying(JobWork):
 
     def _predict(self, job_id: str, plan: Plan, start: int) -> None:
         table = self._table(plan)
+        if self._chunk(job_id, start).is_file():  # done, in a process that was killed or a job that was dead meanwhile
+            return
         self.tell(job_id, start / len(table.ids), "predicting")
         rows = slice(start, start + plan.chunk)
         found = columns(self._training.probe(plan.probe).predict(table.vectors[rows]))

@@ -1,4 +1,4 @@
-"""kill -9 while an upload is imported and while it is embedded: nothing is lost, computed twice or shown twice."""
+"""kill -9 while an upload is imported or embedded, or a probe applied: nothing is lost, done twice or shown twice."""
 
 import io
 import signal
@@ -6,11 +6,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.launcher import Launcher
 from lejepa_med.embed import EmbeddingTable
 from tests.app.helpers import client_of, eventually, files, png, wait
+from tests.app.tables import clusters, write_table
 
 COUNT = 300  # 3 chunks
 
@@ -74,3 +76,46 @@ def test_kill_9_of_import_and_embedding(launcher: Launcher, tmp_path: Path) -> N
         assert {path.name for path in (data / "archives").iterdir()} == {job}
     stored = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
     assert b"Doe" not in stored and "Doe" not in service.log.read_text()
+
+
+@pytest.mark.slow
+def test_kill_9_of_an_application(launcher: Launcher, tmp_path: Path, database_url: str | None) -> None:
+    data, rows = tmp_path / "data", 6 * 8192  # as many steps as eights
+    table = write_table(tmp_path / "runs" / "plates", clusters(rows), shard_rows=8192)
+    ids = EmbeddingTable.open(table).ids
+    launcher.use(tmp_path / "runs", data, tmp_path, database_url=database_url)
+    service = launcher.service()
+    with client_of(service) as client:
+        labels = [{"id": name, "label": ("a", "b")[row % 2]} for row, name in enumerate(ids[:40])]
+        probe = client.post("/v1/probes", json={"archive": "plates", "labels": labels}).json()["id"]
+        assert wait(client, probe)["state"] == "succeeded"
+        answer = client.post(f"/v1/probes/{probe}/applications", json={"archive": "plates"})
+        assert service.end(signal.SIGKILL) == -signal.SIGKILL
+    assert answer.status_code == 202, answer.text
+    job = answer.json()["id"]
+
+    service = launcher.service()
+    end = time.monotonic() + 120
+    while not (done := list((data / "jobs" / job).glob("predicted-*.parquet"))):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    service.end(signal.SIGKILL)
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    assert not (data / "predictions").exists(), "the kill came in the middle of the job"
+
+    service = launcher.service()
+    with client_of(service) as client:
+        assert client.get(f"/v1/probes/{probe}/applications").json()["applications"] == []
+        seen: dict[Path, int] = {}
+        while (state := client.get(f"/v1/jobs/{job}").json()["state"]) in ("queued", "running"):
+            assert time.monotonic() < end
+            seen |= {path: path.stat().st_mtime_ns for path in done if path.exists()}
+            time.sleep(0.05)
+        assert state == "succeeded"
+        assert seen.items() <= stamps.items(), "finished chunks are not computed again"
+        events = [event["message"] for event in client.get(f"/v1/jobs/{job}").json()["events"]]
+        assert events.count("succeeded") == 1
+        assert [one["id"] for one in client.get(f"/v1/probes/{probe}/applications").json()["applications"]] == [job]
+        eventually(lambda: not list((data / "jobs").iterdir()))
+    (found,) = (data / "predictions").rglob("*.parquet")
+    assert pq.read_table(found, columns=["id"]).column("id").to_pylist() == ids
