@@ -5,8 +5,8 @@
 
 A service of its own is started on loopback over a made encoder and table, with an administrator's key and without rate
 limits. Rounds with growing seeds run until so many requests were answered; in every second one, paths and most bodies
-name what exists (`benchmarks/fuzz_hooks.py`). The exit code is 1 after any answer 5xx or any that the document does not
-allow.
+name what exists (`benchmarks/fuzz_hooks.py`). The exit code is 1 after any answer 5xx, any that the document does not
+allow, or a job that ends by the service's fault.
 """
 
 import argparse
@@ -51,6 +51,7 @@ PATHS = {  # parameters of paths, and which of the known values they get
     "key_id": "key",
 }
 PICTURES = 3  # of each kind that requests send
+JOB_ENDS = ("succeeded", "failed", "cancelled")
 PAUSE_SECONDS = 120  # without an answer the service is held to hang
 READY_SECONDS = 600  # for what a round needs; the round before may have left jobs
 ROOT = Path(__file__).parent.parent
@@ -63,6 +64,8 @@ class Tally:
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
     failures: dict[str, Counter[str]] = field(default_factory=dict)
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    jobs: dict[str, Counter[str]] = field(default_factory=dict)  # by kind: how those ended that the requests began
+    reasons: Counter[str] = field(default_factory=Counter)  # types of the problems that jobs ended with
 
     @property
     def requests(self) -> int:
@@ -80,6 +83,11 @@ class Tally:
     def violations(self) -> int:
         """How many checks failed."""
         return sum(counts.total() for counts in self.failures.values())
+
+    @property
+    def broken_jobs(self) -> int:
+        """How many jobs ended by the service's fault (dead) or not at all."""
+        return sum(n for counts in self.jobs.values() for state, n in counts.items() if state not in JOB_ENDS)
 
 
 def make_runs(folder: Path) -> Path:
@@ -228,6 +236,22 @@ class Lab:
             "pictures": [str(path) for path in self._pictures],
         }
 
+    def outcomes(self, tally: Tally) -> None:
+        """Wait for the jobs, and count how they ended."""
+        end = time.monotonic() + READY_SECONDS
+        while any(self._get(f"/v1/jobs?limit=1&state={state}")["jobs"] for state in ("queued", "running")):
+            if time.monotonic() > end:
+                break
+            time.sleep(1)
+        page: str | None = "/v1/jobs?limit=1000"
+        while page:
+            found = self._get(page)
+            for job in found["jobs"]:
+                tally.jobs.setdefault(job["kind"], Counter())[job["state"]] += 1
+                if job["error"] is not None:
+                    tally.reasons[job["error"]["type"].rpartition(":")[2]] += 1
+            page = found["next"]
+
     def _get(self, path: str) -> Any:
         return self._client.get(path).raise_for_status().json()
 
@@ -263,6 +287,7 @@ def fuzz(
                 print(f"round {rounds}: {tally.requests} requests, {tally.server_errors} x 5xx", file=sys.stderr)
                 if tally.requests == before:
                     raise SystemExit("schemathesis sends no requests any more")
+            lab.outcomes(tally)
             alive = httpx.get(f"{address}/healthz", timeout=30).status_code == 200
         log = (folder / "data" / "service.log").read_text()
     if not alive:
@@ -289,6 +314,16 @@ def page(tally: Tally, *, rounds: int, seconds: float, seed: int, log: str, data
         by = Counter(status // 100 for status in counts.elements())
         found = ", ".join(f"{name} {count}" for name, count in sorted(tally.failures.get(label, {}).items())) or "0"
         lines.append(f"| `{label}` | {counts.total()} | {by[2]} | {by[4]} | {by[5]} | {by[0]} | {found} |")
+    lines += ["", f"Jobs that the requests began, {tally.broken_jobs} of them dead or without an end:", ""]
+    lines += [
+        f"- {kind}: {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}"
+        for kind, counts in sorted(tally.jobs.items())
+    ]
+    if tally.reasons:
+        lines += [
+            "",
+            f"Why jobs failed: {', '.join(f'{count} {name}' for name, count in tally.reasons.most_common())}.",
+        ]
     if tally.examples:
         lines += ["", "The first of each:", ""]
         lines += [f"- `{label}` {name}: `{example}`" for (label, name), example in sorted(tally.examples.items())]
@@ -319,7 +354,7 @@ def main() -> None:
     database = "PostgreSQL" if given.database_url else "SQLite"
     text = page(tally, rounds=rounds, seconds=seconds, seed=given.seed, log=log, database=database)
     publish(text, given.out)
-    if tally.server_errors or tally.violations:
+    if tally.server_errors or tally.violations or tally.broken_jobs:
         sys.exit(1)
 
 
