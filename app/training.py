@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from app.library import Library
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
 from app.uploads import Upload
-from app.work import JobWork, sync
+from app.work import JobWork, settle
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
 from lejepa_med.atomic import write_text
@@ -129,8 +128,7 @@ class Training(JobWork):
             self.tell(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
         draft = part.with_suffix(".part.npy")
         np.save(draft, np.stack(vectors))
-        sync(draft)
-        os.replace(draft, part)
+        settle(draft, part)
 
     def _fit(self, job_id: str, plan: Plan) -> None:
         examples, parent, version = self._given(job_id, plan), None, 1

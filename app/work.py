@@ -157,3 +157,10 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def settle(draft: Path, target: Path) -> None:
+    """Give a whole file its name, so that it is there, under that name, also after a power cut."""
+    sync(draft)
+    os.replace(draft, target)
+    sync(target.parent)

@@ -1,7 +1,6 @@
 """The job that applies a probe to a whole archive: predicted in chunks, written as one Parquet table."""
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from app.library import Library
 from app.settings import Settings
 from app.store import PredictionRow, Store, now
 from app.training import Training
-from app.work import JobWork, sync
+from app.work import JobWork, settle, sync
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.evaluation.probe import Prediction
 
@@ -135,7 +134,7 @@ class Applying(JobWork):
             for file in chunks:
                 tables = [schema.empty_table(), pq.read_table(file)]
                 writer.write_table(pa.concat_tables(tables, promote_options="permissive"))
-        _place(draft, target)
+        settle(draft, target)
         sync(target.parent.parent)
 
 
@@ -187,10 +186,4 @@ def _digest(table: EmbeddingTable) -> str:
 def _write(table: pa.Table, file: Path) -> None:
     draft = file.with_suffix(".part")
     pq.write_table(table, draft)
-    _place(draft, file)
-
-
-def _place(draft: Path, target: Path) -> None:
-    sync(draft)
-    os.replace(draft, target)
-    sync(target.parent)
+    settle(draft, file)

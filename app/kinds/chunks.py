@@ -1,14 +1,13 @@
 """Vectors of an archive on their way into its table: files of a few rows that are whole or absent."""
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from app.work import sync
+from app.work import settle
 from lejepa_med.evaluation.features import Feature
 
 
@@ -26,8 +25,7 @@ def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
             bad=np.array([row for row, _ in bad], np.int64),
             reasons=np.array([reason for _, reason in bad], np.str_),
         )
-    sync(draft)
-    os.replace(draft, file)
+    settle(draft, file)
 
 
 def read_chunks(files: Iterable[Path]) -> Iterator[Feature]:
