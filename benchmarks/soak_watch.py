@@ -100,12 +100,16 @@ class Watch:
             self.samples.append(sample)
 
     def look(self) -> dict[str, float]:
-        """One sample. Readers' pages that are shared with the process they were forked from count once, in parts."""
+        """One sample.
+
+        Of the readers' memory, what they have written: pages shared with the process they were forked from count once,
+        in parts, and those of libraries not at all, whose share depends on what else runs on the machine.
+        """
         readers, shares, handles = 0, 0, 0
         for child in self._service.children(recursive=True):
             try:
-                share, opened = child.memory_full_info().pss, child.num_fds()
-            except (psutil.NoSuchProcess, psutil.AccessDenied):  # replaced at this moment, and not reaped yet
+                share, opened = _written(child.pid), child.num_fds()
+            except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):  # replaced at this moment, and not reaped yet
                 continue
             readers, shares, handles = readers + 1, shares + share, handles + opened
         files = [size for _, size in files_of(self._data)]
@@ -124,6 +128,12 @@ class Watch:
     def _queues(self) -> dict[str, float]:
         text = self._client.get("/metrics").raise_for_status().text
         return {name: sum(map(float, re.findall(pattern, text, re.MULTILINE))) for name, pattern in QUEUES.items()}
+
+
+def _written(pid: int) -> int:
+    """Bytes of a process's anonymous and shared memory (proc_pid_smaps(5)), shared pages in parts."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def files_of(folder: Path) -> Iterator[tuple[Path, int]]:

