@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from app.main import HEAD_BYTES
-from benchmarks.fuzz import fuzz, page, service
+from benchmarks.fuzz import fuzz, service
+from benchmarks.fuzz_report import page
 
 pytestmark = pytest.mark.slow
 
