@@ -4,12 +4,13 @@ VENV ?= $(or $(LEJEPA_VENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.lejepa-med-ready
 
-.PHONY: demo test test-postgres test-all check bench help clean
+.PHONY: demo test test-postgres test-machines test-all check bench help clean
 
 help:
 	@echo "make demo    pretrain on a made archive (or ARCHIVE=... MODALITY=mri|histology|galaxy|images), probe it, serve it"
 	@echo "make test    lint, types and tests"
 	@echo "make test-postgres   the service's tests with PostgreSQL in place of SQLite"
+	@echo "make test-machines   tests as on other processors: bf16 or none, AVX2 only, one core"
 	@echo "make check   lint and types only"
 	@echo "make test-all   tests with the slow ones"
 	@echo "make bench   every number that the README quotes (hours)"
@@ -41,6 +42,13 @@ test: check
 # The service's tests once more, with their state in a real PostgreSQL (a wheel; nothing of the machine's own is used).
 test-postgres: $(READY)
 	$(PYTEST) -m "not slow and not gpu" --database postgres tests/app
+
+# The tests once more as on other machines: one that has bf16 (emulated here), and a small one with AVX2 and one core.
+# What depends on the processor must show in a setting that is saved, never in a result.
+test-machines: $(READY)
+	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu" $(MACHINE_TESTS)
+	LEJEPA_CPU_BF16=off ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	  $(PYTEST) -m "not slow and not gpu" --one-core $(MACHINE_TESTS)
 
 test-all: check
 	$(PYTEST) -m "not gpu"

@@ -24,6 +24,7 @@ class Head(NamedTuple):
 
     encoder: str
     fingerprint: str
+    precision: str
     dim: int
 
 
@@ -95,7 +96,7 @@ class ArrowStream:
                 pa.field("vector", pa.list_(pa.float32(), head.dim)),
                 pa.field("error", pa.string()),
             ],
-            metadata={"encoder": head.encoder, "fingerprint": head.fingerprint},
+            metadata={"encoder": head.encoder, "fingerprint": head.fingerprint, "precision": head.precision},
         )
         self._dim = head.dim
         self._rows: list[Row] = []
@@ -178,8 +179,11 @@ def whole_json(head: Head, rows: list[Row]) -> str:
     """The JSON answer, as `schemas.Embeddings` describes it."""
     lines = JsonLines(head)
     items = ",".join(lines.text(row) for row in rows)
-    # Ids and fingerprints are made of letters that JSON need not escape.
-    return f'{{"encoder":"{head.encoder}","fingerprint":"{head.fingerprint}","dim":{head.dim},"items":[{items}]}}'
+    # Ids, fingerprints and precisions are made of letters that JSON need not escape.
+    return (
+        f'{{"encoder":"{head.encoder}","fingerprint":"{head.fingerprint}","precision":"{head.precision}",'
+        f'"dim":{head.dim},"items":[{items}]}}'
+    )
 
 
 def whole_npy(rows: list[Row]) -> bytes:

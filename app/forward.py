@@ -1,6 +1,5 @@
-"""An encoder's forward pass as the service runs it: device, precision, memory format, warm-up."""
+"""An encoder's forward pass as the service runs it: device, memory format, warm-up."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,8 +8,7 @@ from torch import Tensor
 
 from app.settings import Settings
 from data_adapters.errors import UserError
-from lejepa_med.models.folder import VOLUMES, LoadedEncoder, embed_parts
-from lejepa_med.training.resolve import best_precision
+from lejepa_med.models.folder import VOLUMES, LoadedEncoder, embed_parts, exact_float32
 
 WARM_UP = (1, 8, 32)  # images of one pass: a lone request, a small upload, a busy service
 
@@ -45,7 +43,7 @@ class ServedEncoder:
         self._batch_images = settings.batch_images
         self._threads = settings.threads
         self._device = torch.device(loaded.device)
-        self._bf16 = in_bf16(settings.precision, self._device.type)
+        exact_float32()  # once for all threads: `embed_parts` restores what it finds, beside other encoders' passes
         if loaded.module.dims == 2:
             loaded.module.to(memory_format=torch.channels_last)
 
@@ -53,8 +51,13 @@ class ServedEncoder:
     def embed(self, items: Sequence[Tensor]) -> list[np.ndarray]:
         """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> one (n_i, dim) float32 array each."""
         torch.set_num_threads(self._threads)  # PyTorch keeps the number a thread; the caller's may be a fresh one
-        with self._autocast():
-            parts = embed_parts(self.loaded.module, items, device=self._device, batch_size=self._batch_images)
+        parts = embed_parts(
+            self.loaded.module,
+            items,
+            device=self._device,
+            batch_size=self._batch_images,
+            precision=self.loaded.precision,
+        )
         return [part.numpy() for part in parts]
 
     def warm_up_items(self) -> Iterator[Tensor]:
@@ -63,13 +66,3 @@ class ServedEncoder:
         most = min(self._batch_images, VOLUMES if spec.dims == 3 else self._batch_images)
         for images in sorted({min(images, most) for images in WARM_UP}):
             yield torch.zeros(images, spec.channels, *[spec.global_size] * spec.dims)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        if not self._bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
-
-
-def in_bf16(precision: str, device: str) -> bool:
-    """Whether forward passes run in bfloat16: as asked, and with 'auto' where the device computes in it natively."""
-    return precision == "bfloat16" or (precision == "auto" and best_precision(device) == "bf16-mixed")

@@ -53,7 +53,12 @@ class Encoders(BaseModel):
 class EncoderDetail(Encoder):
     """One encoder with what it expects and gives."""
 
-    fingerprint: str = Field(description="SHA-256 over weights and preprocessing; vectors compare only if it is equal")
+    fingerprint: str = Field(
+        description="SHA-256 over weights, preprocessing and precision; vectors compare only if it is equal"
+    )
+    precision: str = Field(
+        default="float32", examples=["float32"], description="arithmetic of its vectors, as recorded with the encoder"
+    )
     dim: int = Field(examples=[512], description="length of a vector")
     image_size: int = Field(examples=[224], description="side of the square or cube that the encoder sees")
     dims: int = Field(default=2, examples=[2], description="2: images, 3: volumes, seen as cubes")
@@ -79,6 +84,7 @@ class Embeddings(BaseModel):
 
     encoder: str = Field(examples=["galaxies"])
     fingerprint: str
+    precision: str = Field(default="float32", examples=["float32"], description="arithmetic of the vectors")
     dim: int = Field(examples=[512])
     items: list[EmbeddedItem]
 

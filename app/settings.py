@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.executor import temporary
+from data_adapters.errors import UserError
 
 
 class Settings(BaseSettings):
@@ -60,9 +61,6 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="where encoders run: cpu, cuda, cuda:1; auto takes the GPU where there is one",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of forward passes; auto takes bfloat16 where the device computes in it natively"
-    )
     threads: int = Field(
         default_factory=lambda: max(1, min(8, os.cpu_count() or 1)),
         ge=1,
@@ -103,6 +101,16 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=20, ge=0, description="how long requests in flight may take to end after SIGTERM; compose waits 30 s"
     )
+
+    @model_validator(mode="after")
+    def _precision_is_the_encoder_s(self) -> "Settings":
+        wanted = os.environ.get("LEJEPA_PRECISION", "float32")
+        if wanted not in ("float32", "auto"):
+            raise UserError(
+                f"LEJEPA_PRECISION is '{wanted}', but the precision of vectors is recorded with each encoder.",
+                remedy=f"Run: lejepa-med precision RUN {wanted}; then start without LEJEPA_PRECISION.",
+            )
+        return self
 
     @property
     def data(self) -> Path:

@@ -2,10 +2,9 @@
 
     python -m benchmarks.precision --data DIR --sets galaxies --runs FOLDER [FOLDER ...] [--items 600] [--out FILE]
 
-The service computes in bfloat16 where the device has it, `lejepa-med embed` in float32, so a probe may meet vectors of
-the other kind than it was trained on. Each set is a folder with labels.csv (see `benchmarks.quality`), each run folder
-a trained encoder; runs are matched with sets in their order, or all with the only set. On a CPU without bfloat16 the
-passes are slow, and round as others do.
+It answers what `lejepa-med precision RUN bfloat16` costs. Each set is a folder with labels.csv (see
+`benchmarks.quality`), each run folder a trained encoder; runs are matched with sets in their order, or all with the only
+set. On a CPU without bfloat16 the passes are slow, and round as others do.
 """
 
 import argparse
@@ -26,9 +25,9 @@ from data_adapters.scan import scan_archive
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.knn import normalise
 from lejepa_med.evaluation.probe import Probe
-from lejepa_med.models.folder import load_encoder
+from lejepa_med.models.folder import Precision, load_encoder
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 NEIGHBOURS = 10
 AT_ONCE = 32  # items of one pass
 PAGE = """# bfloat16 against float32
@@ -53,12 +52,12 @@ def drawn(part: Manifest, count: int) -> Manifest:
     return part.select(sorted(order.tolist()))
 
 
-def vectors_of(items: Sequence[Tensor], run: Path, precision: str) -> np.ndarray:
+def vectors_of(items: Sequence[Tensor], run: Path, precision: Precision) -> np.ndarray:
     """Pooled vectors (n, dim) as the service computes them."""
-    threads = torch.get_num_threads()
-    settings = Settings(runs_dir=run.parent, precision=precision, threads=threads)  # type: ignore[arg-type]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = ServedEncoder(load_encoder(run, device=device), settings)
+    settings = Settings(runs_dir=run.parent, threads=torch.get_num_threads())
+    loaded = load_encoder(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded.precision = precision
+    encoder = ServedEncoder(loaded, settings)
     parts = [part for start in range(0, len(items), AT_ONCE) for part in encoder.embed(items[start : start + AT_ONCE])]
     return np.stack([part.mean(axis=0) for part in parts])
 

@@ -136,7 +136,31 @@ class EmbedCommand(Section):
                 columns=self.columns,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        print(f"wrote {info['embedded']:,} vectors of {info['dim']} numbers to {self.out} ({info['failed']:,} failed)")
+        print(
+            f"wrote {info['embedded']:,} vectors of {info['dim']} numbers to {self.out} ({info['failed']:,} failed), "
+            f"computed in {encoder.precision}"
+        )
+
+
+class PrecisionCommand(Section):
+    """Record in which precision an encoder computes its vectors; `embed`, probes, search and the service all follow.
+
+    float32 is the default on every machine. bfloat16 is faster on GPUs from Ampere on and on CPUs with AVX512-BF16 or
+    AMX, and rougher: see docs/service.md.
+    """
+
+    encoder: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
+    precision: CliPositionalArg[Literal["float32", "bfloat16"]] = Field(description="arithmetic of the vectors")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.models.folder import record_precision
+
+        folder = record_precision(self.encoder, self.precision)
+        print(
+            f"{folder} now computes in {self.precision}. Tables and probes that were made in another precision do not "
+            "fit it any more: embed the archive again."
+        )
 
 
 class ProbeCommand(Section):
@@ -225,6 +249,7 @@ class Cli(BaseSettings):
     inspect: CliSubCommand[InspectCommand]
     pretrain: CliSubCommand[PretrainCommand]
     embed: CliSubCommand[EmbedCommand]
+    precision: CliSubCommand[PrecisionCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
     select: CliSubCommand[SelectCommand]

@@ -169,7 +169,8 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
-    """the objective is always float32; None: bf16 where the device computes in it, else fp16 on a GPU, else float32"""
+    """the objective is always float32; None: bf16 where the device computes in it (on a CPU once a step agrees with
+    float32), else fp16 on a GPU, else float32"""
     compile: bool = False
     """torch.compile of the backbone; a minute at the start, and on a CPU a C++ compiler"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -261,8 +262,22 @@ def issues(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
+MAY_CHANGE = ("data.workers", "train.accelerator", "train.strategy", "train.checkpoint_minutes")
+
+
+def continued(given: PretrainConfig, saved: PretrainConfig) -> PretrainConfig:
+    """The settings of a saved run; of those in MAY_CHANGE, what was given explicitly."""
+    for name in MAY_CHANGE:
+        section, field = name.split(".")
+        wanted = getattr(given, section)
+        if field in wanted.model_fields_set and getattr(wanted, field) is not None:
+            changed = getattr(saved, section).model_copy(update={field: getattr(wanted, field)})
+            saved = saved.model_copy(update={section: changed})
+    return saved
+
+
 def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
-    """Settings that were given explicitly and differ from a saved run, as 'name: given, saved'."""
+    """Settings that were given explicitly, may not change, and differ from a saved run, as 'name: given, saved'."""
 
     def walk(one: BaseModel, other: BaseModel, prefix: str) -> list[str]:
         found: list[str] = []
@@ -270,7 +285,7 @@ def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
             a, b = getattr(one, name), getattr(other, name)
             if isinstance(a, BaseModel):
                 found += walk(a, b, f"{prefix}{name}.")
-            elif a is not None and a != b and str(a) != str(b):
+            elif f"{prefix}{name}" not in MAY_CHANGE and a is not None and a != b and str(a) != str(b):
                 found.append(f"{prefix}{name}: given {a}, the run has {b}")
         return found
 

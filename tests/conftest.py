@@ -17,8 +17,18 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--one-core", action="store_true", help="every test process, and what it starts, sees one core only"
+    )
+    parser.addoption(
         "--database", choices=("sqlite", "postgres"), default="sqlite", help="what the service's tests keep state in"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--one-core"):
+        cores = sorted(os.sched_getaffinity(0))
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[worker % len(cores)]})
 
 
 @pytest.fixture(autouse=True)

@@ -136,14 +136,18 @@ def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: st
     results = list(found)
     form.remove()  # on this thread already: another one would cost as much as the removal
     check_any(results, every=kind == NPY)
-    head = Head(name, encoder.fingerprint, encoder.dim)
+    head = Head(name, encoder.fingerprint, encoder.precision, encoder.dim)
     rows = [row for index, result in enumerate(results) for row in rows_of(index, result)]
     content = whole_npy(rows) if kind == NPY else whole_json(head, rows)
     return Response(content, media_type=kind, headers=None if kind == JSON else _headers(head))
 
 
 def _headers(head: Head) -> dict[str, str]:
-    return {"X-Encoder": head.encoder, "X-Encoder-Fingerprint": head.fingerprint}
+    return {
+        "X-Encoder": head.encoder,
+        "X-Encoder-Fingerprint": head.fingerprint,
+        "X-Encoder-Precision": head.precision,
+    }
 
 
 async def _stream(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
@@ -167,7 +171,7 @@ def _begin(
 ) -> tuple[Head, Generator[bytes, None, None]]:
     # Patient: once bytes are sent, a full queue can no longer be told by the status, so the stream slows down.
     name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled, patient=True)
-    head = Head(name, encoder.fingerprint, encoder.dim)
+    head = Head(name, encoder.fingerprint, encoder.precision, encoder.dim)
     first: list[Result] = []
     for result in found:
         first.append(result)

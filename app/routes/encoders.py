@@ -10,7 +10,7 @@ from app.forms import PROBLEM_RESPONSES
 from app.library import LIST, PUBLIC, modality_of
 from app.routes import Running
 from app.schemas import Encoder, EncoderDetail, Encoders
-from lejepa_med.models.folder import fingerprint
+from lejepa_med.models.folder import fingerprint, precision_of
 
 router = APIRouter(prefix="/v1/encoders", tags=["encoders"], responses={404: PROBLEM_RESPONSES[404]})
 
@@ -36,6 +36,7 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
     return EncoderDetail(
         **_facts(encoder_id, folder, info),
         fingerprint=fingerprint(info),
+        precision=precision_of(info),
         dim=info["dim"],
         image_size=info["spec"]["global_size"],
         dims=info["spec"].get("dims", 2),

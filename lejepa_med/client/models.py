@@ -79,6 +79,7 @@ class EncoderDetail(Encoder):
     image_size: int
     channels: int
     dims: int = 2
+    precision: str = "float32"
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -102,6 +103,7 @@ class Embeddings(Answer):
     fingerprint: str
     dim: int
     items: list[EmbeddedItem]
+    precision: str = "float32"
 
     @classmethod
     def _value(cls, name: str, value: Any) -> Any:

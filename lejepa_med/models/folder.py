@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ from torch import Tensor
 import data_adapters
 from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
-from lejepa_med.atomic import new_folder
+from lejepa_med.atomic import new_folder, write_text
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.architectures import build, is_monai, load, origin
 from lejepa_med.models.encoder import Encoder
 
 INFO = "lejepa_med.json"
 FORMAT = 1
+Precision = Literal["float32", "bfloat16"]
+"""Arithmetic of the forward passes that make vectors; recorded in lejepa_med.json, float32 unless asked otherwise."""
 VOLUMES = 4  # in one forward pass: more 96^3 volumes cost memory and gain no speed
 
 
@@ -42,6 +45,8 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         adapter: its description is the preprocessing that every later use of the encoder applies.
         folder: replaced atomically when it exists.
         details: `objective`, `training`, `data` and `metrics` of the run, for lejepa_med.json and the model card.
+
+    A precision that was recorded in the folder (`record_precision`) stays.
 
     Raises:
         EncoderError: what was read back differs from what was written.
@@ -56,14 +61,15 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         "dim": encoder.dim,
         "spec": dataclasses.asdict(spec),
         "adapter": adapter.describe(),
+        "precision": _recorded_precision(folder),
         **(details or {}),
     }
     with new_folder(folder) as draft:
         save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
         os.chmod(draft / "model.safetensors", 0o644)  # safetensors makes it private; a container's user must read it
-        _write_json(draft / "config.json", _config(encoder, spec))
+        (draft / "config.json").write_text(_json(_config(encoder, spec)), encoding="utf-8")
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
-        _write_json(draft / INFO, info)
+        (draft / INFO).write_text(_json(info), encoding="utf-8")
         (draft / "README.md").write_text(_model_card(_name(folder), info), encoding="utf-8")
         _check(encoder, draft, spec)
 
@@ -141,6 +147,7 @@ class LoadedEncoder:
         self.name = name
         self.device = device
         self.dim = module.dim
+        self.precision = precision_of(info)
         self.fingerprint = fingerprint(info)
 
     @torch.inference_mode()
@@ -153,38 +160,104 @@ class LoadedEncoder:
             batch_size: slices or tiles in one forward pass; of cubes never more than 4.
 
         Returns:
-            (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Always computed in
-            float32, so that training-time evaluation, `embed`, probes and the service agree.
+            (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Computed in the
+            encoder's recorded precision, so that `embed`, probes, search and the service agree.
         """
-        return embed_items(self.module, items, device=self.device, batch_size=batch_size)
+        return embed_items(self.module, items, device=self.device, batch_size=batch_size, precision=self.precision)
 
 
-def embed_items(module: Encoder, items: Sequence[Tensor], *, device: torch.device | str, batch_size: int) -> np.ndarray:
+def embed_items(
+    module: Encoder,
+    items: Sequence[Tensor],
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    precision: Precision = "float32",
+) -> np.ndarray:
     """`LoadedEncoder.embed` for an encoder in evaluation mode that need not come from a folder, as during training."""
     if not items:
         return np.empty((0, module.dim), np.float32)
-    parts = embed_parts(module, items, device=device, batch_size=batch_size)
+    parts = embed_parts(module, items, device=device, batch_size=batch_size, precision=precision)
     return torch.stack([part.mean(dim=0) for part in parts]).numpy()
 
 
 def embed_parts(
-    module: Encoder, items: Sequence[Tensor], *, device: torch.device | str, batch_size: int
+    module: Encoder,
+    items: Sequence[Tensor],
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    precision: Precision = "float32",
 ) -> list[Tensor]:
     """One (n, dim) float32 tensor on the CPU for each item of n slices, tiles or cubes; items must not be empty."""
     pixels = torch.cat(list(items))
     if module.dims == 3:
         batch_size = min(batch_size, VOLUMES)
-    vectors = torch.cat([module(chunk.to(device)).float().cpu() for chunk in pixels.split(batch_size)])
+    with _computing_in(precision, torch.device(device).type):
+        vectors = torch.cat([module(chunk.to(device)).float().cpu() for chunk in pixels.split(batch_size)])
     return list(vectors.split([len(item) for item in items]))
 
 
+@contextmanager
+def _computing_in(precision: Precision, device: str) -> Iterator[None]:
+    """Exactly this arithmetic, whatever the processor offers and the caller has set."""
+    before = exact_float32()
+    try:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32, matmul = before
+        torch.set_float32_matmul_precision(matmul)
+
+
+def exact_float32() -> tuple[bool, str]:
+    """Keep PyTorch from rounding float32 by itself, in the whole process; returns what was set before.
+
+    Two things do: TensorFloat-32 in cuDNN (10 bits, on by default from Ampere on), and where the caller has asked for
+    it, bfloat16 or TensorFloat-32 in matrix products.
+    """
+    before = (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    return before
+
+
+def precision_of(info: dict[str, Any]) -> Precision:
+    """The recorded precision in lejepa_med.json; folders from before it was recorded compute in float32."""
+    precision: Precision = info.get("precision", "float32")
+    return precision
+
+
+def record_precision(path: Path | str, precision: Precision) -> Path:
+    """Record in RUN/encoder (or RUN) in which precision its vectors are computed; returns the encoder folder.
+
+    The fingerprint follows: tables and probes of the other precision are then those of another encoder.
+
+    Raises:
+        EncoderError: no encoder folder.
+    """
+    folder = encoder_folder(path)
+    info = read_info(folder) | {"precision": precision}
+    write_text(folder / "README.md", _model_card(_name(folder.resolve()), info))
+    write_text(folder / INFO, _json(info))
+    return folder
+
+
+def _recorded_precision(folder: Path) -> Precision:
+    with suppress(EncoderError):
+        return precision_of(read_info(folder))
+    return "float32"
+
+
 def fingerprint(info: dict[str, Any]) -> str:
-    """SHA-256 over weights and preprocessing: equal fingerprints give equal vectors."""
+    """SHA-256 over weights, preprocessing and precision: equal fingerprints give equal vectors."""
     spec = dict(info["spec"])
     if spec.get("dims") == 2:
         del spec["dims"]  # folders from before 3-D encoders do not say it; theirs and new ones must agree
-    text = json.dumps([info["weights_sha256"], info["adapter"], spec], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [info["weights_sha256"], info["adapter"], spec]
+    if precision_of(info) != "float32":  # folders from before the precision was recorded do not say it either
+        parts.append(precision_of(info))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -214,19 +287,29 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
     Raises:
         EncoderError: no encoder folder, damaged weights, or another version of the preprocessing.
     """
-    folder = Path(path)
-    if not (folder / INFO).is_file() and (folder / "encoder" / INFO).is_file():
-        folder = folder / "encoder"
+    folder = encoder_folder(path)
     info = read_info(folder)
     if _sha256(folder / "model.safetensors") != info["weights_sha256"]:
         raise EncoderError(
             f"The weights in {folder} do not match {INFO}: a copy was cut short, or files of two encoders were mixed.",
             remedy="Copy the whole folder again, or write it anew with: lejepa-med pretrain --resume",
         )
+    if precision_of(info) not in get_args(Precision):
+        raise EncoderError(
+            f"{folder} asks for vectors in '{info['precision']}', which this release does not compute.",
+            remedy=f"Set it anew with: lejepa-med precision {folder} float32",
+        )
     adapter = data_adapters.from_description(info["adapter"])
     backbone = load(folder, info["backbone"], info["model_args"])
     module = Encoder(backbone, name=info["backbone"], model_args=info["model_args"], spec=adapter.spec)
     return LoadedEncoder(module=module, adapter=adapter, info=info, name=_name(folder.resolve()), device=device)
+
+
+def encoder_folder(path: Path | str) -> Path:
+    """RUN/encoder for RUN; an encoder folder itself, and whatever is neither, as it is."""
+    folder = Path(path)
+    inner = folder / "encoder"
+    return inner if not (folder / INFO).is_file() and (inner / INFO).is_file() else folder
 
 
 def _name(folder: Path) -> str:
@@ -257,8 +340,8 @@ def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
     )
 
 
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def _sha256(file: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med.atomic import recover
-from lejepa_med.config import PretrainConfig, differences, load_config
+from lejepa_med.config import PretrainConfig, continued, differences, load_config
 from lejepa_med.errors import ConfigError
 
 
@@ -52,10 +52,10 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
 
     def reopen(self, given: PretrainConfig) -> PretrainConfig:
-        """The saved settings of a run to resume.
+        """The saved settings of a run to resume; where and how fast it runs may be given anew (`MAY_CHANGE`).
 
         Raises:
-            ConfigError: there is no run, or settings given now differ from it.
+            ConfigError: there is no run, or other settings given now differ from it.
         """
         if not self.config.is_file():
             raise ConfigError(
@@ -70,7 +70,7 @@ class RunFolder:
             )
         recover(self.encoder)
         recover(self.averaged)
-        return saved
+        return continued(given, saved)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop records after `step`: the interrupted part will be run again."""

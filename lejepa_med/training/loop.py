@@ -31,6 +31,7 @@ from lejepa_med.training.log import RunLog
 from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.monitor import RunningMean
 from lejepa_med.training.observe.watch import Watch
+from lejepa_med.training.precision import check_bf16
 from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
 from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
@@ -76,14 +77,16 @@ def pretrain(
     Raises:
         UserError: bad settings, an unreadable archive, too many bad files, or numbers that stopped being finite.
     """
-    fabric = make_fabric(config)
-    console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
     run = RunFolder(config.out)
     if resume:
-        config = run.reopen(config)
+        config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
+    fabric = make_fabric(config)
+    console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
+    if resume:
         manifest, adapter = open_archive(run.manifest)
     else:
         config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
+        fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
     for warning in warnings(config, world_size=fabric.world_size):
         console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
     state = build_state(fabric, config, adapter)
@@ -105,8 +108,15 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     elif accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("PyTorch sees no CUDA device.", remedy="Use --train.accelerator cpu, or mend the GPU driver.")
+        raise ConfigError(
+            "PyTorch sees no CUDA device.", remedy="Use --train.accelerator cpu, or reinstall the GPU driver."
+        )
     resolved = resolve_machine(config, device=accelerator)
+    if accelerator == "cpu" and resolved.train.precision == "16-mixed":
+        raise ConfigError(
+            "16-mixed precision needs a GPU.",
+            remedy="Continue this run on a machine with one, or start a new run with --train.precision 32-true.",
+        )
     if accelerator == "cpu":
         keep_freed_memory()
     fabric = lightning.Fabric(
@@ -126,6 +136,7 @@ def _begin(
     """Scan on rank 0, resolve the settings, write the first files; the other ranks read them."""
     if fabric.is_global_zero:
         run.start(overwrite=overwrite)
+        asked = config.train.precision
         config = resolve_machine(config, device=fabric.device.type)
         views = config.views.model_dump()
         adapter = data_adapters.create(config.modality, **{**views, **config.data.options})
@@ -137,6 +148,7 @@ def _begin(
         manifest = dataclasses.replace(manifest, adapter=adapter.describe())
         result.write(run.root, manifest=manifest)
         config = resolve_archive(config, items=len(manifest))
+        config = check_bf16(config, adapter.spec, asked=asked, world_size=fabric.world_size, console=console)
         if config.train.epochs is None:
             epochs = epochs_that_fit(fabric, config, manifest, adapter, console=console)
             config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})

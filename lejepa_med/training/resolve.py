@@ -1,14 +1,11 @@
 """Settings left open become numbers: from the machine before the scan, from the archive after it."""
 
-from typing import Literal
-
-import torch
-
 from data_adapters.registry import load_class
 from lejepa_med.config import PretrainConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.settings import check_objective, head_of, weight_of
 from lejepa_med.models.architectures import check_name, check_vit_options, is_convolutional, is_monai
+from lejepa_med.training.precision import best_precision
 
 # Where nothing is given: by dimensions (2, 3), then by device (cpu, cuda).
 BACKBONES = (("resnet18", "vit_small_patch16_224"), ("monai:resnet10", "monai:vit_small"))
@@ -68,23 +65,14 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
             "objective": config.objective.model_copy(update=chosen_objective),
             "optim": config.optim.model_copy(update=chosen_optim),
             "train": config.train.model_copy(
-                update={"precision": precision, "batch_size": config.train.batch_size or BATCH[volumes][not on_cpu]}
+                update={
+                    "accelerator": device,
+                    "precision": precision,
+                    "batch_size": config.train.batch_size or BATCH[volumes][not on_cpu],
+                }
             ),
         }
     )
-
-
-def best_precision(device: str) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """bf16 where the device computes in it; else fp16 with scaled gradients (GPUs before Ampere), else float32."""
-    if device == "cpu":
-        return "bf16-mixed" if cpu_has_bf16() else "32-true"
-    # emulated bf16, which PyTorch counts as support by default, is slower than fp16
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether bf16 arithmetic has instructions here (AVX512-BF16, AMX); emulated, it is far slower than float32."""
-    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
 def _local_size(global_size: int, *, volumes: bool) -> int:

@@ -1,7 +1,8 @@
 """One array, four ways to its vector: training-time evaluation, `embed`, a probe, and HTTP. They must agree."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.probe import Probe
-from lejepa_med.models.folder import load_encoder
+from lejepa_med.models.folder import load_encoder, record_precision
 from tests.app.helpers import files, png, wait
 
 Maker = Callable[[Path, int], Path]
@@ -94,3 +95,47 @@ def test_four_paths_one_vector(modality: str, make: Maker, client: TestClient, r
     for index, same, alike in pairs:
         assert predicted[index]["label"] == same.label == alike.label
         assert predicted[index]["probabilities"] == pytest.approx(same.probabilities, abs=1e-4)
+
+
+@pytest.fixture
+def rough(runs: Path) -> Iterator[Path]:
+    """An encoder that is recorded to compute in bfloat16, with the weights of 'images', for one test."""
+    folder = runs / "rough"
+    shutil.copytree(runs / "images", folder)
+    record_precision(folder, "bfloat16")
+    yield folder
+    shutil.rmtree(folder)
+    shutil.rmtree(runs / "rough-table", ignore_errors=True)
+
+
+def test_where_less_precision_is_recorded_every_path_takes_it_and_says_so(
+    rough: Path, client: TestClient, runs: Path
+) -> None:
+    encoder = load_encoder(rough)
+    manifest = scan_archive(encoder.adapter, runs.parent / "archive").manifest
+    embed_archive(encoder, manifest, runs / "rough-table", workers=0)
+    table, exact = EmbeddingTable.open(runs / "rough-table"), EmbeddingTable.open(runs / "table")
+    assert table.encoder == encoder.fingerprint != exact.encoder
+    away = np.linalg.norm(table.vectors - exact.vectors, axis=1) / np.linalg.norm(exact.vectors, axis=1)
+    assert (away > 1e-5).all() and (away < 0.03).all()
+
+    picture = (runs.parent / "archive" / manifest.column("path")[0]).read_bytes()
+    sent = {"files": files(picture), "data": {"encoder": "rough"}}
+    named = client.post("/v1/embeddings", **sent).json()
+    assert (named["precision"], named["fingerprint"]) == ("bfloat16", encoder.fingerprint)
+    other = client.post("/v1/embeddings", **sent, headers={"Accept": "application/x-npy"})
+    assert other.headers["X-Encoder-Precision"] == "bfloat16"
+    assert client.get("/v1/encoders/rough").json()["precision"] == "bfloat16"
+    vector = np.array(named["items"][0]["vector"])
+    assert np.linalg.norm(vector - table.vectors[0]) / np.linalg.norm(vector) < 0.02
+
+    found = client.post("/v1/search", files=files(picture), data={"archive": "rough-table", "k": "1"}).json()
+    assert found["items"][0]["hits"][0]["id"] == table.ids[0]
+    query = {"archive": "table", "vectors": [vector.tolist()], "fingerprint": encoder.fingerprint}
+    assert client.post("/v1/search", json=query).status_code == 422  # that table was computed in float32
+    labels = [{"id": name, "label": "ab"[row % 2]} for row, name in enumerate(table.ids)]
+    started = client.post("/v1/probes", json={"archive": "rough-table", "labels": labels, "folds": 2})
+    job = wait(client, started.json()["id"])
+    assert job["state"] == "succeeded", job
+    predicted = client.post(f"{job['result']}/predictions", files=files(picture))
+    assert predicted.status_code == 200, predicted.text

@@ -14,7 +14,7 @@ from data_adapters.scan import scan_archive
 from lejepa_med.errors import ConfigError, EncoderError
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.models.encoder import create_encoder
-from lejepa_med.models.folder import find_encoders, load_encoder, randomised, save_encoder
+from lejepa_med.models.folder import INFO, find_encoders, load_encoder, randomised, record_precision, save_encoder
 
 ARCHITECTURES = ["resnet18", "vit_tiny_patch16_224", "convnextv2_atto", "swin_tiny_patch4_window7_224"]
 
@@ -125,3 +125,46 @@ def test_unknown_or_unfit_architectures_say_what_to_do() -> None:
         create_encoder("resnet19", adapter_of().spec)
     with pytest.raises(ConfigError, match="multiples of its patch"):
         create_encoder("vit_tiny_patch16_224", adapter_of(size=40).spec)
+
+
+def test_precision_is_recorded_kept_by_later_checkpoints_and_told_by_the_fingerprint(tmp_path: Path) -> None:
+    adapter = adapter_of()
+    encoder = create_encoder("resnet10t", adapter.spec)
+    save_encoder(encoder, adapter, tmp_path / "run" / "encoder")
+    exact = load_encoder(tmp_path / "run")
+    assert exact.precision == exact.info["precision"] == "float32"
+
+    assert record_precision(tmp_path / "run", "bfloat16") == tmp_path / "run" / "encoder"
+    save_encoder(encoder, adapter, tmp_path / "run" / "encoder")  # the run goes on
+    rough = load_encoder(tmp_path / "run")
+    assert (rough.precision, randomised(rough).precision) == ("bfloat16", "bfloat16")
+    assert rough.fingerprint != exact.fingerprint
+    assert "computed in bfloat16" in (tmp_path / "run" / "encoder" / "README.md").read_text()
+    record_precision(tmp_path / "run", "float32")
+    assert load_encoder(tmp_path / "run").fingerprint == exact.fingerprint
+
+    info = tmp_path / "run" / "encoder" / INFO
+    old = json.loads(info.read_text())
+    del old["precision"]
+    info.write_text(json.dumps(old))
+    assert load_encoder(tmp_path / "run").fingerprint == exact.fingerprint  # tables from before stay usable
+    info.write_text(json.dumps({**old, "precision": "int4"}))
+    with pytest.raises(EncoderError, match=r"lejepa-med precision .* float32"):
+        load_encoder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_float32_vectors_do_not_depend_on_what_the_caller_has_set(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    adapter = adapter_of()
+    save_encoder(create_encoder("vit_tiny_patch16_224", adapter.spec), adapter, tmp_path / "e")
+    loaded = load_encoder(tmp_path / "e")
+    items = [torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))]
+    expected = loaded.embed(items)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            assert np.array_equal(loaded.embed(items), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
