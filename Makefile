@@ -46,9 +46,9 @@ test-postgres: $(READY)
 # The tests once more as on other machines: one that has bf16 (emulated here), and a small one with AVX2 and one core.
 # What depends on the processor must show in a setting that is saved, never in a result.
 test-machines: $(READY)
-	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu" $(MACHINE_TESTS)
+	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu" tests/lejepa_med tests/app tests/examples
 	LEJEPA_CPU_BF16=off ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	  $(PYTEST) -m "not slow and not gpu" --one-core $(MACHINE_TESTS)
+	  $(PYTEST) -m "not slow and not gpu" --one-core
 
 test-all: check
 	$(PYTEST) -m "not gpu"
