@@ -26,7 +26,7 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.atomic import new_folder
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.architectures import build, is_monai, load, origin
+from lejepa_med.models.architectures import adaptation, build, is_monai, load, origin
 from lejepa_med.models.encoder import Encoder
 
 INFO = "lejepa_med.json"
@@ -95,8 +95,7 @@ def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
             "num_classes": 0,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "first_conv": None,
-            "classifier": None,
+            **adaptation(encoder.name, spec.global_size),
         },
     }
 
