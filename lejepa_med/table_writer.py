@@ -151,7 +151,7 @@ def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
         if all(value is None for value in values) or any(isinstance(value, list | dict) for value in values):
             raise UserError(
                 f"The archive has no column '{name}' of numbers or texts.",
-                remedy="Name columns of the catalogue, or header facts that the manifest's 'meta' holds.",
+                remedy="Give --columns names of --catalog, or of header facts that manifest.parquet holds in 'meta'.",
             )
         kinds = {type(value) for value in values if value is not None}
         if kinds == {bool}:

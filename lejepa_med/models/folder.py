@@ -122,7 +122,8 @@ def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     if not same or shape != (1, encoder.dim):
         raise EncoderError(
             "The encoder folder, read back, differs from the encoder in memory.",
-            remedy="Nothing was replaced. Check the disk, and the versions of timm and MONAI against pyproject.toml.",
+            remedy="Nothing was replaced. Look for packages that are too old with lejepa-med doctor, check the disk, "
+            "and repeat the command with --resume.",
         )
 
 
@@ -202,7 +203,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if info.get("format") != FORMAT:
         raise EncoderError(
             f"{folder} has encoder format {info.get('format')}, this release reads format {FORMAT}.",
-            remedy=f"Install lejepa-med {info.get('version')}.",
+            remedy=f"Install lejepa-med {info.get('version', 'in the release')}, which wrote it, or pretrain again.",
         )
     return info
 
@@ -220,7 +221,7 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
     if _sha256(folder / "model.safetensors") != info["weights_sha256"]:
         raise EncoderError(
             f"The weights in {folder} do not match {INFO}: a copy was cut short, or files of two encoders were mixed.",
-            remedy="Copy the whole folder again, or write it anew with: lejepa-med pretrain --resume",
+            remedy="Copy the whole folder again, or write it anew: repeat its pretrain command with --resume.",
         )
     adapter = data_adapters.from_description(info["adapter"])
     backbone = load(folder, info["backbone"], info["model_args"])

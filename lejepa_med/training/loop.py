@@ -76,6 +76,7 @@ def pretrain(
     Raises:
         UserError: bad settings, an unreadable archive, too many bad files, or numbers that stopped being finite.
     """
+    config = config.model_copy(update={"archive": config.archive.resolve()})  # so that --resume works from any folder
     fabric = make_fabric(config)
     console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
     run = RunFolder(config.out)
@@ -105,7 +106,10 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     elif accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("PyTorch sees no CUDA device.", remedy="Use --train.accelerator cpu, or mend the GPU driver.")
+        raise ConfigError(
+            "PyTorch sees no CUDA device.",
+            remedy="Use --train.accelerator cpu, or see what lejepa-med doctor says about the GPU.",
+        )
     resolved = resolve_machine(config, device=accelerator)
     if accelerator == "cpu":
         keep_freed_memory()
