@@ -41,7 +41,7 @@ class Hit(BaseModel):
     id: str
     group: str
     score: float = Field(examples=[0.93], description="cosine of the two vectors, -1 to 1")
-    columns: dict[str, str | bool | float | None] = Field(
+    columns: dict[str, str | bool | int | float | None] = Field(
         examples=[{"label": "spiral", "mpp": 0.5}], description="label, and what `lejepa-med embed --columns` kept"
     )
 

@@ -187,7 +187,7 @@ class BaseAdapter:
         """`inspect`, with any failure turned into a Rejected."""
         if not path.name.lower().endswith(self.suffixes):
             reason = f"not a format that the {self.name} adapter reads"
-            return [Rejected(uri=str(path), reason=reason, remedy=f"It reads {', '.join(self.suffixes)}.")]
+            return [Rejected(uri=str(path), reason=reason, remedy=f"Save it as {', '.join(self.suffixes)}.")]
         try:
             return list(self.inspect(path, root))
         except Exception as error:

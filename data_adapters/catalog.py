@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,10 +108,16 @@ def _text(name: str) -> str:
 
 
 def _number(text: str) -> str | float:
+    """The number that a cell is; codes such as 007, and numbers that neither 64 bits nor a float hold, stay text."""
+    if re.fullmatch(r"-?(0|[1-9]\d*)", text):
+        return int(text) if -(2**63) <= int(text) < 2**63 else text
+    if re.fullmatch(r"[+-]?0\d+", text):
+        return text
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) or "inf" in text.lower() or "nan" in text.lower() else text
 
 
 def read_rows(file: Path) -> Iterator[dict[str, str]]:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 class UserError(Exception):
-    """Something the user can mend. `cause` says what is wrong, `remedy` what to do."""
+    """Something the user can put right. `cause` says what is wrong, `remedy` what to do."""
 
     def __init__(self, cause: str, *, remedy: str = "") -> None:
         self.cause = cause

@@ -138,9 +138,7 @@ class Manifest:
             known = sorted(set(splits) - {""})
             raise UserError(
                 f"No file of the archive has the split '{split}'.",
-                remedy=f"The catalogue has the splits: {', '.join(known)}."
-                if known
-                else "Give a catalogue with 'split'.",
+                remedy=f"Use one of its splits: {', '.join(known)}." if known else "Give a catalogue with 'split'.",
             )
         return self.select(chosen)
 

@@ -49,7 +49,9 @@ def load_class(name: str) -> type[BaseAdapter]:
     except (ImportError, AttributeError, OSError) as error:
         raise UserError(
             f"The adapter '{target}' cannot be loaded: {error}.",
-            remedy="Check the module's name and that it is importable.",
+            remedy=f"Correct what this shows: python -c 'import {module_name}'"
+            if not module_name.endswith(".py")
+            else f"Correct what this shows: python {module_name}; the class must be called {class_name}.",
         ) from error
     return loaded  # type: ignore[no-any-return]
 

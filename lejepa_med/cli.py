@@ -223,8 +223,9 @@ class PredictCommand(Section):
         probe, table = Probe.load(self.probe), EmbeddingTable.open(self.embeddings)
         if probe.encoder != table.encoder:
             raise UserError(
-                "The probe was trained on the vectors of another encoder than this table holds.",
-                remedy="Embed the archive with the probe's encoder, or train a probe on this table.",
+                f"The probe {self.probe} was trained on the vectors of another encoder than {self.embeddings} holds.",
+                remedy="Embed the archive with the probe's encoder (lejepa-med embed), "
+                "or train a probe on this table (lejepa-med probe).",
             )
         write_predictions(self.out, table.ids, probe.predict(table.vectors), probe)
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
@@ -267,7 +268,7 @@ class Cli(BaseSettings):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `lejepa-med`. What a user can mend is printed in one line; exit code 2."""
+    """Entry point of `lejepa-med`. What a user can put right is printed in one line; exit code 2."""
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     quiet_readers()
     try:
@@ -275,11 +276,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error))
     except ValidationError as error:
-        _fail(f"{issues(error)}. See lejepa-med {arguments[0]} --help.")
+        _fail(f"{issues(error)}. See {_help(arguments)}.")
     except SettingsError as error:
-        _fail(f"{error}. See lejepa-med {arguments[0]} --help.")
+        _fail(f"{error}. See {_help(arguments)}.")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _help(arguments: list[str]) -> str:
+    """The command that explains what was asked for: that of the command where there is such a one."""
+    known = [name for name in arguments[:1] if name in Cli.model_fields]
+    return " ".join(["lejepa-med", *known, "--help"])
 
 
 def _joined(arguments: list[str]) -> list[str]:

@@ -40,7 +40,7 @@ class SplitCommand(Section):
                 cause = (
                     "--modality, --catalog and --options belong to a folder; a manifest has been scanned with its own."
                 )
-                raise UserError(cause, remedy="Leave them out, or scan again with them.")
+                raise UserError(cause, remedy="Leave them out, or split the folder itself with them.")
             manifest = Manifest.read(self.source)
         else:
             manifest = self._scanned()

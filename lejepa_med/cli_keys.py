@@ -81,7 +81,10 @@ class KeyCommand(Section):
     def cli_cmd(self) -> None:
         """Run the chosen command."""
         if self.create is None and self.list is None and self.revoke is None:
-            raise UserError("A command is missing.", remedy="lejepa-med key create, list or revoke.")
+            raise UserError(
+                "A command is missing.",
+                remedy="Use lejepa-med key create, lejepa-med key list or lejepa-med key revoke.",
+            )
         CliApp.run_subcommand(self)
 
 

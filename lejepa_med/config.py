@@ -244,10 +244,12 @@ def load_config(file: Path) -> PretrainConfig:
         return PretrainConfig.model_validate(_merged(local, settings))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"{file} cannot be read: {error}.", remedy="Give the folder of a run, or start anew."
+            f"{file} cannot be read: {error}.", remedy="Give the folder of a run of: lejepa-med pretrain"
         ) from error
     except ValidationError as error:
-        raise ConfigError(f"{file} has wrong settings: {issues(error)}.", remedy="Correct the file.") from error
+        raise ConfigError(
+            f"{file} has wrong settings: {issues(error)}.", remedy=f"Correct these settings in {file}."
+        ) from error
 
 
 def _merged(local: Any, settings: Any) -> Any:
@@ -285,6 +287,8 @@ def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
             a, b = getattr(one, name), getattr(other, name)
             if isinstance(a, BaseModel):
                 found += walk(a, b, f"{prefix}{name}.")
+            elif isinstance(a, Path) and isinstance(b, Path) and a.resolve() == b.resolve():
+                continue  # one place, once relative and once absolute
             elif f"{prefix}{name}" not in MAY_CHANGE and a is not None and a != b and str(a) != str(b):
                 found.append(f"{prefix}{name}: given {a}, the run has {b}")
         return found

@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
@@ -21,18 +22,6 @@ from data_adapters.identity import salt_file
 State = Literal["ok", "note", "missing", "broken"]
 PACKAGE = "lejepa-med"
 EXTRAS = ("mri", "histology", "galaxy", "serve", "bench")
-# Where the imported name is not the package's with underscores.
-MODULES = {
-    "lightning-fabric": "lightning_fabric",
-    "opencv-python-headless": "cv2",
-    "openslide-bin": "openslide_bin",
-    "openslide-python": "openslide",
-    "pillow": "PIL",
-    "pylibjpeg-openjpeg": "openjpeg",
-    "python-gdcm": "gdcm",
-    "pyyaml": "yaml",
-    "scikit-learn": "sklearn",
-}
 
 
 @dataclass(frozen=True)
@@ -61,8 +50,8 @@ def examine(modality: str | None = None) -> Iterator[Finding]:
         for extra in EXTRAS:
             yield from _packages(extra, sections.get(extra, ()))
         yield Finding("images", "images", "ok", "needs nothing beyond the core")
-    elif modality in EXTRAS and modality in registry.BUILT_IN:
-        yield from _packages(modality, sections.get(modality, ()))
+    elif (extra := registry.BUILT_IN.get(modality, ".").split(".")[1]) in EXTRAS:  # its folder, so mri for mri3d
+        yield from _packages(modality, sections.get(extra, ()), extra=extra)
     else:
         kind = registry.load_class(modality)
         yield Finding(modality, modality, "ok", f"{kind.__name__} can be loaded")
@@ -105,8 +94,8 @@ def _of_checkout() -> list[str]:
     return [*project["dependencies"], *extras]
 
 
-def _packages(section: str, requirements: Iterable[Requirement]) -> Iterator[Finding]:
-    whole = "pip install lejepa-med" if section == "core" else f"pip install 'lejepa-med[{section}]'"
+def _packages(section: str, requirements: Iterable[Requirement], *, extra: str = "") -> Iterator[Finding]:
+    whole = "pip install lejepa-med" if section == "core" else f"pip install 'lejepa-med[{extra or section}]'"
     for requirement in requirements:
         yield check_package(section, requirement, install=whole)
 
@@ -121,13 +110,27 @@ def check_package(section: str, requirement: Requirement, *, install: str) -> Fi
         bound = requirement.specifier
         newer = f"pip install '{requirement.name}{bound}'"
         return Finding(section, requirement.name, "broken", f"{version}, but {bound} is needed", newer)
+    module = _module(requirement.name)
+    if module is None:
+        return Finding(section, requirement.name, "ok", f"{version}, not imported: its metadata names no module")
     try:
-        importlib.import_module(MODULES.get(requirement.name.lower(), requirement.name.replace("-", "_")))
+        importlib.import_module(module)
     except Exception as error:  # a broken binary raises what it likes
         detail = f"{version} cannot be imported ({type(error).__name__}: {error})"
         again = f"pip install --force-reinstall '{requirement.name}=={version}'"
         return Finding(section, requirement.name, "broken", detail, again)
     return Finding(section, requirement.name, "ok", version)
+
+
+def _module(package: str) -> str | None:
+    """The module to import of an installed package: pynrrd's is nrrd. None where its metadata lists none."""
+    installed = importlib.metadata.distribution(package)
+    listed = (installed.read_text("top_level.txt") or "").split()
+    files = [file.parts for file in installed.files or () if file.suffix in (".py", ".so", ".pyd")]
+    found = {*listed, *(parts[0] if len(parts) > 1 else parts[0].partition(".")[0] for parts in files)}
+    public = sorted(name for name in found if name.isidentifier() and not name.startswith("_"))
+    # some packages also install a top-level `docs` or `tests`, so take the module whose name is most like the package's
+    return max(public, key=lambda name: SequenceMatcher(None, name, package.lower()).ratio(), default=None)
 
 
 def _system() -> Iterator[Finding]:
@@ -147,8 +150,11 @@ def _devices() -> Iterator[Finding]:
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "bf16 is emulated, so 32-bit is used"
     yield Finding("system", "cpu", "ok", f"{os.cpu_count()} cores, {bf16}")
     if not torch.cuda.is_available():
-        why = "PyTorch was built without CUDA" if torch.version.cuda is None else "no CUDA device is seen"
-        yield Finding("system", "gpu", "note", why, "Training on a CPU works, with small models and pictures.")
+        why, check = "no CUDA device is seen", "check that nvidia-smi lists it"
+        if torch.version.cuda is None:
+            why, check = "PyTorch was built without CUDA", "install PyTorch with CUDA (https://pytorch.org/get-started)"
+        remedy = f"If this machine has an NVIDIA GPU, {check}. Without one, train small models on the CPU."
+        yield Finding("system", "gpu", "note", why, remedy)
         return
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -180,7 +186,7 @@ def _salt() -> Finding:
         return Finding("system", "salt", "note", "none yet", "The first scan makes it. Back it up: ids depend on it.")
     if not _private(file):
         return Finding("system", "salt", "note", f"{file} can be read by others", f"chmod 600 {file}")
-    return Finding("system", "salt", "ok", f"{file}, for your eyes only")
+    return Finding("system", "salt", "ok", f"{file}, readable by you alone")
 
 
 def _private(file: Path) -> bool:

@@ -137,7 +137,10 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
-    """The further columns, each of numbers where every value is one, else of texts; lists and objects are refused."""
+    """The further columns: whole numbers of 64 bits, floats where these hold every number, else texts.
+
+    Lists and objects are refused.
+    """
     refused = NEVER_COLUMNS.intersection(columns) | set(OWN).intersection(columns)
     if refused:
         raise UserError(
@@ -151,12 +154,14 @@ def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
         if all(value is None for value in values) or any(isinstance(value, list | dict) for value in values):
             raise UserError(
                 f"The archive has no column '{name}' of numbers or texts.",
-                remedy="Name columns of the catalogue, or header facts that the manifest's 'meta' holds.",
+                remedy="Give --columns names of --catalog, or of header facts that manifest.parquet holds in 'meta'.",
             )
         kinds = {type(value) for value in values if value is not None}
         if kinds == {bool}:
             found[name] = pa.array(values, pa.bool_())
-        elif kinds <= {int, float}:
+        elif kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
+            found[name] = pa.array(values, pa.int64())
+        elif kinds <= {int, float} and all(value is None or value == float(value) for value in values):
             found[name] = pa.array(values, pa.float64())
         else:
             found[name] = pa.array([None if value is None else str(value) for value in values], pa.string())

@@ -243,6 +243,6 @@ def _hits(base: Base, found: Found, index: int) -> list[Hit]:
     ]
 
 
-def _finite(value: str | bool | float | None) -> str | bool | float | None:
+def _finite(value: str | bool | int | float | None) -> str | bool | int | float | None:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """Conditions on an item's metadata: as they are sent, as a mask over rows, and as SQL for the indexes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Self
 
@@ -12,7 +13,8 @@ from app.errors import ProblemError
 from app.schemas import Strict
 
 Text = Annotated[StrictStr, StringConstraints(max_length=1000)]
-Whole = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]  # what a double holds exactly
+LEAST, MOST = -(2**63), 2**63 - 1  # catalogues of the sky have ids of 64 bits
+Whole = Annotated[StrictInt, Field(ge=LEAST, le=MOST)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: a text is no number, a whole one is
 Value = StrictBool | Whole | Number | Text
 
@@ -26,8 +28,8 @@ class Condition(Strict):
     none_of: list[Value] | None = Field(
         default=None, alias="not_in", min_length=1, max_length=1000, description="an item without a value meets it"
     )
-    min: Number | None = Field(default=None, description="least value, itself included")
-    max: Number | None = Field(default=None, description="largest value, itself included")
+    min: Whole | Number | None = Field(default=None, description="least value, itself included")
+    max: Whole | Number | None = Field(default=None, description="largest value, itself included")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -84,23 +86,24 @@ def mask(conditions: Sequence[Condition], table: pa.Table) -> np.ndarray:
     keep = np.ones(len(table), bool)
     for condition in conditions:
         column = table[condition.column]
+        kind = column.type
+        if _is_number(kind):
+            column = column.cast(pa.int64() if pa.types.is_integer(kind) else pa.float64())
         if condition.is_range:
-            column = column.cast(pa.float64())
-            if condition.min is not None:
-                keep &= _true(pc.greater_equal(column, float(condition.min)))
-            if condition.max is not None:
-                keep &= _true(pc.less_equal(column, float(condition.max)))
+            least, most = _limits(condition, kind)
+            if least is not None:
+                keep &= _true(pc.greater_equal(column, least))
+            if most is not None:
+                keep &= _true(pc.less_equal(column, most))
             continue
-        if _is_number(column.type):
-            column = column.cast(pa.float64())
-        found = pc.is_in(column, value_set=pa.array(condition.values, column.type))
+        found = pc.is_in(column, value_set=pa.array(_values(condition, kind), column.type))
         keep &= ~_true(found) if condition.none_of is not None else _true(found)
     return keep
 
 
 def to_sql(
     conditions: Sequence[Condition],
-    columns: Sequence[str],
+    columns: Mapping[str, pa.DataType],
     codes: Mapping[str, int],
     literal: Callable[[bool | int | float | str], str],
 ) -> list[str]:
@@ -118,13 +121,13 @@ def to_sql(
                 [codes[value] for value in condition.values if isinstance(value, str) and value in codes],
             )
         else:
-            name, values = f"c{columns.index(condition.column)}", condition.values
-        if condition.min is not None:
-            clauses.append(f"{name} >= {literal(condition.min)}")
-        if condition.max is not None:
-            clauses.append(f"{name} <= {literal(condition.max)}")
-        if condition.is_range:
-            continue
+            kind = columns[condition.column]
+            name, values = f"c{list(columns).index(condition.column)}", _values(condition, kind)
+            if condition.is_range:
+                least, most = _limits(condition, kind)
+                clauses += [f"{name} >= {literal(least)}"] if least is not None else []
+                clauses += [f"{name} <= {literal(most)}"] if most is not None else []
+                continue
         listed = ", ".join(literal(value) for value in values)
         if condition.none_of is None:
             clauses.append(f"{name} IN ({listed})" if values else "1 = 0")
@@ -136,6 +139,27 @@ def to_sql(
 def _true(found: pa.ChunkedArray) -> np.ndarray:
     """A row without a value meets nothing."""
     return np.asarray(pc.fill_null(found, False).to_numpy(), bool)
+
+
+def _values(condition: Condition, kind: pa.DataType) -> list[bool | int | float | str]:
+    """The condition's values as the column can hold them: a float does not hold the whole numbers of 64 bits."""
+    if not pa.types.is_integer(kind):
+        return condition.values
+    return [int(v) for v in condition.values if not isinstance(v, str) and LEAST <= v <= MOST and v == int(v)]
+
+
+def _limits(condition: Condition, kind: pa.DataType) -> tuple[float | None, float | None]:
+    """The condition's range, for whole numbers in whole numbers; one that none of them meets is the empty one."""
+    if not pa.types.is_integer(kind):
+        return tuple(None if end is None else float(end) for end in (condition.min, condition.max))  # type: ignore[return-value]
+    least = None if condition.min is None else math.ceil(condition.min)
+    most = None if condition.max is None else math.floor(condition.max)
+    if (least is not None and least > MOST) or (most is not None and most < LEAST):
+        return MOST, LEAST
+    return (
+        None if least is None else max(least, LEAST),
+        None if most is None else min(most, MOST),
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:

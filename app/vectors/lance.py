@@ -84,7 +84,7 @@ def _connect(folder: Path) -> Any:
 
 def _nearest(table: Any, base: Base, query: Query) -> list[np.ndarray]:
     named = [str(value) for item in query.conditions if item.column == "group" for value in item.values]
-    clauses = to_sql(query.conditions, list(base.columns), base.codes_of(named), _literal)
+    clauses = to_sql(query.conditions, base.columns, base.codes_of(named), _literal)
     wanted = 2 * query.k + 1  # more than k: codes are rounded, and the query item itself is among them
     found = []
     for vector, group in zip(query.vectors, query.own_groups, strict=True):

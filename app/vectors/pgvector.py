@@ -28,7 +28,7 @@ EF_LEAST, EF_MOST = 200, 1000  # candidates a search keeps: 200 for recall; pgve
 ITERATIVE = (0, 8)  # pgvector's first version whose filtered scans go on until enough rows were found
 MEMORY_MOST = 2 << 30  # bytes of maintenance_work_mem: a graph that does not fit is built many times slower
 COPY_ROWS = 4096
-_TYPES = {"string": "text", "bool": "boolean"}  # of Arrow; every other column is a number
+_TYPES = {"string": "text", "bool": "boolean", "double": "float8", "float": "float8"}  # of Arrow; others are integers
 
 
 class PgVector:
@@ -72,7 +72,7 @@ class PgVector:
             ):
                 raise UserError("Another process builds this index.", remedy="Search again when it is ready.")
             connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
-            columns = [f"c{i} {_TYPES.get(str(kind), 'float8')}" for i, kind in enumerate(base.columns.values())]
+            columns = [f"c{i} {_TYPES.get(str(kind), 'bigint')}" for i, kind in enumerate(base.columns.values())]
             declared = ", ".join(["id int NOT NULL", "g int NOT NULL", *columns, f"v halfvec({base.dim}) NOT NULL"])
             connection.execute(text(f"CREATE TABLE {name} ({declared})"))
             if base.dim <= PLAIN_DIM:
@@ -139,7 +139,7 @@ def _nearest(connection: Connection, base: Base, query: Query) -> list[np.ndarra
         return f":p{len(bound) - 1}"
 
     named = [str(value) for item in query.conditions if item.column == "group" for value in item.values]
-    clauses = to_sql(query.conditions, list(base.columns), base.codes_of(named), literal)
+    clauses = to_sql(query.conditions, base.columns, base.codes_of(named), literal)
     # More than k: halves are rounded, and the query item itself is among them.
     wanted = min(EF_MOST, 2 * query.k + 1)
     settings = {"hnsw.ef_search": str(min(EF_MOST, max(EF_LEAST, 2 * wanted))), "enable_seqscan": "off"}
@@ -208,4 +208,4 @@ def _field(value: str | bool | float | None) -> bytes:
     if isinstance(value, str):
         raw = value.replace("\0", "").encode()  # PostgreSQL's text has no NUL
         return struct.pack("!i", len(raw)) + raw
-    return struct.pack("!id", 8, value)
+    return struct.pack("!iq" if isinstance(value, int) else "!id", 8, value)

@@ -114,7 +114,7 @@ class GalaxyAdapter(BaseAdapter):
         if COMPANION_FILE.search(path.name):
             raise BadFileError(
                 "a weight map, mask or model, by the survey's file name",
-                remedy="None needed: the images beside it are read. Rename the file if it is an image.",
+                remedy="Skipped, no error: the images beside it are read. If it is an image, rename it.",
                 path=path,
             )
         self._check_kind("flux")
@@ -166,7 +166,9 @@ class GalaxyAdapter(BaseAdapter):
                 remedy="Cut out the sources (astropy.nddata.Cutout2D), or raise the option max_side.",
             )
         if max(width, height) > MAX_ASPECT * min(width, height):
-            raise BadFileError("a strip, more than four times as long as wide", remedy="Cut out the sources.")
+            raise BadFileError(
+                "a strip, more than four times as long as wide", remedy="Cut out the sources (astropy.nddata.Cutout2D)."
+            )
         meta = {"kind": kind, "planes": planes, "size": [width, height], "bits": bits}
         return meta if found is None else {**meta, "file_bands": ",".join(found)}
 
@@ -193,7 +195,9 @@ class GalaxyAdapter(BaseAdapter):
         picture = raster.read_raster(path)
         picture = picture[:, :, None] if picture.ndim == 2 else picture
         if picture.dtype != np.uint8 or picture.shape[2] not in PICTURE_BANDS:
-            raise BadFileError("a picture that is neither 8-bit grey nor 8-bit RGB", path=path)
+            raise BadFileError(
+                "a picture that is neither 8-bit grey nor 8-bit RGB", remedy="Save it as 8-bit grey or RGB.", path=path
+            )
         choose(PICTURE_BANDS[picture.shape[2]], picture.shape[2], self.bands)
         return picture
 

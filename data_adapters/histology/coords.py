@@ -20,7 +20,7 @@ from data_adapters.histology.slide import Header
 
 # CLAM: patches/STEM.h5; TRIDENT: patches/STEM_patches.h5. A folder "patches" below the given one is looked into too.
 NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5")
-FOLDER_REMEDY = "Write them again for this very slide."
+FOLDER_REMEDY = "Write the coordinates again from this slide (CLAM or TRIDENT)."
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def find_patches(folder: Path, path: Path, header: Header) -> Patches:
     if file is None:
         raise BadFileError(
             "slide without patch coordinates",
-            remedy="The folder of the option coords has no file of its name; leave coords out to detect tissue.",
+            remedy="Add a file of its name to the folder of the option coords, or leave coords out to detect tissue.",
             path=path,
         )
     h5py = require("h5py", extra="histology")
@@ -133,7 +133,7 @@ def _side(facts: Mapping[str, Any], header: Header, path: Path) -> float:
         pass
     raise BadFileError(
         "patch coordinates that do not tell the patch's size",
-        remedy="The attributes patch_size_level0, or patch_size and a patch_level of this slide, are needed.",
+        remedy="Write the attribute patch_size_level0, or patch_size and a patch_level of this slide, to 'coords'.",
         path=path,
     )
 

@@ -185,7 +185,7 @@ def _labels(path: Path, rows: int) -> list[int] | None:
     if values is None or len(values) != rows or values.dtype.kind not in "uib":
         raise BadFileError(
             "labels that do not belong to the tiles",
-            remedy="The file ..._y.h5 must hold 'y' with one whole number for each row of 'x'.",
+            remedy="Store one whole number for each row of 'x' as the dataset 'y' of the file ..._y.h5.",
         )
     return [int(value) for value in values]
 
@@ -202,6 +202,6 @@ def _groups(path: Path, rows: int) -> list[str] | None:
     if len(groups) != rows or not all(groups):
         raise BadFileError(
             "a meta table that does not belong to the tiles",
-            remedy=f"The file ..._meta.csv must name a slide ('{column}') for each row of 'x'.",
+            remedy=f"Name a slide (column '{column}') for each row of 'x' in the file ..._meta.csv.",
         )
     return groups

@@ -26,7 +26,8 @@ def marked_region(meta: Mapping[str, Any], size: tuple[int, int]) -> Region | No
     x, y, w, h = (float(v) for v in numbers)
     if x < 0 or y < 0 or x + w > size[0] or y + h > size[1]:
         raise BadFileError(
-            "region lies outside of the picture", remedy=f"The picture is {size[0]} x {size[1]} level-0 pixels."
+            "region lies outside of the picture",
+            remedy=f"Mark a region inside the picture, which is {size[0]} x {size[1]} level-0 pixels.",
         )
     return x, y, w, h
 

@@ -46,7 +46,11 @@ class ImagesAdapter(BaseAdapter):
             info = raster.raster_info(path)
             height, width, channels, dtype = info.height, info.width, info.channels, info.dtype
         if min(height, width) < MIN_SIDE:
-            raise BadFileError(f"a side of less than {MIN_SIDE} pixels", remedy="Leave out thumbnails.", path=path)
+            raise BadFileError(
+                f"a side of less than {MIN_SIDE} pixels",
+                remedy="Give the full-size picture, or leave it out.",
+                path=path,
+            )
         self._check_channels(channels)
         require_policy(dtype, self.options.intensity)
         meta = {"size": [width, height], "bits": dtype.itemsize * 8, "channels": channels}

@@ -78,7 +78,9 @@ class MRIAdapter(BaseAdapter):
                 yield from (rejected(header.path, error) for header in members)
         for header in copies:
             yield Rejected(
-                uri=str(header.path), reason="copy of another DICOM image", remedy="None needed: the first is used."
+                uri=str(header.path),
+                reason="copy of another DICOM image",
+                remedy="Skipped, no error: the first copy is used.",
             )
 
     def look(self, path: Path, top: Path) -> dicom.Header | list[Record | Rejected]:

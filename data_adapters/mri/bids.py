@@ -59,9 +59,7 @@ def facts(path: Path) -> dict[str, Any]:
     if name is None or "sub" not in name.entities:
         return {}
     if name.suffix in MASKS:
-        raise BadFileError(
-            "a BIDS mask or segmentation", remedy="None needed: images without _mask, _dseg, _probseg are read."
-        )
+        raise BadFileError("a BIDS mask or segmentation", remedy="Skipped, no error: the images beside it are read.")
     if name.entities.get("part", MAGNITUDE) != MAGNITUDE:
         raise BadFileError("phase, real or imaginary image", remedy="Give the magnitude image.")
     return {

@@ -150,7 +150,7 @@ def _judge(data: Any, modalities: tuple[str, ...]) -> None:
         raise BadFileError(cause, remedy=remedy)
     kinds = [str(kind).upper() for kind in _listed(data.get("ImageType"))]
     if "LOCALIZER" in kinds or LOCALIZER.search(str(data.get("SeriesDescription", "") or "")):
-        raise BadFileError("localizer", remedy="None needed: planning scans are left out.")
+        raise BadFileError("localizer", remedy="Skipped, no error: planning scans are not used for training.")
     if "MOSAIC" in kinds:
         raise BadFileError("Siemens mosaic (many slices in one picture)", remedy="Convert the series with dcm2niix.")
 

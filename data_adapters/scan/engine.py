@@ -92,7 +92,10 @@ def _meet(adapter: Adapter, root: Path, base: Path, memory: Journal, meter: Mete
     """Note every file with its size and time, and refuse folders that cannot be listed."""
 
     def closed(folder: Path) -> None:
-        reason, remedy = "folder that may not be read", "Give yourself the right to."
+        reason, remedy = (
+            "folder that may not be read",
+            "Get read permission for this folder, as its owner with: chmod -R u+rX FOLDER",
+        )
         checks.refuse(Rejected(uri=str(folder), reason=reason, remedy=remedy))
 
     companions = adapter.companions if isinstance(adapter, BaseAdapter) else lambda path: ()

@@ -71,7 +71,8 @@ class Journal:
                 self._lock = _lock(folder / LOCK)
             except OSError as error:
                 raise UserError(
-                    f"{folder} cannot be written: {error.strerror}.", remedy="Give another --out."
+                    f"{folder} cannot be written: {error.strerror}.",
+                    remedy="Give another --out, or make that folder writable.",
                 ) from error
         self._sql = _open(folder / FILE if folder is not None else None)
         known, before = self._sql.execute("SELECT value, run FROM identity").fetchone() or ("", 0)

@@ -18,7 +18,7 @@ TASK_UNITS, TASK_BYTES = 64, 4 << 20  # of one task: enough to make its sending 
 AHEAD = 8  # tasks a worker that may be under way
 ORDERED = 4096  # files that may wait for one before them
 NO_TEXT = "file name that is not UTF-8"
-RENAME = "Rename the file."
+RENAME = "Rename the file so that its name is UTF-8 text."
 
 
 def storable(name: str) -> bool:

@@ -203,7 +203,7 @@ class Processes:
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise UserError(
                     f"The processes that scan the archive cannot be started (exit status {status}).",
-                    remedy="See the messages above. --workers 0 reads everything in one process.",
+                    remedy="Read the messages above, or scan in one process: lejepa-med scan ARCHIVE --workers 0",
                 )
         elif part is not None and len(part.places) == 1 and part.deaths:
             self._lose(part, part.places[0], Lost(f"crashes its reader ({_name(status)})", CRASHED, lasting=True))

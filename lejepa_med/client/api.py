@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlencode
 
 import httpx
 
@@ -99,9 +101,10 @@ class Client(ArchiveCalls, ProbeCalls):
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int = 100) -> list[Job]:
-        """Jobs, newest first; of one state ('dead') or kind ('train-probe') where it is given."""
-        params = given_fields(state=state, kind=kind, limit=limit)
-        return [Job.read(item) for item in self._http.json("GET", "/v1/jobs", params=params)["jobs"]]
+        """Up to `limit` jobs, newest first; of one state ('dead') or kind ('train-probe') where it is given."""
+        query = urlencode(given_fields(state=state, kind=kind, limit=min(limit, 1000)))
+        found = self._http.pages(f"/v1/jobs?{query}", name="jobs")
+        return [Job.read(item) for item in islice(found, limit)]
 
     def job(self, job: Job | str, *, wait: float = 0) -> Job:
         """A job as it stands, with its log; with `wait` when it has ended, or after that many seconds (at most 30)."""

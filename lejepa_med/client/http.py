@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from lejepa_med.client.errors import BY_STATUS, ServerFaultError, ServiceError, UnreachableError
+from lejepa_med.client.errors import BY_STATUS, ClientError, ServerFaultError, ServiceError, UnreachableError
 from lejepa_med.client.files import File, open_all
 from lejepa_med.client.models import Problem
 
@@ -39,9 +39,20 @@ class Http:
             return json.loads(answer.content)
 
     def pages(self, first: str, *, name: str = "items") -> Iterator[Any]:
-        """The entries of a list, page after page."""
+        """The entries of a list, page after page.
+
+        Raises:
+            ClientError: a page links to one that was read before, so the list would never end.
+        """
         link: str | None = first
+        read: set[str] = set()
         while link:
+            if link in read:
+                raise ClientError(
+                    f"The list repeats: its pages link to {link} twice. Check that no proxy between this program and "
+                    "the service removes the query of an address, and update the service."
+                )
+            read.add(link)
             found = self.json("GET", link)
             yield from found[name]
             link = found.get("next")
@@ -117,8 +128,9 @@ class Http:
                     parts.append(("catalog", ("catalog.csv", io.BytesIO(catalog), "text/csv")))
                 content = {"files": parts, "data": dict(fields or {})}
             headers = {**self._headers, "Accept": accept}
+            # httpx drops the query of the path where params are given, also empty ones
             request = self._http.build_request(
-                method, self._url + path, headers=headers, params=dict(params or {}), **content
+                method, self._url + path, headers=headers, params=dict(params) if params else None, **content
             )
             return self._http.send(request, stream=not whole)
 

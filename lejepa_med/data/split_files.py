@@ -53,7 +53,10 @@ def write_split(
     """
     check_target(out, fractions, overwrite=overwrite)
     if not len(manifest):
-        raise UserError("The manifest has no rows to split.", remedy="Look into rejected.csv, and scan again.")
+        raise UserError(
+            f"The manifest of {manifest.root} has no rows to split.",
+            remedy="Repair the files that rejected.csv beside it lists, and repeat: lejepa-med scan",
+        )
     paths, items = manifest.column("path"), manifest.column("item")
     groups, labels = manifest.column("group"), manifest.column("label")
     contents = [f"{digest}/{item}" for digest, item in zip(manifest.column("digest"), items, strict=True)]

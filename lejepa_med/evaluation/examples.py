@@ -148,12 +148,12 @@ def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -
         UserError: lengths differ, a label or group is empty, there is one class only, or a class has one example.
     """
     rows = check_rows(vectors, labels, groups)
-    _check_text(labels, "label", "Leave unlabelled images out.")
+    _check_text(labels, "label", "Give a text, or leave that row out.")
     counts = Counter(map(str, labels))
     if len(counts) < 2:
         raise UserError(
             f"All {len(labels)} labels are '{next(iter(counts))}'.",
-            remedy="A probe needs examples of at least two classes.",
+            remedy="Add examples of at least one other class.",
         )
     _check_singles(counts, "Label at least two images of each class, better ten, or leave the class out.", "classes")
     classes, codes = np.unique(np.array(labels, dtype=object).astype(str), return_inverse=True)
@@ -169,7 +169,10 @@ def check_marks(vectors: Any, labels: Sequence[Sequence[str]], groups: Sequence[
     rows = check_rows(vectors, labels, groups)
     for row, given in enumerate(labels):
         if not all(isinstance(name, str) and name.strip() for name in given):
-            raise UserError(f"Row {row} has an empty label.", remedy="Give each image a list of texts, maybe empty.")
+            raise UserError(
+                f"Row {row} has an empty label.",
+                remedy="Give each image a list of texts; an empty list says that it has no label.",
+            )
     classes = sorted({name for given in labels for name in given})
     if not classes:
         raise UserError("No image has any label.", remedy="Give each image the list of what can be seen in it.")
@@ -178,7 +181,7 @@ def check_marks(vectors: Any, labels: Sequence[Sequence[str]], groups: Sequence[
     for row, given in enumerate(labels):
         marks[row, [place[name] for name in given]] = True
     found = Marks(**vars(rows), marks=marks, classes=tuple(classes))
-    remedy = "Each label needs two images with it and two without it, better ten; or leave the label out."
+    remedy = "Add images until each label is on two and missing from two, better ten; or leave the label out."
     _check_singles(found.scarce, remedy, "labels")
     return found
 
@@ -193,11 +196,11 @@ def check_numbers(vectors: Any, labels: Sequence[float], groups: Sequence[str]) 
     values = np.asarray(labels, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise UserError(f"The label of row {bad[0]} is not a finite number.", remedy="Leave unlabelled images out.")
-    if len(np.unique(values)) < 2:
         raise UserError(
-            f"All {len(values)} labels are {values[0]:g}.", remedy="A probe needs examples of different values."
+            f"The label of row {bad[0]} is not a finite number.", remedy="Give a number, or leave that row out."
         )
+    if len(np.unique(values)) < 2:
+        raise UserError(f"All {len(values)} labels are {values[0]:g}.", remedy="Add examples with other values.")
     return Numbers(**vars(rows), values=values)
 
 

@@ -29,6 +29,10 @@ class LinearModel:
     coef: NDArray[np.float64]
     intercept: NDArray[np.float64]
 
+    def __post_init__(self) -> None:
+        # one layout, as it is read back from a folder: BLAS sums in another order for the transposed one
+        object.__setattr__(self, "coef", np.ascontiguousarray(self.coef))
+
     def logits(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(n, dim) -> (n, heads)."""
         return (np.asarray(vectors, np.float64) - self.mean) / self.scale @ self.coef.T + self.intercept

@@ -15,7 +15,7 @@ from data_adapters.errors import UserError
 
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
-TRAIN_AGAIN = "Train the probe again from its labels."
+TRAIN_AGAIN = "Train the probe again from its labels (lejepa-med probe, or POST /v1/probes)."
 
 
 class OtherFormatError(UserError):

@@ -4,6 +4,8 @@ MONAI is imported when one of its networks is built; it costs seconds, and 2-D w
 """
 
 import inspect
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,43 @@ def check_name(name: str, *, dims: int) -> None:
             f"The modality gives 2-D images, but '{name}' is a backbone for volumes.",
             remedy="Use an architecture of timm, such as resnet18 or vit_small_patch16_224, or the modality mri3d.",
         )
-    if not is_monai(name) and not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8])
-        listing = "List names with: python -c 'import timm; timm.list_models()'"
-        raise ConfigError(f"timm has no architecture '{name}'.", remedy=f"Close names: {close}." if close else listing)
+    if not is_monai(name):
+        _check_timm_name(name)
+
+
+def _check_timm_name(name: str) -> None:
+    """Refuse a name that timm does not know, and one that names weights: every encoder starts from random ones."""
+    plain = re.sub(r"^[\w-]+:", "", name).rpartition("/")[2]
+    plain = (timm.models.get_deprecated_models().get(plain) or plain).partition(".")[0]
+    if plain != name and plain in timm.list_models():
+        raise ConfigError(
+            f"'{name}' names pretrained weights, but training starts from random ones.",
+            remedy=f"Give the architecture alone: --model.backbone {plain}",
+        )
+    if "/" in name or ":" in name:
+        raise ConfigError(
+            f"'{name}' is not the name of an architecture.",
+            remedy="Give a name such as --model.backbone resnet18; "
+            "to start from the weights of a run of lejepa-med, add --model.init RUN.",
+        )
+    if name not in timm.list_models():  # `is_model` also accepts names that timm has removed
+        raise ConfigError(f"timm has no architecture '{name}'.", remedy=_closest(name))
+
+
+def _closest(name: str) -> str:
+    """A remedy with up to five of timm's names: 'resnet_18' is close to resnet18, 'vit_small' begins others."""
+    bare = {re.sub(r"\W|_", "", known): known for known in timm.list_models(exclude_filters="test_*")}
+    words = re.findall("[a-z0-9]+", name.lower())
+    begun: list[str] = []
+    while words and not begun:
+        begun = sorted((key for key in bare if key.startswith("".join(words))), key=len)
+        words.pop()
+    near = get_close_matches(re.sub(r"\W|_", "", name.lower()), bare, n=5, cutoff=0.8)
+    family = max(re.findall("[a-z]{3,}[0-9]?", name.lower()), key=len, default="no name")
+    related = sorted((key for key in bare if family in key), key=len)
+    if close := list(dict.fromkeys(begun + near))[:5] or related[:5]:
+        return f"Use one of the closest names: {', '.join(bare[key] for key in close)}."
+    return "Use one of the names that this prints: python -c 'import timm; print(*timm.list_models())'"
 
 
 def check_vit_options(name: str, *, registers: int, conv_stem: bool) -> None:
@@ -156,6 +191,21 @@ def load(folder: Path, name: str, args: dict[str, Any]) -> nn.Module:
     backbone = build(name, args)
     backbone.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return backbone
+
+
+def adaptation(name: str, size: int) -> dict[str, Any]:
+    """What timm must know to give saved weights another head or other channels: its own entries for the architecture.
+
+    Args:
+        name: an architecture of timm.
+        size: side of the encoder's input in pixels, for which the entry `pool_size` is scaled.
+    """
+    known = timm.get_pretrained_cfg(name)
+    entries = {"first_conv": known.first_conv, "classifier": known.classifier} if known else {}
+    if known and known.pool_size:
+        reach = known.input_size[-1] // known.pool_size[-1]
+        entries["pool_size"] = (max(1, size // reach),) * 2
+    return entries
 
 
 def origin(name: str) -> str:

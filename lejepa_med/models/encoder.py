@@ -93,7 +93,8 @@ def create_encoder(
         raise ConfigError(
             f"The backbone '{name}' does not take {spec.channels}-channel views of "
             f"{spec.global_size} and {spec.local_size} px: {error}",
-            remedy="Choose sizes that are multiples of its patch or window, or set --views.n-local 0.",
+            remedy="Set --views.global-size and --views.local-size to multiples of its patch or window, "
+            "or --views.n-local 0 where only the local size does not fit.",
         ) from error
     return encoder
 

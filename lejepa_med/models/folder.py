@@ -27,7 +27,7 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.atomic import new_folder, write_text
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.architectures import build, is_monai, load, origin
+from lejepa_med.models.architectures import adaptation, build, is_monai, load, origin
 from lejepa_med.models.encoder import Encoder
 
 INFO = "lejepa_med.json"
@@ -101,8 +101,7 @@ def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
             "num_classes": 0,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "first_conv": None,
-            "classifier": None,
+            **adaptation(encoder.name, spec.global_size),
         },
     }
 
@@ -129,7 +128,8 @@ def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     if not same or shape != (1, encoder.dim):
         raise EncoderError(
             "The encoder folder, read back, differs from the encoder in memory.",
-            remedy="Nothing was replaced. Check the disk, and the versions of timm and MONAI against pyproject.toml.",
+            remedy="Nothing was replaced. Look for packages that are too old with lejepa-med doctor, check the disk, "
+            "and repeat the command with --resume.",
         )
 
 
@@ -276,7 +276,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if info.get("format") != FORMAT:
         raise EncoderError(
             f"{folder} has encoder format {info.get('format')}, this release reads format {FORMAT}.",
-            remedy=f"Install lejepa-med {info.get('version')}.",
+            remedy=f"Install lejepa-med {info.get('version', 'in the release')}, which wrote it, or pretrain again.",
         )
     return info
 
@@ -292,7 +292,7 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
     if _sha256(folder / "model.safetensors") != info["weights_sha256"]:
         raise EncoderError(
             f"The weights in {folder} do not match {INFO}: a copy was cut short, or files of two encoders were mixed.",
-            remedy="Copy the whole folder again, or write it anew with: lejepa-med pretrain --resume",
+            remedy="Copy the whole folder again, or write it anew: repeat its pretrain command with --resume.",
         )
     if precision_of(info) not in get_args(Precision):
         raise EncoderError(

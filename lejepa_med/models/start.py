@@ -33,7 +33,8 @@ def start_from(encoder: Encoder, path: Path) -> None:
         )
         raise ConfigError(
             f"The weights in {path} do not fit this run's encoder ({shapes or 'other layers'}).",
-            remedy="Use the same --views.global-size, bands or channels, --model.registers and --model.conv-stem.",
+            remedy="Give --views.global-size, --model.registers, --model.conv-stem and --data.options "
+            "(bands, channels) as its config.yaml has them.",
         )
     encoder.backbone.load_state_dict(other, strict=True)
 

@@ -61,7 +61,9 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
         inside = {file.parent for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}config.yaml")}
         runs = {folder} if folder in inside else inside
         if not runs:
-            raise ConfigError(f"{folder} holds no run (no config.yaml).", remedy="Give folders of: lejepa-med pretrain")
+            raise ConfigError(
+                f"{folder} holds no run (no config.yaml).", remedy="Give run folders of: lejepa-med pretrain"
+            )
         found |= runs
     return sorted(found)
 
@@ -77,7 +79,9 @@ def read_run(folder: Path) -> RunSummary:
     config = load_config(run.config)
     history, online = read_lines(run.metrics), read_lines(run.online)
     if not history:
-        raise ConfigError(f"{folder} has no record in metrics.jsonl.", remedy="Leave it out, or let it run.")
+        raise ConfigError(
+            f"{folder} has no record in metrics.jsonl.", remedy="Leave it out, or continue it with --resume."
+        )
     info = read_info(run.encoder)
     tree = config.model_dump(mode="json")
     objective = {k: v for k, v in tree["objective"].items() if k not in ("lamb", "slices")}

@@ -64,7 +64,7 @@ class Grid:
         console: Console,
     ) -> None:
         if (steps is None) == (minutes is None):
-            raise ConfigError("A cell needs a length.", remedy="Give --steps or --minutes-each, one of them.")
+            raise ConfigError("The length of a cell is not clear.", remedy="Give either --steps or --minutes-each.")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("stability runs in one process.", remedy="Start it without torchrun.")
         if base.views.n_global is not None or base.views.n_local is not None:

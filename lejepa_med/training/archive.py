@@ -65,12 +65,21 @@ def scan(
         )
     console.print(summary(result, remembered=journal is not None))
     if not len(result):
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in result.reasons()[:4]) or "no files found"
-        raise UserError(
-            f"Nothing in {archive} can be read as this modality: {reasons}.",
-            remedy=f"Choose the modality that fits the files: {', '.join(data_adapters.names())}.",
-        )
+        raise _nothing(archive, result)
     return result
+
+
+def _nothing(archive: Path, result: Scan) -> UserError:
+    """Why an archive gives no item: no files, or the reasons with the remedy of the first file."""
+    if not result.refused:
+        return UserError(f"{archive} holds no files.", remedy="Give the folder that holds the images.")
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in result.reasons()[:4])
+    first = result.refused[0]
+    return UserError(
+        f"Nothing in {archive} can be read as this modality: {reasons}.",
+        remedy=f"For {first.uri}: {first.remedy} Or choose the modality that fits the files: "
+        f"{', '.join(data_adapters.names())}.",
+    )
 
 
 FACTS = (

@@ -36,5 +36,5 @@ class BadFiles:
         if self.reads >= MIN_READS and self.failed > self.limit * self.reads:
             raise TrainingError(
                 f"{self.failed} of {self.reads} reads failed, more than {self.limit:.1%}; the last: {bad[-1].reason}.",
-                remedy=f"See {self.file}. Mend or remove those files and scan again, or raise --data.bad-limit.",
+                remedy=f"See {self.file}. Repair or remove those files and scan again, or raise --data.bad-limit.",
             )

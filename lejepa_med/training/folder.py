@@ -46,7 +46,7 @@ class RunFolder:
             if not self.config.is_file() and not self.manifest.is_file():
                 raise ConfigError(
                     f"{self.root} is not empty and holds no run, so --overwrite will not delete it.",
-                    remedy="Give another --out, or empty the folder yourself.",
+                    remedy="Give another --out, or delete what lies in that folder.",
                 )
             shutil.rmtree(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -61,12 +61,12 @@ class RunFolder:
             raise ConfigError(
                 f"{self.root} holds no run to resume (no config.yaml).", remedy="Start it without --resume."
             )
-        saved = load_config(self.config)
+        saved = load_config(self.config).model_copy(update={"out": given.out})  # the folder may have been renamed
         changed = differences(given, saved)
         if changed:
             raise ConfigError(
                 f"A resumed run keeps its settings, but these differ: {'; '.join(changed)}.",
-                remedy="Leave them out to resume, or start a new run with another --out.",
+                remedy=f"{_as_saved(changed, saved)}, or start a new run with another --out.",
             )
         recover(self.encoder)
         recover(self.averaged)
@@ -80,6 +80,20 @@ class RunFolder:
                 draft = file.with_name(f".{file.name}.draft")
                 draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
                 draft.replace(file)
+
+
+def _as_saved(changed: list[str], saved: PretrainConfig) -> str:
+    """What to change in a command that resumes: two settings are required, so they cannot be left out."""
+    names = [line.partition(":")[0] for line in changed]
+    required = {
+        "archive": f"give the run's archive {saved.archive} (if it has moved, link that path to the new place)",
+        "modality": f"give --modality {saved.modality}",
+    }
+    flags = [f"--{name.replace('_', '-')}" for name in names if name not in required]
+    steps = [required[name] for name in names if name in required]
+    if flags:
+        steps.append(f"leave out {', '.join(flags)}")
+    return f"To resume, {' and '.join(steps)}"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

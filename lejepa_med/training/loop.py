@@ -77,6 +77,7 @@ def pretrain(
     Raises:
         UserError: bad settings, an unreadable archive, too many bad files, or numbers that stopped being finite.
     """
+    config = config.model_copy(update={"archive": config.archive.resolve()})  # so that --resume works from any folder
     run = RunFolder(config.out)
     if resume:
         config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
@@ -109,7 +110,8 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     elif accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "PyTorch sees no CUDA device.", remedy="Use --train.accelerator cpu, or reinstall the GPU driver."
+            "PyTorch sees no CUDA device.",
+            remedy="Use --train.accelerator cpu, or see what lejepa-med doctor says about the GPU.",
         )
     resolved = resolve_machine(config, device=accelerator)
     if accelerator == "cpu" and resolved.train.precision == "16-mixed":

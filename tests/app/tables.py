@@ -62,6 +62,7 @@ def facts(count: int) -> dict[str, list[Any]]:
         "labels": [["spiral", "o'clock", None][row % 3] for row in range(count)],
         "stain": [texts[row % 6] for row in range(count)],
         "mpp": [None if row % 5 == 0 else row % 7 / 4 for row in range(count)],
+        "objid": [None if row % 13 == 0 else 587722952767439450 + row for row in range(count)],
         "flat": [None if row % 11 == 0 else row % 2 == 0 for row in range(count)],
     }
 

@@ -6,7 +6,9 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -16,6 +18,7 @@ from lejepa_med import client as package
 from lejepa_med.client import (
     BusyError,
     Client,
+    ClientError,
     ConflictError,
     InvalidError,
     Job,
@@ -160,6 +163,61 @@ def test_probe_on_an_archive_and_search(service: Client) -> None:
     by_vector = service.search_vectors("table", sent.array(), fingerprint=sent.fingerprint, k=2)
     by_file = service.search_files("table", dark, k=2)
     assert [hit.id for hit in by_vector[0].hits] == [hit.id for hit in by_file[0].hits]
+
+
+def test_lists_are_read_page_by_page_to_their_end(url: str, service: Client, pictures: list[Path]) -> None:
+    sent: list[str] = []
+
+    def small(request: httpx.Request) -> None:
+        """Ask for pages of two where the client asks for the largest ones."""
+        if request.url.params.get("limit") == "1000":
+            request.url = request.url.copy_set_param("limit", "2")
+        sent.append(request.url.raw_path.decode())
+
+    labels = {item.id: "ab"[place % 2] for place, item in enumerate(service.archive_items("table"))}
+    jobs = [service.train_probe_on("table", labels, folds=2) for _ in range(3)]
+    probe, *_ = [service.wait(job, timeout=60, poll=0.05).id for job in jobs]
+    for job in [service.apply_probe(probe, "table") for _ in range(3)]:
+        service.wait(job, timeout=60, poll=0.05)
+    uploads = [service.send_upload(pictures[:5], name=f"paged {n}", modality="images") for n in range(3)]
+    for job in uploads:
+        service.wait(job, timeout=60, poll=0.05)
+    with httpx.Client(event_hooks={"request": [small]}) as hooked:
+        paged = Client(url, http=hooked)
+        lists: dict[str, tuple[list[str], list[str]]] = {
+            "probes": ([one.id for one in paged.probes()], [one.id for one in service.probes()]),
+            "uploads": ([one.id for one in paged.uploads()], [one.id for one in service.uploads()]),
+            "applications": (
+                [one.id for one in paged.applications(probe)],
+                [one.id for one in service.applications(probe)],
+            ),
+            "jobs": ([one.id for one in paged.jobs(limit=1000)], [one.id for one in service.jobs(limit=1000)]),
+        }
+        for name, (found, whole) in lists.items():
+            assert found == whole and len(set(found)) == len(found) >= 3, name
+            assert len([path for path in sent if f"/{name}?" in path]) == -(-len(found) // 2), name
+        assert [one.id for one in paged.jobs(limit=3)] == lists["jobs"][1][:3]
+        sent.clear()
+        assert [one.id for one in paged.archive_items("table", page=10)] == list(labels)
+        table = "/v1/archives/table/ids"
+        assert sent == [f"{table}?limit=10", f"{table}?offset=10&limit=10", f"{table}?offset=20&limit=10"]
+        sent.clear()
+        items = [one.id for one in paged.upload_items(uploads[0].id, page=2)]
+        assert items == [one.id for one in service.upload_items(uploads[0].id)] and len(set(items)) == 5
+        assert len(sent) == 3
+
+
+def test_a_list_that_repeats_is_an_error(client: TestClient) -> None:
+    async def without_query(scope: Any, receive: Any, send: Any) -> None:
+        """The service behind something that removes the query of each address."""
+        await client.app({**scope, "query_string": b"limit=10"}, receive, send)  # type: ignore[arg-type]
+
+    with served(without_query) as address, Client(address) as lost:
+        found = []
+        with pytest.raises(ClientError, match="list repeats"):
+            for item in lost.archive_items("table"):
+                found.append(item.id)
+        assert len(found) == 20
 
 
 def test_cancelled_job(service: Client, pictures: list[Path], gate: threading.Event) -> None:
@@ -345,8 +403,6 @@ def test_only_the_suffix_of_a_name_is_sent(name: str, suffix: str) -> None:
 
 
 def test_names_are_never_sent(proxy: Proxy, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
-
     sent: list[bytes] = []
     with httpx.Client(event_hooks={"request": [lambda request: sent.append(request.read())]}) as hooked:
         Client(proxy.url, key="lj_1_secret", http=hooked).embed(pictures[0], encoder="images")

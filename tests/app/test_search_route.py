@@ -66,7 +66,8 @@ def test_neighbours_of_ids(client: TestClient, table: EmbeddingTable) -> None:
     first = body["items"][0]["hits"][0]
     row = table.ids.index(first["id"])
     given = facts(24)
-    assert first["columns"] == {name.rstrip("s"): given[name][row] for name in ("labels", "stain", "mpp", "flat")}
+    shown = ("labels", "stain", "mpp", "objid", "flat")  # objid to its last digit
+    assert first["columns"] == {name.rstrip("s"): given[name][row] for name in shown}
     assert first["group"] == f"patient {row // 6}"
 
 

@@ -82,7 +82,7 @@ def meets(row: dict[str, Any], one: dict[str, Any]) -> bool:
         return False
     if "equals" in one or "in" in one:
         return value in one.get("in", [one.get("equals")])
-    return one.get("min", -1e9) <= value <= one.get("max", 1e9)
+    return one.get("min", -1e99) <= value <= one.get("max", 1e99)
 
 
 CASES: list[list[dict[str, Any]]] = [
@@ -93,6 +93,11 @@ CASES: list[list[dict[str, Any]]] = [
     [{"column": "mpp", "min": 0.25, "max": 1}],
     [{"column": "mpp", "not_in": [0.25, 1]}],
     [{"column": "mpp", "equals": 1}],
+    [{"column": "objid", "equals": 587722952767439457}],
+    [{"column": "objid", "in": [587722952767439451, 587722952767439453, 0.5, 1e300]}],
+    [{"column": "objid", "not_in": [587722952767439452]}],
+    [{"column": "objid", "min": 587722952767439461, "max": 587722952767439465}],
+    [{"column": "objid", "min": 0.5, "max": 1e30}],
     [{"column": "flat", "equals": False}],
     [{"column": "flat", "not_in": [True]}, {"column": "label", "in": ["spiral"]}],
     [{"column": "group", "in": ["g0", "g7", "absent"]}],

@@ -1,6 +1,8 @@
 """lejepa-med doctor: what is missing and the command that brings it, the exit code, and never the salt."""
 
 import importlib.metadata
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from data_adapters.errors import UserError
+from data_adapters.registry import BUILT_IN
 from lejepa_med import doctor
 from lejepa_med.cli import main
 from lejepa_med.doctor import Finding, check_package, examine, failed
@@ -27,10 +30,74 @@ def test_a_package_that_cannot_be_imported_is_broken(tmp_path: Path, monkeypatch
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half-there\nVersion: 1.0\n")
     (tmp_path / "half_there.py").write_text("raise OSError('libx.so.1: cannot open shared object file')\n")
+    (tmp_path / "tests.py").write_text("raise OSError('a package of tests beside it')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    assert check_package("core", Requirement("half-there"), install="x").state == "ok"  # nothing names its module
+    (info / "top_level.txt").write_text("half_there\ntests\n")
     found = check_package("core", Requirement("half-there"), install="x")
     assert found.state == "broken" and "libx.so.1" in found.detail
     assert found.remedy == "pip install --force-reinstall 'half-there==1.0'"
+
+
+@pytest.mark.parametrize("modality", sorted(BUILT_IN))
+def test_a_full_installation_is_whole(modality: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--modality", modality])  # raises SystemExit where anything is wrong
+    shown = capsys.readouterr().out
+    assert "BROKEN" not in shown and "MISSING" not in shown
+    assert ("pynrrd: " in shown) == modality.startswith("mri") and "numpy: " in shown
+
+
+def test_every_section_of_a_full_installation_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    assert "BROKEN" not in shown and "MISSING" not in shown and "not imported" not in shown
+
+
+# Hides modules, and of some packages the metadata too, as if they were not installed; then examines three modalities.
+WITHOUT = """
+import sys
+from lejepa_med.cli import main
+
+MODULES, PACKAGES = {"nrrd", "gdcm", "astropy", "openslide"}, {"python-gdcm", "astropy"}
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in MODULES else self.finder.find_spec(name, path, target)
+
+    def find_distributions(self, context):
+        found = getattr(self.finder, "find_distributions", lambda context: ())
+        return () if context.name in PACKAGES else found(context)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+for modality in ("mri", "mri3d", "galaxy", "histology", "images"):
+    try:
+        main(["doctor", "--modality", modality])
+    except SystemExit as ended:
+        print("exit code", ended.code, "for", modality)
+"""
+
+
+def test_a_missing_package_is_named_with_its_command() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    faults = re.findall(r"^(BROKEN|MISSING) +(\w+) +([\w-]+): .*\n +-> (.*)", done.stdout, re.MULTILINE)
+    installed = importlib.metadata.version
+    nrrd = f"pip install --force-reinstall 'pynrrd=={installed('pynrrd')}'"
+    healpix = f"pip install --force-reinstall 'astropy-healpix=={installed('astropy-healpix')}'"
+    openslide = f"pip install --force-reinstall 'openslide-python=={installed('openslide-python')}'"
+    assert faults == [
+        ("MISSING", "mri", "python-gdcm", "pip install 'lejepa-med[mri]'"),
+        ("BROKEN", "mri", "pynrrd", nrrd),
+        ("MISSING", "mri3d", "python-gdcm", "pip install 'lejepa-med[mri]'"),
+        ("BROKEN", "mri3d", "pynrrd", nrrd),
+        ("MISSING", "galaxy", "astropy", "pip install 'lejepa-med[galaxy]'"),
+        ("BROKEN", "galaxy", "astropy-healpix", healpix),  # it imports astropy, and pip installs that with it
+        ("BROKEN", "histology", "openslide-python", openslide),
+    ]
+    ended = [f"exit code 1 for {modality}" for modality in ("mri", "mri3d", "galaxy", "histology")]
+    assert re.findall("exit code .*", done.stdout) == ended and not done.stderr
 
 
 def test_the_sections_are_those_of_the_package() -> None:
@@ -90,7 +157,7 @@ def test_the_salt_is_told_of_and_never_told(
     file.parent.mkdir()
     file.write_text("hush-hush")
     file.chmod(0o600)
-    assert "for your eyes only" in salt_line()
+    assert "readable by you alone" in salt_line()
     file.chmod(0o644)
     assert "can be read by others" in salt_line()
 

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 
 import data_adapters
+from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
@@ -151,6 +152,7 @@ def test_a_table_carries_the_columns_that_were_asked_for(
     for name, kind in {"mpp": pa.float64(), "stain": pa.string(), "flat": pa.bool_()}.items():
         assert frame[name].type == kind and frame[name].to_pylist() == [row[name] for row in facts]
     assert frame["split"].to_pylist() == manifest.column("split")
+    assert frame["samples"].type == pa.int64()
     assert len(EmbeddingTable.open(tmp_path / "t").ids) == 48
     with pytest.raises(UserError, match=r"another origin.*columns"):
         embed_archive(encoder, known, tmp_path / "t", columns=["mpp"])
@@ -165,3 +167,22 @@ def test_a_table_carries_the_columns_that_were_asked_for(
         with pytest.raises(UserError, match=message):
             embed_archive(encoder, known, tmp_path / name, columns=[name])
         assert not (tmp_path / name).exists()
+
+
+def test_ids_of_64_bits_and_codes_stay_what_they_are(encoder: LoadedEncoder, pictures: Path, tmp_path: Path) -> None:
+    paths = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+    rows = [(p, 587722952767439450 + i, f"{i:03d}", i / 8, i, 2**53 + 1 if i else 0.5) for i, p in enumerate(paths)]
+    catalog = tmp_path / "sky.csv"
+    lines = [",".join(map(str, row)) for row in rows]
+    catalog.write_text("\n".join(["path,objid,field,z,run,mixed", *lines, ""]))
+    found = scan_archive(encoder.adapter, pictures, catalog=Catalog(catalog)).manifest
+    columns = ["objid", "field", "z", "run", "mixed"]
+    embed_archive(encoder, found, tmp_path / "t", columns=columns)
+    table = ds.dataset([str(p) for p in sorted((tmp_path / "t").glob("*.parquet"))]).to_table()
+    kinds = [pa.int64(), pa.string(), pa.float64(), pa.int64(), pa.string()]
+    assert [table[name].type for name in columns] == kinds
+    known = {row[0]: row[1:] for row in rows}
+    wanted = [known[path] for path in found.column("path")]
+    for place, name in enumerate(columns[:4]):
+        assert table[name].to_pylist() == [row[place] for row in wanted], name
+    assert table["mixed"].to_pylist() == [str(row[4]) for row in wanted]  # a float would not hold 2**53 + 1

@@ -1,7 +1,11 @@
 """The encoder folder: loads through timm alone, carries its preprocessing, and damage is noticed."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +47,99 @@ def test_channels_other_than_three(tmp_path: Path) -> None:
     encoder = create_encoder("resnet18", adapter.spec)
     save_encoder(encoder, adapter, tmp_path / "five")
     assert timm.create_model(f"local-dir:{tmp_path / 'five'}", pretrained=True).conv1.weight.shape[1] == 5
+
+
+ADAPTED = ["resnet18", "vit_tiny_patch16_224", "convnextv2_atto", "regnety_002", "mobilenetv3_small_050", "levit_128s"]
+
+
+@pytest.mark.parametrize(("name", "channels"), list(zip(ADAPTED, (5, 3, 3, 1, 2, 4), strict=True)))
+def test_timm_gives_the_folder_a_head_and_other_channels(name: str, channels: int, tmp_path: Path) -> None:
+    adapter = adapter_of(size=64, channels=channels)
+    encoder = create_encoder(name, adapter.spec)
+    save_encoder(encoder, adapter, tmp_path / "e")
+    config = json.loads((tmp_path / "e" / "config.json").read_text())["pretrained_cfg"]
+    own = timm.get_pretrained_cfg(name)
+    assert config["classifier"] == (list(own.classifier) if isinstance(own.classifier, tuple) else own.classifier)
+    saved = encoder.backbone.state_dict()
+
+    def made(**arguments: object) -> torch.nn.Module:
+        return timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True, **arguments).eval()
+
+    def changed(model: torch.nn.Module) -> set[str]:
+        """Names of saved weights that the model lacks or holds with other values."""
+        found = model.state_dict()
+        return {key for key in saved if key not in found or not torch.equal(found[key], saved[key])}
+
+    pixels = torch.rand(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        embedded = encoder.eval().backbone(pixels)
+        for arguments in ({"num_classes": 0}, {"drop_path_rate": 0.1}):
+            model = made(**arguments)
+            assert not changed(model) and torch.equal(model(pixels), embedded)
+        headed = made(num_classes=5)
+        assert not changed(headed) and headed(pixels).shape == (2, 5)
+        headed.reset_classifier(0)
+        assert torch.equal(headed(pixels), embedded)
+        unpooled = made(global_pool="")
+        assert not changed(unpooled) and unpooled(pixels).ndim > 2
+        maps = made(features_only=True)(pixels)
+        assert len(maps) > 1 and all(len(part) == 2 for part in maps)
+        for count in {1, 3, 4, 5} - {channels}:
+            other = made(in_chans=count, num_classes=5)
+            first = [own.first_conv] if isinstance(own.first_conv, str) else own.first_conv
+            assert changed(other) == {f"{layer}.weight" for layer in first}
+            assert other(torch.rand(2, count, 64, 64)).shape == (2, 5)
+        # timm sums the kernels of all channels for one: grey pixels give what they gave in every channel
+        grey = pixels[:, :1]
+        alike = encoder.backbone(grey.expand(-1, channels, -1, -1))
+        assert torch.allclose(made(in_chans=1)(grey), alike, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"registers": 4}])
+def test_timm_gives_a_transformer_another_size(options: dict[str, int], tmp_path: Path) -> None:
+    adapter = adapter_of(size=64)
+    encoder = create_encoder("vit_tiny_patch16_224", adapter.spec, **options)
+    save_encoder(encoder, adapter, tmp_path / "e")
+    model = timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True, img_size=96, num_classes=5).eval()
+    assert model(torch.rand(1, 3, 96, 96)).shape == (1, 5)
+    assert torch.equal(model.patch_embed.proj.weight, encoder.backbone.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnextv2_atto"])
+def test_the_loaded_model_can_be_traced(name: str, tmp_path: Path) -> None:
+    adapter = adapter_of(size=64)
+    save_encoder(create_encoder(name, adapter.spec), adapter, tmp_path / "e")
+    model = timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = model(pixels)
+        assert torch.allclose(torch.jit.trace(model, pixels)(pixels), wanted, atol=1e-5)
+        assert torch.allclose(torch.export.export(model, (pixels,)).module()(pixels), wanted, atol=1e-5)
+    size = {"img_size": 64} if name.startswith("vit") else {}
+    again = timm.create_model(name, num_classes=0, checkpoint_path=tmp_path / "e" / "model.safetensors", **size)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_the_fine_tuning_of_the_readme_runs(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "num_classes=5" in block]
+    adapter = adapter_of(channels=4)
+    save_encoder(create_encoder("resnet18", adapter.spec), adapter, tmp_path / "heads" / "encoder")
+    labels = torch.arange(10) % 5
+    images = torch.rand(10, 4, 32, 32) * 0.1 + labels.view(-1, 1, 1, 1) * 0.2
+    names: dict[str, Any] = {"batches": [(images, labels)] * 20}
+    exec(code.replace("runs/heads", str(tmp_path / "heads")), names)
+    assert names["mean"].flatten().tolist() == pytest.approx(adapter.spec.mean)
+    assert names["loss"].item() < 0.8  # 1.6 before training
+
+
+def test_the_card_of_a_convolutional_stem_runs(tmp_path: Path) -> None:
+    adapter = adapter_of(size=64)
+    save_encoder(create_encoder("vit_tiny_patch16_224", adapter.spec, conv_stem=True), adapter, tmp_path / "e")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "e" / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH_OF_THIS_FOLDER", str(tmp_path / "e")), names)  # timm alone cannot build such a network
+    assert names["model"](torch.rand(2, 3, 64, 64)).shape == (2, 5)
 
 
 def test_items_are_pooled_over_their_slices(tmp_path: Path) -> None:
@@ -120,9 +217,55 @@ def test_randomised_is_another_encoder_of_the_same_kind(tmp_path: Path) -> None:
     assert control.fingerprint not in (loaded.fingerprint, randomised(loaded, seed=2).fingerprint)
 
 
-def test_unknown_or_unfit_architectures_say_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="resnet"):
-        create_encoder("resnet19", adapter_of().spec)
+def refusal(name: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        create_encoder(name, adapter_of().spec)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("resnet_18", "resnet18, resnet18d"),
+        ("ResNet-50", "resnet50"),
+        ("resnet19", "resnet18"),
+        ("vit_small", "vit_small_patch16_224"),
+        ("vit_small_16", "vit_small_patch16_224"),
+        ("convnext-tiny", "convnext_tiny"),
+        ("dinov2_vits14", "vit_small_patch14_dinov2"),
+    ],
+)
+def test_unknown_architectures_name_close_ones(name: str, close: str) -> None:
+    said = refusal(name)
+    assert f"no architecture '{name}'" in said and close in said
+    offered = said.partition("closest names: ")[2].rstrip(".").split(", ")
+    assert len(offered) <= 5 and all(timm.is_model(known) for known in offered)
+
+
+def test_the_command_that_lists_architectures_prints_them() -> None:
+    command = refusal("zzzz").partition("this prints: ")[2]
+    program = re.fullmatch(r"python -c '(.*)'", command)
+    assert program
+    shown = subprocess.run([sys.executable, "-c", program[1]], capture_output=True, text=True, check=True).stdout
+    assert {"resnet18", "vit_small_patch16_224"} <= set(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("resnet18.a1_in1k", "resnet18"),
+        ("resnet18.no_such_tag", "resnet18"),
+        ("hf-hub:timm/vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_dinov2"),
+        ("timm/resnet50", "resnet50"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224"),
+    ],
+)
+def test_names_of_weights_are_refused_since_weights_are_random(name: str, plain: str) -> None:
+    assert refusal(name).endswith(f"--model.backbone {plain}")
+
+
+def test_unfit_architectures_and_paths_say_what_to_do() -> None:
+    assert "--model.init RUN" in refusal("local-dir:runs/heads")
     with pytest.raises(ConfigError, match="multiples of its patch"):
         create_encoder("vit_tiny_patch16_224", adapter_of(size=40).spec)
 

@@ -1,6 +1,7 @@
 """A run is a function of its settings: interruptions, worker counts and restarts leave it bit-identical."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,31 @@ def test_a_folder_in_use_is_not_overwritten(whole: Path, pictures: Path, tmp_pat
 def test_resume_refuses_other_settings(whole: Path, pictures: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.lr: given 0\.5"):
         pretrain(tiny(pictures, whole, optim={"lr": 0.5}), resume=True)
+
+
+def test_resume_says_what_to_give_for_settings_that_cannot_be_left_out(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    config = tiny(elsewhere, whole, optim={"lr": 0.5}).model_copy(update={"modality": "galaxy"})
+    with pytest.raises(ConfigError) as refused:
+        pretrain(config, resume=True)
+    said = refused.value.remedy
+    assert f"give the run's archive {pictures.resolve()}" in said and "give --modality images" in said
+    assert "leave out --optim.lr," in said and "leave out --archive" not in said
+    with pytest.raises(ConfigError) as refused:
+        pretrain(tiny(elsewhere, whole), resume=True)
+    assert "leave out" not in refused.value.remedy
+
+
+def test_a_renamed_run_resumes_and_its_archive_may_be_given_relatively(
+    whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = shutil.copytree(whole, tmp_path / "renamed")
+    monkeypatch.chdir(pictures.parent)
+    assert pretrain(tiny(Path(pictures.name), renamed), resume=True).folder == renamed
+    assert losses(renamed) == losses(whole)
 
 
 def test_resume_of_nothing_says_so(pictures: Path, tmp_path: Path) -> None:

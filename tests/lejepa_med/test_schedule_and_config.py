@@ -132,6 +132,9 @@ def test_flags_are_the_names_of_the_tree(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["pretrain", "x", "--modality", "images", "--out", "OUT", "--train.epochs", "many"], "integer"),
         (["embed", "nowhere", "nowhere", "--out", "OUT"], "not an encoder folder"),
         (["serve", "--port", "99999", "runs"], "65535"),
+        (["--modality", "mri"], "See lejepa-med --help."),
+        (["scan", "nowhere", "--modality", "mri", "--oot", "OUT"], "See lejepa-med scan --help."),
+        (["key"], "lejepa-med key create, lejepa-med key list or lejepa-med key revoke"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

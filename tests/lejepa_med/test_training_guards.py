@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import data_adapters
 from data_adapters.errors import UserError
@@ -82,6 +83,15 @@ def test_an_archive_of_another_kind_says_which_modalities_there_are(pictures: Pa
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.pdf").write_bytes(b"%PDF")
     with pytest.raises(UserError, match="galaxy, histology, images, mri"):
+        pretrain(tiny(tmp_path / "a", tmp_path / "run"))
+
+
+def test_an_archive_without_items_names_a_file_and_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match=r"a holds no files\. Give the folder that holds the images\."):
+        pretrain(tiny(tmp_path / "a", tmp_path / "run"))
+    Image.new("L", (4, 4)).save(tmp_path / "a" / "small.png")
+    with pytest.raises(UserError, match=r"small\.png: Give the full-size picture"):
         pretrain(tiny(tmp_path / "a", tmp_path / "run"))
 
 
