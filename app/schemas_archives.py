@@ -106,6 +106,15 @@ class UploadDetail(Upload):
     duplicates: int | None = Field(default=None, examples=[0])
     duplicate_items: list[Duplicate] | None = None
     catalog_unused: int | None = Field(default=None, description="rows of the catalogue that no item matched")
+    catalog_unused_rows: list[int] | None = Field(
+        default=None, examples=[[14, 15]], description="the first five of them; the header is row 1"
+    )
+    catalog_missing: dict[str, dict[str, int]] | None = Field(
+        default=None,
+        examples=[{"label": {"NA": 12}}],
+        description="by column, the words of the catalogue that were taken as missing, and in how many rows",
+    )
+    catalog_without_row: int | None = Field(default=None, description="items that have no row in the catalogue")
     embedding: str | None = Field(default=None, description="id of the job that embeds it, where that was asked for")
 
 

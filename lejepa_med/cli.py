@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,11 +144,11 @@ class ProbeCommand(Section):
     """Train a probe on embeddings and a few labels: a linear model and k-NN, cross-validated by group."""
 
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
-    labels: CliPositionalArg[Path] = Field(description="CSV with columns path or id, and label")
+    labels: CliPositionalArg[Path] = Field(description="CSV or Parquet with columns path or id, and label")
     archive: Path | None = Field(default=None, description="the archive's folder, where labels name files by path")
     kind: Literal["classification", "multilabel", "regression"] = Field(
         default="classification",
-        description="what 'label' holds: one class, several labels with ';' between them (- for none), or a number",
+        description="what 'label' holds: one class, several labels with ';' between them ([] for none), or a number",
     )
     out: Path = Field(description="folder of the probe")
     folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
@@ -164,8 +165,10 @@ class ProbeCommand(Section):
 
         console = _console()
         table = EmbeddingTable.open(self.embeddings)
-        rows = read_labels(self.labels, split=self.split)
-        given = join(table, rows, archive=self.archive or self.labels.parent, kind=self.kind)
+        labels = read_labels(self.labels, split=self.split)
+        given = join(table, labels, archive=self.archive or self.labels.parent, kind=self.kind)
+        for note in given.notes:  # before the fit, which may refuse what is left
+            print(f"labels: {note}")
         with progress_bar(console, "probe") as bar:
             task = bar.add_task("", total=100)
             probe = fit_probe(
@@ -178,6 +181,7 @@ class ProbeCommand(Section):
                 encoder=table.encoder,
                 progress=lambda fraction, _stage: bar.update(task, completed=round(100 * fraction)),
             )
+        probe = replace(probe, metrics={**probe.metrics, "table": given.report})
         probe.save(self.out)
         print_probe(probe.metrics)
         print(f"wrote {self.out}")

@@ -23,6 +23,7 @@ from app.unzip import unzip
 from app.work import JobWork, sync
 from data_adapters.errors import BadFileError
 from data_adapters.manifest import Manifest
+from data_adapters.tables import FIRST
 from lejepa_med.atomic import write_text
 
 FILES, MANIFEST, REPORT = "files", "manifest.parquet", "report.json"
@@ -34,6 +35,7 @@ UNPACK_SHARE = 0.1  # of the progress
 class Plan:
     """An upload as it was accepted; `files` are (name here, bytes), `adapter` describes how they are read.
 
+    `catalog` holds the fields of `catalogs.Translated`, where a catalogue was sent.
     `embedding` is the id of the job that embeds the upload once it is imported, whose inputs `archive` holds.
     """
 
@@ -42,8 +44,8 @@ class Plan:
     adapter: dict[str, Any]
     files: list[tuple[str, int]]
     sha256: str
-    unused: int
     received: float
+    catalog: dict[str, Any] | None = None
     embedding: str | None = None
     archive: dict[str, Any] | None = None
 
@@ -266,6 +268,16 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
         "labels": dict(labels.most_common()),
         "refused": [[*place_of(one.path), one.reason, one.remedy] for one in refused],
         "duplicates": copies,
-        "unused": plan.unused + found.unused,
+        "catalog": {} if plan.catalog is None else _catalog(found, catalogs.Translated(**plan.catalog)),
         "embedding": plan.embedding,
+    }
+
+
+def _catalog(found: Found, catalog: catalogs.Translated) -> dict[str, Any]:
+    """What became of the catalogue, as UploadDetail has it."""
+    return {
+        "catalog_unused": catalog.unused + found.unused,
+        "catalog_unused_rows": sorted({*catalog.first, *found.first_unused})[:FIRST],
+        "catalog_missing": catalog.missing,
+        "catalog_without_row": found.without_row,
     }

@@ -36,11 +36,18 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Found:
-    """The readable items, the refused files, and the rows of the catalogue that no item matched."""
+    """The readable items, the refused files, and what of the catalogue fits no item, or which items have no row.
+
+    Attributes:
+        unused: how many rows no item matched; `first_unused` are the numbers of the first ones.
+        without_row: how many items have no row in the catalogue.
+    """
 
     manifest: Manifest
     refused: list[Refusal]
     unused: int
+    first_unused: list[int]
+    without_row: int
 
 
 def scan(
@@ -119,7 +126,13 @@ def _within_limits(found: Scan, *, settings: Settings, inside: Path | None) -> F
             kept.append(row)
     if len(kept) < len(manifest):
         manifest = manifest.select(kept)
-    return Found(manifest, sorted(refused, key=lambda one: one.path), found.unused_rows)
+    return Found(
+        manifest,
+        sorted(refused, key=lambda one: one.path),
+        found.unused_rows,
+        [number for number, _ in found.first_unused],
+        found.without_row,
+    )
 
 
 def refusal(found: Rejected, root: Path) -> Refusal:

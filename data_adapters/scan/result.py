@@ -100,6 +100,21 @@ class Scan:
         """How many rows of the catalogue are without a file."""
         return self._catalog.unused_rows() if self._catalog is not None else 0
 
+    @property
+    def first_unused(self) -> list[tuple[int, str]]:
+        """Row numbers and paths of the first of them."""
+        return self._catalog.first_unused() if self._catalog is not None else []
+
+    @property
+    def without_row(self) -> int:
+        """How many items of the archive have no row in the catalogue."""
+        return self._catalog.without_row if self._catalog is not None else 0
+
+    @property
+    def catalog_notes(self) -> list[str]:
+        """What the catalogue's reader has to say: rows without files, files without rows, missing cells."""
+        return self._catalog.notes() if self._catalog is not None else []
+
     def _one(self, sql: str) -> tuple[Any, ...]:
         return next(self._journal.query(sql, self._run))
 

@@ -171,6 +171,9 @@ class UploadDetail(Upload):
     duplicates: int | None = None
     duplicate_items: list[dict[str, str]] | None = field(default=None, repr=False)
     catalog_unused: int | None = None
+    catalog_unused_rows: list[int] | None = field(default=None, repr=False)
+    catalog_missing: dict[str, dict[str, int]] | None = field(default=None, repr=False)
+    catalog_without_row: int | None = None
     embedding: str | None = None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.manifest import Manifest
+from data_adapters.tables import INVISIBLE, Table, escaped
 from lejepa_med.atomic import write_text
 from lejepa_med.data.split import assign, check_fractions
 from lejepa_med.errors import UserError
@@ -67,10 +68,10 @@ def write_split(
             writer.writerow(HEADER)
             for row in zip(paths, items, groups, labels, splits, strict=True):
                 path, item, group, label, split = row
-                writer.writerow([path, item, f"hash:{group}", label or "", split])
+                writer.writerow([path, item, f"hash:{group}", escaped(label or ""), split])
             stream.flush()
             os.fsync(stream.fileno())
-        content = dict(zip(zip(paths, items, strict=True), contents, strict=True))
+        content = dict(zip(zip((path.strip(INVISIBLE) for path in paths), items, strict=True), contents, strict=True))
         found = _check(draft, content)
         receipt = {
             "items": len(manifest),
@@ -100,15 +101,14 @@ def _check(file: Path, content: Mapping[tuple[str, str], str]) -> dict[str, dict
     labels: dict[str, Counter[str]] = {}
     groups: dict[str, set[str]] = {}
     seen = 0
-    with file.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            seen += 1
-            split = row["split"]
-            for key in (f"group {row['group']}", f"content {content[row['path'], row['item']]}"):
-                if side.setdefault(key, split) != split:
-                    raise AssertionError(f"a {key.split()[0]} lies in the splits '{side[key]}' and '{split}'")
-            groups.setdefault(split, set()).add(row["group"])
-            labels.setdefault(split, Counter())[row["label"] or "(none)"] += 1
+    for row in Table(file):
+        seen += 1
+        cells, split = row.cells, row.cells["split"]
+        for key in (f"group {cells['group']}", f"content {content[cells['path'], cells['item']]}"):
+            if side.setdefault(key, split) != split:
+                raise AssertionError(f"a {key.split()[0]} lies in the splits '{side[key]}' and '{split}'")
+        groups.setdefault(split, set()).add(cells["group"])
+        labels.setdefault(split, Counter())[cells["label"] or "(none)"] += 1
     if seen != len(content):
         raise AssertionError(f"{seen} rows were written of {len(content)}")
     return {

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -64,6 +65,8 @@ def scan(
             progress=lambda seen, total: bar.update(task, completed=seen, total=total),
         )
     console.print(summary(result, remembered=journal is not None))
+    for note in result.catalog_notes:
+        console.print(f"[yellow]catalogue:[/] {escape(note)}", highlight=False, soft_wrap=True)
     if not len(result):
         reasons = "; ".join(f"{reason} ({count})" for reason, count in result.reasons()[:4]) or "no files found"
         raise UserError(
@@ -105,8 +108,6 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
-    if result.unused_rows:
-        table.add_row("[yellow]catalogue", f"{result.unused_rows:,} rows match no file; are paths relative to it?")
     return table
 
 
