@@ -10,7 +10,7 @@ from typing import Any
 from data_adapters.errors import UserError
 from data_adapters.record import Record
 from data_adapters.table_paths import SAMPLE, fold, is_foreign, on_disk, prefix_of, real, tidy
-from data_adapters.tables import FIRST, INVISIBLE, OWN, Row, Table
+from data_adapters.tables import FIRST, INVISIBLE, OWN, Missing, Row, Table, count
 
 SCHEMA = """
 CREATE TABLE rows (
@@ -201,6 +201,11 @@ class Catalog:
         return list(self._sql.execute(sql, (FIRST,)))
 
     @property
+    def missing(self) -> Missing:
+        """Cells that were taken as missing."""
+        return self._table.missing
+
+    @property
     def without_row(self) -> int:
         """How many items were looked up and have no row."""
         return self._count_without
@@ -208,15 +213,15 @@ class Catalog:
     def notes(self) -> list[str]:
         """What a user must hear after a scan, in sentences: rows without files, files without rows, missing cells."""
         found = []
-        count = self.unused_rows()
-        if count:
+        unused, total = self.unused_rows(), len(self)
+        if unused:
             some = ", ".join(f"row {number} ({path})" for number, path in self.first_unused())
             found.append(
-                f"{count:,} of {len(self):,} rows match no readable file; paths are relative to the archive or to the "
-                f"table. The first: {some}"
+                f"{unused:,} of {count(total, 'row', 'matches')} no readable file; paths are relative to the "
+                f"archive or to the table. The first: {some}"
             )
         if self._count_without:
-            found.append(f"{self._count_without:,} items have no row. The first: {', '.join(self._without)}")
+            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first: {', '.join(self._without)}")
         if self._twins:
             found.append(
                 f"another file's name differs only in {SMALL}, and the row is spelled like that one: "
@@ -228,7 +233,7 @@ class Catalog:
                 if prefix is None
                 else f"'{prefix}' in the table is taken as {root}"
             )
-        return [*found, *self._table.missing.notes()]
+        return [*found, *self.missing.notes()]
 
 
 def _text(name: str) -> str:

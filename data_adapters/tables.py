@@ -3,7 +3,9 @@
 docs/archive.md, "Tables you hand in", says the same for users. Which file a row means is in `table_paths`.
 """
 
+import codecs
 import csv
+import io
 import re
 import unicodedata
 from collections import Counter
@@ -34,6 +36,7 @@ ESCAPE = "\\"  # before a missing word: this very text, such as \NA for a class 
 NO_LABELS = "[]"  # of several labels an image: looked at, and none of them seen
 INVISIBLE = " \t\r\n\f\v\N{NO-BREAK SPACE}\N{ZERO WIDTH NO-BREAK SPACE}\N{ZERO WIDTH SPACE}"
 SLICE = 1024  # rows of a Parquet file that are Python objects at one time
+HEAD = 1 << 16  # bytes in which the header is looked for
 FIRST = 5  # rows that a message names
 EXACT = 2**53  # integers beyond it are names, since a float cannot hold them
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
@@ -115,16 +118,16 @@ class Missing:
     def notes(self, columns: Sequence[str] | None = None) -> list[str]:
         """A sentence for each column and word; of empty cells only for labels, since others are usual."""
         found = []
-        for (column, word), count in self.words.items():
+        for (column, word), times in self.words.items():
             if columns is not None and column not in columns:
                 continue
             if word:
                 found.append(
-                    f"{count:,} rows with '{word}' in the column '{column}' taken as missing "
+                    f"{count(times, 'row')} with '{word}' in the column '{column}' taken as missing "
                     f"(write {ESCAPE}{word} where it is a name)"
                 )
             elif column == "label":
-                found.append(f"{count:,} rows with an empty label taken as unlabelled")
+                found.append(f"{count(times, 'row')} with an empty label taken as unlabelled")
         return found
 
     def counts(self, column: str, *, empty: bool = True) -> dict[str, int]:
@@ -143,6 +146,13 @@ def meaning(text: str) -> str | None:
 def escaped(text: str) -> str:
     """`text` as a cell that `meaning` reads as this very text."""
     return ESCAPE + text if text in MISSING and text else text
+
+
+def count(number: int, noun: str, verb: str = "") -> str:
+    """'1 row matches', '3 rows match': a number with its noun, and with the verb given as for one."""
+    singular = number == 1
+    several = {"has": "have", "is": "are"}.get(verb, verb.removesuffix("es") if verb.endswith("ches") else verb)
+    return f"{number:,} {noun}{'' if singular else 's'}" + (f" {verb if singular else several}" if verb else "")
 
 
 def one_style(labels: Sequence[str]) -> list[str]:
@@ -187,7 +197,9 @@ class Table:
             raise UserError(f"{self.name} does not exist.", remedy="Give the path of a CSV or Parquet file.")
         try:
             with file.open("rb") as stream:
-                head = stream.read(1 << 16)
+                head = stream.read(HEAD)
+                while len(head) % HEAD == 0 and head and b"\n" not in head and b"\r" not in head:
+                    head += stream.read(HEAD) or b"\n"  # a header of thousands of columns
         except OSError as error:
             raise self._unreadable(self._why(error)) from error
         self.parquet = head.startswith(b"PAR1")
@@ -281,7 +293,7 @@ class Table:
 
     @staticmethod
     def _reader(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
-        return csv.reader(lines, delimiter=separator, strict=True)
+        return csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
 
     def _check_text(self, cells: Sequence[str], number: int) -> None:
         text = "".join(cells)
@@ -318,13 +330,11 @@ class Table:
 
     def _header(self, head: bytes) -> list[str]:
         """Names of the columns, and with them the separator: the one that finds what is needed, else the most names."""
-        import codecs
-
         try:
             text = codecs.getincrementaldecoder(self._encoding)(self._errors).decode(head)
         except UnicodeError as error:
             raise self._unreadable(self._why(error)) from error
-        lines = text.splitlines(keepends=True)
+        lines = list(io.StringIO(text, newline=""))
         given = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # Excel's own line
         self._header_row = 1 + bool(given)
         while self._header_row <= len(lines) and not lines[self._header_row - 1].strip():

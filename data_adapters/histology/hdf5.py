@@ -213,7 +213,8 @@ def _groups(path: Path, rows: int) -> list[str] | None:
         return None
     try:
         table = Table(path, what="The meta table", needs=(), public=True)
-        column = next((name for name in GROUP_COLUMNS if name in table.names), None)
+        names = {name.lower(): name for name in table.names}
+        column = next((names[name] for name in GROUP_COLUMNS if name in names), None)
         if column is None:
             return None
         groups = [table.class_name(column, name) for name in [row.cells[column] for row in table]]

@@ -12,13 +12,14 @@ from typing import Any
 
 from data_adapters.identity import group_id, pseudonym
 from data_adapters.table_paths import SAMPLE, below, is_foreign, prefix_of, spellings, tidy
-from data_adapters.tables import FIRST, NO_LABELS, Table, meaning, one_style
+from data_adapters.tables import FIRST, NO_LABELS, Table, count, meaning, one_style
 from lejepa_med.atomic import write_text
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.kinds import Kind
 from lejepa_med.evaluation.probe import Label, Prediction, Probe
 
+GAP = 1000  # items of one file in a row that may be missing in a table
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "classification": ("label", "knn_label"),
     "multilabel": ("labels", "knn_labels"),
@@ -156,21 +157,23 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
         labels.table.check_numbers(["label"])
     finder = _Finder(table, labels, archive)
     chosen: dict[int, tuple[LabelRow, Label, str]] = {}
-    unmatched: list[LabelRow] = []
-    for row in labels.rows:
-        index = finder.find(row)
-        if index is None:
-            unmatched.append(row)
-            continue
-        value = _parse(row, labels, kind)
+    found = [(row, finder.find(row)) for row in labels.rows]
+    unmatched = [row for row, places in found if not places]
+    single = {places[0] for row, places in found if len(places) == 1}
+    for row, places in found:
+        value = _parse(row, labels, kind) if places else ""
         named = labels.table.class_name("group", row.group)
-        group = group_id(named) if named else table.groups[index]
-        first, before, _ = chosen.setdefault(index, (row, value, group))
-        if before != value:
-            raise UserError(
-                f"'{row.path or row.id}' has two labels (rows {first.number} and {row.number} of {labels.table.file}).",
-                remedy="Keep one label for each item.",
-            )
+        for index in places:
+            if len(places) > 1 and index in single:  # a row of an item comes before the row of its file
+                continue
+            group = group_id(named) if named else table.groups[index]
+            first, before, _ = chosen.setdefault(index, (row, value, group))
+            if before != value:
+                raise UserError(
+                    f"'{row.path or row.id}' has two labels "
+                    f"(rows {first.number} and {row.number} of {labels.table.file}).",
+                    remedy="Keep one label for each item.",
+                )
     if not chosen:
         raise UserError(
             f"Not one of the {len(labels)} labelled rows matches the {len(table.ids)} embedded items. "
@@ -203,19 +206,19 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
 def _notes(
     report: dict[str, Any], unmatched: Sequence[LabelRow], labels: Labels, kind: Kind, prefix: str | None
 ) -> list[str]:
-    found = [f"{report['used']:,} of {report['rows']:,} rows used, for {report['items']:,} items"]
+    found = [f"{report['used']:,} of {count(report['rows'], 'row')} used, for {count(report['items'], 'item')}"]
     if report["other_splits"]:
-        found.append(f"{report['other_splits']:,} labelled rows are of other splits")
+        found.append(f"{count(report['other_splits'], 'labelled row', 'is')} of other splits")
     found += labels.table.missing.notes()
     if kind == "multilabel" and "-" in report["missing"]:
         found.append(f"an image in which none of the labels can be seen is written {NO_LABELS}, not -")
     if unmatched:
         some = ", ".join(row.name for row in unmatched[:FIRST])
-        found.append(f"{len(unmatched):,} labelled rows match no embedded item. The first: {some}")
+        found.append(f"{count(len(unmatched), 'labelled row', 'matches')} no embedded item. The first: {some}")
     if prefix is not None:
         found.append(f"'{prefix}' in the table is taken as the archive's folder")
     if report["items_without_label"]:
-        found.append(f"{report['items_without_label']:,} embedded items have no label")
+        found.append(f"{count(report['items_without_label'], 'embedded item', 'has')} no label")
     return found
 
 
@@ -232,14 +235,14 @@ class _Finder:
             items = {tidy(row.path): row.item for row in foreign}
             self.prefix = prefix_of(items, lambda rest: any(self._at(rest, item) for item in {*items.values(), ""}))
 
-    def find(self, row: LabelRow) -> int | None:
-        """The place of a row's item, or None.
+    def find(self, row: LabelRow) -> list[int]:
+        """The place of a row's item, or none; a row without an item stands for every item of its file.
 
         Raises:
             UserError: the path fits two items that differ in their spelling only.
         """
         if row.id:
-            return self._position.get(row.id)
+            return [self._position[row.id]] if row.id in self._position else []
         if is_foreign(row.path):
             path = tidy(row.path)
             inside = self.prefix is not None and path.startswith(self.prefix + "/")
@@ -248,7 +251,7 @@ class _Finder:
             names = below(row.path, root=self._archive, folder=self._folder)
         for name in names:
             found = self._at(name, row.item)
-            if found[:1]:
+            if found:
                 exact = self._position.get(pseudonym("id", name, row.item))
                 if len(found) > 1 and exact is None:
                     raise UserError(
@@ -256,8 +259,26 @@ class _Finder:
                         "form (NFC, NFD) or in the case of the suffix.",
                         remedy="Name them by 'id', or rename the files and embed them again.",
                     )
-                return found[0] if exact is None else exact
-        return None
+                return [found[0] if exact is None else exact]
+            every = [] if row.item else self._items(name)
+            if every:
+                return every
+        return []
+
+    def _items(self, name: str) -> list[int]:
+        """The items of a file that holds several, numbered from 0; some may not have been embedded."""
+        for one in spellings(name):
+            places: list[int] = []
+            item = last = 0
+            while item - last < (GAP if places else FIRST):
+                place = self._position.get(pseudonym("id", one, str(item)))
+                item += 1
+                if place is not None:
+                    places.append(place)
+                    last = item
+            if places:
+                return places
+        return []
 
     def _at(self, name: str, item: str) -> list[int]:
         if not name:

@@ -282,6 +282,47 @@ def test_hdf5_pictures_have_rows_labels_and_cells(tmp_path):
         np.testing.assert_array_equal(adapter.read(record, np.random.default_rng(0)), make.picture(seed=row))
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "labels"),
+    [
+        ("label", np.array([[0], [1], [2], [0], [1], [2]]), ["0", "1", "2", "0", "1", "2"]),
+        ("labels", np.eye(6, dtype=np.float32)[[0, 2, 1, 0, 2, 5]], ["0", "2", "1", "0", "2", "5"]),
+        ("ans", np.array([1.0, np.nan, 0, 2, 1, 1]), ["1", None, "0", "2", "1", "1"]),
+        ("ans", np.array([b"Sa", b"", b"E", b"Sb", b"NA", b"E"]), ["Sa", None, "E", "Sb", None, "E"]),
+    ],
+)
+def test_hdf5_label_columns_of_other_shapes_are_read(tmp_path, name, values, labels):
+    path = make.write_hdf5(tmp_path / "t.h5")
+    with h5py.File(path, "r+") as file:
+        del file["ans"]
+        file[name] = values
+        ra = file["ra"][:]
+        del file["ra"]
+        file["ra"] = ra[:, None]
+    records = scan(path)
+    assert [record.label for record in records] == labels and records[1].meta["ra"] == 160
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "cause"),
+    [
+        ("ans", np.arange(5), "labels that do not belong to the images"),
+        ("ans", np.arange(7), "labels that do not belong to the images"),
+        ("ans", np.full((6, 3), 0.3), "neither one an image nor one-hot"),
+        ("ans", np.array([[1, 1], [0, 0]] * 3), "several labels, or none"),
+        ("ans", h5py.SoftLink("/dec"), "'ans' is no column of values"),
+        ("dec", np.arange(5.0), "a column 'dec' of float64"),
+    ],
+)
+def test_hdf5_columns_that_do_not_fit_are_refused(tmp_path, name, values, cause):
+    path = make.write_hdf5(tmp_path / "t.h5")
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = values
+    (found,) = scan(path)
+    assert isinstance(found, Rejected) and cause in found.reason and found.remedy
+
+
 def test_hdf5_flux_is_channels_last_float32(tmp_path):
     path = make.write_hdf5(tmp_path / "flux.hdf5", channels_first_flux=True)
     adapter = GalaxyAdapter(background="none")
@@ -292,8 +333,6 @@ def test_hdf5_flux_is_channels_last_float32(tmp_path):
 
 
 def test_hdf5_without_images_or_damaged_is_refused(tmp_path):
-    import h5py
-
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["spectra"] = np.zeros((3, 5))
     with h5py.File(tmp_path / "b.h5", "w") as file:
