@@ -5,7 +5,7 @@ import re
 import struct
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from app.unzip import check_directory, named
 from app.uploads import Form, Upload, too_large
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import sealed
-from data_adapters.table_paths import fold, is_foreign, prefix_of, tidy
+from data_adapters.table_paths import fold, tidy
 from data_adapters.tables import FIRST, Row, Table, escaped
 
 FILE = "catalog.csv"
@@ -109,13 +109,7 @@ class _Places:
         self._folded: defaultdict[str, list[str]] = defaultdict(list)
         for name, places in self._exact.items():
             self._folded[fold(name)] += places
-        # A table of a lab's own computer has whole paths, and a browser sends names without folders.
-        whole = [tidy(row.cells["path"]) for row in rows if self._is_whole(row.cells["path"])]
-        self._prefix = prefix_of(whole, lambda rest: fold(rest) in self._folded)
-
-    @staticmethod
-    def _is_whole(path: str) -> bool:
-        return is_foreign(path) or path.startswith("/")
+        self._sent, self._asked = _by_last(self._folded), _by_last(fold(tidy(row.cells["path"])) for row in rows)
 
     def find(self, row: Row) -> str | None:
         """The place of a row's file, or None.
@@ -124,12 +118,36 @@ class _Places:
             ProblemError: 422, several files have this name, or names that differ in their spelling only.
         """
         name = tidy(row.cells["path"])
-        if self._is_whole(row.cells["path"]) and self._prefix is not None and name.startswith(self._prefix + "/"):
-            name = name[len(self._prefix) + 1 :]
-        found = self._exact.get(name) or self._folded.get(fold(name)) or []
+        key = fold(name)
+        found = self._exact.get(name) or self._folded.get(key) or self._folded.get(self._longer(key) or "") or []
         if len(found) > 1:
             raise _refused(f"The path of row {row.number} names several files.")
         return found[0] if found else None
+
+    def _longer(self, key: str) -> str | None:
+        """The name that differs only in folders before it, which a browser or zip may leave out or add.
+
+        None where several files or rows could be meant.
+        """
+        sent = [name for name in self._sent[_last(key)] if _ends(key, name)]
+        if len(sent) != 1 or [name for name in self._asked[_last(key)] if _ends(name, sent[0])] != [key]:
+            return None
+        return sent[0]
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _ends(one: str, other: str) -> bool:
+    return one == other or one.endswith(f"/{other}") or other.endswith(f"/{one}")
+
+
+def _by_last(names: Iterable[str]) -> defaultdict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        found[_last(name)].append(name)
+    return found
 
 
 def _entries(upload: Upload, settings: Settings) -> Iterator[tuple[str, str]]:

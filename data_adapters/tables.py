@@ -137,7 +137,9 @@ class Missing:
 
 def meaning(text: str) -> str | None:
     """A cell's text without outer spaces, in NFC; None where it is missing. Looking-alike labels become one."""
-    text = unicodedata.normalize("NFC", text.strip(INVISIBLE))
+    text = text.strip(INVISIBLE)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
     if text in MISSING:
         return None
     return text[1:] if text.startswith(ESCAPE) and text[1:] in MISSING else text

@@ -183,6 +183,23 @@ def test_a_catalogue_as_a_lab_computer_writes_it(client: TestClient) -> None:
     assert found["catalog_without_row"] == 1
 
 
+def test_folders_that_a_zip_or_browser_adds_or_leaves_out(client: TestClient) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        for number in (1, 2):
+            target.writestr(f"archive/ward {number}/same.png", png(number))
+    parts: list[Any] = [
+        ("files", ("a.zip", packed.getvalue())),
+        ("files", ("x.png", png(3))),
+        ("files", ("y.png", png(4))),
+    ]
+    rows = ["ward 1/same.png,one", "ward 2/same.png,two", "/home/me/x.png,three", "a/y.png,four", "b/y.png,five"]
+    catalog = "\n".join(["path,label", *rows]).encode()
+    found = send(client, [*parts, ("catalog", ("c.csv", catalog))], modality="images")
+    assert found["labels"] == {"one": 1, "two": 1, "three": 1}
+    assert found["catalog_unused_rows"] == [5, 6], "two rows could be y.png, so neither is"
+
+
 @pytest.mark.parametrize(
     ("catalog", "cause"),
     [
