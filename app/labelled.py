@@ -14,7 +14,7 @@ from app.forms import parse_field
 from app.items import Field, sources
 from app.library import Library
 from app.sandbox.pool import Sandbox
-from app.schemas import Label, LabelValue, Name
+from app.schemas import GivenLabel, Label, Name
 from app.schemas_probes import LabelledId, ProbeRequest
 from app.settings import Settings
 from app.uploads import Form
@@ -167,7 +167,7 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
     Raises:
         ProblemError: labels or groups that do not fit the files, a file that cannot be read or holds several items.
     """
-    labels: list[Any] = parse_field(form, "labels", list[LabelValue | None], [])
+    labels: list[Any] = parse_field(form, "labels", list[GivenLabel], [])
     groups: list[str | None] | None = parse_field(form, "groups", list[Label | None])
     count = len(form.uploads)
     for what, given in (("labels", labels), ("groups", groups)):

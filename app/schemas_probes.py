@@ -5,14 +5,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.schemas import LabelValue, Name, ProbeKind, Problem, Strict
+from app.schemas import GivenLabel, Name, ProbeKind, Problem, Strict
 
 
 class LabelledId(Strict):
     """One labelled item of an embedding table."""
 
     id: str = Field(max_length=200, examples=["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
-    label: LabelValue | None = Field(
+    label: GivenLabel = Field(
         examples=["spiral"],
         description="a text (class), a number (quantity) or a list of texts (any number of labels); the item is left "
         "out and counted where it is null or a word for a missing value, such as NA",

@@ -74,6 +74,7 @@ class Column:
     unclear: int = 0  # numbers with commas that may part thousands
     first: int = 0  # row of the first number with a comma
     padded: bool = False
+    decimal_comma: bool = False  # by the separator of the columns
 
     def see(self, text: str, row: int) -> None:
         """Count one cell that is not missing."""
@@ -104,7 +105,9 @@ class Column:
 
     def value(self, text: str) -> str | float:
         """The number that `text` is; codes such as 007 and all other texts stay."""
-        if self.padded or not NUMBER.fullmatch(text) or ("," in text and not self.numeric):
+        if self.padded or not NUMBER.fullmatch(text):
+            return text
+        if "," in text and not (self.numeric or (self.decimal_comma and not self.points)):
             return text
         return float(text.replace(",", "."))
 
@@ -193,7 +196,6 @@ class Table:
         """
         self.file, self.public = file, public
         self.name = what if public else f"{what} {file}"
-        self.missing = Missing()
         self._needs = needs
         if not file.is_file():
             raise UserError(f"{self.name} does not exist.", remedy="Give the path of a CSV or Parquet file.")
@@ -202,6 +204,8 @@ class Table:
                 head = stream.read(HEAD)
                 while len(head) % HEAD == 0 and head and b"\n" not in head and b"\r" not in head:
                     head += stream.read(HEAD) or b"\n"  # a header of thousands of columns
+        except PermissionError as error:
+            raise self._unreadable("you may not read it", remedy=f"Run: chmod u+r {self.file}") from error
         except OSError as error:
             raise self._unreadable(self._why(error)) from error
         self.parquet = head.startswith(b"PAR1")
@@ -212,7 +216,14 @@ class Table:
             self._encoding, self._errors = self._coding(head)
             names = self._header(head)
         self.names = self._checked(names)
-        self.columns = {name: Column(name) for name in self.names if name}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin the counts of cells."""
+        self.missing = Missing()
+        # Where ';' or a tab parts the columns, the comma is the decimal mark of that locale.
+        decimal = self.separator != "," and not self.parquet
+        self.columns = {name: Column(name, decimal_comma=decimal) for name in self.names if name}
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -222,8 +233,7 @@ class Table:
         Raises:
             UserError: a row has more or fewer cells than the header, or cannot be decoded.
         """
-        self.missing = Missing()
-        self.columns = {name: Column(name) for name in self.names if name}
+        self._forget()
         for number, raw in self._parquet_rows() if self.parquet else self._csv_rows():
             if not any(raw):
                 continue
@@ -260,8 +270,7 @@ class Table:
         for column in (self.columns[name] for name in columns if name in self.columns):
             if not (column.numeric and column.commas):
                 continue
-            # Where ';' or a tab parts the columns, the comma is the decimal mark of that locale.
-            if column.points or (column.unclear == column.commas and (self.separator == "," or self.parquet)):
+            if column.points or (column.unclear == column.commas and not column.decimal_comma):
                 raise UserError(
                     f"{self.name} has numbers with a comma in the column '{column.name}' (row {column.first}): "
                     "a decimal comma or thousands?",
@@ -354,6 +363,8 @@ class Table:
         if not found:
             raise self._unreadable("its header has an open quote", remedy="Close every quote.")
         _, _, self.separator, chosen = max(found, key=lambda one: one[:2])
+        while chosen and not chosen[-1]:  # separators at the end of each line
+            chosen.pop()
         self._check_text(chosen, self._header_row)
         return chosen
 
@@ -419,6 +430,8 @@ class Table:
 def _column_name(name: str) -> str:
     """Without outer spaces; those that the project reads in lower case, others as they are."""
     text = unicodedata.normalize("NFC", name.strip(INVISIBLE))
+    if text.startswith("__index_level_"):  # the index that pandas adds
+        return ""
     return text.lower() if text.lower() in (*OWN, *FACTS) else text
 
 

@@ -118,7 +118,7 @@ def test_missing_labels_are_left_out_and_counted(client: TestClient, labels: lis
 
 
 def test_files_without_a_label_are_left_out(client: TestClient) -> None:
-    given = ["a", "NA", "b", None, "a", "b"]
+    given = ["a", "NA", "b", float("nan"), "a", "b"]
     data = {"encoder": "images", "labels": json.dumps(given), "groups": json.dumps(["x", "NA", "y", None, None, "z"])}
     answer = client.post("/v1/probes", files=files(*(png(i) for i in range(6))), data=data)
     assert answer.status_code == 202, answer.text

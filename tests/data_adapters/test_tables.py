@@ -43,11 +43,13 @@ def test_every_way_to_save_one_table_reads_the_same(
         ("\npath\na\n", ["path"]),
         (",path,label\n0,a,b\n", ["", "path", "label"]),  # the index that pandas writes
         ("path,R,r,RA\na,1,2,3\n", ["path", "R", "r", "ra"]),
+        ("path;label;;\na;b\n", ["path", "label"]),
+        ("path," + ",".join(f"feature_{k}" for k in range(9000)) + ",label\n" + "a," + "0," * 9000 + "b\n", None),
     ],
 )
-def test_the_header_decides_the_separator(tmp_path: Path, text: str, names: list[str]) -> None:
+def test_the_header_decides_the_separator(tmp_path: Path, text: str, names: list[str] | None) -> None:
     table = Table(write(tmp_path / "t.csv", text))
-    assert table.names == names and len(list(table)) == 1
+    assert (table.names == names if names else len(table.names) == 9002) and len(list(table)) == 1
 
 
 def test_row_numbers_are_those_of_the_file(tmp_path: Path) -> None:
@@ -128,12 +130,12 @@ def test_classes_written_as_floats_and_as_integers_are_one(given: list[str], fou
 
 
 def test_numbers_codes_and_decimal_commas_of_further_columns(tmp_path: Path) -> None:
-    text = "path;mpp;site;far;free\na;0,5;01;587722952767439450;1,5 mm\nb;1;10;2;3\n"
+    text = "path;mpp;site;far;free;age\na;0,5;01;587722952767439450;1,5 mm;4,5\nb;1;10;2;3;unknown\n"
     table = Table(write(tmp_path / "t.csv", text))
     rows = list(table)
     table.check_numbers(table.columns)
-    found = [[table.value(name, row.cells[name]) for name in ("mpp", "site", "far", "free")] for row in rows]
-    assert found == [[0.5, "01", "587722952767439450", "1,5 mm"], [1.0, "10", "2", 3.0]]
+    found = [[table.value(name, row.cells[name]) for name in ("mpp", "site", "far", "free", "age")] for row in rows]
+    assert found == [[0.5, "01", "587722952767439450", "1,5 mm", 4.5], [1.0, "10", "2", 3.0, "unknown"]]
     quoted = Table(write(tmp_path / "q.csv", 'path,mpp\na,"0,25"\nb,"1,5"\n'))
     assert [quoted.value("mpp", row.cells["mpp"]) for row in list(quoted)] == [0.25, 1.5]
 
