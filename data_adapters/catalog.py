@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.errors import UserError
+from data_adapters.identity import pseudonym
 from data_adapters.record import Record
 from data_adapters.table_paths import SAMPLE, fold, is_foreign, on_disk, prefix_of, real, tidy
 from data_adapters.tables import FIRST, INVISIBLE, OWN, Missing, Row, Table, count
@@ -54,7 +55,7 @@ class Catalog:
         self._others = [name for name in self._columns if name not in OWN]
         self._foreign: list[str] = []  # a sample
         self._prefixes: dict[Path, str | None] = {}
-        self._without: list[str] = []  # the first files that have no row
+        self._without: list[str] = []  # ids of the first items that have no row
         self._count_without = 0
         self._twins: list[str] = []
         for row in self._table:
@@ -103,7 +104,10 @@ class Catalog:
         if found is None:
             self._count_without += 1
             if len(self._without) < FIRST:
-                self._without.append(uri)
+                # By id, not by name: what a command prints may be shared.
+                base = root if root.is_dir() else root.parent
+                path = Path(uri).relative_to(base).as_posix() if Path(uri).is_relative_to(base) else uri
+                self._without.append(pseudonym("id", _text(path), item))
             return None
         path, own, cells, number, used = found
         if used and used != uri and fold(tidy(used)) == fold(tidy(_text(uri))):
@@ -221,7 +225,8 @@ class Catalog:
                 f"archive or to the table. The first: {some}"
             )
         if self._count_without:
-            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first: {', '.join(self._without)}")
+            some = ", ".join(self._without)
+            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first (manifest ids): {some}")
         if self._twins:
             found.append(
                 f"another file's name differs only in {SMALL}, and the row is spelled like that one: "
