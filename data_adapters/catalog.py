@@ -104,10 +104,7 @@ class Catalog:
         if found is None:
             self._count_without += 1
             if len(self._without) < FIRST:
-                # By id, not by name: what a command prints may be shared.
-                base = root if root.is_dir() else root.parent
-                path = Path(uri).relative_to(base).as_posix() if Path(uri).is_relative_to(base) else uri
-                self._without.append(pseudonym("id", _text(path), item))
+                self._without.append(_id(uri, item, root))
             return None
         path, own, cells, number, used = found
         if used and used != uri and fold(tidy(used)) == fold(tidy(_text(uri))):
@@ -174,7 +171,7 @@ class Catalog:
         except OSError:
             return False
         if other and len(self._twins) < FIRST:
-            self._twins.append(uri)
+            self._twins.append(_id(uri, "", root))
         return other
 
     def apply(self, record: Record, root: Path) -> Record:
@@ -219,26 +216,34 @@ class Catalog:
         found = []
         unused, total = self.unused_rows(), len(self)
         if unused:
-            some = ", ".join(f"row {number} ({path})" for number, path in self.first_unused())
+            # By number, not by path: what a command prints may be shared, and the table is at hand.
+            some = ", ".join(f"row {number}" for number, _ in self.first_unused())
             found.append(
                 f"{unused:,} of {count(total, 'row', 'matches')} no readable file; paths are relative to the "
-                f"archive or to the table. The first: {some}"
+                f"archive or to the table. The first: {some} of {self.file.name}"
             )
         if self._count_without:
             some = ", ".join(self._without)
             found.append(f"{count(self._count_without, 'item', 'has')} no row. The first (manifest ids): {some}")
         if self._twins:
             found.append(
-                f"another file's name differs only in {SMALL}, and the row is spelled like that one: "
-                f"{', '.join(self._twins)}"
+                f"another file's name differs only in {SMALL}, and the row is spelled like that one, so these have "
+                f"none (manifest ids): {', '.join(self._twins)}"
             )
-        for root, prefix in self._prefixes.items():
+        for prefix in self._prefixes.values():
             found.append(
-                f"paths that begin with {self._foreign[0][:2]} name no file of {root}"
+                "no Windows path of the table names a file of the archive"
                 if prefix is None
-                else f"'{prefix}' in the table is taken as {root}"
+                else "the folder in which Windows paths of the table begin is taken as the archive's"
             )
         return [*found, *self.missing.notes()]
+
+
+def _id(uri: str, item: str, root: Path) -> str:
+    """The manifest's id of an item: what a command prints may be shared, so it holds no names."""
+    base = root if root.is_dir() else root.parent
+    path = Path(uri).relative_to(base).as_posix() if Path(uri).is_relative_to(base) else uri
+    return pseudonym("id", _text(path), item)
 
 
 def _text(name: str) -> str:

@@ -129,7 +129,7 @@ class Joined:
     Attributes:
         unmatched: labelled rows whose path or id no embedded item has.
         report: what was used and what was not, as JSON without any path.
-        notes: the same in sentences, with paths.
+        notes: the same in sentences.
     """
 
     rows: list[int]
@@ -213,10 +213,11 @@ def _notes(
     if kind == "multilabel" and "-" in report["missing"]:
         found.append(f"an image in which none of the labels can be seen is written {NO_LABELS}, not -")
     if unmatched:
-        some = ", ".join(row.name for row in unmatched[:FIRST])
+        # By number, not by path: what a command prints may be shared, and the table is at hand.
+        some = ", ".join(f"row {row.number}" for row in unmatched[:FIRST]) + f" of {labels.table.file.name}"
         found.append(f"{count(len(unmatched), 'labelled row', 'matches')} no embedded item. The first: {some}")
     if prefix is not None:
-        found.append(f"'{prefix}' in the table is taken as the archive's folder")
+        found.append("the folder in which Windows paths of the table begin is taken as the archive's")
     if report["items_without_label"]:
         found.append(f"{count(report['items_without_label'], 'embedded item', 'has')} no label")
     return found
