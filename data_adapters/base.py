@@ -86,6 +86,7 @@ class BaseAdapter:
     version: ClassVar[int] = 1
     # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
     mapper: Callable[..., Iterator[Any]] | None = None
+    walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
@@ -154,7 +155,7 @@ class BaseAdapter:
         A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path.
         """
         root = root.resolve()
-        for found in self.inspect_all(Files(root), root):
+        for found in self.inspect_all(self.walk(root), root):
             if isinstance(found, Record) and catalog is not None:
                 yield catalog.apply(found, root)
             else:
@@ -224,4 +225,4 @@ class BaseAdapter:
 
     def __getstate__(self) -> dict[str, Any]:
         # Pipelines and open handles are rebuilt in each worker: a handle must not cross a process border.
-        return {**self.__dict__, "_augments": None, "mapper": None}
+        return {**self.__dict__, "_augments": None, "mapper": None, "walk": Files}

@@ -226,6 +226,7 @@ class Importing(JobWork):
             verify=True,
             files=len(plan.files),
             catalog=catalog if catalog.is_file() else None,
+            inside=(folder / FILES).resolve(),
             tell=lambda share: self.tell(job_id, UNPACK_SHARE + (1 - UNPACK_SHARE) * share, "scanning"),
         )
         texts = ((folder / name).read_text(encoding="utf-8") for name in (REFUSED, SCREENED))

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,10 +61,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class Copies:
-    """How many contents lie in several groups, and how many of them in several splits of the catalogue."""
+    """How many contents lie in several groups, how many of them in several splits, and how many in one group alone."""
 
     contents: int
     across_splits: int
+    within: int
 
 
 class Scan:
@@ -81,9 +82,12 @@ class Scan:
         adapter: dict[str, Any],
         journal: Journal,
         changes: Changes,
+        passed: Mapping[str, int],
         catalog: Catalog | None = None,
     ) -> None:
         self.root, self.adapter, self.changes = root, adapter, changes
+        self.passed = passed
+        """Files that are no images and stand beside them, by suffix, and `system files`."""
         self._catalog = catalog
         self._journal, self._run = journal, journal.run
 
@@ -182,15 +186,15 @@ class Scan:
     @cached_property
     def copied(self) -> Copies:
         """The counts of `copies`."""
-        contents, across = self._one(
+        contents, across, within = self._one(
             f"""
-            SELECT COUNT(*), COALESCE(SUM(splits > 1), 0) FROM (
-                SELECT COUNT(DISTINCT CASE WHEN split != '' THEN split END) AS splits {READABLE}
-                GROUP BY digest, item HAVING COUNT(DISTINCT "group") > 1
+            SELECT COALESCE(SUM(n > 1), 0), COALESCE(SUM(n > 1 AND splits > 1), 0), COALESCE(SUM(n = 1), 0) FROM (
+                SELECT COUNT(DISTINCT "group") AS n, COUNT(DISTINCT CASE WHEN split != '' THEN split END) AS splits
+                {READABLE} GROUP BY digest, item HAVING COUNT(*) > 1
             )
             """
         )
-        return Copies(contents=contents, across_splits=across)
+        return Copies(contents=contents, across_splits=across, within=within)
 
     def write(self, folder: Path, *, manifest: Manifest | None = None) -> None:
         """Write rejected.csv, duplicates.csv (where there are any) and manifest.parquet into `folder`.

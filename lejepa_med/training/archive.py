@@ -108,6 +108,9 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
+    if result.passed:
+        beside = sorted(result.passed.items(), key=lambda one: (-one[1], one[0]))
+        table.add_row("beside images", ", ".join(f"{count:,} {what}" for what, count in beside) + " (not read)")
     return table
 
 
@@ -115,6 +118,9 @@ def _add_duplicates(table: Table, result: Scan) -> None:
     copied = result.copied
     if copied.contents:
         table.add_row("[yellow]duplicates", f"{copied.contents:,} images lie in several groups (duplicates.csv)")
+    if copied.within:
+        text = f"{copied.within:,} images are there more than once in one group, as copies or by links"
+        table.add_row("[yellow]duplicates", text)
     if copied.across_splits:
         table.add_row(
             "[bold red]LEAK",
