@@ -78,11 +78,11 @@ class Picked:
     table: dict[str, Any]
 
 
-def pick(library: Library, archive: str, given: Sequence[LabelledId]) -> Picked:
+def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_leak: bool) -> Picked:
     """The items of a table that were labelled.
 
     Raises:
-        ProblemError: no such table or id.
+        ProblemError: no such table or id, or a leak that is not allowed.
         UserError: an id is labelled twice, or no label is left.
     """
     table = library.table(archive)
@@ -103,6 +103,17 @@ def pick(library: Library, archive: str, given: Sequence[LabelledId]) -> Picked:
         table.groups[row] if group is None else group if group in known else group_id(group)
         for group, row in zip((meaning(item.group or "") for item in given), rows, strict=True)
     ]
+    leak = table.leak(dict(zip(rows, groups, strict=True)))
+    if leak is not None:
+        report["leak"] = leak.report()
+        if not allow_leak:
+            raise ProblemError(
+                422,
+                "leak",
+                f"LEAK: {leak}. Scores on such a split are too high. The first groups: {', '.join(leak.first)}.",
+                remedy="Correct 'group' and 'split' of the catalogue (lejepa-med split makes a clean one), and embed "
+                "the archive again. With allow_leak: true the probe learns all the same.",
+            )
     return Picked(
         encoder=library.encoder_of(table.encoder) or table.name,
         fingerprint=table.encoder,
@@ -140,7 +151,7 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
         ProblemError: no such table or id.
         UserError: an id is labelled twice, or the table is of another encoder.
     """
-    picked = pick(library, wanted.archive, wanted.labels)
+    picked = pick(library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
     if wanted.encoder is not None and wanted.encoder != picked.encoder:
         raise UserError(
             "The archive was not embedded with this encoder.",

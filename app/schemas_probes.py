@@ -1,11 +1,16 @@
 """What labels, probes, predictions and advice on what to label next look like over the wire."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from app.schemas import GivenLabel, Name, ProbeKind, Problem, Strict
+
+AllowLeak = Annotated[
+    bool,
+    Field(description="learn although a group or an equal image lies in two splits of the archive's catalogue"),
+]
 
 
 class LabelledId(Strict):
@@ -37,6 +42,7 @@ class ProbeRequest(Strict):
         default=None,
         description="classes weigh equally whatever their counts; by default so for classes, not for lists of labels",
     )
+    allow_leak: AllowLeak = False
 
 
 class Probe(BaseModel):
@@ -137,6 +143,7 @@ class LabelsRequest(Strict):
         min_length=1, max_length=100_000, description="an item that was labelled before gets the new label"
     )
     folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
+    allow_leak: AllowLeak = False
 
 
 class UncertainItem(PredictedItem):

@@ -263,12 +263,14 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
         if first != row:
             copies.append([manifest.value("id", row), manifest.value("id", first)])
     labels = Counter(label for label in manifest.column("label") if label)
+    leak = manifest.leak()
     return {
         "items": len(manifest),
         "groups": len(set(manifest.column("group"))),
         "labels": dict(labels.most_common()),
         "refused": [[*place_of(one.path), one.reason, one.remedy] for one in refused],
         "duplicates": copies,
+        "leak": None if leak is None else {**leak.report(), "first": leak.first},
         "catalog": {} if plan.catalog is None else _catalog(found, catalogs.Translated(**plan.catalog)),
         "embedding": plan.embedding,
     }

@@ -156,7 +156,7 @@ def _plan_of_files(service: Service, form: Form, encoder: str | None) -> Plan:
 
 def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, response: Response) -> Job:
     newest = _newest(service, probe_id)
-    picked = pick(service.library, wanted.archive, wanted.labels)
+    picked = pick(service.library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
     check_same_encoder(newest, picked.fingerprint)
     plan = Plan(
         name=newest.name,

@@ -101,6 +101,7 @@ def get_upload(upload_id: str, service: Running) -> UploadDetail:
             for file, entry, reason, remedy in report["refused"][:LISTED]
         ],
         duplicates=len(report["duplicates"]),
+        leak=report.get("leak"),
         duplicate_items=[Duplicate(id=one, same_as=other) for one, other in report["duplicates"][:LISTED]],
         **report.get("catalog", {}),
     )

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from data_adapters.base import Rejected
 from data_adapters.catalog import Catalog
+from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import ROW_GROUP, SCHEMA, Manifest, parquet_writer
 from data_adapters.scan.journal import Journal
 
@@ -196,11 +197,30 @@ class Scan:
         )
         return Copies(contents=contents, across_splits=across, within=within)
 
+    @cached_property
+    def leak(self) -> Leak | None:
+        """What lies in several splits of the catalogue."""
+        return find_leak(
+            Placed(group, f"{digest}/{item}", split, path + f" item {item}" * bool(item))
+            for group, digest, item, split, path in self._parted()
+        )
+
+    def _parted(self) -> Iterator[tuple[str, str, str, str, str]]:
+        """Group, digest, item, split and path of what lies in several splits by its group or by its content."""
+        placed, several = f"{READABLE} AND split != ''", "HAVING COUNT(DISTINCT split) > 1"
+        sql = f"""
+            SELECT "group", digest, item, split, path {placed} AND (
+                "group" IN (SELECT "group" {placed} GROUP BY "group" {several})
+                OR (digest, item) IN (SELECT digest, item {placed} GROUP BY digest, item {several})
+            ) ORDER BY path, item
+        """
+        return self._journal.query(sql, self._run, self._run, self._run)  # type: ignore[return-value]
+
     def write(self, folder: Path, *, manifest: Manifest | None = None) -> None:
-        """Write rejected.csv, duplicates.csv (where there are any) and manifest.parquet into `folder`.
+        """Write rejected.csv, duplicates.csv and leaks.csv (where there are any) and manifest.parquet into `folder`.
 
         Each file is replaced as a whole, the manifest last. A run writes a `manifest` of its own instead: a part of
-        the scan's, with the description of the fitted adapter, and without duplicates.csv.
+        the scan's, with the description of the fitted adapter, and without duplicates.csv and leaks.csv.
         """
         folder.mkdir(parents=True, exist_ok=True)
         _write_csv(folder / "rejected.csv", ("path", "reason", "remedy"), self._refusals())
@@ -212,6 +232,10 @@ class Scan:
             _write_csv(folder / "duplicates.csv", ("content", "path", "item", "group", "label", "split"), rows)
         else:
             (folder / "duplicates.csv").unlink(missing_ok=True)
+        if self.leak is not None:
+            _write_csv(folder / "leaks.csv", ("group", "content", "item", "split", "path"), self._parted())
+        else:
+            (folder / "leaks.csv").unlink(missing_ok=True)
         with parquet_writer(folder / "manifest.parquet", root=self.root, adapter=self.adapter) as writer:
             batches = self._batches()
             while group := list(islice(batches, ROW_GROUP // BATCH)):

@@ -58,6 +58,7 @@ def write_split(
     paths, items = manifest.column("path"), manifest.column("item")
     groups, labels = manifest.column("group"), manifest.column("label")
     contents = [f"{digest}/{item}" for digest, item in zip(manifest.column("digest"), items, strict=True)]
+    leak = manifest.leak()
     splits, units = assign(groups, labels, contents, fractions=fractions, seed=seed)
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,7 @@ def write_split(
             "items": len(manifest),
             "groups": len(set(groups)),
             "groups_joined_by_equal_images": len(set(groups)) - units,
+            "repaired": None if leak is None else leak.report(),
             "splits": {
                 name: {"wanted": part, "fraction": found[name]["items"] / len(manifest), **found[name]}
                 for name, part in fractions.items()

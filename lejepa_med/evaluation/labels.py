@@ -6,11 +6,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_adapters.identity import group_id, pseudonym
+from data_adapters.leaks import Leak, Placed, alike, find_leak
 from data_adapters.table_paths import SAMPLE, below, is_foreign, prefix_of, spellings, tidy
 from data_adapters.tables import FIRST, NO_LABELS, Table, count, meaning, one_style
 from lejepa_med.atomic import write_text
@@ -57,12 +58,14 @@ class Labels:
         others: those with a label, of other splits.
         unlabelled: how many rows have no label.
         table: where they stand.
+        placed: those without a label that have a split.
     """
 
     rows: list[LabelRow]
     others: list[LabelRow]
     unlabelled: int
     table: Table
+    placed: list[LabelRow] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,15 +105,16 @@ def read_labels(file: Path, *, split: str | None = None) -> Labels:
     """
     table = Table(file, what="The table of labels", needs=(("label",), ("path", "id")))
     found: list[LabelRow] = []
+    placed: list[LabelRow] = []
     unlabelled = 0
     for row in table:
         cells = row.cells
         unlabelled += not cells["label"]
-        if cells["label"]:
+        if cells["label"] or cells.get("split"):
             own = {name: cells.get(name, "") for name in ("label", "id", "path", "item", "group", "split")}
-            found.append(LabelRow(**own, number=row.number))
+            (found if cells["label"] else placed).append(LabelRow(**own, number=row.number))
     rows = [row for row in found if split is None or row.split == split]
-    labels = Labels(rows, [row for row in found if split is not None and row.split != split], unlabelled, table)
+    labels = Labels(rows, [row for row in found if split is not None and row.split != split], unlabelled, table, placed)
     if not rows:
         where = f" in the split '{split}'" if split is not None else ""
         known = sorted({row.split for row in found} - {""})
@@ -130,6 +134,7 @@ class Joined:
         unmatched: labelled rows whose path or id no embedded item has.
         report: what was used and what was not, as JSON without any path.
         notes: the same in sentences.
+        leak: what lies in one of the used splits and in another one.
     """
 
     rows: list[int]
@@ -139,6 +144,7 @@ class Joined:
     unmatched: list[LabelRow]
     report: dict[str, Any]
     notes: list[str]
+    leak: Leak | None = None
 
 
 def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "classification") -> Joined:
@@ -199,8 +205,30 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
         groups=[chosen[i][2] for i in places],
         unmatched=unmatched,
         report=report,
-        notes=_notes(report, unmatched, labels, kind, finder.prefix),
+        notes=[*_notes(report, unmatched, labels, kind, finder.prefix), *_alike(labels)],
+        leak=_leak(table, labels, finder, {i: group for i, (_, _, group) in chosen.items()}),
     )
+
+
+def _alike(labels: Labels) -> list[str]:
+    names = alike(row.split for row in (*labels.rows, *labels.others, *labels.placed))
+    return [f"the splits {', '.join(map(repr, one))} are taken as different ones, as they are written" for one in names]
+
+
+def _leak(table: EmbeddingTable, labels: Labels, finder: "_Finder", chosen: dict[int, str]) -> Leak | None:
+    """Groups and equal images in several splits: of the labels' table, or where that has none, of the catalogue."""
+    rows = [*labels.rows, *labels.others, *labels.placed]
+    if not any(row.split for row in rows):
+        return table.leak(chosen)
+    used, found = {row.number for row in labels.rows}, []
+    for row in rows:
+        index = finder.find(row)
+        named = labels.table.class_name("group", row.group)
+        if named or index is not None:
+            group = group_id(named) if named else table.groups[index or 0]
+            content = "" if index is None else table.related.get(table.ids[index], ("", ""))[0]
+            found.append(Placed(group, content, row.split, row.name, row.number in used))
+    return find_leak(found)
 
 
 def _notes(

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.catalog import Catalog
+from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
 from lejepa_med.errors import UserError
@@ -105,6 +107,7 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
         if values:
             table.add_row(name, ", ".join(f"{value} ({count:,})" for value, count in values.most_common(8)))
     _add_duplicates(table, result)
+    _add_leak(table, result, figures.splits)
     table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
@@ -121,12 +124,22 @@ def _add_duplicates(table: Table, result: Scan) -> None:
     if copied.within:
         text = f"{copied.within:,} images are there more than once in one group, as copies or by links"
         table.add_row("[yellow]duplicates", text)
-    if copied.across_splits:
-        table.add_row(
-            "[bold red]LEAK",
-            f"[bold red]{copied.across_splits:,} images lie in different splits of the catalogue: "
-            "scores on such a split are too high. Make a new one with: lejepa-med split",
-        )
+
+
+def _add_leak(table: Table, result: Scan, splits: Iterable[str]) -> None:
+    if result.leak is not None:
+        table.add_row("[bold red]LEAK", f"[bold red]{escape(leak_text(result.leak))}")
+    for names in alike(splits):
+        written = ", ".join(repr(name) for name in names)
+        table.add_row("[yellow]splits", escape(f"{written} are taken as different splits, as they are written"))
+
+
+def leak_text(leak: Leak) -> str:
+    """What a user must hear of a leak."""
+    return (
+        f"{leak}: {'; '.join(leak.examples)}. Scores on such a split are too high (leaks.csv of scan lists all). "
+        "Make a clean one with: lejepa-med split"
+    )
 
 
 def _text(value: object) -> str:

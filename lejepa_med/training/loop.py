@@ -132,7 +132,10 @@ def _begin(
         result = scan(adapter, config.archive, catalog=config.data.catalog, verify=config.data.verify, console=console)
         manifest = result.manifest
         if config.data.split is not None:
+            leak = manifest.leak(of=config.data.split)
             manifest = manifest.of_split(config.data.split)
+            if leak is not None:
+                leak.check(allow=config.data.allow_leak, flag="--allow-leak")
         adapter = adapter.fit(manifest.records())
         manifest = dataclasses.replace(manifest, adapter=adapter.describe())
         result.write(run.root, manifest=manifest)
