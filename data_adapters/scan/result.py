@@ -22,6 +22,7 @@ from data_adapters.scan.journal import Journal
 
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 BATCH = 1024  # rows that are Python objects at one time
+FOLDER = "rtrim(path, replace(path, '/', ''))"  # without the file's name
 READABLE = "FROM items WHERE run = ? AND NOT refused"
 
 
@@ -46,6 +47,17 @@ class Figures:
     labels: Counter[str]
     splits: Counter[str]
     facts: dict[str, Counter[str]]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What one rule made: so many groups of so many items in so many folders. `apart`: groups in several folders."""
+
+    rule: str
+    groups: int
+    items: int
+    folders: int
+    apart: int
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,22 @@ class Scan:
             splits=self._counts("split"),
             facts=facts,
         )
+
+    def grouping(self) -> list[Grouping]:
+        """How the groups were found, the rule with most items first."""
+        sql = f"""
+            SELECT grouped_by, COUNT(DISTINCT "group"), COUNT(*), COUNT(DISTINCT {FOLDER}) {READABLE}
+            GROUP BY grouped_by ORDER BY 3 DESC, 1
+        """
+        apart = f"""
+            SELECT COUNT(*) FROM (
+                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group" HAVING COUNT(DISTINCT {FOLDER}) > 1
+            )
+        """
+        return [
+            Grouping(rule, groups, items, folders, next(self._journal.query(apart, self._run, rule))[0])
+            for rule, groups, items, folders in list(self._journal.query(sql, self._run))
+        ]
 
     def _counts(self, column: str) -> Counter[str]:
         sql = f"SELECT {column}, COUNT(*) {READABLE} AND {column} != '' GROUP BY {column} ORDER BY 2 DESC, MIN(path)"

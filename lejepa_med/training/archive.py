@@ -15,6 +15,7 @@ from data_adapters.base import Adapter
 from data_adapters.catalog import Catalog
 from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
+from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
 from lejepa_med.errors import UserError
 
@@ -78,6 +79,8 @@ def scan(
     return result
 
 
+FEW = 10  # groups below which folders may be classes
+BY_NAME = ("slide name",)  # rules that join equal names of several folders
 FACTS = (
     ("size", "size", ""),
     ("spacing", "spacing", " mm"),
@@ -92,6 +95,7 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     figures = result.figures(key for key, _, _ in FACTS)
     table = Table(title="archive", show_header=False, title_justify="left")
     table.add_row("items", f"{figures.items:,} in {figures.groups:,} groups, {figures.bytes / 2**20:,.1f} MiB")
+    _add_groups(table, result)
     if remembered:
         c = result.changes
         table.add_row("files", f"{c.new:,} new, {c.changed:,} changed, {c.same:,} as before, {c.removed:,} removed")
@@ -115,6 +119,35 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
         beside = sorted(result.passed.items(), key=lambda one: (-one[1], one[0]))
         table.add_row("beside images", ", ".join(f"{count:,} {what}" for what, count in beside) + " (not read)")
     return table
+
+
+def _add_groups(table: Table, result: Scan) -> None:
+    """By which rules the groups were made, and what is likely to be wrong about them."""
+    found = result.grouping()
+    own = {BY_FILE: "each file its own, as nothing says which belong together", BY_ROW: "each row of a file its own"}
+    told = [
+        f"{one.groups:,} {own[one.rule]}"
+        if one.rule in own
+        else f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({one.items:,} items)"
+        for one in found
+    ]
+    table.add_row("groups", "; ".join(told))
+    for one in found:
+        if len(found) == one.groups == 1 < one.items:
+            text = "all items are one group, so none can be held out; a catalogue with a column 'group' divides them"
+            table.add_row("[yellow]groups", text)
+        elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
+            table.add_row(
+                "[yellow]groups",
+                f"{one.items:,} items in {one.folders:,} folders were taken for {one.groups:,} groups. Where folders "
+                "are classes or sites and not patients, give a catalogue with a column 'group'",
+            )
+        if one.rule in BY_NAME and one.apart:
+            table.add_row(
+                "[yellow]groups",
+                f"{one.apart:,} groups by {one.rule} have items in several folders. Where equal names are different "
+                "patients, give a catalogue with a column 'group'",
+            )
 
 
 def _add_duplicates(table: Table, result: Scan) -> None:
