@@ -23,6 +23,8 @@ from data_adapters.scan.journal import Journal
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 BATCH = 1024  # rows that are Python objects at one time
 FOLDER = "rtrim(path, replace(path, '/', ''))"  # without the file's name
+# where a group lies, where that is not its items' folder
+PLACES = {"BIDS subject": "substr(path, 1, instr(path, 'sub-') - 1)"}
 READABLE = "FROM items WHERE run = ? AND NOT refused"
 
 
@@ -188,15 +190,20 @@ class Scan:
             SELECT grouped_by, COUNT(DISTINCT "group"), COUNT(*), COUNT(DISTINCT {FOLDER}) {READABLE}
             GROUP BY grouped_by ORDER BY 3 DESC, 1
         """
-        apart = f"""
-            SELECT COUNT(*) FROM (
-                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group" HAVING COUNT(DISTINCT {FOLDER}) > 1
-            )
-        """
         return [
-            Grouping(rule, groups, items, folders, next(self._journal.query(apart, self._run, rule))[0])
+            Grouping(rule, groups, items, folders, self._apart(rule))
             for rule, groups, items, folders in list(self._journal.query(sql, self._run))
         ]
+
+    def _apart(self, rule: str) -> int:
+        """How many groups of a rule lie in several places."""
+        sql = f"""
+            SELECT COUNT(*) FROM (
+                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group"
+                HAVING COUNT(DISTINCT {PLACES.get(rule, FOLDER)}) > 1
+            )
+        """
+        return int(next(self._journal.query(sql, self._run, rule))[0])
 
     def _counts(self, column: str) -> Counter[str]:
         sql = f"SELECT {column}, COUNT(*) {READABLE} AND {column} != '' GROUP BY {column} ORDER BY 2 DESC, MIN(path)"

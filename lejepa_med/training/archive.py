@@ -17,6 +17,7 @@ from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
 from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
+from lejepa_med.config import DataConfig
 from lejepa_med.errors import UserError
 
 JOURNAL = ".scan"  # inside --out: what the next scan need not read again
@@ -80,7 +81,7 @@ def scan(
 
 
 FEW = 10  # groups below which folders may be classes
-BY_NAME = ("slide name",)  # rules that join equal names of several folders
+BY_NAME = ("slide name", "BIDS subject")  # rules that join equal names of several folders
 FACTS = (
     ("size", "size", ""),
     ("spacing", "spacing", " mm"),
@@ -181,6 +182,21 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return " x ".join(_text(part) for part in value)
     return str(value)
+
+
+def of_split(manifest: Manifest, data: DataConfig) -> Manifest:
+    """The rows that a run is to use: all, or those of the settings' split.
+
+    Raises:
+        UserError: no row has this split, or a group or an equal image of it lies in another one, which is not allowed.
+    """
+    if data.split is None:
+        return manifest
+    chosen = manifest.of_split(data.split)
+    leak = manifest.leak(of=data.split)
+    if leak is not None:
+        leak.check(allow=data.allow_leak, flag="--allow-leak")
+    return chosen
 
 
 def open_archive(manifest_file: Path) -> tuple[Manifest, Adapter]:

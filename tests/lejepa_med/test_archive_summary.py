@@ -62,6 +62,16 @@ def test_sites_of_mri_are_doubted(tmp_path: Path) -> None:
     assert "10 items in 10 folders were taken for 2 groups" in printed(tmp_path, "mri")
 
 
+def test_equal_subjects_of_two_data_sets_are_told(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).normal(100, 20, (24, 24, 24)).astype(np.float32)
+    for place in ("ds1/sub-01/anat", "ds1/sub-01/dwi", "ds1/sub-02/anat", "ds2/sub-01/anat"):
+        (tmp_path / place).mkdir(parents=True)
+        write_nifti(tmp_path / place / f"{place.split('/')[1]}_T1w.nii", volume)
+    shown = printed(tmp_path, "mri")
+    assert "groups 2 by BIDS subject (4 items)" in shown
+    assert "1 groups by BIDS subject have items in several folders" in shown
+
+
 def test_what_stands_beside_images_is_counted(folders: Path) -> None:
     for name in ("notes.txt", "more.txt", "table.csv", ".DS_Store", "._a.png"):
         (folders / name).touch()
