@@ -169,10 +169,10 @@ def _add_leak(table: Table, result: Scan, splits: Iterable[str]) -> None:
 
 
 def leak_text(leak: Leak) -> str:
-    """What a user must hear of a leak."""
+    """What a user must hear of a leak, with pseudonyms: the output of a command that succeeds names no file."""
     return (
-        f"{leak}: {'; '.join(leak.examples)}. Scores on such a split are too high (leaks.csv of scan lists all). "
-        "Make a clean one with: lejepa-med split"
+        f"{leak}. The first groups: {', '.join(leak.first)}; leaks.csv of scan lists all with their paths. "
+        "Scores on such a split are too high. Make a clean one with: lejepa-med split"
     )
 
 
