@@ -220,15 +220,19 @@ def _leak(table: EmbeddingTable, labels: Labels, finder: "_Finder", chosen: dict
     rows = [*labels.rows, *labels.others, *labels.placed]
     if not any(row.split for row in rows):
         return table.leak(chosen)
-    used, found = {row.number for row in labels.rows}, []
-    for row in rows:
-        index = finder.find(row)
+    used, placed = {row.number for row in labels.rows}, []
+    found = [(row, finder.find(row)) for row in rows]
+    single = {places[0] for _, places in found if len(places) == 1}
+    for row, places in found:
         named = labels.table.class_name("group", row.group)
-        if named or index is not None:
-            group = group_id(named) if named else table.groups[index or 0]
-            content = "" if index is None else table.related.get(table.ids[index], ("", ""))[0]
-            found.append(Placed(group, content, row.split, row.name, row.number in used))
-    return find_leak(found)
+        if named and not places:
+            placed.append(Placed(group_id(named), "", row.split, row.name, row.number in used))
+        for index in places:
+            if len(places) == 1 or index not in single:
+                group = group_id(named) if named else table.groups[index]
+                content, _ = table.related.get(table.ids[index], ("", ""))
+                placed.append(Placed(group, content, row.split, row.name, row.number in used))
+    return find_leak(placed)
 
 
 def _notes(
