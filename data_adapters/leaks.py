@@ -82,37 +82,58 @@ class Leak:
             )
 
 
+class _Spread:
+    """Where the items of one group, or of one content, lie; of few splits, however many items there are."""
+
+    __slots__ = ("first", "groups", "items", "used")
+
+    def __init__(self) -> None:
+        self.items = 0
+        self.first: dict[str, str] = {}  # split -> name of its first item
+        self.groups: list[str] = []
+        self.used: tuple[str, str] | None = None  # name and split of the first item that is used
+
+    def add(self, item: Placed) -> None:
+        self.items += 1
+        self.first.setdefault(item.split, item.name)
+        if item.group not in self.groups:
+            self.groups.append(item.group)
+        if item.used and self.used is None:
+            self.used = (item.name, item.split)
+
+    @property
+    def leaks(self) -> bool:
+        return len(self.first) > 1 and self.used is not None
+
+    def example(self) -> str:
+        """The first item that is used, and one of another split."""
+        assert self.used is not None
+        name, split = self.used
+        other = next(one for one in self.first if one != split)
+        return f"{name} ({split}) and {self.first[other]} ({other})"
+
+
 def find_leak(items: Iterable[Placed]) -> Leak | None:
     """The groups and the equal images that lie in several splits, at least one of them with an item that is used."""
-    groups: dict[str, list[Placed]] = defaultdict(list)
-    contents: dict[str, list[Placed]] = defaultdict(list)
+    groups: dict[str, _Spread] = defaultdict(_Spread)
+    contents: dict[str, _Spread] = defaultdict(_Spread)
     for item in items:
         if item.split:
-            groups[item.group].append(item)
+            groups[item.group].add(item)
             if item.content:
-                contents[item.content].append(item)
-    leaking = [members for members in groups.values() if _leaks(members)]
-    copies = [members for members in contents.values() if _leaks(members) and len({m.group for m in members}) > 1]
+                contents[item.content].add(item)
+    leaking = [one for one in groups.values() if one.leaks]
+    copies = [one for one in contents.values() if one.leaks and len(one.groups) > 1]
     if not leaking and not copies:
         return None
     both = (*leaking, *copies)
     return Leak(
         groups=len(leaking),
-        images=sum(map(len, leaking)),
+        images=sum(one.items for one in leaking),
         copies=len(copies),
-        first=tuple(dict.fromkeys(member.group for members in both for member in members))[:FIRST],
-        examples=tuple(map(_example, both[:FIRST])),
+        first=tuple(dict.fromkeys(group for one in both[:FIRST] for group in one.groups))[:FIRST],
+        examples=tuple(one.example() for one in both[:FIRST]),
     )
-
-
-def _leaks(members: list[Placed]) -> bool:
-    return len({member.split for member in members}) > 1 and any(member.used for member in members)
-
-
-def _example(members: list[Placed]) -> str:
-    first = next(member for member in members if member.used)
-    other = next(member for member in members if member.split != first.split)
-    return f"{first.name} ({first.split}) and {other.name} ({other.split})"
 
 
 def alike(splits: Iterable[str]) -> list[list[str]]:

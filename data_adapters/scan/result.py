@@ -236,17 +236,21 @@ class Scan:
     def leak(self) -> Leak | None:
         """What lies in several splits of the catalogue."""
         return find_leak(
-            Placed(group, f"{digest}/{item}", split, path + f" item {item}" * bool(item))
-            for group, digest, item, split, path in self._parted()
+            Placed(group, content, split, path + f" item {item}" * bool(item))
+            for group, content, split, path, item in self._parted()
         )
 
     def _parted(self) -> Iterator[tuple[str, str, str, str, str]]:
-        """Group, digest, item, split and path of what lies in several splits by its group or by its content."""
+        """Group, content, split, path and item of what lies in several splits by its group or by its content.
+
+        The content is empty where it does not.
+        """
         placed, several = f"{READABLE} AND split != ''", "HAVING COUNT(DISTINCT split) > 1"
         sql = f"""
-            SELECT "group", digest, item, split, path {placed} AND (
-                "group" IN (SELECT "group" {placed} GROUP BY "group" {several})
-                OR (digest, item) IN (SELECT digest, item {placed} GROUP BY digest, item {several})
+            WITH copied AS (SELECT digest, item {placed} GROUP BY digest, item {several})
+            SELECT "group", CASE WHEN (digest, item) IN copied THEN digest || '/' || item ELSE '' END, split, path, item
+            {placed} AND (
+                "group" IN (SELECT "group" {placed} GROUP BY "group" {several}) OR (digest, item) IN copied
             ) ORDER BY path, item
         """
         return self._journal.query(sql, self._run, self._run, self._run)  # type: ignore[return-value]
@@ -268,7 +272,7 @@ class Scan:
         else:
             (folder / "duplicates.csv").unlink(missing_ok=True)
         if self.leak is not None:
-            _write_csv(folder / "leaks.csv", ("group", "content", "item", "split", "path"), self._parted())
+            _write_csv(folder / "leaks.csv", ("group", "content", "split", "path", "item"), self._parted())
         else:
             (folder / "leaks.csv").unlink(missing_ok=True)
         with parquet_writer(folder / "manifest.parquet", root=self.root, adapter=self.adapter) as writer:
