@@ -14,12 +14,14 @@ from app.forms import parse_field
 from app.items import Field, sources
 from app.library import Library
 from app.sandbox.pool import Sandbox
-from app.schemas import Label, LabelValue, Name
+from app.schemas import GivenLabel, Label, Name
 from app.schemas_probes import LabelledId, ProbeRequest
 from app.settings import Settings
 from app.uploads import Form
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id
+from data_adapters.tables import FIRST, meaning
+from lejepa_med.evaluation.labels import clean_labels
 
 Folds = Annotated[int, Ge(2), Le(20)]
 
@@ -38,10 +40,12 @@ class Plan:
         folds: of the cross-validation.
         seed: of folds and intervals.
         balanced: None is the default of the probe's kind.
-        files: (name, bytes) of each upload.
+        files: (name, bytes) of each upload that has a label.
+        places: which files of the request these are.
         region: x, y, width, height of all files.
         mpp: of all files.
         series: the probe that gets these labels; None makes a new one.
+        table: what of the given labels was used, and what was missing; it becomes a part of the probe's metrics.
     """
 
     name: str
@@ -54,9 +58,11 @@ class Plan:
     seed: int = 0
     balanced: bool | None = None
     files: list[tuple[str, int]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     region: tuple[int, int, int, int] | None = None
     mpp: float | None = None
     series: str | None = None
+    table: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,34 +75,73 @@ class Picked:
     ids: list[str]
     labels: list[Any]
     groups: list[str]
+    table: dict[str, Any]
 
 
-def pick(library: Library, archive: str, given: Sequence[LabelledId]) -> Picked:
+def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_leak: bool) -> Picked:
     """The items of a table that were labelled.
 
     Raises:
-        ProblemError: no such table or id.
-        UserError: an id is labelled twice.
+        ProblemError: no such table or id, or a leak that is not allowed.
+        UserError: an id is labelled twice, or no label is left.
     """
     table = library.table(archive)
+    first: dict[str, int] = {}
+    for index, item in enumerate(given):
+        if first.setdefault(item.id, index) != index:
+            raise UserError(
+                f"The items at positions {first[item.id]} and {index} have one id.", remedy="Give each id once."
+            )
+    rows_of([item.id for item in given], table.ids)  # also of those without a label
+    places, labels, report = kept([item.label for item in given], items=len(table.ids))
+    given = [given[place] for place in places]
     ids = [item.id for item in given]
-    if len(set(ids)) < len(ids):
-        raise UserError("An id is labelled twice.", remedy="Give each id once.")
     rows = rows_of(ids, table.ids)
     # The table's groups are pseudonyms already; kept, they give the same folds as `lejepa-med probe`.
     known = set(table.groups)
     groups = [
-        table.groups[row] if not item.group else item.group if item.group in known else group_id(item.group)
-        for item, row in zip(given, rows, strict=True)
+        table.groups[row] if group is None else group if group in known else group_id(group)
+        for group, row in zip((meaning(item.group or "") for item in given), rows, strict=True)
     ]
+    leak = table.leak(dict(zip(rows, groups, strict=True)))
+    if leak is not None:
+        report["leak"] = leak.report()
+        if not allow_leak:
+            raise ProblemError(
+                422,
+                "leak",
+                f"LEAK: {leak}. Scores on such a split are too high. The first groups: {', '.join(leak.first)}.",
+                remedy="Correct 'group' and 'split' of the catalogue (lejepa-med split makes a clean one), and embed "
+                "the archive again. With allow_leak: true the probe learns all the same.",
+            )
     return Picked(
         encoder=library.encoder_of(table.encoder) or table.name,
         fingerprint=table.encoder,
         vectors=table.vectors[rows],
         ids=[f"{archive}/{name}" for name in ids],
-        labels=[item.label for item in given],
+        labels=labels,
         groups=groups,
+        table=report,
     )
+
+
+def kept(labels: Sequence[Any], *, items: int) -> tuple[list[int], list[Any], dict[str, Any]]:
+    """Places and values of the labels that are not missing, and the report of them, as `lejepa-med probe` has it.
+
+    Raises:
+        UserError: no label is left, or a missing word stands in a list.
+    """
+    places, values, missing = clean_labels(labels)
+    if labels and not places:
+        raise UserError("Every label is missing.", remedy="Give a class, a number or a list of texts for each item.")
+    report = {
+        "rows": len(labels),
+        "missing": dict(missing),
+        "used": len(places),
+        "items": len(places),
+        "items_without_label": items - len(places),
+    }
+    return places, values, report
 
 
 def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.ndarray]:
@@ -106,7 +151,7 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
         ProblemError: no such table or id.
         UserError: an id is labelled twice, or the table is of another encoder.
     """
-    picked = pick(library, wanted.archive, wanted.labels)
+    picked = pick(library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
     if wanted.encoder is not None and wanted.encoder != picked.encoder:
         raise UserError(
             "The archive was not embedded with this encoder.",
@@ -122,6 +167,7 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
         folds=wanted.folds,
         seed=wanted.seed,
         balanced=wanted.balanced,
+        table=picked.table,
     )
     return plan, picked.vectors
 
@@ -132,8 +178,8 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
     Raises:
         ProblemError: labels or groups that do not fit the files, a file that cannot be read or holds several items.
     """
-    labels: list[Any] = parse_field(form, "labels", list[LabelValue], [])
-    groups: list[str] | None = parse_field(form, "groups", list[Label])
+    labels: list[Any] = parse_field(form, "labels", list[GivenLabel], [])
+    groups: list[str | None] | None = parse_field(form, "groups", list[Label | None])
     count = len(form.uploads)
     for what, given in (("labels", labels), ("groups", groups)):
         if given is not None and len(given) != count:
@@ -158,18 +204,23 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
                 remedy="Send each labelled image, series or volume as a file of its own.",
                 file_index=index,
             )
+    places, labels, report = kept(labels, items=count)
+    named = [meaning(groups[place] or "") if groups else None for place in places]
+    files = [form.uploads[place] for place in places]
     return Plan(
         name=_name(form, encoder_id),
         encoder=encoder_id,
         fingerprint=loaded.fingerprint,
         labels=labels,
-        groups=[group_id(name) for name in groups] if groups else [""] * count,
+        groups=["" if name is None else group_id(name) for name in named],
         folds=parse_field(form, "folds", Folds, 5),
         seed=parse_field(form, "seed", Annotated[int, Ge(0), Le(2**31 - 1)], 0),
         balanced=parse_field(form, "balanced", bool),
-        files=[(upload.path.name, upload.size) for upload in form.uploads],
+        files=[(upload.path.name, upload.size) for upload in files],
+        places=places,
         region=place.region,
         mpp=place.mpp,
+        table=report,
     )
 
 
@@ -180,15 +231,18 @@ def rows_of(ids: Sequence[str], known: Sequence[str]) -> list[int]:
         ProblemError: 422, an id is not in the table.
     """
     place = {name: row for row, name in enumerate(known)}
-    for index, wanted in enumerate(ids):
-        if wanted not in place:
-            raise ProblemError(
-                422,
-                "unknown-id",
-                f"The archive has no item with the id at position {index}.",
-                remedy="GET /v1/archives/{name}/ids lists the ids.",
-                index=index,
-            )
+    unknown = [index for index, wanted in enumerate(ids) if wanted not in place]
+    if unknown:
+        some = ", ".join(map(str, unknown[:FIRST])) + (" and others" if len(unknown) > FIRST else "")
+        raise ProblemError(
+            422,
+            "unknown-id",
+            f"The archive has no item with the id at position {some}."
+            if len(unknown) == 1
+            else f"The archive has no items with {len(unknown)} of the {len(ids)} ids, at the positions {some}.",
+            remedy="GET /v1/archives/{name}/ids lists the ids.",
+            index=unknown[0],
+        )
     return [place[wanted] for wanted in ids]
 
 

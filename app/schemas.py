@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 PRINTED = r"^[^\x00-\x1f\x7f]*$"  # no control characters: tables, logs and terminals show these texts
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120, pattern=PRINTED)]
@@ -11,6 +11,8 @@ Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 LabelValue = Label | Number | Annotated[list[Label], Field(max_length=1000)]
 """A class, a quantity, or what can be seen in one image; all labels of a probe are of one of these kinds."""
+GivenLabel = Annotated[LabelValue | None, BeforeValidator(lambda value: None if value != value else value)]
+"""A label as a request gives it: null, and NaN as Python's json writes it, are missing."""
 ProbeKind = Literal["classification", "multilabel", "regression"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 

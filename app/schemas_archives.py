@@ -58,6 +58,17 @@ class Reason(BaseModel):
     count: int = Field(examples=[3])
 
 
+class Leak(BaseModel):
+    """Groups and equal images that lie in several splits of the catalogue: scores on such a split are too high."""
+
+    groups: int = Field(examples=[2], description="groups (patients, slide cases, fields) in several splits")
+    images: int = Field(examples=[7], description="items of these groups")
+    copies: int = Field(
+        examples=[0], description="images that lie in several splits as exact copies under other groups"
+    )
+    first: list[str] = Field(description="pseudonyms of the first groups")
+
+
 class Upload(BaseModel):
     """Files that were sent to become an archive."""
 
@@ -105,7 +116,17 @@ class UploadDetail(Upload):
     refused_items: list[RefusedItem] | None = None
     duplicates: int | None = Field(default=None, examples=[0])
     duplicate_items: list[Duplicate] | None = None
+    leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
     catalog_unused: int | None = Field(default=None, description="rows of the catalogue that no item matched")
+    catalog_unused_rows: list[int] | None = Field(
+        default=None, examples=[[14, 15]], description="the first five of them; the header is row 1"
+    )
+    catalog_missing: dict[str, dict[str, int]] | None = Field(
+        default=None,
+        examples=[{"label": {"NA": 12}}],
+        description="by column, the words of the catalogue that were taken as missing, and in how many rows",
+    )
+    catalog_without_row: int | None = Field(default=None, description="items that have no row in the catalogue")
     embedding: str | None = Field(default=None, description="id of the job that embeds it, where that was asked for")
 
 
@@ -155,6 +176,7 @@ class ArchiveDetail(Archive):
     failures: list[Reason]
     groups: int = Field(examples=[180])
     labels: dict[str, int] = Field(description="items by label of the catalogue")
+    leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
 
 
 class ApplicationRequest(Strict):

@@ -1,19 +1,26 @@
 """What labels, probes, predictions and advice on what to label next look like over the wire."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from app.schemas import LabelValue, Name, ProbeKind, Problem, Strict
+from app.schemas import GivenLabel, Name, ProbeKind, Problem, Strict
+
+AllowLeak = Annotated[
+    bool,
+    Field(description="learn although a group or an equal image lies in two splits of the archive's catalogue"),
+]
 
 
 class LabelledId(Strict):
     """One labelled item of an embedding table."""
 
     id: str = Field(max_length=200, examples=["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
-    label: LabelValue = Field(
-        examples=["spiral"], description="a text (class), a number (quantity) or a list of texts (any number of labels)"
+    label: GivenLabel = Field(
+        examples=["spiral"],
+        description="a text (class), a number (quantity) or a list of texts (any number of labels); the item is left "
+        "out and counted where it is null or a word for a missing value, such as NA",
     )
     group: str | None = Field(
         default=None,
@@ -35,6 +42,7 @@ class ProbeRequest(Strict):
         default=None,
         description="classes weigh equally whatever their counts; by default so for classes, not for lists of labels",
     )
+    allow_leak: AllowLeak = False
 
 
 class Probe(BaseModel):
@@ -135,6 +143,7 @@ class LabelsRequest(Strict):
         min_length=1, max_length=100_000, description="an item that was labelled before gets the new label"
     )
     folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
+    allow_leak: AllowLeak = False
 
 
 class UncertainItem(PredictedItem):

@@ -1,5 +1,6 @@
 """The job that trains a probe: accepted with all its inputs on disk, then embedded in chunks, fitted and registered."""
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -112,7 +113,7 @@ class Training(JobWork):
         self.tell(job_id, EMBED_SHARE * start / count, "embedding")
         _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
         uploads = [
-            Upload(index, self.folder(job_id) / name, size)
+            Upload(plan.places[index], self.folder(job_id) / name, size)
             for index, (name, size) in enumerate(plan.files)
             if start <= index < start + CHUNK
         ]
@@ -122,7 +123,7 @@ class Training(JobWork):
         for result in self._embedding.run(encoder.adapter, batcher, found, patient=True):
             index = start + len(vectors)
             if result.problem is not None:
-                raise first_bad(result.problem, index, result.file_index)
+                raise first_bad(result.problem, plan.places[index], result.file_index)
             assert result.vector is not None
             vectors.append(result.vector)
             self.tell(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
@@ -148,6 +149,8 @@ class Training(JobWork):
             encoder=plan.fingerprint,
             progress=lambda share, stage: self.tell(job_id, done + (1 - done) * share, "fitting"),
         )
+        if plan.table is not None:
+            probe = dataclasses.replace(probe, metrics={**probe.metrics, "table": plan.table})
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)
         probe.save(target)
@@ -163,12 +166,13 @@ class Training(JobWork):
         first: dict[str, int] = {}
         for row, name in enumerate(ids):
             if plan.labels[first.setdefault(name, row)] != plan.labels[row]:
+                files = [plan.places[first[name]], plan.places[row]]
                 raise ProblemError(
                     422,
                     "two-labels",
-                    f"Files {first[name]} and {row} are the same, but have different labels.",
+                    f"Files {files[0]} and {files[1]} are the same, but have different labels.",
                     remedy="Send each file once.",
-                    file_index=row,
+                    file_index=files[1],
                 )
         rows = list(first.values())
         return Labelled(

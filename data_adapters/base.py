@@ -4,6 +4,7 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 (one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -17,7 +18,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError
 from data_adapters.files import SIDECARS, Files, walk
-from data_adapters.record import Record, Rejected, Spec
+from data_adapters.record import BY_CATALOG, BY_FILE, BY_FOLDER, Record, Rejected, Spec
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
 cv2.setNumThreads(0)
@@ -34,6 +35,7 @@ __all__ = [
     "Rejected",
     "Spec",
     "ViewKind",
+    "file_group",
     "rejected",
     "to_tensor",
     "walk",
@@ -57,6 +59,19 @@ def to_tensor(image: Image) -> Tensor:
         cv2.split(image, list(planes))  # into these planes, in a fifth of NumPy's time
         return torch.from_numpy(planes)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+
+
+def file_group(path: Path, root: Path, *, by: Literal["folder", "file"]) -> tuple[str, str]:
+    """The group of a file of which only its place is known, and the rule: its folder below `root`, or the file alone.
+
+    A file is known by its path without the last suffix, so that equal names of two folders are two groups. What lies
+    in `root` itself is in no folder.
+    """
+    base = root if root.is_dir() else root.parent
+    inside = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
+    if by == "folder" and inside.parent != Path("."):
+        return inside.parent.as_posix(), BY_FOLDER
+    return inside.with_suffix("").as_posix(), BY_FILE
 
 
 UNREADABLE = "Copy or export the file again, and open it in another program to see whether it is whole."
@@ -86,6 +101,7 @@ class BaseAdapter:
     version: ClassVar[int] = 1
     # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
     mapper: Callable[..., Iterator[Any]] | None = None
+    walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
@@ -154,9 +170,11 @@ class BaseAdapter:
         A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path.
         """
         root = root.resolve()
-        for found in self.inspect_all(Files(root), root):
+        for found in self.inspect_all(self.walk(root), root):
             if isinstance(found, Record) and catalog is not None:
-                yield catalog.apply(found, root)
+                told = catalog.apply(found, root)
+                by = found.grouped_by if told.group == found.group else BY_CATALOG
+                yield dataclasses.replace(told, grouped_by=by)
             else:
                 yield found
 
@@ -224,4 +242,4 @@ class BaseAdapter:
 
     def __getstate__(self) -> dict[str, Any]:
         # Pipelines and open handles are rebuilt in each worker: a handle must not cross a process border.
-        return {**self.__dict__, "_augments": None, "mapper": None}
+        return {**self.__dict__, "_augments": None, "mapper": None, "walk": Files}

@@ -1,34 +1,39 @@
-"""A catalogue: a CSV or Parquet table with group, label, split and measured values for the files of an archive."""
+"""A catalogue: a table with group, label, split and measured values for the files of an archive."""
 
 import dataclasses
 import json
-import math
-import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_adapters.errors import UserError
+from data_adapters.identity import pseudonym
 from data_adapters.record import Record
+from data_adapters.table_paths import SAMPLE, fold, is_foreign, on_disk, prefix_of, real, tidy
+from data_adapters.tables import FIRST, INVISIBLE, OWN, Missing, Row, Table, count
 
-KNOWN = ("path", "item", "group", "label", "split")
-
-
-SLICE = 1024  # rows that are Python objects at one time
-TABLE = """
+SCHEMA = """
 CREATE TABLE rows (
-  path TEXT, item TEXT, cells TEXT, used INTEGER DEFAULT 0, PRIMARY KEY (path, item)
+  path TEXT, item TEXT, cells TEXT, number INTEGER, fold TEXT, used TEXT DEFAULT '', PRIMARY KEY (path, item)
 ) WITHOUT ROWID
 """
-FIND = "SELECT item, cells, used FROM rows WHERE path = ? AND item IN (?, '') ORDER BY item = '' LIMIT 1"
+# `fold` is NULL where it is the path itself, which is most rows.
+FOLDED = "CREATE INDEX folded ON rows (fold) WHERE fold IS NOT NULL"
+FIND = "SELECT path, item, cells, number, used FROM rows WHERE path = ? AND item IN (?, '') ORDER BY item = '' LIMIT 1"
+FIND_FOLDED = """
+SELECT path, item, cells, number, used FROM rows WHERE (path = ? OR fold = ?) AND item IN (?, '') ORDER BY item = ''
+"""
+SMALL = "Unicode form (NFC, NFD), the case of the suffix or '\\' for '/'"
+Found = tuple[str, str, str, int, str]
 
 
 class Catalog:
-    """Rows by path (relative to the catalogue's own folder, to the archive root, or absolute).
+    """Rows by path (relative to the catalogue's own folder, to the archive or its parent folder, or absolute).
 
     Columns: `path` (required), and optionally `item` (a row of an HDF5 file), `group`, `label`, `split`. Every further
-    column becomes `meta[column]`: `mpp` for slides, `ra` and `dec` for galaxies. An empty cell gives nothing.
+    column becomes `meta[column]`: `mpp` for slides, `ra` and `dec` for galaxies. A missing cell gives nothing. How
+    tables are read is in `data_adapters.tables`, which file a path means in `data_adapters.table_paths`.
 
     The rows lie in temporary files, not in memory. One thread may use an object.
     """
@@ -40,118 +45,207 @@ class Catalog:
             UserError: it is missing or no table, has no column `path`, or two different rows for one path.
         """
         self.file = file.resolve()
+        self._folder = tidy(str(self.file.parent))
         self._sql = sqlite3.connect("")
         self._sql.execute("PRAGMA journal_mode = OFF")
-        self._sql.execute(TABLE)
-        self._columns: list[str] = []
-        for row in read_rows(self.file):
-            self._columns = self._columns or list(row)
+        self._sql.execute(SCHEMA)
+        self._sql.execute(FOLDED)
+        self._table = Table(self.file)
+        self._columns = [name for name in self._table.names if name]
+        self._others = [name for name in self._columns if name not in OWN]
+        self._foreign: list[str] = []  # a sample
+        self._prefixes: dict[Path, str | None] = {}
+        self._without: list[str] = []  # ids of the first items that have no row
+        self._count_without = 0
+        self._twins: list[str] = []
+        for row in self._table:
             self._add(row)
+        self._table.check_numbers(self._others)
 
-    def _add(self, row: Mapping[str, str]) -> None:
-        key = (row["path"].removeprefix("./"), row.get("item", ""))
-        cells = json.dumps(list(row.values()))
-        added = self._sql.execute("INSERT OR IGNORE INTO rows (path, item, cells) VALUES (?, ?, ?)", (*key, cells))
+    def _add(self, row: Row) -> None:
+        text = row.cells["path"]
+        path = tidy(text)
+        if path.startswith("../"):
+            path = tidy(f"{self._folder}/{path}")
+        if is_foreign(text) and len(self._foreign) < SAMPLE:
+            self._foreign.append(path)
+        item = row.cells.get("item", "")
+        cells = json.dumps(list(row.cells.values()))
+        folded = fold(real(path) if path.startswith("/") else path)
+        added = self._sql.execute(
+            "INSERT OR IGNORE INTO rows (path, item, cells, number, fold) VALUES (?, ?, ?, ?, ?)",
+            (path, item, cells, row.number, folded if folded != path else None),
+        )
         if added.rowcount:
             return
-        (before,) = self._sql.execute("SELECT cells FROM rows WHERE path = ? AND item = ?", key).fetchone()
-        if before != cells:
+        before, number = self._sql.execute(
+            "SELECT cells, number FROM rows WHERE path = ? AND item = ?", (path, item)
+        ).fetchone()
+        if {**self._cells(before), "path": ""} != {**row.cells, "path": ""}:
             raise UserError(
-                f"The catalogue {self.file} has two different rows for the path '{key[0]}'.",
+                f"The catalogue {self.file} has two different rows for the path '{path}' "
+                f"(rows {number} and {row.number}).",
                 remedy="Keep one row for each file.",
             )
+
+    def _cells(self, cells: str) -> dict[str, str]:
+        return dict(zip(self._columns, json.loads(cells), strict=True))
 
     def __len__(self) -> int:
         return int(self._sql.execute("SELECT COUNT(*) FROM rows").fetchone()[0])
 
     def lookup(self, uri: str, item: str, root: Path) -> Mapping[str, str] | None:
-        """The row for a file, or None. A row without an item stands for every item of its file."""
-        names = [uri]
-        for base in (self.file.parent, root if root.is_dir() else root.parent):
-            if Path(uri).is_relative_to(base):
-                names.append(Path(uri).relative_to(base).as_posix())
+        """The row for a file, or None. A row without an item stands for every item of its file.
+
+        Raises:
+            UserError: a row fits two files, or two different rows fit the file, and none of them exactly.
+        """
+        found = self._find(tidy(_text(uri)), item, root)
+        if found is None:
+            self._count_without += 1
+            if len(self._without) < FIRST:
+                self._without.append(_id(uri, item, root))
+            return None
+        path, own, cells, number, used = found
+        if used and used != uri and fold(tidy(used)) == fold(tidy(_text(uri))):
+            raise UserError(
+                f"Row {number} of the catalogue {self.file} fits two files whose names differ only in {SMALL}: "
+                f"{used} and {uri}.",
+                remedy="Rename one of the files.",
+            )
+        if not used:
+            self._sql.execute("UPDATE rows SET used = ? WHERE path = ? AND item = ?", (_text(uri), path, own))
+        return self._cells(cells)
+
+    def _find(self, uri: str, item: str, root: Path) -> Found | None:
+        root = root if root.is_dir() else root.parent
+        names = self._names(uri, root)
         for name in names:
-            found = self._sql.execute(FIND, (_text(name), item)).fetchone()
+            found: Found | None = self._sql.execute(FIND, (name, item)).fetchone()
             if found is not None:
-                own, cells, used = found
-                if not used:
-                    self._sql.execute("UPDATE rows SET used = 1 WHERE path = ? AND item = ?", (_text(name), own))
-                return dict(zip(self._columns, json.loads(cells), strict=True))
+                return found
+        for name, base in names.items():
+            folded = fold(name)
+            rows: list[Found] = self._sql.execute(FIND_FOLDED, (folded, folded, item)).fetchall()
+            own = [row for row in rows if not self._is_other(row[0], uri, base, root)]
+            own = [row for row in own if row[1] == own[0][1]]
+            if any({**self._cells(row[2]), "path": ""} != {**self._cells(own[0][2]), "path": ""} for row in own):
+                raise UserError(
+                    f"The catalogue {self.file} has different rows for the file {uri}, and none is spelled exactly "
+                    f"like it (rows {', '.join(str(row[3]) for row in own)}).",
+                    remedy="Keep one row for each file.",
+                )
+            for row in own[1:]:
+                self._sql.execute("UPDATE rows SET used = ? WHERE path = ? AND item = ?", (uri, row[0], row[1]))
+            if own:
+                return own[0]
         return None
+
+    def _names(self, uri: str, root: Path) -> dict[str, str]:
+        """How rows may name a file, each with the folder that it is relative to ("" for absolute ones)."""
+        base = tidy(str(root))
+        names = {uri: "", real(uri): ""}
+        for folder in (self._folder, base):
+            if uri.startswith(folder.rstrip("/") + "/"):
+                names.setdefault(uri[len(folder.rstrip("/")) + 1 :], folder)
+        if uri.startswith(base + "/"):
+            names.setdefault(f"{base.rpartition('/')[2]}/{uri[len(base) + 1 :]}", base.rpartition("/")[0])
+            if self._foreign:
+                prefix = self._prefix(root)
+                if prefix is not None:
+                    names[f"{prefix}/{uri[len(base) + 1 :]}"] = base
+        return {name.strip(INVISIBLE): folder for name, folder in names.items()}
+
+    def _prefix(self, root: Path) -> str | None:
+        if root not in self._prefixes:
+            self._prefixes[root] = prefix_of(self._foreign, on_disk(root))
+        return self._prefixes[root]
+
+    def _is_other(self, path: str, uri: str, base: str, root: Path) -> bool:
+        """Whether a row that fits a file but for its spelling names another file, exactly."""
+        if is_foreign(path):
+            path, base = path[len(self._prefix(root) or "") + 1 :], tidy(str(root))
+        file = Path(path) if path.startswith("/") else Path(f"{base}/{path}")
+        try:
+            other = file.exists() and not file.samefile(uri)
+        except OSError:
+            return False
+        if other and len(self._twins) < FIRST:
+            self._twins.append(_id(uri, "", root))
+        return other
 
     def apply(self, record: Record, root: Path) -> Record:
         """`record` with the catalogue's values; a record without a row comes back as it is."""
         row = self.lookup(record.uri, record.item, root)
         if row is None:
             return record
-        extra: dict[str, Any] = {k: _number(v) for k, v in row.items() if k not in KNOWN and v != ""}
+        extra: dict[str, Any] = {k: self._table.value(k, row[k]) for k in self._others if row[k]}
         return dataclasses.replace(
             record,
-            group=row.get("group") or record.group,
-            label=row.get("label") or record.label,
+            group=self._table.class_name("group", row.get("group", "")) or record.group,
+            label=self._table.class_name("label", row.get("label", "")) or record.label,
             split=row.get("split") or record.split,
             meta={**record.meta, **extra},
         )
 
     def unused(self) -> list[str]:
         """Paths of rows that no file of the archive matched."""
-        return [path for (path,) in self._sql.execute("SELECT DISTINCT path FROM rows WHERE NOT used ORDER BY path")]
+        return [path for (path,) in self._sql.execute("SELECT DISTINCT path FROM rows WHERE used = '' ORDER BY path")]
 
     def unused_rows(self) -> int:
         """How many rows no file of the archive matched."""
-        return int(self._sql.execute("SELECT COUNT(*) FROM rows WHERE NOT used").fetchone()[0])
+        return int(self._sql.execute("SELECT COUNT(*) FROM rows WHERE used = ''").fetchone()[0])
+
+    def first_unused(self) -> list[tuple[int, str]]:
+        """Numbers in the file, and paths, of the first rows that no file of the archive matched."""
+        sql = "SELECT number, path FROM rows WHERE used = '' ORDER BY number LIMIT ?"
+        return list(self._sql.execute(sql, (FIRST,)))
+
+    @property
+    def missing(self) -> Missing:
+        """Cells that were taken as missing."""
+        return self._table.missing
+
+    @property
+    def without_row(self) -> int:
+        """How many items were looked up and have no row."""
+        return self._count_without
+
+    def notes(self) -> list[str]:
+        """What a user must hear after a scan, in sentences: rows without files, files without rows, missing cells."""
+        found = []
+        unused, total = self.unused_rows(), len(self)
+        if unused:
+            # By number, not by path: what a command prints may be shared, and the table is at hand.
+            some = ", ".join(f"row {number}" for number, _ in self.first_unused())
+            found.append(
+                f"{unused:,} of {count(total, 'row', 'matches')} no readable file; paths are relative to the "
+                f"archive or to the table. The first: {some} of {self.file.name}"
+            )
+        if self._count_without:
+            some = ", ".join(self._without)
+            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first (manifest ids): {some}")
+        if self._twins:
+            found.append(
+                f"another file's name differs only in {SMALL}, and the row is spelled like that one, so these have "
+                f"none (manifest ids): {', '.join(self._twins)}"
+            )
+        for prefix in self._prefixes.values():
+            found.append(
+                "no Windows path of the table names a file of the archive"
+                if prefix is None
+                else "the folder in which Windows paths of the table begin is taken as the archive's"
+            )
+        return [*found, *self.missing.notes()]
+
+
+def _id(uri: str, item: str, root: Path) -> str:
+    """The manifest's id of an item: what a command prints may be shared, so it holds no names."""
+    base = root if root.is_dir() else root.parent
+    path = Path(uri).relative_to(base).as_posix() if Path(uri).is_relative_to(base) else uri
+    return pseudonym("id", _text(path), item)
 
 
 def _text(name: str) -> str:
     """A file name as a UTF-8 table could hold it: one that is not UTF-8 matches no row."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _number(text: str) -> str | float:
-    """The number that a cell is; codes such as 007, and numbers that neither 64 bits nor a float hold, stay text."""
-    if re.fullmatch(r"-?(0|[1-9]\d*)", text):
-        return int(text) if -(2**63) <= int(text) < 2**63 else text
-    if re.fullmatch(r"[+-]?0\d+", text):
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) or "inf" in text.lower() or "nan" in text.lower() else text
-
-
-def read_rows(file: Path) -> Iterator[dict[str, str]]:
-    """The rows one after the other, every cell as text, an empty one as "".
-
-    Raises:
-        UserError: the file is missing, is no table, or has no column `path`.
-    """
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    if not file.is_file():
-        raise UserError(f"The catalogue {file} does not exist.", remedy="Give the path of a CSV or Parquet file.")
-    try:
-        if file.suffix.lower() == ".parquet":
-            table = pa.parquet.ParquetFile(file)
-            names, batches = table.schema_arrow.names, table.iter_batches(batch_size=SLICE)
-        else:
-            names = pa.csv.open_csv(file).schema.names
-            # Everything as text: an id such as 007 or 587722952767439450 must not become a number.
-            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
-            batches = pa.csv.open_csv(file, convert_options=convert)
-        if "path" not in names:
-            raise UserError(
-                f"The catalogue {file} has no column 'path' (it has: {', '.join(names)}).",
-                remedy="Add a column 'path' with each file's path relative to the catalogue's folder.",
-            )
-        for batch in batches:
-            for start in range(0, batch.num_rows, SLICE):
-                for raw in batch.slice(start, SLICE).to_pylist():
-                    yield {name: "" if value is None else str(value).strip() for name, value in raw.items()}
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        raise UserError(
-            f"The catalogue {file} cannot be read: {error}.",
-            remedy="Save it as UTF-8 CSV with a header line, or as Parquet.",
-        ) from error

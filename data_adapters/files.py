@@ -2,42 +2,149 @@
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-# Files that accompany an archive and are no images; scan passes over them without a word.
+from data_adapters.record import Rejected
+
+# Files that accompany an archive and are no images; scan counts them and passes over them.
 SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
+# What operating systems, version control and our own scan leave beside images; counted, too.
+SYSTEM = (".ds_store", "thumbs.db", "desktop.ini", ".git", ".gitattributes", ".gitignore", ".gitmodules", ".datalad",
+          ".bidsignore", ".scan")  # fmt: skip
+APPLE_DOUBLE = "._"  # macOS keeps a file's further attributes under its name after this
 
 HELD = 1 << 16  # names of one folder that are sorted in memory: some 4 MiB
+MOST_LINKS = 8  # linked folders inside of each other; more are a maze in which a walk would not end
+
+CLOSED = (
+    "folder that cannot be listed",
+    "Get read permission for this folder, as its owner with: chmod -R u+rX FOLDER",
+)
+BROKEN = ("link whose target is missing", "Mount or restore what it points to, or remove the link.")
+ANNEX = (
+    "file whose content was not fetched (git-annex, DataLad)",
+    "Fetch it in the archive's folder: datalad get . (or git annex get .)",
+)
+UNREACHABLE = ("link that cannot be followed", "Point it to a file or folder that you may read, or remove it.")
+LOOP = (
+    "link to a folder that holds it",
+    "Remove the link. The folder's own files are read where they lie, so none is lost.",
+)
+ABOVE = (
+    "link to a folder that holds the archive",
+    "Link to the folders in it that you want, or scan it as the archive.",
+)
+MAZE = (f"more than {MOST_LINKS} linked folders inside of each other", "Link to the last folder directly.")
+OUTSIDE = ("a link to a place outside of the archives", "Put the file itself there.")
+SPECIAL = ("a pipe, socket or device, not a file", "Remove it from the archive, or save what it gives as a file.")
+HIDDEN_FILE = ("hidden file (its name begins with a dot)", "Rename it without the dot if it is an image.")
+HIDDEN_FOLDER = ("hidden folder (its name begins with a dot)", "Rename it without the dot if it holds images.")
 
 
-def walk(root: Path, *, closed: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Files below `root` in the order of their relative paths as text, without sidecars; a file yields itself.
+@dataclass(frozen=True)
+class _Walk:
+    """What holds for a whole walk; see `walk`. `outer`: device and inode of the folders that hold the archive."""
 
-    Hidden files and folders (leading dot) are passed over, links to folders are not followed. `closed` is told of
-    folders that cannot be listed.
+    outer: frozenset[tuple[int, int]]
+    inside: Path | None
+    left_out: Callable[[Rejected], None]
+    passed: Counter[str]
+
+    def below(self, folder: Path, above: tuple[tuple[int, int], ...], links: int) -> Iterator[Path]:
+        """The files in `folder`. `above`: device and inode of the folders that hold it; `links`: how many are links."""
+        try:
+            here = os.stat(folder)
+            known = (*above, (here.st_dev, here.st_ino))
+            with os.scandir(folder) as found:
+                # a folder sorts as its name with "/", as it does in the paths of its files
+                names = _in_order(
+                    os.fsencode(entry.name) + b"/" * is_folder
+                    for entry in found
+                    if (is_folder := self._kind(entry, known, links)) is not None
+                )
+        except OSError:
+            self._leave(folder, CLOSED)
+            return
+        for name in map(os.fsdecode, names):
+            path = Path(folder, name)
+            if name.endswith("/"):
+                yield from self.below(path, known, links + path.is_symlink())
+            else:
+                yield path
+
+    def _kind(self, entry: "os.DirEntry[str]", above: tuple[tuple[int, int], ...], links: int) -> bool | None:
+        """True for a folder to walk through, False for a file to read; None for what is passed over, which is told."""
+        name = entry.name.lower()
+        if name in SYSTEM or name.startswith(APPLE_DOUBLE):
+            self.passed["system files"] += 1
+            return None
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+            cause = self._astray(entry.path, above, links, is_folder=is_folder) if entry.is_symlink() else None
+        except (OSError, RuntimeError):  # a link to itself, or into a folder that is closed
+            is_folder, is_file, cause = False, False, UNREACHABLE
+        if not is_folder and name.endswith(SIDECARS):
+            self.passed[os.path.splitext(name)[1]] += 1
+            return None
+        if cause is None and name.startswith("."):
+            cause = HIDDEN_FOLDER if is_folder else HIDDEN_FILE
+        if cause is None and not (is_folder or is_file):
+            cause = SPECIAL
+        if cause is not None:
+            self._leave(entry.path, cause)
+            return None
+        return is_folder
+
+    def _astray(
+        self, path: str, above: tuple[tuple[int, int], ...], links: int, *, is_folder: bool
+    ) -> tuple[str, str] | None:
+        """Why a link is not followed, or None."""
+        try:
+            target = os.stat(path)
+        except FileNotFoundError:
+            return ANNEX if ".git/annex/" in os.readlink(path).replace(os.sep, "/") else BROKEN
+        if self.inside is not None and not Path(os.path.realpath(path)).is_relative_to(self.inside):
+            return OUTSIDE
+        if is_folder and (target.st_dev, target.st_ino) in self.outer:
+            return ABOVE
+        if is_folder and (target.st_dev, target.st_ino) in above:
+            return LOOP
+        return MAZE if is_folder and links >= MOST_LINKS else None
+
+    def _leave(self, path: str | Path, cause: tuple[str, str]) -> None:
+        reason, remedy = cause
+        self.left_out(Rejected(uri=str(path), reason=reason, remedy=remedy))
+
+
+def walk(
+    root: Path,
+    *,
+    inside: Path | None = None,
+    left_out: Callable[[Rejected], None] | None = None,
+    passed: Counter[str] | None = None,
+) -> Iterator[Path]:
+    """Files below `root` in the order of their relative paths as text; a file yields itself.
+
+    Links are followed, also to folders: files have the path by which the walk came to them. A link to a folder that
+    holds it is not, so that every walk ends.
+
+    Args:
+        root: a folder or a file.
+        inside: folder that no link may lead out of, links in its own path resolved.
+        left_out: gets everything else that is there: broken links and loops, hidden, closed and special ones.
+        passed: counts sidecars by suffix, and system files, which are left out without a word to `left_out`.
     """
     if root.is_file():
         yield root
         return
-    try:
-        with os.scandir(root) as found:
-            # a folder sorts as its name with "/", as it does in the paths of its files
-            names = _in_order(
-                os.fsencode(entry.name) + b"/" * entry.is_dir()
-                for entry in found
-                if not (entry.name.startswith(".") or (entry.is_symlink() and entry.is_dir()))
-            )
-    except OSError:
-        if closed is not None:
-            closed(root)
-        return
-    for name in map(os.fsdecode, names):
-        if name.endswith("/"):
-            yield from walk(Path(root, name), closed=closed)
-        elif not name.lower().endswith(SIDECARS):
-            yield Path(root, name)
+    stats = [folder.stat() for folder in root.resolve().parents if folder.is_dir()]  # `root` may lie nowhere
+    outer = frozenset((known.st_dev, known.st_ino) for known in stats)
+    rules = _Walk(outer, inside, left_out or (lambda one: None), Counter() if passed is None else passed)
+    yield from rules.below(root, (), 0)
 
 
 def _in_order(names: Iterable[bytes]) -> Iterable[bytes]:
@@ -56,8 +163,8 @@ def _in_order(names: Iterable[bytes]) -> Iterable[bytes]:
 class Files:
     """The files below `root`, as `walk` gives them; to be gone through any number of times without being kept."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, inside: Path | None = None) -> None:
+        self.root, self.inside = root, inside
 
     def __iter__(self) -> Iterator[Path]:
-        return walk(self.root)
+        return walk(self.root, inside=self.inside)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_adapters.base import Record
 from data_adapters.errors import UserError
+from data_adapters.leaks import Leak, Placed, find_leak
 
 SCHEMA = pa.schema(
     [
@@ -150,6 +152,29 @@ class Manifest:
         groups = self.column("group")
         return [rows for rows in by_digest.values() if len({groups[i] for i in rows}) > 1]
 
+    def leak(self, *, of: str | None = None) -> Leak | None:
+        """What lies in several splits; with `of`, in that split and another one."""
+        return find_leak(
+            Placed(row["group"], row["content"], row["split"], row["name"], of is None or row["split"] == of)
+            for row in self.related().to_pylist()
+        )
+
+    def related(self) -> pa.Table:
+        """The rows that a split must not part: of groups that lie in several splits, and with copies in other groups.
+
+        Columns id, group, split, name (path, and item where there is one) and content, which is empty without copies.
+        """
+        item = self.rows.column("item")
+        key = pc.binary_join_element_wise(self.rows.column("digest"), item, "/")
+        inside = pc.if_else(pc.equal(item, ""), "", pc.binary_join_element_wise("", item, " item "))
+        table = self.rows.select(["id", "group", "split"])
+        table = table.append_column("name", pc.binary_join_element_wise(self.rows.column("path"), inside, ""))
+        table = table.append_column("content", key)
+        parted = _several(table.filter(pc.not_equal(table.column("split"), "")), "group", "split")
+        copied = pc.is_in(key, _several(table, "content", "group"))
+        table = table.set_column(4, "content", pc.if_else(copied, key, ""))
+        return table.filter(pc.or_(copied, pc.is_in(table.column("group"), parted)))
+
     def write(self, file: Path) -> None:
         """Write Parquet under a temporary name, then rename."""
         with parquet_writer(file, root=self.root, adapter=self.adapter) as writer:
@@ -172,6 +197,12 @@ class Manifest:
             raise UserError(
                 f"{file} is not a manifest ({type(error).__name__}).", remedy="Write one with: lejepa-med scan ARCHIVE"
             ) from error
+
+
+def _several(table: pa.Table, key: str, of: str) -> pa.Array:
+    """The values of the column `key` that stand beside more than one value of the column `of`."""
+    counts = table.group_by(key).aggregate([(of, "count_distinct")])
+    return counts.filter(pc.greater(counts.column(f"{of}_count_distinct"), 1)).column(key).combine_chunks()
 
 
 def _rows(source: pq.ParquetFile) -> pa.Table:

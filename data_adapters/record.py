@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# Rules for groups that several modalities have; see `Record.grouped_by`.
+BY_CATALOG, BY_FOLDER, BY_FILE, BY_ROW = "catalogue", "folder", "file", "row"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
@@ -38,6 +41,7 @@ class Record:
         uri: absolute path of the file (or of the first file of a series); it never leaves this machine.
         item: which item inside the file (an HDF5 row, a DICOM series), empty where the file is the item.
         group: what must stay on one side of a split: patient, slide case, sky cell.
+        grouped_by: the rule that found the group, in words that a scan shows.
         label: a class name when a catalogue gives one; never used for pretraining.
         split: the catalogue's split name, or empty.
         samples: how many training samples an epoch draws from this record (tiles of a slide, slabs of a volume).
@@ -52,6 +56,7 @@ class Record:
     split: str = ""
     samples: int = 1
     meta: Mapping[str, Any] = field(default_factory=dict)
+    grouped_by: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

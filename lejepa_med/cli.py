@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +45,9 @@ class ScanCommand(Section):
         given = self.model_dump(include={"catalog", "verify", "workers", "fresh", "file_seconds"})
         found = scan(adapter, self.archive, journal=self.out / JOURNAL, console=_console(), **given)
         found.write(self.out)
-        copies = f" and {self.out}/duplicates.csv" if found.copied.contents else ""
-        print(f"wrote {self.out}/manifest.parquet, {self.out}/rejected.csv{copies}")
+        further = {"duplicates.csv": found.copied.contents, "leaks.csv": found.leak}
+        names = ["manifest.parquet", "rejected.csv", *(name for name, there in further.items() if there)]
+        print(f"wrote {', '.join(f'{self.out}/{name}' for name in names)}")
 
 
 class InspectCommand(Section):
@@ -81,12 +83,15 @@ class PretrainCommand(PretrainConfig):
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
     resume: bool = Field(default=False, description="continue the run in --out: repeat the command with this flag")
     overwrite: bool = Field(default=False, description="delete the run in --out first")
+    allow_leak: bool = Field(default=False, description="the same as --data.allow-leak")
 
     def cli_cmd(self) -> None:
         """Run the command; exit code 3 says that the run was stopped and can be resumed."""
         from lejepa_med.training.loop import pretrain
 
-        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite"})
+        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite", "allow_leak"})
+        if self.allow_leak:
+            given["data"] = {**given.get("data", {}), "allow_leak": True}
         result = pretrain(PretrainConfig(**given), resume=self.resume, overwrite=self.overwrite)
         if not result.finished:
             sys.exit(3)
@@ -111,10 +116,12 @@ class EmbedCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
+        from rich.markup import escape
+
         from data_adapters.manifest import Manifest
         from lejepa_med.embed import embed_archive
         from lejepa_med.models.folder import load_encoder, randomised
-        from lejepa_med.training.archive import progress_bar, scan
+        from lejepa_med.training.archive import leak_text, progress_bar, scan
 
         console = _console()
         encoder = load_encoder(self.encoder, device=self.device)
@@ -122,6 +129,9 @@ class EmbedCommand(Section):
             encoder = randomised(encoder)
         if self.archive.suffix == ".parquet":
             manifest = Manifest.read(self.archive)
+            leak = manifest.leak()
+            if leak is not None:
+                console.print(f"[bold red]LEAK[/] {escape(leak_text(leak))}", highlight=False, soft_wrap=True)
         else:
             found = scan(encoder.adapter, self.archive, catalog=self.catalog, verify=self.verify, console=console)
             manifest = found.manifest
@@ -167,16 +177,17 @@ class ProbeCommand(Section):
     """Train a probe on embeddings and a few labels: a linear model and k-NN, cross-validated by group."""
 
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
-    labels: CliPositionalArg[Path] = Field(description="CSV with columns path or id, and label")
+    labels: CliPositionalArg[Path] = Field(description="CSV or Parquet with columns path or id, and label")
     archive: Path | None = Field(default=None, description="the archive's folder, where labels name files by path")
     kind: Literal["classification", "multilabel", "regression"] = Field(
         default="classification",
-        description="what 'label' holds: one class, several labels with ';' between them (- for none), or a number",
+        description="what 'label' holds: one class, several labels with ';' between them ([] for none), or a number",
     )
     out: Path = Field(description="folder of the probe")
     folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
     seed: int = Field(default=0, ge=0, description="seed of the folds and the interval")
     split: str | None = Field(default=None, description="use only the rows of this split of the CSV")
+    allow_leak: bool = Field(default=False, description="go on although a group or an equal image lies in two splits")
 
     def cli_cmd(self) -> None:
         """Run the command."""
@@ -188,8 +199,13 @@ class ProbeCommand(Section):
 
         console = _console()
         table = EmbeddingTable.open(self.embeddings)
-        rows = read_labels(self.labels, split=self.split)
-        given = join(table, rows, archive=self.archive or self.labels.parent, kind=self.kind)
+        labels = read_labels(self.labels, split=self.split)
+        given = join(table, labels, archive=self.archive or self.labels.parent, kind=self.kind)
+        for note in given.notes:  # before the fit, which may refuse what is left
+            print(f"labels: {note}")
+        if given.leak is not None:
+            given.leak.check(allow=self.allow_leak, flag="--allow-leak")
+            print(f"LEAK: {given.leak}; allowed")
         with progress_bar(console, "probe") as bar:
             task = bar.add_task("", total=100)
             probe = fit_probe(
@@ -202,6 +218,8 @@ class ProbeCommand(Section):
                 encoder=table.encoder,
                 progress=lambda fraction, _stage: bar.update(task, completed=round(100 * fraction)),
             )
+        leak = {} if given.leak is None else {"leak": given.leak.report()}
+        probe = replace(probe, metrics={**probe.metrics, "table": given.report, **leak})
         probe.save(self.out)
         print_probe(probe.metrics)
         print(f"wrote {self.out}")

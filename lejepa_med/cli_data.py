@@ -51,6 +51,13 @@ class SplitCommand(Section):
             print(f"{name}: {part['items']:,} items in {part['groups']:,} groups ({share}): {labels}")
             if abs(part["fraction"] - part["wanted"]) > 0.05:
                 print(f"  {name} is off by more than 5 points: some groups are too large to be divided so")
+        repaired = receipt["repaired"]
+        if repaired is not None:
+            groups = f"{repaired['groups']:,} groups ({repaired['images']:,} images)"
+            print(
+                f"repaired: in the manifest's own split, {groups} and {repaired['copies']:,} equal images lay in "
+                "several splits; each now lies in one"
+            )
         print(f"wrote {self.out} and {receipt_file(self.out)}; no group and no equal image lies in two splits")
 
     def _scanned(self) -> Any:

@@ -28,6 +28,8 @@ class DataConfig(Section):
     """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec"""
     split: str | None = None
     """pretrain only on this split of the catalogue"""
+    allow_leak: bool = False
+    """pretrain although a group or an equal image of this split lies in another one, too"""
     verify: bool = True
     """decode every file once during scan, so that damage is found before training"""
     workers: int = Field(default=2, ge=0)

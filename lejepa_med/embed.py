@@ -3,12 +3,14 @@
 OUT/part-00000.parquet ...   id, group, label, further columns where asked for, vector (fixed-size list of float32);
                              no paths, no names
 OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
+OUT/related.json             ids that a split must not part (equal images in several groups, groups in several splits of
+                             the catalogue), with numbers of equal content; absent when there are none
 OUT/plan.json                whose table this is, so that two are never mixed
 OUT/embedding.json           encoder fingerprint, digests of archive and shards, counts; written last
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import Feature, embed_records
 from lejepa_med.models.folder import LoadedEncoder
-from lejepa_med.table_writer import DONE, PLAN, TableWriter
+from lejepa_med.table_writer import DONE, PLAN, RELATED, TableWriter
 
 Progress = Callable[[int, int], None]
 
@@ -37,6 +40,7 @@ class EmbeddingTable:
         labels: label or None, (N).
         vectors: (N, dim) float32.
         encoder: fingerprint of the encoder that made it.
+        related: (content, split) by id, of items that a split must not part; the content is empty without copies.
     """
 
     name: str
@@ -46,6 +50,7 @@ class EmbeddingTable:
     vectors: np.ndarray
     encoder: str
     info: dict[str, Any] = field(default_factory=dict)
+    related: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "EmbeddingTable":
@@ -65,7 +70,28 @@ class EmbeddingTable:
             vectors=np.asarray(vectors.flatten(), np.float32).reshape(len(table), info["dim"]),
             encoder=info["encoder"],
             info=info,
+            related=_related(folder / RELATED),
         )
+
+    def leak(self, used: Mapping[int, str] | None = None) -> Leak | None:
+        """What of the rows `used` (by number, with their groups; by default all) lies in several splits.
+
+        The splits are those of the archive's catalogue when it was embedded.
+        """
+        places = [index for index, name in enumerate(self.ids) if name in self.related]
+        chosen = {index: self.groups[index] for index in places} if used is None else used
+        return find_leak(
+            Placed(chosen.get(row, self.groups[row]), *self.related[self.ids[row]], self.ids[row], row in chosen)
+            for row in places
+        )
+
+
+def _related(file: Path) -> dict[str, tuple[str, str]]:
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    contents = ("" if number is None else str(number) for number in found["content"])
+    return dict(zip(found["id"], zip(contents, found["split"], strict=True), strict=True))
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lejepa_med.evaluation.features import Feature
 
 DONE = "embedding.json"
 PLAN = "plan.json"
+RELATED = "related.json"
 OWN = ("id", "group", "label", "vector")  # columns of every table
 # Of a record: where it lies, what it is called, or another spelling of that.
 NEVER_COLUMNS = frozenset(
@@ -57,6 +58,7 @@ class TableWriter:
                 or tells where a file lies.
         """
         facts = _facts(manifest, columns)
+        self._manifest = manifest
         out.mkdir(parents=True, exist_ok=True)
         self._out, self._dim = out, dim
         self._plan: dict[str, Any] = {
@@ -114,6 +116,7 @@ class TableWriter:
         Raises:
             UserError: nothing could be embedded.
         """
+        _write_related(self._out / RELATED, self._manifest.related())
         return _finish(self._out, self._plan)
 
     def _file(self, shard: int) -> Path:
@@ -177,6 +180,20 @@ def _write_shard(file: Path, rows: pa.Table, vectors: np.ndarray) -> None:
         os.fsync(stream.fileno())
     draft.rename(file)
     sync_folder(file.parent)
+
+
+def _write_related(file: Path, rows: pa.Table) -> None:
+    """What a split must not part, for the probes that learn from the table; contents become numbers."""
+    if not len(rows):
+        file.unlink(missing_ok=True)
+        return
+    numbers = {content: number for number, content in enumerate(dict.fromkeys(rows.column("content").to_pylist()))}
+    found = {
+        "id": rows.column("id").to_pylist(),
+        "content": [numbers[content] if content else None for content in rows.column("content").to_pylist()],
+        "split": rows.column("split").to_pylist(),
+    }
+    write_text(file, json.dumps(found) + "\n")
 
 
 def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:

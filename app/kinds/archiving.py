@@ -198,7 +198,7 @@ class Archiving(JobWork):
             verify=False,  # the embedding reads every pixel, and tells what cannot be read
             files=1 << 20 if plan.upload is None else 0,
             catalog=catalog if plan.upload is not None and catalog.is_file() else None,
-            inside=None if plan.upload is not None else archives_root(self._settings),
+            inside=root.resolve() if plan.upload is not None else archives_root(self._settings),
             tell=lambda share: self.tell(job_id, SCAN_SHARE * share, "scanning"),
         )
         if not len(found.manifest):

@@ -23,6 +23,7 @@ from app.unzip import unzip
 from app.work import JobWork, sync
 from data_adapters.errors import BadFileError
 from data_adapters.manifest import Manifest
+from data_adapters.tables import FIRST
 from lejepa_med.atomic import write_text
 
 FILES, MANIFEST, REPORT = "files", "manifest.parquet", "report.json"
@@ -34,6 +35,7 @@ UNPACK_SHARE = 0.1  # of the progress
 class Plan:
     """An upload as it was accepted; `files` are (name here, bytes), `adapter` describes how they are read.
 
+    `catalog` holds the fields of `catalogs.Translated`, where a catalogue was sent.
     `embedding` is the id of the job that embeds the upload once it is imported, whose inputs `archive` holds.
     """
 
@@ -42,8 +44,8 @@ class Plan:
     adapter: dict[str, Any]
     files: list[tuple[str, int]]
     sha256: str
-    unused: int
     received: float
+    catalog: dict[str, Any] | None = None
     embedding: str | None = None
     archive: dict[str, Any] | None = None
 
@@ -224,6 +226,7 @@ class Importing(JobWork):
             verify=True,
             files=len(plan.files),
             catalog=catalog if catalog.is_file() else None,
+            inside=(folder / FILES).resolve(),
             tell=lambda share: self.tell(job_id, UNPACK_SHARE + (1 - UNPACK_SHARE) * share, "scanning"),
         )
         texts = ((folder / name).read_text(encoding="utf-8") for name in (REFUSED, SCREENED))
@@ -260,12 +263,24 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
         if first != row:
             copies.append([manifest.value("id", row), manifest.value("id", first)])
     labels = Counter(label for label in manifest.column("label") if label)
+    leak = manifest.leak()
     return {
         "items": len(manifest),
         "groups": len(set(manifest.column("group"))),
         "labels": dict(labels.most_common()),
         "refused": [[*place_of(one.path), one.reason, one.remedy] for one in refused],
         "duplicates": copies,
-        "unused": plan.unused + found.unused,
+        "leak": None if leak is None else {**leak.report(), "first": leak.first},
+        "catalog": {} if plan.catalog is None else _catalog(found, catalogs.Translated(**plan.catalog)),
         "embedding": plan.embedding,
+    }
+
+
+def _catalog(found: Found, catalog: catalogs.Translated) -> dict[str, Any]:
+    """What became of the catalogue, as UploadDetail has it."""
+    return {
+        "catalog_unused": catalog.unused + found.unused,
+        "catalog_unused_rows": sorted({*catalog.first, *found.first_unused})[:FIRST],
+        "catalog_missing": catalog.missing,
+        "catalog_without_row": found.without_row,
     }

@@ -17,6 +17,7 @@ from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog
 from data_adapters.errors import MissingExtraError, UserError
+from data_adapters.files import OUTSIDE
 from data_adapters.identity import pseudonym
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan, scan_archive
@@ -36,11 +37,18 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Found:
-    """The readable items, the refused files, and the rows of the catalogue that no item matched."""
+    """The readable items, the refused files, and what of the catalogue fits no item, or which items have no row.
+
+    Attributes:
+        unused: how many rows no item matched; `first_unused` are the numbers of the first ones.
+        without_row: how many items have no row in the catalogue.
+    """
 
     manifest: Manifest
     refused: list[Refusal]
     unused: int
+    first_unused: list[int]
+    without_row: int
 
 
 def scan(
@@ -53,7 +61,7 @@ def scan(
     verify: bool,
     files: int,
     catalog: Path | None = None,
-    inside: Path | None = None,
+    inside: Path,
     tell: Callable[[float], None],
 ) -> Found:
     """Headers of all files below `root`, and with `verify` their pixels; a scan that was interrupted goes on.
@@ -87,6 +95,7 @@ def scan(
             journal=journal,
             file_seconds=FILE_SECONDS,
             memory_bytes=settings.max_decode_bytes,
+            inside=inside,
             start=sandbox.start_scan,
         )
         return _within_limits(found, settings=settings, inside=inside)
@@ -102,15 +111,15 @@ def scan(
         ) from None
 
 
-def _within_limits(found: Scan, *, settings: Settings, inside: Path | None) -> Found:
+def _within_limits(found: Scan, *, settings: Settings, inside: Path) -> Found:
     manifest = found.manifest
     refused = [refusal(one, found.root) for one in found.refused]
     kept = []
     for row, (path, text) in enumerate(zip(manifest.column("path"), manifest.column("meta"), strict=True)):
         meta = json.loads(text)
         names = [path, *meta.get("files", ())]
-        if inside is not None and not all(_lies_in(found.root / name, inside) for name in names):
-            refused.append(Refusal(path, "a link to a place outside of the archives", "Put the file itself there."))
+        if not all(_lies_in(found.root / name, inside) for name in names):
+            refused.append(Refusal(path, *OUTSIDE))
         elif manifest.adapter["adapter"] != "histology" and math.prod(meta.get("size", ())) > settings.max_pixels:
             # Slides are read by region and never decoded whole.
             reason = f"more than {settings.max_pixels} pixels or voxels"
@@ -119,7 +128,13 @@ def _within_limits(found: Scan, *, settings: Settings, inside: Path | None) -> F
             kept.append(row)
     if len(kept) < len(manifest):
         manifest = manifest.select(kept)
-    return Found(manifest, sorted(refused, key=lambda one: one.path), found.unused_rows)
+    return Found(
+        manifest,
+        sorted(refused, key=lambda one: one.path),
+        found.unused_rows,
+        [number for number, _ in found.first_unused],
+        found.without_row,
+    )
 
 
 def refusal(found: Rejected, root: Path) -> Refusal:

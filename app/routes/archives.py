@@ -25,6 +25,7 @@ from app.schemas_archives import (
     ArchiveIds,
     ArchiveRequest,
     Archives,
+    Leak,
     Reason,
 )
 from app.service import Service, new_id
@@ -90,6 +91,7 @@ def get_archive(name: str, service: Running) -> ArchiveDetail:
         failures=[Reason(reason=reason, count=count) for reason, count in reasons.most_common(100)],
         groups=len(set(table.groups)),
         labels=dict(Counter(label for label in table.labels if label).most_common(1000)),
+        leak=None if (leak := table.leak()) is None else Leak(**leak.report(), first=list(leak.first)),
     )
 
 

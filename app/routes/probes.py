@@ -28,7 +28,8 @@ LABEL_FIELDS: dict[str, dict[str, Any]] = {
     "labels": {
         "type": "string",
         "description": "JSON list with the label of each file, in the order of the files: all texts (classes), all "
-        "numbers (a quantity), or all lists of texts (any number of labels an image)",
+        "numbers (a quantity), or all lists of texts (any number of labels an image); files whose label is null or a "
+        "word for a missing value (NA) are left out and counted",
         "examples": ['["spiral", "elliptical"]'],
     },
     "groups": {
@@ -155,7 +156,7 @@ def _plan_of_files(service: Service, form: Form, encoder: str | None) -> Plan:
 
 def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, response: Response) -> Job:
     newest = _newest(service, probe_id)
-    picked = pick(service.library, wanted.archive, wanted.labels)
+    picked = pick(service.library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
     check_same_encoder(newest, picked.fingerprint)
     plan = Plan(
         name=newest.name,
@@ -165,6 +166,7 @@ def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, res
         groups=picked.groups,
         ids=picked.ids,
         folds=wanted.folds,
+        table=picked.table,
     )
     return _accept(service, _next(plan, newest), response, vectors=picked.vectors)
 

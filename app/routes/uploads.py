@@ -101,8 +101,9 @@ def get_upload(upload_id: str, service: Running) -> UploadDetail:
             for file, entry, reason, remedy in report["refused"][:LISTED]
         ],
         duplicates=len(report["duplicates"]),
+        leak=report.get("leak"),
         duplicate_items=[Duplicate(id=one, same_as=other) for one, other in report["duplicates"][:LISTED]],
-        catalog_unused=report["unused"],
+        **report.get("catalog", {}),
     )
 
 
@@ -148,7 +149,7 @@ def _missing() -> ProblemError:
 
 
 def _accept(service: Service, form: Form) -> JobRow:
-    unused = 0 if form.catalog is None else catalogs.translate(form, service.settings)
+    catalog = None if form.catalog is None else catalogs.translate(form, service.settings)
     adapter, modality = _adapter(service, form)
     digest = hashlib.sha256()
     for upload in form.uploads:
@@ -161,7 +162,7 @@ def _accept(service: Service, form: Form) -> JobRow:
         adapter=adapter.describe(),
         files=[(upload.path.name, upload.size) for upload in form.uploads],
         sha256=digest.hexdigest(),
-        unused=unused,
+        catalog=None if catalog is None else asdict(catalog),
         received=now(),
     )
     job_id = new_id()

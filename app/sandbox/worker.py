@@ -17,6 +17,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from app.sandbox.limits import Limits, address_space, allowance, confine
 from data_adapters import raster
 from data_adapters.base import Adapter, BaseAdapter, Record
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
-from data_adapters.files import walk
+from data_adapters.files import Files, walk
 from data_adapters.registry import from_description
 from data_adapters.scan.codec import encode
 
@@ -85,7 +86,8 @@ class Desk:
 
     def _screen(self, request: dict[str, Any]) -> Answer:
         refused = []
-        for path in walk(Path(request["path"])):
+        root = Path(request["path"])
+        for path in walk(root, inside=root.resolve()):
             self._beat()
             try:
                 self._check(path, whole=request["whole"])
@@ -116,8 +118,8 @@ class Desk:
     def _found(self, adapter: Adapter, root: Path) -> Iterator[dict[str, Any]]:
         """What a scan finds, told as it is found."""
         if isinstance(adapter, BaseAdapter):
-            adapter.mapper = self._each
-        size = sum(path.stat().st_size for path in walk(root))
+            adapter.mapper, adapter.walk = self._each, partial(Files, inside=root.resolve())
+        size = sum(path.stat().st_size for path in walk(root, inside=root.resolve()))
         with allowance(size, self.limits.max_decode_bytes):
             for count, found in enumerate(adapter.scan(root), start=1):
                 if count > self.limits.max_items:

@@ -13,7 +13,17 @@ from torch import Tensor
 from data_adapters import raster
 from data_adapters.augment import physical
 from data_adapters.augment.resize import middle_square
-from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
+from data_adapters.base import (
+    Augment,
+    BaseAdapter,
+    Record,
+    Rejected,
+    Spec,
+    ViewKind,
+    file_group,
+    rejected,
+    to_tensor,
+)
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.galaxy import fits, hdf5
@@ -23,7 +33,8 @@ from data_adapters.galaxy.flux import clean_flux
 from data_adapters.galaxy.learn import learn
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
-from data_adapters.galaxy.sky import parse_angle, sky_cell
+from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
+from data_adapters.record import BY_ROW
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,9 +42,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class GalaxyAdapter(BaseAdapter):
     """Galaxies as flux or as pictures, one source in the middle of each cut-out.
 
-    A record's group is the catalogue's, else the sky cell of its position (catalogue, HDF5 columns or WCS; HEALPix
-    nside 64), else the file's name (with the row, in HDF5). `fit` settles kind, bands, scales and pixel scale; until
-    then flux can be read but not turned into views.
+    A record's group is the catalogue's, else the sky cell of its position (catalogue, HDF5 columns, WCS or the file's
+    name; HEALPix nside 64), else its folder with `group_by="folder"`, else the file itself (or the row). `fit` settles
+    kind, bands, scales and pixel scale; until then flux can be read but not turned into views.
     """
 
     name: ClassVar[str] = "galaxy"
@@ -91,15 +102,37 @@ class GalaxyAdapter(BaseAdapter):
 
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
         """As BaseAdapter, and then bands and groups: the catalogue may have added names and positions."""
+        root = root.resolve()
         for found in super().scan(root, catalog=catalog):
             if isinstance(found, Rejected):
                 yield found
                 continue
             try:
                 settled = settle(found, self.bands)
-                yield settled if settled.group else dataclasses.replace(settled, group=_group(settled))
+                yield settled if settled.group else self._grouped(settled, root)
             except BadFileError as error:
                 yield rejected(found.uri, error)
+
+    def _grouped(self, record: Record, root: Path) -> Record:
+        """The record in its sky cell where its position is known, else in its folder or alone."""
+        if "ra" in record.meta and "dec" in record.meta:
+            ra, dec = parse_angle(record.meta["ra"], hours=True), parse_angle(record.meta["dec"], hours=False)
+            cell = sky_cell(float("nan") if ra is None else ra, float("nan") if dec is None else dec)
+            return dataclasses.replace(record, group=cell, grouped_by="sky position")
+        path = Path(record.uri)
+        if record.item:  # rows of a file have no names
+            group, _ = file_group(path, root, by="file")
+            return dataclasses.replace(record, group=f"{group}-{record.item}", grouped_by=BY_ROW)
+        place = position_in(self._stem(path))
+        if place is not None:
+            return dataclasses.replace(record, group=sky_cell(*place), grouped_by="sky position in the file's name")
+        # the whole suffix, as .fits.fz has two; never at the first dot, which a position may have
+        group, by = file_group(path.with_name(f"{self._stem(path)}.fits"), root, by=self.options.group_by)
+        return dataclasses.replace(record, group=group, grouped_by=by)
+
+    def _stem(self, path: Path) -> str:
+        known = max((s for s in self.suffixes if path.name.lower().endswith(s)), key=len, default="")
+        return path.name[: len(path.name) - len(known)]
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file -> its records, with an empty group and perhaps no bands, which `scan` fills in."""
@@ -256,11 +289,3 @@ class GalaxyAdapter(BaseAdapter):
                 remedy="Call adapter.fit(records), or set the options bands and scales.",
             )
         return bands, scales
-
-
-def _group(record: Record) -> str:
-    if "ra" in record.meta and "dec" in record.meta:
-        ra, dec = parse_angle(record.meta["ra"], hours=True), parse_angle(record.meta["dec"], hours=False)
-        return sky_cell(float("nan") if ra is None else ra, float("nan") if dec is None else dec)
-    stem = Path(record.uri).name.split(".")[0]
-    return f"{stem}-{record.item}" if record.item else stem

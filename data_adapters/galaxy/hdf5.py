@@ -11,6 +11,7 @@ import numpy as np
 from data_adapters.errors import BadFileError, MissingExtraError, require
 from data_adapters.galaxy.bands import choose
 from data_adapters.galaxy.options import MIN_SIDE, PICTURE_BANDS
+from data_adapters.tables import array_labels
 
 SUFFIXES = (".h5", ".hdf5")
 IMAGES = ("images", "image")
@@ -129,27 +130,43 @@ def read_row(file: Any, table: Table, row: int) -> np.ndarray:
 
 
 def columns(file: Any, table: Table) -> tuple[list[str | None], list[dict[str, float]]]:
-    """Label and measured values of every row, as far as the file has them."""
+    """Label and measured values of every row, as far as the file has them.
+
+    Raises:
+        BadFileError: a column of another number of rows, or of values that are no labels or measurements.
+    """
     labels: list[str | None] = [None] * table.rows
-    key = next((name for name in LABELS if _is_column(file, name, table.rows)), None)
+    key = next((name for name in LABELS if name in file), None)
     if key is not None:
-        values = file[key][:]
-        labels = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
+        labels = array_labels(_column(file, key), table.rows)
     meta: list[dict[str, float]] = [{} for _ in range(table.rows)]
     for column, target in COLUMNS.items():
-        if _is_column(file, column, table.rows) and file[column].dtype.kind in "uif":
-            for row, value in zip(meta, file[column][:].tolist(), strict=True):
-                if np.isfinite(value):
-                    row[target] = float(value)
+        if column not in file:
+            continue
+        values = _column(file, column)
+        if values.size != table.rows or values.dtype.kind not in "uif":
+            raise BadFileError(
+                f"a column '{column}' of {values.dtype} {values.shape} for {table.rows} images",
+                remedy="Write one number for each image, in the order of the images.",
+            )
+        for row, value in zip(meta, values.reshape(-1).tolist(), strict=True):
+            if np.isfinite(value):
+                row[target] = float(value)
     return labels, meta
 
 
-def _is_column(file: Any, name: str, rows: int) -> bool:
+def _column(file: Any, name: str) -> np.ndarray:
     h5py = require("h5py", extra="galaxy")
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        return False
-    column = file[name]
-    return isinstance(column, h5py.Dataset) and column.shape == (rows,) and not column.external
+    column = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+    # As for images: a link or virtual dataset could point at any file of the machine.
+    if not isinstance(column, h5py.Dataset) or column.external or column.is_virtual:
+        raise BadFileError(
+            f"'{name}' is no column of values in this file", remedy="Store one value for each image in the file itself."
+        )
+    try:
+        return np.asarray(column[()])
+    except Exception as error:  # h5py raises OSError or RuntimeError on damaged chunks
+        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.") from error
 
 
 def _axes(shape: tuple[int, ...]) -> str:

@@ -43,6 +43,46 @@ def parse_angle(value: object, *, hours: bool) -> float | None:
     return number if math.isfinite(number) else None
 
 
+_NAMES = (
+    # IAU designations: J123456.78+012345.6, SDSS J1234+0123, and with p and m for the signs
+    re.compile(r"J(\d\d)(\d\d)(\d\d(?:\.\d+)?)?([+pm-])(\d\d)(\d\d)(\d\d(?:\.\d+)?)?(?![\d])", re.IGNORECASE),
+    re.compile(r"(?<!\d)(\d\d)(\d\d)(\d\d\.\d+)([+-])(\d\d)(\d\d)(\d\d(?:\.\d+)?)(?!\d)"),
+    # 12h34m56.7s+01d23m45s
+    re.compile(r"(?<!\d)(\d{1,2})h(\d{1,2})m(\d+(?:\.\d+)?)s?[_ ]?([+-]?)(\d{1,2})d(\d{1,2})m(\d+(?:\.\d+)?)s?"),
+)
+_DEGREES = (
+    # ra150.1_dec-2.2
+    re.compile(r"(?<![a-z])ra[_=]?(\d{1,3}(?:\.\d+)?)[_, ]*dec[_=]?([+-]?)(\d{1,2}(?:\.\d+)?)(?!\d)", re.IGNORECASE),
+    # 150.1163-2.2057; two decimals may be other numbers, so a sign, or arc seconds (three digits), must be there
+    re.compile(r"(?<![^_ ,=])(\d{1,3}\.\d\d+)[_, ]*([+-])(\d{1,2}\.\d\d+)(?!\d)"),
+    re.compile(r"(?<![^_ ,=-])(\d{1,3}\.\d{3,})[_, ]()(\d{1,2}\.\d{3,})(?!\d)"),
+)
+
+
+def position_in(name: str) -> tuple[float, float] | None:
+    """Ra and dec (degrees) that a file's name without its suffix holds, or None.
+
+    IAU designations, sexagesimal angles, and two numbers of degrees with decimals, as surveys and their cut-out
+    services write them.
+    """
+    for pattern in _NAMES:
+        found = pattern.search(name)
+        if found:
+            h, m, s, sign, d, arcmin, arcsec = (part or "0" for part in found.groups())
+            if max(int(m), int(arcmin)) < 60 and max(float(s), float(arcsec)) <= 60:
+                dec = int(d) + int(arcmin) / 60 + float(arcsec) / 3600
+                return _on_sky(15 * (int(h) + int(m) / 60 + float(s) / 3600), -dec if sign in "-mM" else dec)
+    for pattern in _DEGREES:
+        found = pattern.search(name)
+        if found:
+            return _on_sky(float(found[1]), float(found[2] + found[3]))
+    return None
+
+
+def _on_sky(ra: float, dec: float) -> tuple[float, float] | None:
+    return (ra, dec) if ra < 360 and abs(dec) <= 90 else None
+
+
 def locate(*headers: Any) -> dict[str, float]:
     """`ra` and `dec` (degrees, ICRS) of the image centre and `pixel_scale` (arcsec), as far as FITS headers tell.
 

@@ -19,6 +19,7 @@ from data_adapters.base import (
     Rejected,
     Spec,
     ViewKind,
+    file_group,
     rejected,
     to_tensor,
 )
@@ -127,7 +128,8 @@ class HistologyAdapter(BaseAdapter):
         if isinstance(found, Rejected) or found.meta[files.KEY]["kind"] != "tile":
             return found
         base = root if root.is_dir() else root.parent
-        return dataclasses.replace(found, group=groups.tile_group(Path(found.uri), base, by=self.options.tile_group))
+        group, by = groups.tile_group(Path(found.uri), base, by=self.options.tile_group)
+        return dataclasses.replace(found, group=group, grouped_by=by)
 
     def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
         """As the base, with a better reason for formats that labs have and openslide lacks."""
@@ -139,18 +141,19 @@ class HistologyAdapter(BaseAdapter):
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """One slide, one tile, or the rows of an HDF5 file."""
         if path.suffix.lower() in hdf5.SUFFIXES:
-            return hdf5.records(path, files.row_table(path, self._handles), files.KEY)
+            name, _ = file_group(path, root, by="file")
+            return hdf5.records(path, files.row_table(path, self._handles), files.KEY, name=name)
         if not files.is_slide(path):
             base = root if root.is_dir() else root.parent
-            group = groups.tile_group(path, base, by=self.options.tile_group)
-            return [Record(uri=str(path), group=group, meta=files.tile_meta(path, self.options))]
-        group = groups.slide_group(path)
-        if path.suffix.lower() == ".dcm":
-            group = dicom.slide_instance(path).case or group
+            group, by = groups.tile_group(path, base, by=self.options.tile_group)
+            return [Record(uri=str(path), group=group, grouped_by=by, meta=files.tile_meta(path, self.options))]
+        group, by = groups.slide_group(path)
+        if path.suffix.lower() == ".dcm" and (case := dicom.slide_instance(path).case):
+            group, by = case, "DICOM patient or study"
         meta = files.slide_meta(path, self._handles, self.options, tissue=True)
         if path.suffix.lower() == mirax.SUFFIX:
             meta = {**meta, "files": [str(part) for part in mirax.parts(path)]}
-        return [Record(uri=str(path), group=group, meta=meta)]
+        return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
 
     def settle(self, record: Record) -> Record:
         """A scanned record with its catalogue values -> the same with `samples`, or refused.

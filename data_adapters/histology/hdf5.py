@@ -1,6 +1,5 @@
 """Tiles in HDF5: PatchCamelyon's `x` (rows, height, width, 3), and bags of patches under `imgs`."""
 
-import csv
 import math
 import threading
 from collections.abc import Iterator
@@ -11,14 +10,17 @@ import numpy as np
 
 from data_adapters.base import Record
 from data_adapters.cache import ArrayCache, cache_key, default_folder
-from data_adapters.errors import BadFileError, require
+from data_adapters.errors import BadFileError, UserError, require
 from data_adapters.histology.tiles import MIN_SIDE
+from data_adapters.record import BY_ROW
+from data_adapters.tables import Table, array_labels
 
 SUFFIXES = (".h5", ".hdf5")
 IMAGES = ("x", "imgs")
-LABEL = "y"
+LABELS = ("y", "label", "labels")
 COORDS = "coords"
-NAMES = {0: "normal", 1: "tumor"}  # PatchCamelyon's own words for its labels
+PCAM = "camelyonpatch"  # begins the names of PatchCamelyon's files
+NAMES = {"0": "normal", "1": "tumor"}  # PatchCamelyon's own words for its labels; others' 0 and 1 stay numbers
 # PatchCamelyon writes the split into the file's name.
 SPLITS = {"_split_train_": "train", "_split_valid_": "val", "_split_test_": "test"}
 GROUP_COLUMNS = ("wsi", "patient", "slide_id")  # of the meta table, the first that is there
@@ -71,6 +73,25 @@ class TileTable:
             raise BadFileError(
                 "damaged or truncated HDF5 file", remedy="Copy the file again.", path=self.path
             ) from error
+
+    def labels(self) -> list[str | None] | None:
+        """Labels beside the tiles, or None where the file has none.
+
+        Raises:
+            BadFileError: they are no labels of these tiles.
+        """
+        name = next((name for name in LABELS if name in self._file), None)
+        if name is None:
+            return None
+        found = dataset(self._file, name)
+        if found is None:
+            raise BadFileError(
+                f"'{name}' is no column of values in this file", remedy="Store one label for each tile in it."
+            )
+        try:
+            return array_labels(np.asarray(found[()]), self.rows, of="tiles")
+        except OSError as error:
+            raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.") from error
 
     def _cached(self, row: int, block: int) -> np.ndarray:
         """A row of a block that was decompressed once and is memory-mapped since."""
@@ -148,57 +169,60 @@ def companions(path: Path) -> list[Path]:
     return [path.with_name(base + "_y" + path.suffix), path.with_name(base + "_meta.csv")]
 
 
-def records(path: Path, table: TileTable, key: str) -> Iterator[Record]:
+def records(path: Path, table: TileTable, key: str, *, name: str) -> Iterator[Record]:
     """One record a row, with label, split and group as far as the files beside it tell.
 
-    Labels: `..._y.h5`. Groups: column wsi, patient or slide_id of `..._meta.csv`; without it every row is its own
-    group, since a row says nothing about its slide.
+    Labels: `..._y.h5`, else `y`, `label` or `labels` beside the tiles. Groups: column wsi, patient or slide_id of
+    `..._meta.csv`; without it every row is its own group, since a row says nothing about its slide. `name` is the
+    file's own name in groups.
 
     Raises:
         BadFileError: labels or meta table have another number of rows than the tiles.
     """
     labels_file, meta_file = companions(path)
-    labels, groups = _labels(labels_file, table.rows), _groups(meta_file, table.rows)
+    labels, groups = _labels(labels_file, table), _groups(meta_file, table.rows)
     split = next((value for part, value in SPLITS.items() if part in path.name), "")
     meta = {"size": list(table.size), "bits": 8, key: {"kind": "row", "size": list(table.size)}}
     for row in range(table.rows):
         yield Record(
             uri=str(path),
             item=str(row),
-            group=f"{path.stem}:{row}" if groups is None else groups[row],
-            label=None if labels is None else NAMES.get(labels[row], str(labels[row])),
+            group=f"{name}:{row}" if groups is None else groups[row],
+            grouped_by=BY_ROW if groups is None else "meta table",
+            label=None if labels is None else labels[row],
             split=split,
             meta=meta,
         )
 
 
-def _labels(path: Path, rows: int) -> list[int] | None:
-    h5py = require("h5py", extra="histology")
+def _labels(path: Path, table: TileTable) -> list[str | None] | None:
+    """Labels of the file `..._y.h5`, else of the tiles' own file."""
     if not path.is_file() or not path.stem.endswith("_y"):
-        return None
+        return table.labels()
+    h5py = require("h5py", extra="histology")
     try:
         with h5py.File(path, "r") as file:
-            found = dataset(file, LABEL)
-            values = None if found is None else np.asarray(found).reshape(-1)
+            found = next((own for own in (dataset(file, name) for name in LABELS) if own is not None), None)
+            if found is None:
+                raise BadFileError("a label file without labels", remedy=f"Store them as the dataset '{LABELS[0]}'.")
+            labels = array_labels(np.asarray(found[()]), table.rows, of="tiles")
     except OSError as error:
         raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the label file again.") from error
-    if values is None or len(values) != rows or values.dtype.kind not in "uib":
-        raise BadFileError(
-            "labels that do not belong to the tiles",
-            remedy="Store one whole number for each row of 'x' as the dataset 'y' of the file ..._y.h5.",
-        )
-    return [int(value) for value in values]
+    return [NAMES.get(label or "", label) for label in labels] if PCAM in path.name else labels
 
 
 def _groups(path: Path, rows: int) -> list[str] | None:
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        table = list(csv.DictReader(stream))
-    column = next((name for name in GROUP_COLUMNS if table and name in table[0]), None)
-    if column is None:
-        return None
-    groups = [(line[column] or "").strip() for line in table]
+    try:
+        table = Table(path, what="The meta table", needs=(), public=True)
+        names = {name.lower(): name for name in table.names}
+        column = next((names[name] for name in GROUP_COLUMNS if name in names), None)
+        if column is None:
+            return None
+        groups = [table.class_name(column, name) for name in [row.cells[column] for row in table]]
+    except UserError as error:
+        raise BadFileError(error.cause, remedy=error.remedy) from error
     if len(groups) != rows or not all(groups):
         raise BadFileError(
             "a meta table that does not belong to the tiles",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_adapters import raster
 from data_adapters.augment.resize import middle_square
-from data_adapters.base import Augment, BaseAdapter, Record, Spec, ViewKind, to_tensor
+from data_adapters.base import Augment, BaseAdapter, Record, Spec, ViewKind, file_group, to_tensor
 from data_adapters.errors import BadFileError
 from data_adapters.images import arrays
 from data_adapters.images.intensity import map_intensity, require_policy
@@ -54,14 +54,8 @@ class ImagesAdapter(BaseAdapter):
         self._check_channels(channels)
         require_policy(dtype, self.options.intensity)
         meta = {"size": [width, height], "bits": dtype.itemsize * 8, "channels": channels}
-        return [Record(uri=str(path), group=self._group(path, root), meta=meta)]
-
-    def _group(self, path: Path, root: Path) -> str:
-        base = root if root.is_dir() else root.parent
-        inside = path.relative_to(base)
-        if self.options.group_by == "folder" and inside.parent != Path("."):
-            return inside.parent.as_posix()
-        return inside.with_suffix("").as_posix()
+        group, by = file_group(path, root, by=self.options.group_by)
+        return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
 
     def _check_channels(self, channels: int) -> None:
         wanted = self.options.channels

@@ -116,7 +116,8 @@ class MRIAdapter(BaseAdapter):
         if lower.endswith(exported.SUFFIXES):
             picture = exported.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
-            return [Record(uri=str(path), group=self._group(path, root), meta=meta)]
+            group, by = self._group(path, root)
+            return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
         path = containers.header_of(path) or path
         o = self.options
         header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
@@ -142,9 +143,9 @@ class MRIAdapter(BaseAdapter):
             meta["spacing"] = [first.pixel_mm[1], first.pixel_mm[0]]
         if first.orientation is not None:
             meta["mirror"] = int(np.abs(first.orientation[:3]).argmax()) == 0  # columns run from right to left
-        return Record(uri=str(first.path), group=group, meta=meta)
+        return Record(uri=str(first.path), group=group[0], grouped_by=group[1], meta=meta)
 
-    def _volume_record(self, path: Path, group: str, grid: Grid, meta: dict[str, Any]) -> Record:
+    def _volume_record(self, path: Path, group: tuple[str, str], grid: Grid, meta: dict[str, Any]) -> Record:
         if math.prod(grid.size) > MAX_VOXELS:
             raise BadFileError("more than 10^9 voxels", remedy="Give a coarser volume or parts of it.", path=path)
         plane = slicing_plane(shape=grid.size, spacing=grid.spacing, plane=self.options.plane)
@@ -160,12 +161,13 @@ class MRIAdapter(BaseAdapter):
                 )
         return Record(
             uri=str(path),
-            group=group,
+            group=group[0],
+            grouped_by=group[1],
             samples=min(max(n // SLICES_PER_SAMPLE, 1), MAX_SAMPLES),
             meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing), "affine": list(grid.affine)},
         )
 
-    def _group(self, path: Path, top: Path, *, patient: str = "") -> str:
+    def _group(self, path: Path, top: Path, *, patient: str = "") -> tuple[str, str]:
         return subject(path, top=top, suffixes=self.suffixes, group_by=self.options.group_by, patient=patient)
 
     # --- pixels -----------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def _json_files(folder: Path, mtime_ns: int) -> tuple[tuple[Path, frozenset[tupl
     found = []
     for file in sorted(folder.glob("*.json")):
         name = parse(file.name)
-        if name is not None:
+        if name is not None and file.is_file():
             found.append((file, frozenset(name.entities.items()), name.suffix))
     return tuple(sorted(found, key=lambda entry: len(entry[1])))
 

@@ -14,9 +14,8 @@ SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
 
 def header_of(path: Path) -> Path | None:
     """The header file that a data file belongs to (for NIfTI pairs and AFNI, whether or not it exists), or None."""
-    stem = path.name.split(".")[0]
-    for suffix in DETACHED:
-        header = path.with_name(stem + suffix)
+    stems = [path.name[:at] for at, letter in enumerate(path.name) if letter == "." and at]
+    for header in (path.with_name(stem + suffix) for stem in stems for suffix in DETACHED):
         if path != header and header.is_file() and _names(header, path):
             return header
     return nifti.header_of(path)

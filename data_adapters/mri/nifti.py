@@ -52,6 +52,8 @@ def open_image(path: Path) -> Any:
     Raises:
         BadFileError: a file of a pair is missing, or the file holds no single volume on a grid.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise BadFileError("a file of the pair is missing", remedy=_PAIR_REMEDY, path=path)
     try:
         if path.name.lower().endswith(".mnc") and _starts_with(path, HDF5_MAGIC):
             require("h5py", extra="mri")  # MINC 2 is HDF5; without h5py nibabel cannot tell the file type

@@ -123,6 +123,7 @@ def _joined(session: dict[str, list[Record]], options: MRIOptions) -> Record:
     return Record(
         uri=first.uri,
         group=first.group,
+        grouped_by=first.grouped_by,
         label=labels.pop() if labels else None,
         split=splits.pop() if splits else "",
         samples=max(record.samples for record in records),

@@ -13,6 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from data_adapters.record import BY_FILE, BY_FOLDER
+
 BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 CONTRAST = re.compile(
     r"[_-](t1|t2|pd)?(w|c|ce|gd|w?ce|n)?$|[_-](flair|dwi|adc|swi|mra|bold|fa|b0|mprage)$", re.IGNORECASE
@@ -28,21 +30,25 @@ def top_folder(paths: Iterable[Path], root: Path) -> Path:
     return Path(top) if top is not None else root
 
 
-def subject(path: Path, *, top: Path, suffixes: tuple[str, ...], group_by: GroupBy, patient: str = "") -> str:
-    """The group of a file below `top`; `patient` is the DICOM PatientID or empty."""
+def subject(
+    path: Path, *, top: Path, suffixes: tuple[str, ...], group_by: GroupBy, patient: str = ""
+) -> tuple[str, str]:
+    """The group of a file below `top`, and the rule that found it; `patient` is the DICOM PatientID or empty."""
     relative = path.relative_to(top) if path.is_relative_to(top) else Path(path.name)
     stem = _stem(relative.name, suffixes)
     if group_by == "file":
-        return relative.with_name(stem).as_posix()
+        return relative.with_name(stem).as_posix(), BY_FILE
     if group_by == "folder":
-        return relative.parent.as_posix() if relative.parent != Path(".") else top.name
+        return relative.parent.as_posix() if relative.parent != Path(".") else top.name, BY_FOLDER
     for part in reversed(relative.parts):
         found = BIDS.search(part)
         if found:
-            return found.group(1)
+            return found.group(1), "BIDS subject"
     if patient:
-        return patient
-    return relative.parts[0] if len(relative.parts) > 1 else CONTRAST.sub("", stem) or stem
+        return patient, "DICOM patient number"
+    if len(relative.parts) > 1:
+        return relative.parts[0], BY_FOLDER
+    return CONTRAST.sub("", stem) or stem, "file name without its contrast"
 
 
 def _stem(name: str, suffixes: tuple[str, ...]) -> str:

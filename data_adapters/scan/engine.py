@@ -1,9 +1,11 @@
 """The order of a scan: meet the files, look at them, check the records, count what changed."""
 
 import os
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from data_adapters.base import Adapter, BaseAdapter, Rejected, walk
+from data_adapters.base import Adapter, BaseAdapter, Files, walk
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.identity import salt
@@ -30,6 +32,7 @@ def scan_archive(
     fresh: bool = False,
     file_seconds: float = FILE_SECONDS,
     memory_bytes: int | None = None,
+    inside: Path | None = None,
     start: Start = new_process,
 ) -> Scan:
     """Walk `root` and sort its files into readable records and refused files.
@@ -49,6 +52,7 @@ def scan_archive(
         file_seconds: how long a worker process may be at work on one file before it is killed and the file refused;
             the next scan tries such a file again. Without effect on what is read in this process.
         memory_bytes: what reading may add to a worker's address space, on Linux; a file that needs more is refused.
+        inside: folder that no link may lead out of, links in its own path resolved; a link that does is refused.
         start: how a worker process comes to be.
 
     Raises:
@@ -63,7 +67,7 @@ def scan_archive(
     try:
         meter = Meter(progress)
         checks = Checks(memory, base, meter, verify=verify)
-        _meet(adapter, root, base, memory, meter, checks)
+        passed = _meet(adapter, root, base, memory, meter, checks, inside=inside)
         setup = Setup(
             adapter=adapter.describe(),
             local=local_options(adapter),
@@ -77,30 +81,26 @@ def scan_archive(
         try:
             if isinstance(adapter, BaseAdapter):
                 adapter.mapper = Looks(memory, base, pool, meter).each
+                adapter.walk = partial(Files, inside=inside)
             checks.run(adapter.scan(root, catalog=catalog), pool)
         finally:
             if isinstance(adapter, BaseAdapter):
-                adapter.mapper = None
+                adapter.mapper, adapter.walk = None, Files
             pool.close()
         changes = Changes(**memory.states(), removed=memory.finish())
     finally:
         memory.release()
-    return Scan(root=base, adapter=adapter.describe(), journal=memory, changes=changes, catalog=catalog)
+    return Scan(root=base, adapter=adapter.describe(), journal=memory, changes=changes, passed=passed, catalog=catalog)
 
 
-def _meet(adapter: Adapter, root: Path, base: Path, memory: Journal, meter: Meter, checks: Checks) -> None:
-    """Note every file with its size and time, and refuse folders that cannot be listed."""
-
-    def closed(folder: Path) -> None:
-        reason, remedy = (
-            "folder that may not be read",
-            "Get read permission for this folder, as its owner with: chmod -R u+rX FOLDER",
-        )
-        checks.refuse(Rejected(uri=str(folder), reason=reason, remedy=remedy))
-
+def _meet(
+    adapter: Adapter, root: Path, base: Path, memory: Journal, meter: Meter, checks: Checks, *, inside: Path | None
+) -> Counter[str]:
+    """Note every file with its size and time, refuse what the walk leaves out, and count what it passes over."""
+    passed: Counter[str] = Counter()
     companions = adapter.companions if isinstance(adapter, BaseAdapter) else lambda path: ()
     met: list[tuple[str, str, int]] = []
-    for path in walk(root, closed=closed):
+    for path in walk(root, inside=inside, left_out=checks.refuse, passed=passed):
         meter.total += 1
         name = relative(str(path), base)
         if not storable(name):
@@ -111,6 +111,7 @@ def _meet(adapter: Adapter, root: Path, base: Path, memory: Journal, meter: Mete
             memory.meet(met)
             met.clear()
     memory.meet(met)
+    return passed
 
 
 def _stamp(path: Path) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_adapters.errors import UserError
 
+VERSION = 2  # of the tables
 FILE, LOCK = "journal.sqlite", "lock"
 COMMIT_SECONDS = 3.0  # what a kill costs at most
 BATCH = 4096
@@ -31,7 +32,7 @@ CREATE TABLE IF NOT EXISTS lost (path TEXT PRIMARY KEY, run INTEGER) WITHOUT ROW
 CREATE TABLE IF NOT EXISTS items (
   path TEXT, item TEXT, refused INTEGER, run INTEGER, facts TEXT, verified INTEGER,
   bytes INTEGER, mtime_ns INTEGER, digest TEXT, id TEXT, "group" TEXT, label TEXT, split TEXT, samples INTEGER,
-  meta TEXT, reason TEXT, remedy TEXT, PRIMARY KEY (path, item, refused)
+  meta TEXT, grouped_by TEXT, reason TEXT, remedy TEXT, PRIMARY KEY (path, item, refused)
 ) WITHOUT ROWID;
 """
 # A file whose look was lost to an interruption counts as new.
@@ -43,7 +44,7 @@ ON CONFLICT (path) DO UPDATE SET
   known = CASE WHEN facts = excluded.facts THEN known ELSE 0 END,
   facts = excluded.facts
 """
-ROW = ("path", "item", "bytes", "mtime_ns", "digest", "id", "group", "label", "split", "samples", "meta")
+ROW = ("path", "item", "bytes", "mtime_ns", "digest", "id", "group", "label", "split", "samples", "meta", "grouped_by")
 COLUMNS = (*ROW, "refused", "run", "facts", "verified", "reason", "remedy")
 PUT = (
     "INSERT OR REPLACE INTO items ("
@@ -222,5 +223,9 @@ def _connect(file: Path | None) -> sqlite3.Connection:
     sql.execute(f"PRAGMA journal_mode = {'TRUNCATE' if file is not None else 'OFF'}")
     sql.execute("PRAGMA synchronous = OFF" if file is None else "PRAGMA synchronous = NORMAL")
     sql.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    if sql.execute("PRAGMA user_version").fetchone() != (VERSION,):  # new, or of a release with other tables
+        for table in ("identity", "files", "answers", "lost", "items"):
+            sql.execute(f"DROP TABLE IF EXISTS {table}")
+        sql.execute(f"PRAGMA user_version = {VERSION}")
     sql.executescript(TABLES)
     return sql

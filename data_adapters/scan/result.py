@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +16,15 @@ import pyarrow as pa
 
 from data_adapters.base import Rejected
 from data_adapters.catalog import Catalog
+from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import ROW_GROUP, SCHEMA, Manifest, parquet_writer
 from data_adapters.scan.journal import Journal
 
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 BATCH = 1024  # rows that are Python objects at one time
+FOLDER = "rtrim(path, replace(path, '/', ''))"  # without the file's name
+# where a group lies, where that is not its items' folder
+PLACES = {"BIDS subject": "substr(path, 1, instr(path, 'sub-') - 1)"}
 READABLE = "FROM items WHERE run = ? AND NOT refused"
 
 
@@ -48,6 +52,17 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """What one rule made: so many groups of so many items in so many folders. `apart`: groups in several folders."""
+
+    rule: str
+    groups: int
+    items: int
+    folders: int
+    apart: int
+
+
+@dataclass(frozen=True)
 class Copy:
     """One of several items with equal content. `number` is that of the content."""
 
@@ -61,10 +76,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class Copies:
-    """How many contents lie in several groups, and how many of them in several splits of the catalogue."""
+    """How many contents lie in several groups, how many of them in several splits, and how many in one group alone."""
 
     contents: int
     across_splits: int
+    within: int
 
 
 class Scan:
@@ -81,9 +97,12 @@ class Scan:
         adapter: dict[str, Any],
         journal: Journal,
         changes: Changes,
+        passed: Mapping[str, int],
         catalog: Catalog | None = None,
     ) -> None:
         self.root, self.adapter, self.changes = root, adapter, changes
+        self.passed = passed
+        """Files that are no images and stand beside them, by suffix, and `system files`."""
         self._catalog = catalog
         self._journal, self._run = journal, journal.run
 
@@ -99,6 +118,21 @@ class Scan:
     def unused_rows(self) -> int:
         """How many rows of the catalogue are without a file."""
         return self._catalog.unused_rows() if self._catalog is not None else 0
+
+    @property
+    def first_unused(self) -> list[tuple[int, str]]:
+        """Row numbers and paths of the first of them."""
+        return self._catalog.first_unused() if self._catalog is not None else []
+
+    @property
+    def without_row(self) -> int:
+        """How many items of the archive have no row in the catalogue."""
+        return self._catalog.without_row if self._catalog is not None else 0
+
+    @property
+    def catalog_notes(self) -> list[str]:
+        """What the catalogue's reader has to say: rows without files, files without rows, missing cells."""
+        return self._catalog.notes() if self._catalog is not None else []
 
     def _one(self, sql: str) -> tuple[Any, ...]:
         return next(self._journal.query(sql, self._run))
@@ -150,6 +184,27 @@ class Scan:
             facts=facts,
         )
 
+    def grouping(self) -> list[Grouping]:
+        """How the groups were found, the rule with most items first."""
+        sql = f"""
+            SELECT grouped_by, COUNT(DISTINCT "group"), COUNT(*), COUNT(DISTINCT {FOLDER}) {READABLE}
+            GROUP BY grouped_by ORDER BY 3 DESC, 1
+        """
+        return [
+            Grouping(rule, groups, items, folders, self._apart(rule))
+            for rule, groups, items, folders in list(self._journal.query(sql, self._run))
+        ]
+
+    def _apart(self, rule: str) -> int:
+        """How many groups of a rule lie in several places."""
+        sql = f"""
+            SELECT COUNT(*) FROM (
+                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group"
+                HAVING COUNT(DISTINCT {PLACES.get(rule, FOLDER)}) > 1
+            )
+        """
+        return int(next(self._journal.query(sql, self._run, rule))[0])
+
     def _counts(self, column: str) -> Counter[str]:
         sql = f"SELECT {column}, COUNT(*) {READABLE} AND {column} != '' GROUP BY {column} ORDER BY 2 DESC, MIN(path)"
         return Counter(dict(self._journal.query(sql, self._run)))  # type: ignore[arg-type]
@@ -167,21 +222,44 @@ class Scan:
     @cached_property
     def copied(self) -> Copies:
         """The counts of `copies`."""
-        contents, across = self._one(
+        contents, across, within = self._one(
             f"""
-            SELECT COUNT(*), COALESCE(SUM(splits > 1), 0) FROM (
-                SELECT COUNT(DISTINCT CASE WHEN split != '' THEN split END) AS splits {READABLE}
-                GROUP BY digest, item HAVING COUNT(DISTINCT "group") > 1
+            SELECT COALESCE(SUM(n > 1), 0), COALESCE(SUM(n > 1 AND splits > 1), 0), COALESCE(SUM(n = 1), 0) FROM (
+                SELECT COUNT(DISTINCT "group") AS n, COUNT(DISTINCT CASE WHEN split != '' THEN split END) AS splits
+                {READABLE} GROUP BY digest, item HAVING COUNT(*) > 1
             )
             """
         )
-        return Copies(contents=contents, across_splits=across)
+        return Copies(contents=contents, across_splits=across, within=within)
+
+    @cached_property
+    def leak(self) -> Leak | None:
+        """What lies in several splits of the catalogue."""
+        return find_leak(
+            Placed(group, content, split, path + f" item {item}" * bool(item))
+            for group, content, split, path, item in self._parted()
+        )
+
+    def _parted(self) -> Iterator[tuple[str, str, str, str, str]]:
+        """Group, content, split, path and item of what lies in several splits by its group or by its content.
+
+        The content is empty where it does not.
+        """
+        placed, several = f"{READABLE} AND split != ''", "HAVING COUNT(DISTINCT split) > 1"
+        sql = f"""
+            WITH copied AS (SELECT digest, item {placed} GROUP BY digest, item {several})
+            SELECT "group", CASE WHEN (digest, item) IN copied THEN digest || '/' || item ELSE '' END, split, path, item
+            {placed} AND (
+                "group" IN (SELECT "group" {placed} GROUP BY "group" {several}) OR (digest, item) IN copied
+            ) ORDER BY path, item
+        """
+        return self._journal.query(sql, self._run, self._run, self._run)  # type: ignore[return-value]
 
     def write(self, folder: Path, *, manifest: Manifest | None = None) -> None:
-        """Write rejected.csv, duplicates.csv (where there are any) and manifest.parquet into `folder`.
+        """Write rejected.csv, duplicates.csv and leaks.csv (where there are any) and manifest.parquet into `folder`.
 
         Each file is replaced as a whole, the manifest last. A run writes a `manifest` of its own instead: a part of
-        the scan's, with the description of the fitted adapter, and without duplicates.csv.
+        the scan's, with the description of the fitted adapter, and without duplicates.csv and leaks.csv.
         """
         folder.mkdir(parents=True, exist_ok=True)
         _write_csv(folder / "rejected.csv", ("path", "reason", "remedy"), self._refusals())
@@ -193,6 +271,10 @@ class Scan:
             _write_csv(folder / "duplicates.csv", ("content", "path", "item", "group", "label", "split"), rows)
         else:
             (folder / "duplicates.csv").unlink(missing_ok=True)
+        if self.leak is not None:
+            _write_csv(folder / "leaks.csv", ("group", "content", "split", "path", "item"), self._parted())
+        else:
+            (folder / "leaks.csv").unlink(missing_ok=True)
         with parquet_writer(folder / "manifest.parquet", root=self.root, adapter=self.adapter) as writer:
             batches = self._batches()
             while group := list(islice(batches, ROW_GROUP // BATCH)):

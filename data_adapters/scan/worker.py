@@ -106,6 +106,7 @@ def describe(record: Record, base: Path) -> dict[str, Any]:
         "split": record.split,
         "samples": record.samples,
         "meta": META.encode(meta),
+        "grouped_by": record.grouped_by,
     }
 
 

@@ -138,12 +138,16 @@ class Archive(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveDetail(Archive):
-    """A table with what it holds; `failures` have `reason` and `count`, `labels` items by label."""
+    """A table with what it holds; `failures` have `reason` and `count`, `labels` items by label.
+
+    `leak` counts `groups`, `images` and `copies` in several splits of the catalogue; None where there are none.
+    """
 
     failed: int
     groups: int
     failures: list[dict[str, Any]] = field(default_factory=list, repr=False)
     labels: dict[str, int] = field(default_factory=dict, repr=False)
+    leak: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,11 @@ class UploadDetail(Upload):
     refused_items: list[dict[str, Any]] | None = field(default=None, repr=False)
     duplicates: int | None = None
     duplicate_items: list[dict[str, str]] | None = field(default=None, repr=False)
+    leak: dict[str, Any] | None = None
     catalog_unused: int | None = None
+    catalog_unused_rows: list[int] | None = field(default=None, repr=False)
+    catalog_missing: dict[str, dict[str, int]] | None = field(default=None, repr=False)
+    catalog_without_row: int | None = None
     embedding: str | None = None
 
 

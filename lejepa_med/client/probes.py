@@ -59,10 +59,16 @@ class ProbeCalls(Calls):
         return Job.read(self._http.json("POST", path, files=list(files), fields=fields, repeatable=False))
 
     def add_labels_on(
-        self, probe: str, archive: str, labels: Mapping[str, Any], *, groups: Mapping[str, str] | None = None
+        self,
+        probe: str,
+        archive: str,
+        labels: Mapping[str, Any],
+        *,
+        groups: Mapping[str, str] | None = None,
+        allow_leak: bool = False,
     ) -> Job:
         """Train the probe's next version on all its labels and these, by id; it has the job's id."""
-        body = {"archive": archive, "labels": _labelled(labels, groups)}
+        body = {"archive": archive, "labels": _labelled(labels, groups), "allow_leak": allow_leak}
         return Job.read(self._http.json("POST", f"/v1/probes/{part(probe)}/labels", body=body, repeatable=False))
 
     def uncertain(self, probe: str, archive: str, *, limit: int = 50) -> list[UncertainItem]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.manifest import Manifest
+from data_adapters.tables import INVISIBLE, Table, escaped
 from lejepa_med.atomic import write_text
 from lejepa_med.data.split import assign, check_fractions
 from lejepa_med.errors import UserError
@@ -60,6 +61,7 @@ def write_split(
     paths, items = manifest.column("path"), manifest.column("item")
     groups, labels = manifest.column("group"), manifest.column("label")
     contents = [f"{digest}/{item}" for digest, item in zip(manifest.column("digest"), items, strict=True)]
+    leak = manifest.leak()
     splits, units = assign(groups, labels, contents, fractions=fractions, seed=seed)
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,15 +72,16 @@ def write_split(
             writer.writerow(HEADER)
             for row in zip(paths, items, groups, labels, splits, strict=True):
                 path, item, group, label, split = row
-                writer.writerow([path, item, f"hash:{group}", label or "", split])
+                writer.writerow([path, item, f"hash:{group}", escaped(label or ""), split])
             stream.flush()
             os.fsync(stream.fileno())
-        content = dict(zip(zip(paths, items, strict=True), contents, strict=True))
+        content = dict(zip(zip((path.strip(INVISIBLE) for path in paths), items, strict=True), contents, strict=True))
         found = _check(draft, content)
         receipt = {
             "items": len(manifest),
             "groups": len(set(groups)),
             "groups_joined_by_equal_images": len(set(groups)) - units,
+            "repaired": None if leak is None else leak.report(),
             "splits": {
                 name: {"wanted": part, "fraction": found[name]["items"] / len(manifest), **found[name]}
                 for name, part in fractions.items()
@@ -103,15 +106,14 @@ def _check(file: Path, content: Mapping[tuple[str, str], str]) -> dict[str, dict
     labels: dict[str, Counter[str]] = {}
     groups: dict[str, set[str]] = {}
     seen = 0
-    with file.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            seen += 1
-            split = row["split"]
-            for key in (f"group {row['group']}", f"content {content[row['path'], row['item']]}"):
-                if side.setdefault(key, split) != split:
-                    raise AssertionError(f"a {key.split()[0]} lies in the splits '{side[key]}' and '{split}'")
-            groups.setdefault(split, set()).add(row["group"])
-            labels.setdefault(split, Counter())[row["label"] or "(none)"] += 1
+    for row in Table(file):
+        seen += 1
+        cells, split = row.cells, row.cells["split"]
+        for key in (f"group {cells['group']}", f"content {content[cells['path'], cells['item']]}"):
+            if side.setdefault(key, split) != split:
+                raise AssertionError(f"a {key.split()[0]} lies in the splits '{side[key]}' and '{split}'")
+        groups.setdefault(split, set()).add(cells["group"])
+        labels.setdefault(split, Counter())[cells["label"] or "(none)"] += 1
     if seen != len(content):
         raise AssertionError(f"{seen} rows were written of {len(content)}")
     return {

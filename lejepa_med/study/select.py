@@ -21,6 +21,7 @@ import pyarrow as pa
 from data_adapters.catalog import Catalog
 from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
+from data_adapters.tables import count
 from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.folder import load_encoder
@@ -128,6 +129,12 @@ def select(
     if labels is not None:
         catalog = Catalog(labels)
         runs = [_labelled(run, catalog, device=device) for run in runs]
+        if unused := catalog.unused_rows():
+            some = ", ".join(str(number) for number, _ in catalog.first_unused())
+            warnings.append(
+                f"{unused:,} of {count(len(catalog), 'row', 'matches')} no image of the runs; the first: {some}."
+            )
+        warnings += [f"{note}." for note in catalog.missing.notes(["label", "group"])]
     listed = scores(alpha)
     if all(listed[0].of(run) is None for run in runs):  # a method without lambda is ranked by its loss
         listed = [score for score in listed if not score.key.startswith("C")]
@@ -137,8 +144,8 @@ def select(
     counts = Counter(run.architecture for run in runs if run.online.get("linear") is not None)
     several = sum(count >= 3 for count in counts.values()) > 1
     within = _agreement(runs, listed, strata=[run.architecture for run in runs]) if several else {}
-    if agreement and (count := max(found.runs for found in agreement.values())) < FEW:
-        warnings.append(f"{count} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
+    if agreement and (most := max(found.runs for found in agreement.values())) < FEW:
+        warnings.append(f"{most} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
     warnings += [f"{run.folder.name} is not finished." for run in runs if not run.finished]
     warnings += [f"{run.folder.name}: {run.verdict.text}." for run in runs if run.verdict.alarming]
     return Selection(runs=runs, scores=listed, agreement=agreement, within=within, warnings=warnings)

@@ -26,7 +26,7 @@ from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.study.grid import Axes, Cell, set_up, subset
 from lejepa_med.study.runs import read_run
 from lejepa_med.study.stability_page import write_pages
-from lejepa_med.training.archive import JOURNAL, scan
+from lejepa_med.training.archive import JOURNAL, of_split, scan
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric, pretrain
 from lejepa_med.training.resolve import resolve_machine
@@ -200,8 +200,7 @@ class Grid:
             journal=self.root / JOURNAL,
             console=self.console,
         )
-        manifest = found.manifest if config.data.split is None else found.manifest.of_split(config.data.split)
-        return found, subset(manifest, self.records, seed=config.train.seed)
+        return found, subset(of_split(found.manifest, config.data), self.records, seed=config.train.seed)
 
 
 def _figures(folder: Path) -> dict[str, Any]:

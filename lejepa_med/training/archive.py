@@ -2,17 +2,22 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.catalog import Catalog
+from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
+from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
+from lejepa_med.config import DataConfig
 from lejepa_med.errors import UserError
 
 JOURNAL = ".scan"  # inside --out: what the next scan need not read again
@@ -64,6 +69,8 @@ def scan(
             progress=lambda seen, total: bar.update(task, completed=seen, total=total),
         )
     console.print(summary(result, remembered=journal is not None))
+    for note in result.catalog_notes:
+        console.print(f"[yellow]catalogue:[/] {escape(note)}", highlight=False, soft_wrap=True)
     if not len(result):
         raise _nothing(archive, result)
     return result
@@ -82,6 +89,8 @@ def _nothing(archive: Path, result: Scan) -> UserError:
     )
 
 
+FEW = 10  # groups below which folders may be classes
+BY_NAME = ("slide name", "BIDS subject")  # rules that join equal names of several folders
 FACTS = (
     ("size", "size", ""),
     ("spacing", "spacing", " mm"),
@@ -96,6 +105,7 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     figures = result.figures(key for key, _, _ in FACTS)
     table = Table(title="archive", show_header=False, title_justify="left")
     table.add_row("items", f"{figures.items:,} in {figures.groups:,} groups, {figures.bytes / 2**20:,.1f} MiB")
+    _add_groups(table, result)
     if remembered:
         c = result.changes
         table.add_row("files", f"{c.new:,} new, {c.changed:,} changed, {c.same:,} as before, {c.removed:,} removed")
@@ -111,24 +121,68 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
         if values:
             table.add_row(name, ", ".join(f"{value} ({count:,})" for value, count in values.most_common(8)))
     _add_duplicates(table, result)
+    _add_leak(table, result, figures.splits)
     table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
     for reason, count in result.reasons()[:12]:
         table.add_row("", f"{count:,} x {reason}")
-    if result.unused_rows:
-        table.add_row("[yellow]catalogue", f"{result.unused_rows:,} rows match no file; are paths relative to it?")
+    if result.passed:
+        beside = sorted(result.passed.items(), key=lambda one: (-one[1], one[0]))
+        table.add_row("beside images", ", ".join(f"{count:,} {what}" for what, count in beside) + " (not read)")
     return table
+
+
+def _add_groups(table: Table, result: Scan) -> None:
+    """By which rules the groups were made, and what is likely to be wrong about them."""
+    found = result.grouping()
+    own = {BY_FILE: "each file its own, as nothing says which belong together", BY_ROW: "each row of a file its own"}
+    told = [
+        f"{one.groups:,} {own[one.rule]}"
+        if one.rule in own
+        else f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({one.items:,} items)"
+        for one in found
+    ]
+    table.add_row("groups", "; ".join(told))
+    for one in found:
+        if len(found) == one.groups == 1 < one.items:
+            text = "all items are one group, so none can be held out; a catalogue with a column 'group' divides them"
+            table.add_row("[yellow]groups", text)
+        elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
+            table.add_row(
+                "[yellow]groups",
+                f"{one.items:,} items in {one.folders:,} folders were taken for {one.groups:,} groups. Where folders "
+                "are classes or sites and not patients, give a catalogue with a column 'group'",
+            )
+        if one.rule in BY_NAME and one.apart:
+            table.add_row(
+                "[yellow]groups",
+                f"{one.apart:,} groups by {one.rule} have items in several folders. Where equal names are different "
+                "patients, give a catalogue with a column 'group'",
+            )
 
 
 def _add_duplicates(table: Table, result: Scan) -> None:
     copied = result.copied
     if copied.contents:
         table.add_row("[yellow]duplicates", f"{copied.contents:,} images lie in several groups (duplicates.csv)")
-    if copied.across_splits:
-        table.add_row(
-            "[bold red]LEAK",
-            f"[bold red]{copied.across_splits:,} images lie in different splits of the catalogue: "
-            "scores on such a split are too high. Make a new one with: lejepa-med split",
-        )
+    if copied.within:
+        text = f"{copied.within:,} images are there more than once in one group, as copies or by links"
+        table.add_row("[yellow]duplicates", text)
+
+
+def _add_leak(table: Table, result: Scan, splits: Iterable[str]) -> None:
+    if result.leak is not None:
+        table.add_row("[bold red]LEAK", f"[bold red]{escape(leak_text(result.leak))}")
+    for names in alike(splits):
+        written = ", ".join(repr(name) for name in names)
+        table.add_row("[yellow]splits", escape(f"{written} are taken as different splits, as they are written"))
+
+
+def leak_text(leak: Leak) -> str:
+    """What a user must hear of a leak, with pseudonyms: the output of a command that succeeds names no file."""
+    return (
+        f"{leak}. The first groups: {', '.join(leak.first)}; leaks.csv of scan lists all with their paths. "
+        "Scores on such a split are too high. Make a clean one with: lejepa-med split"
+    )
 
 
 def _text(value: object) -> str:
@@ -137,6 +191,21 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return " x ".join(_text(part) for part in value)
     return str(value)
+
+
+def of_split(manifest: Manifest, data: DataConfig) -> Manifest:
+    """The rows that a run is to use: all, or those of the settings' split.
+
+    Raises:
+        UserError: no row has this split, or a group or an equal image of it lies in another one, which is not allowed.
+    """
+    if data.split is None:
+        return manifest
+    chosen = manifest.of_split(data.split)
+    leak = manifest.leak(of=data.split)
+    if leak is not None:
+        leak.check(allow=data.allow_leak, flag="--allow-leak")
+    return chosen
 
 
 def open_archive(manifest_file: Path) -> tuple[Manifest, Adapter]:

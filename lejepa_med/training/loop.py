@@ -21,7 +21,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.models.start import compile_backbone
-from lejepa_med.training.archive import open_archive, scan
+from lejepa_med.training.archive import of_split, open_archive, scan
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
@@ -143,9 +143,7 @@ def _begin(
         views = config.views.model_dump()
         adapter = data_adapters.create(config.modality, **{**views, **config.data.options})
         result = scan(adapter, config.archive, catalog=config.data.catalog, verify=config.data.verify, console=console)
-        manifest = result.manifest
-        if config.data.split is not None:
-            manifest = manifest.of_split(config.data.split)
+        manifest = of_split(result.manifest, config.data)
         adapter = adapter.fit(manifest.records())
         manifest = dataclasses.replace(manifest, adapter=adapter.describe())
         result.write(run.root, manifest=manifest)

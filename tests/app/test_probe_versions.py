@@ -155,7 +155,7 @@ def test_numbers_and_lists_of_labels(client: TestClient, table: EmbeddingTable) 
     mixed = [{"id": table.ids[0], "label": 1.0}, {"id": table.ids[1], "label": "a"}]
     refused = client.post("/v1/probes", json={"archive": "table", "labels": mixed})
     assert refused.status_code == 422 and "several kinds" in refused.json()["detail"]
-    for value in (True, None, {"a": 1}):
+    for value in (True, {"a": 1}):
         body = {"archive": "table", "labels": [{"id": name, "label": value} for name in table.ids[:4]]}
         assert client.post("/v1/probes", json=body).json()["type"].endswith("invalid-request")
 

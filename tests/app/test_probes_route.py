@@ -99,6 +99,45 @@ def test_probe_from_files(client: TestClient, settings: Settings) -> None:
     assert [item["label"] for item in seen] == ["bright", "dark"]
 
 
+def test_missing_labels_are_left_out_and_counted(client: TestClient, labels: list[dict[str, Any]]) -> None:
+    written = {"high": ("1", "1.0", " 1"), "low": ("0", "0.0", "0 ")}
+    given = [{**item, "label": written[item["label"]][place % 3], "group": "NA"} for place, item in enumerate(labels)]
+    given[0]["label"], given[1]["label"], given[2]["label"] = None, "NA", "-"
+    answer = client.post("/v1/probes", json={"archive": "table", "labels": given, "folds": 3})
+    assert answer.status_code == 202, answer.text
+    probe = client.get(wait(client, answer.json()["id"])["result"]).json()
+    assert (probe["labels"], probe["count"]) == (["0", "1"], len(labels) - 3)
+    assert probe["metrics"]["table"] == {
+        "rows": len(labels),
+        "missing": {"": 1, "NA": 1, "-": 1},
+        "used": len(labels) - 3,
+        "items": len(labels) - 3,
+        "items_without_label": 3,
+    }
+    assert probe["metrics"]["groups"] > 1  # the table's own groups
+
+
+def test_files_without_a_label_are_left_out(client: TestClient) -> None:
+    given = ["a", "NA", "b", float("nan"), "a", "b"]
+    data = {"encoder": "images", "labels": json.dumps(given), "groups": json.dumps(["x", "NA", "y", None, None, "z"])}
+    answer = client.post("/v1/probes", files=files(*(png(i) for i in range(6))), data=data)
+    assert answer.status_code == 202, answer.text
+    probe = client.get(wait(client, answer.json()["id"])["result"]).json()
+    assert probe["count"] == 4 and probe["metrics"]["table"]["missing"] == {"NA": 1, "": 1}
+    twice = files(png(0), png(1), png(1), png(3), png(4))
+    data = {"encoder": "images", "labels": json.dumps([None, "a", "b", "a", "b"])}
+    job = wait(client, client.post("/v1/probes", files=twice, data=data).json()["id"])
+    assert job["state"] == "failed" and "Files 1 and 2 are the same" in job["error"]["detail"]
+
+
+def test_unknown_ids_are_counted_by_position(client: TestClient, labels: list[dict[str, Any]]) -> None:
+    given = [{**item, "id": "0" * 32 if place == 3 else item["id"]} for place, item in enumerate(labels)]
+    given += [{"id": f"{place:032x}", "label": "a"} for place in range(1, 7)]
+    answer = client.post("/v1/probes", json={"archive": "table", "labels": given}).json()
+    assert answer["index"] == 3
+    assert "7 of the 30 ids, at the positions 3, 24, 25, 26, 27 and others" in answer["detail"]
+
+
 @pytest.mark.parametrize(
     ("change", "status", "kind"),
     [

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import struct
+import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
@@ -165,6 +166,57 @@ def test_upload_without_anything_readable_fails_and_leaves_nothing(client: TestC
     assert job["error"]["type"] == "urn:lejepa-med:problem:nothing-readable"
     assert client.get(f"/v1/uploads/{job['id']}").status_code == 404
     eventually(lambda: not list(settings.data.glob(f"*/{job['id']}")))
+
+
+def test_a_catalogue_as_a_lab_computer_writes_it(client: TestClient) -> None:
+    """UTF-16, semicolons, whole Windows paths, NFC for names that come in NFD, NA and 1.0; rows are told by number."""
+    names = [unicodedata.normalize("NFD", f"Müller {number}.png") for number in range(5)]
+    cells = ["1;a;0,5", "1.0;a;0,25", "NA;b;", "2;NA;1", ";;"]
+    rows = [f"D:\\Ward\\{unicodedata.normalize('NFC', name)};{cell}" for name, cell in zip(names, cells, strict=True)]
+    lines = ["Path;Label;Group;mpp", "", *rows[:4], "D:\\Ward\\gone.png;1;a;1", "", "D:\\Ward\\lost.png;1;a;1"]
+    parts: list[Any] = [("files", (name, png(number))) for number, name in enumerate(names)]
+    catalog = "\r\n".join(lines).encode("utf-16")
+    found = send(client, [*parts, ("catalog", ("c.csv", catalog))], modality="images")
+    assert (found["items"], found["labels"], found["groups"]) == (5, {"1": 2, "2": 1}, 4)
+    assert (found["catalog_unused"], found["catalog_unused_rows"]) == (2, [7, 9])
+    assert found["catalog_missing"] == {"label": {"NA": 1}, "group": {"NA": 1}}
+    assert found["catalog_without_row"] == 1
+
+
+def test_folders_that_a_zip_or_browser_adds_or_leaves_out(client: TestClient) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        for number in (1, 2):
+            target.writestr(f"archive/ward {number}/same.png", png(number))
+    parts: list[Any] = [
+        ("files", ("a.zip", packed.getvalue())),
+        ("files", ("x.png", png(3))),
+        ("files", ("y.png", png(4))),
+    ]
+    rows = ["ward 1/same.png,one", "ward 2/same.png,two", "/home/me/x.png,three", "a/y.png,four", "b/y.png,five"]
+    catalog = "\n".join(["path,label", *rows]).encode()
+    found = send(client, [*parts, ("catalog", ("c.csv", catalog))], modality="images")
+    assert found["labels"] == {"one": 1, "two": 1, "three": 1}
+    assert found["catalog_unused_rows"] == [5, 6], "two rows could be y.png, so neither is"
+
+
+@pytest.mark.parametrize(
+    ("catalog", "cause"),
+    [
+        ("path,label\nDoe.png,a\nMüller.png,b\n".encode("latin-1"), "row 3 is not UTF-8"),
+        (b"path,label\nDoe.png,a,b\n", "row 2 has 3 cells, the header has 2"),
+        (b"path,label\nDoe.png,a\n./Doe.png,b\n", "Rows 2 and 3 are two different rows"),
+        (b"PK\x03\x04", "an Excel workbook"),
+        (b'path,mpp\nDoe.png,"1,234"\n', "'mpp' (row 2): a decimal comma or thousands?"),
+        (b"Doe,label\nDoe.png,a\n", "no column 'path'."),
+    ],
+)
+def test_a_refused_catalogue_says_why_without_names(client: TestClient, catalog: bytes, cause: str) -> None:
+    parts: list[Any] = [*files(png(), name="Doe.png"), ("catalog", ("c.csv", catalog))]
+    answer = client.post("/v1/uploads", files=parts, data={"modality": "images"})
+    assert answer.status_code == 422 and answer.json()["type"].endswith("bad-catalog")
+    assert cause in answer.json()["detail"] and answer.json()["remedy"]
+    assert "Doe" not in answer.text and "Müller" not in answer.text
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 import gzip
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from astropy.io import fits as astropy_fits
+from PIL import Image
 
 from data_adapters.base import Record, Rejected
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.galaxy.adapter import GalaxyAdapter
-from data_adapters.galaxy.sky import parse_angle, sky_cell
+from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
 from tests.data import galaxy as make
 
 
@@ -282,6 +284,47 @@ def test_hdf5_pictures_have_rows_labels_and_cells(tmp_path):
         np.testing.assert_array_equal(adapter.read(record, np.random.default_rng(0)), make.picture(seed=row))
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "labels"),
+    [
+        ("label", np.array([[0], [1], [2], [0], [1], [2]]), ["0", "1", "2", "0", "1", "2"]),
+        ("labels", np.eye(6, dtype=np.float32)[[0, 2, 1, 0, 2, 5]], ["0", "2", "1", "0", "2", "5"]),
+        ("ans", np.array([1.0, np.nan, 0, 2, 1, 1]), ["1", None, "0", "2", "1", "1"]),
+        ("ans", np.array([b"Sa", b"", b"E", b"Sb", b"NA", b"E"]), ["Sa", None, "E", "Sb", None, "E"]),
+    ],
+)
+def test_hdf5_label_columns_of_other_shapes_are_read(tmp_path, name, values, labels):
+    path = make.write_hdf5(tmp_path / "t.h5")
+    with h5py.File(path, "r+") as file:
+        del file["ans"]
+        file[name] = values
+        ra = file["ra"][:]
+        del file["ra"]
+        file["ra"] = ra[:, None]
+    records = scan(path)
+    assert [record.label for record in records] == labels and records[1].meta["ra"] == 160
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "cause"),
+    [
+        ("ans", np.arange(5), "labels that do not belong to the images"),
+        ("ans", np.arange(7), "labels that do not belong to the images"),
+        ("ans", np.full((6, 3), 0.3), "neither one an image nor one-hot"),
+        ("ans", np.array([[1, 1], [0, 0]] * 3), "several labels, or none"),
+        ("ans", h5py.SoftLink("/dec"), "'ans' is no column of values"),
+        ("dec", np.arange(5.0), "a column 'dec' of float64"),
+    ],
+)
+def test_hdf5_columns_that_do_not_fit_are_refused(tmp_path, name, values, cause):
+    path = make.write_hdf5(tmp_path / "t.h5")
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = values
+    (found,) = scan(path)
+    assert isinstance(found, Rejected) and cause in found.reason and found.remedy
+
+
 def test_hdf5_flux_is_channels_last_float32(tmp_path):
     path = make.write_hdf5(tmp_path / "flux.hdf5", channels_first_flux=True)
     adapter = GalaxyAdapter(background="none")
@@ -292,8 +335,6 @@ def test_hdf5_flux_is_channels_last_float32(tmp_path):
 
 
 def test_hdf5_without_images_or_damaged_is_refused(tmp_path):
-    import h5py
-
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["spectra"] = np.zeros((3, 5))
     with h5py.File(tmp_path / "b.h5", "w") as file:
@@ -356,3 +397,59 @@ def test_kind_option_refuses_the_other_kind(tmp_path):
     picture = scan(tmp_path, kind="picture")
     assert [type(item) for item in picture] == [Rejected, Record]
     assert "kind is picture" in picture[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "ra", "dec"),
+    [
+        ("J123456.78+012345.6", 188.73658, 1.396),
+        ("SDSS_J123456.78-012345.6_gri", 188.73658, -1.396),
+        ("j123456.78p012345.6", 188.73658, 1.396),
+        ("J1234-0123", 188.5, -1.38333),
+        ("12h34m56.7s-01d23m45s", 188.73625, -1.39583),
+        ("cutout_150.1163_2.2057", 150.1163, 2.2057),
+        ("150.1163-2.2057", 150.1163, -2.2057),
+        ("COSMOS_150.116_2.205_F814W", 150.116, 2.205),
+        ("123.45_-12.34", 123.45, -12.34),
+        ("ra150.1_dec-2.2", 150.1, -2.2),
+    ],
+)
+def test_positions_in_names_of_files(name, ra, dec):
+    assert position_in(name) == pytest.approx((ra, dec), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["0001", "587722984435351614", "123.45_6", "snap_0.15_12.50", "z0.150_m12.500", "400.123_12.345", "J99+99"]
+)
+def test_other_numbers_are_no_positions(name):
+    assert position_in(name) is None
+
+
+def test_groups_are_made_of_whole_names_and_folders(tmp_path):
+    near = [f"150.{n:04d}_{n - 10}.0001.png" for n in range(0, 20, 5)]  # equal before the first dot
+    same = ["150.1000_2.2000.png", "150.1001_2.2001.jpg"]
+    twins = ["a/0001.jpg", "a/x.1.png", "a/x.2.png", "b/0001.jpg"]
+    for number, name in enumerate([*near, *same, *twins]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(make.picture(seed=number)).save(tmp_path / name)
+    for folder in "ab":
+        file = make.write_hdf5(tmp_path / folder / "t.v1.h5", rows=2)
+        with h5py.File(file, "a") as table:
+            del table["ra"]
+
+    def groups(**options):
+        found = scan(tmp_path, **options)
+        return {
+            Path(r.uri).relative_to(tmp_path).as_posix() + f" {r.item}".rstrip(): (r.group, r.grouped_by) for r in found
+        }
+
+    in_name = "sky position in the file's name"
+    found = groups()
+    assert len({found[name] for name in near}) == 4 and {found[name][1] for name in near} == {in_name}
+    assert {found[name] for name in same} == {(sky_cell(150.1, 2.2), in_name)}
+    assert [found[name] for name in twins] == [(name[:-4], "file") for name in twins]
+    rows = [(f"{folder}/t.v1.h5 {row}", (f"{folder}/t.v1-{row}", "row")) for folder in "ab" for row in range(2)]
+    assert [(name, found[name]) for name, _ in rows] == rows
+    found = groups(group_by="folder")
+    assert [found[name] for name in twins] == [(name[0], "folder") for name in twins]
+    assert found[same[0]] == (sky_cell(150.1, 2.2), in_name)

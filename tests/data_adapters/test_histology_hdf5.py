@@ -118,6 +118,41 @@ def test_labels_and_slides_of_other_tiles_are_refused(tmp_path: Path, which: str
     assert "belong to the tiles" in reason(path)
 
 
+def test_labels_of_other_shapes_and_of_other_archives(tmp_path: Path) -> None:
+    path, _ = write_pcam(tmp_path)
+    labels = Path(str(path).replace("_x.h5", "_y.h5"))
+    for values, expected in (
+        (np.eye(2)[[0, 1, 1, 0, 0, 1]], ["normal", "tumor", "tumor", "normal", "normal", "tumor"]),
+        (np.array([b"a", b"NA", b"b", b"a", b"", b"b"]), ["a", None, "b", "a", None, "b"]),
+    ):
+        with h5py.File(labels, "w") as file:
+            file["y"] = values
+        assert [r.label for r in records(tmp_path)] == expected
+    with h5py.File(labels, "w") as file:
+        file["y"] = np.array([[1, 1]] * 6)
+    assert "several labels" in reason(path)
+    labels.unlink()
+    own = path.rename(tmp_path / "mine.h5")
+    with h5py.File(own, "r+") as file:
+        file["label"] = np.array([0, 1, 0, 1, 1, 0], np.float32)[:, None]
+    assert [r.label for r in records(own)] == ["0", "1", "0", "1", "1", "0"]
+    with h5py.File(own, "r+") as file:
+        del file["label"]
+        file["labels"] = np.zeros(5)
+    assert "do not belong to the tiles" in reason(own)
+
+
+def test_slides_of_a_meta_table_as_excel_saves_it(tmp_path: Path) -> None:
+    path, _ = write_pcam(tmp_path)
+    meta = Path(str(path).replace("_x.h5", "_meta.csv"))
+    meta.write_text(
+        "Row;Patient\n" + "".join(f"{row};{row // 2}{'.0' if row % 2 else ''}\n" for row in range(6)), "utf-16"
+    )
+    assert [r.group for r in records(tmp_path)] == ["0", "0", "1", "1", "2", "2"]
+    meta.write_text("row,patient\n" + "".join(f"{row},{'NA' if row == 3 else row}\n" for row in range(6)))
+    assert "meta table that does not belong" in reason(path)
+
+
 def test_a_row_beyond_the_end_is_refused(tmp_path: Path) -> None:
     path, _ = write_pcam(tmp_path)
     for row in (6, -1):

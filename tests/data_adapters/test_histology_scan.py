@@ -157,7 +157,9 @@ def test_tiles_of_one_folder_share_a_group(tmp_path: Path) -> None:
     found = list(HistologyAdapter(**SMALL).scan(tmp_path))
     assert [f.group for f in found if isinstance(f, Record)] == ["s1", "s1", "s2", "s2"]
     single = HistologyAdapter(**SMALL, tile_group="file")
-    assert {f.group for f in single.scan(tmp_path) if isinstance(f, Record)} == {"tile_0", "tile_1"}
+    assert {f.group for f in single.scan(tmp_path) if isinstance(f, Record)} == {
+        f"{folder}/tile_{n}" for folder in ("s1", "s2") for n in (0, 1)
+    }
 
 
 def test_damage_behind_a_sound_header_is_found_by_verify(tmp_path: Path) -> None:

@@ -29,16 +29,16 @@ def test_every_file_is_a_row_or_refused(tmp_path: Path) -> None:
     (root / ".cache" / "hidden.png").write_bytes(b"x")
     found = scan_archive(images(), root, catalog=Catalog(root / "labels.csv"))
     names = [*found.manifest.column("path"), *(Path(r.uri).relative_to(root).as_posix() for r in found.refused)]
-    assert sorted(names) == sorted([*(f"000{i}.png" for i in range(6)), "sub/copy.png", "sub/letter.docx"])
+    assert sorted(names) == sorted([*(f"000{i}.png" for i in range(6)), "sub/copy.png", "sub/letter.docx", ".cache"])
     assert found.manifest.column("path") == sorted(found.manifest.column("path"))
     reasons = dict(found.reasons())
-    assert len(found.refused) == 2 and "not a format that the images adapter reads" in reasons
+    assert len(found.refused) == 3 and "not a format that the images adapter reads" in reasons
     found.write(tmp_path / "out")
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert written == ["duplicates.csv", "manifest.parquet", "rejected.csv"]
     with (tmp_path / "out" / "rejected.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["path"] for row in rows} == {"0003.png", "sub/letter.docx"}
+    assert {row["path"] for row in rows} == {"0003.png", "sub/letter.docx", ".cache"}
     assert all(row["reason"] and row["remedy"] for row in rows)
 
 

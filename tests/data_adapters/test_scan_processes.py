@@ -203,7 +203,6 @@ def test_walk_goes_in_the_order_of_paths_as_text(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     found = [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path)]
     assert found == sorted(name for name in names if not name.endswith(".csv"))
     files = Files(tmp_path)

@@ -118,12 +118,18 @@ def test_labels_join_by_path_and_by_id(
     assert len(read_labels(pictures / "labels.csv", split="val")) == 12
     every = read_labels(pictures / "labels.csv")
     with pytest.raises(UserError, match="Not one of the 48"):
-        join(table, [dataclasses.replace(row, path=f"no/{row.path}") for row in every], archive=pictures)
+        moved = [dataclasses.replace(row, path=f"no/{row.path}") for row in every.rows]
+        join(table, dataclasses.replace(every, rows=moved), archive=pictures)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name,label\na,b\n", "need 'label'"), ("path,label\na,\n", "no labelled row"), ("", "need 'label'")],
+    [
+        ("name,label\na,b\n", "no column 'path' or 'id'"),
+        ("path,class\na,b\n", "no column 'label'"),
+        ("path,label\na,\nb,NA\n", "no labelled row.*1 row with 'NA'"),
+        ("", "is empty"),
+    ],
 )
 def test_label_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "labels.csv"
