@@ -16,7 +16,7 @@ from torch import Tensor
 from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError
-from data_adapters.files import SIDECARS, Files, walk
+from data_adapters.files import SIDECARS, Files, check_content, walk
 from data_adapters.record import Record, Rejected, Spec
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
@@ -189,6 +189,7 @@ class BaseAdapter:
             reason = f"not a format that the {self.name} adapter reads"
             return [Rejected(uri=str(path), reason=reason, remedy=f"It reads {', '.join(self.suffixes)}.")]
         try:
+            check_content(path)
             return list(self.inspect(path, root))
         except Exception as error:
             return [rejected(path, error)]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from data_adapters.errors import BadFileError
+
 # Files that accompany an archive and are no images; scan passes over them without a word.
 SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
 
@@ -51,6 +53,32 @@ def _in_order(names: Iterable[bytes]) -> Iterable[bytes]:
     disk.execute("CREATE TABLE names (name BLOB)")
     disk.executemany("INSERT INTO names VALUES (?)", ((name,) for name in chain(held, names)))
     return (name for (name,) in disk.execute("SELECT name FROM names ORDER BY name"))
+
+
+def check_content(path: Path) -> None:
+    """Refuse what stands in the place of a file's content, so that no reader calls it damaged.
+
+    Raises:
+        BadFileError: a link to nothing, an empty file, a pointer of git-annex or Git LFS, or a macOS resource file.
+        FileNotFoundError: there is nothing at all.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except (OSError, RuntimeError) as error:  # of links in a ring, either
+        if path.is_symlink() and not path.exists():
+            raise BadFileError("a link whose target is missing", remedy=_FETCH + ", or correct the link.") from error
+        raise
+    if size == 0:
+        raise BadFileError("an empty file (0 bytes)", remedy="Copy the file again from its source.")
+    if head.startswith(b"version https://git-lfs.") or b"/annex/objects/" in head:
+        raise BadFileError("a placeholder of git-annex or Git LFS without the content", remedy=_FETCH + ".")
+    if head.startswith(b"\x00\x05\x16\x07"):
+        raise BadFileError("a macOS resource file (AppleDouble), no image", remedy="Delete it: run dot_clean FOLDER.")
+
+
+_FETCH = "Fetch the content with git annex get, datalad get or git lfs pull"
 
 
 class Files:

@@ -74,7 +74,8 @@ def _physical(hdu: Any, plane: int | None) -> np.ndarray:
     stored = stored if plane is None else stored[plane]
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     if stored.dtype.kind == "f":  # NaN is blank there, and the standard forbids BLANK
-        return stored * scale + zero if (scale, zero) != (1, 0) else stored
+        scaled: np.ndarray = stored * scale + zero if (scale, zero) != (1, 0) else stored
+        return scaled
     # A BLANK that no stored value can have was meant after BZERO: 65535 for unsigned 16 bits.
     mask = marked(stored, [value if low <= value <= high else (value - zero) / scale for value in sentinels])
     if scale == 1 and zero == -low != 0:  # unsigned; 64 bits would lose their last ten in a float

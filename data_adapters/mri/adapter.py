@@ -14,6 +14,7 @@ from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, Vie
 from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
+from data_adapters.files import check_content
 from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
 from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
@@ -84,6 +85,7 @@ class MRIAdapter(BaseAdapter):
     def look(self, path: Path, top: Path) -> dicom.Header | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         try:
+            check_content(path)
             if dicom.is_dicom(path):
                 return dicom.read_header(path, modalities=self.options.modalities)
         except Exception as error:
