@@ -1,6 +1,6 @@
 """Where voxels lie: a file's affine (voxel -> RAS mm) turned into the nearest RAS order, for every container."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,20 @@ def millimetres(unit: str) -> float:
         ) from error
 
 
+def check_spacing(sides: Iterable[float]) -> None:
+    """Refuse sides of a voxel or pixel, mm, that no scanner makes.
+
+    Raises:
+        BadFileError: the unit of length must be wrong.
+    """
+    low, high = PLAUSIBLE_MM
+    if not all(low <= mm <= high for mm in sides):
+        raise BadFileError(
+            f"implausible voxel size (below {low:g} or above {high:g} mm)",
+            remedy="Correct the voxel size or its unit in the header (xyzt_units in NIfTI), and save it again.",
+        )
+
+
 def single(array: np.ndarray) -> np.ndarray:
     """`array` as float32.
 
@@ -101,12 +115,7 @@ def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> Grid:
     """
     turn = orientations.io_orientation(affine)
     size, sizes = [0, 0, 0], affines.voxel_sizes(affine)
-    low, high = PLAUSIBLE_MM
-    if any(n > 1 and not low <= mm <= high for n, mm in zip(shape, sizes, strict=False)):  # one slice has no distance
-        raise BadFileError(
-            f"implausible voxel size (below {low:g} or above {high:g} mm)",
-            remedy="Correct the voxel size or its unit in the header (xyzt_units in NIfTI), and save it again.",
-        )
+    check_spacing([mm for n, mm in zip(shape, sizes.tolist(), strict=False) if n > 1])  # one slice has no distance
     spacing = [0.0, 0.0, 0.0]
     for axis, target in enumerate(turn[:, 0].astype(int)):
         size[target], spacing[target] = int(shape[axis]), round(float(sizes[axis]), 4)
