@@ -50,7 +50,7 @@ class MRIAdapter(BaseAdapter):
     name: ClassVar[str] = "mri"
     suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: padding of DICOM is background
 
     @property
     def spec(self) -> Spec:

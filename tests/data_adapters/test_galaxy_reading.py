@@ -460,6 +460,21 @@ def test_a_position_off_the_sky_is_refused(tmp_path):
     assert [isinstance(item, Rejected) for item in found] == [True, True, False, False]
 
 
+@pytest.mark.parametrize(("unit", "per_degree"), [("deg", 1), ("arcsec", 3600), ("arcmin", 60), ("rad", np.pi / 180)])
+@pytest.mark.parametrize("matrix", [False, True])
+def test_units_of_fits_coordinates(tmp_path, unit, per_degree, matrix):
+    hdu = astropy_fits.PrimaryHDU(make.source(bands="r")[..., 0])
+    step = make.PIXEL / 3600 * per_degree
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 24.5, "CRPIX2": 24.5, "CUNIT1": unit, "CUNIT2": unit}
+    cards |= {"CRVAL1": 150 * per_degree, "CRVAL2": 2 * per_degree, "FILTER": "r"}
+    cards |= {"CD1_1": -step, "CD2_2": step} if matrix else {"CDELT1": -step, "CDELT2": step}
+    hdu.header.update(cards)
+    hdu.writeto(tmp_path / "a.fits")
+    (record,) = scan(tmp_path)
+    assert record.meta["pixel_scale"] == pytest.approx(make.PIXEL)
+    assert (record.meta["ra"], record.meta["dec"]) == pytest.approx((150, 2))
+
+
 def test_sky_cells_of_neighbours_and_the_pole():
     assert sky_cell(10.0, 5.0) == sky_cell(370.0 - 360.0, 5.0001)
     assert sky_cell(10.0, 5.0) == sky_cell(-350.0, 5.0)
