@@ -25,6 +25,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 # First elements of a data set without preamble: (0002,0000) or one of group 0008 below (0008,0070).
 BARE = re.compile(rb"\x02\x00\x00\x00|\x08\x00[\x00-\x70]\x00|\x00\x08\x00[\x00-\x70]")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, .7.1 to .7.4
+DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR, beside the images of a disc
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SCREENSHOT = ("secondary capture (a screenshot or scanned image)", "Give the original MR images.")
 NUMBERS = {
@@ -157,6 +158,8 @@ def permit(headers: Sequence[Header], options: MRIOptions) -> None:
 
 
 def _judge(data: Any, modalities: tuple[str, ...]) -> None:
+    if _sop_class(data) == DIRECTORY:
+        raise BadFileError("a directory of DICOM files (DICOMDIR), no image", remedy="Give the images that it lists.")
     modality = str(data.get("Modality", "") or ("MR" if _sop_class(data) in MR_CLASSES else "none"))
     secondary = _is_secondary(data)
     if modality not in modalities and not secondary:  # `permit` decides about those

@@ -342,6 +342,16 @@ def test_a_class_of_another_kind_is_still_refused(tmp_path):
     assert reasons(tmp_path) == {"compressed DICOM file (.dcm.gz)"}
 
 
+def test_a_dicomdir_is_no_image(tmp_path):
+    data = Dataset()
+    data.FileSetID, data.preamble = "DISC", bytes(128)
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    data.save_as(tmp_path / "DICOMDIR")
+    assert reasons(tmp_path) == {"a directory of DICOM files (DICOMDIR), no image"}
+
+
 def test_frames_without_preamble_and_class(tmp_path):
     data = dataset_of(write_enhanced(tmp_path / "e.dcm", phantom()))
     del data.SOPClassUID

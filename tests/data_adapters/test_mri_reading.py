@@ -4,6 +4,7 @@ import gzip
 import struct
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -62,6 +63,25 @@ def test_nibabel_formats(tmp_path, name, kind, axes):
     assert record.meta["size"] == list(SHAPE)
     assert record.meta["spacing"] == pytest.approx(SPACING, rel=1e-4)
     assert len(record.meta["files"]) == (2 if name == "c.hdr" else 1)
+    expect(nifti.load(Path(record.uri), volume=None), array)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("mm", 1), ("um", 0.001), ("m", 1000), (None, 1)])
+def test_units_of_minc(tmp_path, unit, mm):
+    array = phantom()
+    with h5py.File(tmp_path / "a.mnc", "w") as file:
+        image = file.create_dataset("minc-2.0/image/0/image", data=array.transpose(2, 1, 0))
+        image.attrs["dimorder"] = np.bytes_("zspace,yspace,xspace")
+        image.attrs["valid_range"] = np.array([-32768.0, 32767.0])
+        file["minc-2.0/image/0/image-min"], file["minc-2.0/image/0/image-max"] = -32768.0, 32767.0
+        for name, side in zip("xyz", SPACING, strict=True):
+            dimension = file.create_dataset(f"minc-2.0/dimensions/{name}space", data=0)
+            dimension.attrs.update({"start": 0.0, "step": side / mm, "length": array.shape["xyz".index(name)]})
+            dimension.attrs["direction_cosines"] = np.eye(3)["xyz".index(name)]
+            if unit is not None:
+                dimension.attrs["units"] = np.bytes_(unit)
+    (record,) = scan(tmp_path)
+    assert record.meta["spacing"] == pytest.approx(SPACING)
     expect(nifti.load(Path(record.uri), volume=None), array)
 
 
