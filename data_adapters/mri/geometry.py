@@ -25,6 +25,7 @@ MILLIMETRES = {
     }.items()
     for name in names.split(",")
 }
+UNUSABLE = "unusable affine (voxel size or direction missing)"
 SPLIT_REMEDY = "Set the option volume to mean, first or an index, or split the file."
 
 
@@ -59,7 +60,7 @@ def check_affine(affine: np.ndarray | None) -> np.ndarray:
         BadFileError: missing, not finite, or with an axis of length zero.
     """
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise BadFileError("unusable affine (voxel size or direction missing)", remedy="Convert it from DICOM again.")
+        raise BadFileError(UNUSABLE, remedy="Convert it from DICOM again.")
     return affine
 
 

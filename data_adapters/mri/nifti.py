@@ -16,6 +16,7 @@ from nibabel import affines, filebasedimages, imageclasses, orientations, spatia
 
 from data_adapters.errors import BadFileError, require
 from data_adapters.mri.geometry import (
+    UNUSABLE,
     Header,
     canonical_grid,
     check_affine,
@@ -142,7 +143,10 @@ def _open_nifti(kind: Any, parts: Any) -> Opened:
     with parts.get("header", parts["image"]).get_prepare_fileobj("rb") as stream:
         header = kind.header_class.from_fileobj(stream, check=False)
     sided = abs(float(header["pixdim"][0])) == 1  # qfac, which nibabel sets to 1 where it is neither 1 nor -1
+    given = np.asarray(header["pixdim"][1:4], float)  # before nibabel puts 1 in the place of 0
     header.check_fix()
+    if header.is_single and header.get_data_offset() < header.single_vox_offset:
+        header.set_data_offset(header.single_vox_offset)  # as the standard has it for offsets inside the header
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if np.isfinite(slope) and slope != 0 and not np.isfinite(inter):
         raise BadFileError(
@@ -173,10 +177,12 @@ def _open_nifti(kind: Any, parts: Any) -> Opened:
             "unusable affine (sform or qform is no rotation, or no number)",
             remedy="Set a valid sform or qform (fslorient, or nibabel's set_qform), or convert it from DICOM again.",
         )
+    if sform is None and not (np.isfinite(given) & (given != 0))[: header["dim"][0]].all():
+        raise BadFileError(UNUSABLE, remedy="Set pixdim to the voxel size, or convert it from DICOM again.")
     if affine is None:
         affine = check_affine(header.get_base_affine())
-    given, sizes = np.asarray(header.get_zooms()[:3], float), affines.voxel_sizes(affine)
-    if (given > 0).all() and (np.abs(sizes[: len(given)] / given - 1) > SPACING_TOLERANCE).any():
+    sizes = affines.voxel_sizes(affine)
+    if (given > 0).all() and (np.abs(sizes / given - 1) > SPACING_TOLERANCE).any():
         raise BadFileError(
             "voxel sizes of the header and the affine differ", remedy="Correct pixdim or sform, and save it again."
         )

@@ -191,6 +191,19 @@ def test_the_other_form_counts_where_one_is_unusable(tmp_path):
         expect(nifti.load(Path(record.uri), volume=None), phantom())
 
 
+def test_a_data_offset_inside_the_header_means_behind_it(tmp_path):
+    write_nifti(tmp_path / "a.nii", phantom())
+    expect(nifti.load(patched(tmp_path / "a.nii", 108, "<f", 0), volume=None), phantom())
+
+
+def test_pixdim_of_zero_is_no_voxel_size(tmp_path):
+    path = patched(both_forms(tmp_path / "a.nii"), 80, "<3f", 0, 0, 0)
+    expect(nifti.load(path, volume=None), phantom())  # the sform has the size
+    patched(both_forms(tmp_path / "a.nii", sform=False), 80, "<f", 0)
+    (found,) = MRIAdapter().scan(tmp_path)
+    assert found.reason == "unusable affine (voxel size or direction missing)"
+
+
 def test_qfac_of_zero_means_one(tmp_path):
     path = patched(both_forms(tmp_path / "a.nii", sform=False), QFAC, "<f", 0)
     expect(nifti.load(path, volume=None), phantom())
