@@ -46,7 +46,8 @@ COMPUTED = frozenset(
 )
 NOT_MAGNITUDE = frozenset(("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY MAP"))
 TAGS = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID Modality ImageType BurnedInAnnotation "
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID PatientName PatientBirthDate "
+    "Modality ImageType BurnedInAnnotation "
     "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored PhotometricInterpretation "
     "ImagePositionPatient ImageOrientationPatient PixelSpacing Manufacturer ManufacturerModelName "
     "MagneticFieldStrength RepetitionTime EchoTime InversionTime FlipAngle RescaleSlope StudyInstanceUID"
@@ -55,12 +56,13 @@ TAGS = (
 
 @dataclass(frozen=True, slots=True)  # an archive has as many of them in memory as it has DICOM files
 class Header:
-    """The facts of one file that decide about series, geometry and group. `patient` never leaves the scan."""
+    """The facts of one file that decide about series, geometry and group. Who it is never leaves the scan."""
 
     path: Path
     series: str
     instance: str
     patient: str = field(metadata={"group": True})
+    person: str = field(metadata={"group": True})  # the patient or, without a PatientID, name and date of birth
     frames: int
     rows: int
     columns: int
@@ -204,12 +206,16 @@ def _header(data: Any, path: Path) -> Header:
         raise BadFileError("pixel spacing is zero", remedy="Correct the header, or export the series again.")
     check_spacing(spacing or ())
     patient = str(data.get("PatientID", "") or "").strip()
+    patient = "" if NO_PATIENT.fullmatch(patient) else patient
+    name = str(data.get("PatientName", "") or "").strip(" ^")
+    name = "" if NO_PATIENT.fullmatch(name) else name
     facts = _facts(data)
     return Header(
         path=path,
         series=str(data.get("SeriesInstanceUID", "") or ""),
         instance=str(data.get("SOPInstanceUID", "") or ""),
-        patient="" if NO_PATIENT.fullmatch(patient) else patient,
+        patient=patient,
+        person=patient or (name and f"{name} {data.get('PatientBirthDate', '') or ''}"),
         frames=int(data.get("NumberOfFrames", 1) or 1),
         rows=int(data.Rows),
         columns=int(data.Columns),

@@ -54,7 +54,7 @@ def _name(header: Header) -> tuple[object, ...]:
     """What copies have in common: the SOPInstanceUID or, without one, series and place."""
     if header.instance:
         return (header.instance,)
-    return (header.patient, header.series or str(header.path), header.position, header.orientation, header.echo_ms)
+    return (header.person, header.series or str(header.path), header.position, header.orientation, header.echo_ms)
 
 
 def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grouped:
@@ -65,10 +65,15 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
     are two groups, and so are the echoes of a multi-echo series. Files of a series that lack patient or study belong
     to the only one that the others name.
     """
-    patients: dict[str, set[str]] = {}
+    by_number = {header.series for header in headers if header.patient}  # there, names are not asked
+
+    def person(header: Header) -> str:
+        return header.patient if header.series in by_number else header.person
+
+    persons: dict[str, set[str]] = {}
     studies: dict[str, set[str]] = {}
     for header in headers:
-        patients.setdefault(header.series, set()).update({header.patient} - {""})
+        persons.setdefault(header.series, set()).update({person(header)} - {""})
         studies.setdefault(header.series, set()).update({header.facts.get("session", "")} - {""})
     groups: dict[tuple[object, ...], list[Header]] = {}
     seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
@@ -84,7 +89,7 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
         alone = header.frames > 1 or not header.series
         key = (
             header.series,
-            header.patient if len(patients[header.series]) > 1 else "",
+            person(header) if len(persons[header.series]) > 1 else "",
             header.facts.get("session", "") if len(studies[header.series]) > 1 else "",
             str(header.path) if alone else "",
             "not_magnitude" in header.facts,
@@ -94,7 +99,7 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
         groups=[echo for members in groups.values() for echo in split_echoes(members)],
         copies=copies,
         namesakes=sum(len(images) for name, images in seen.items() if len(images) > 1 and len(name) == 1),
-        mixed=sum(len(found) > 1 for series, found in patients.items() if series),
+        mixed=sum(len(found) > 1 for series, found in persons.items() if series),
     )
 
 

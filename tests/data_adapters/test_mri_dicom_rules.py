@@ -204,16 +204,23 @@ def test_copies_without_an_instance_uid(tmp_path):
     assert reasons_of_readable(tmp_path) == ["copy of another DICOM image"]
 
 
-@pytest.mark.parametrize("study", [None, "1.2.4"])
-def test_patients_who_share_a_series_uid_are_split(tmp_path, caplog, study):
-    write_series(tmp_path / "a", phantom(seed=0), patient="P1")
-    tags = {} if study is None else {"StudyInstanceUID": study}
-    for index, path in enumerate(write_series(tmp_path / "b", phantom(seed=1), patient="P2", **tags)):
+@pytest.mark.parametrize(
+    ("patients", "tags"),
+    [
+        (("P1", "P2"), {}),
+        (("P1", "P2"), {"StudyInstanceUID": "1.2.4"}),
+        (("", ""), {"PatientName": "Roe^Jane"}),
+        (("ANON", "ANON"), {"PatientBirthDate": "19700101"}),
+    ],
+)
+def test_patients_who_share_a_series_uid_are_split(tmp_path, caplog, patients, tags):
+    write_series(tmp_path / "a", phantom(seed=0), patient=patients[0])
+    for index, path in enumerate(write_series(tmp_path / "b", phantom(seed=1), patient=patients[1], **tags)):
         data = dataset_of(path)
         data.SOPInstanceUID = f"1.2.3.{index}"
         data.save_as(path)
     records = list(MRIAdapter().scan(tmp_path))
-    assert [record.group for record in records] == ["P1", "P2"]
+    assert [record.group for record in records] == (["P1", "P2"] if patients[0] == "P1" else ["a", "b"])
     for seed, record in enumerate(records):
         np.testing.assert_array_equal(load_series(record.meta["files"]).array, phantom(seed=seed))
     assert [message for message in caplog.messages if "images of several patients" in message]
