@@ -349,8 +349,9 @@ def pixels_of(path: Path) -> Pixels:
     """The hash of the decoded pixels; of the file's content where they cannot be decoded."""
     with quiet():
         try:
-            array = np.ascontiguousarray(open_dataset(path).pixel_array)
-            content = repr((array.shape, array.dtype.str)).encode() + array.tobytes()
+            array = open_dataset(path).pixel_array
+            little = array.astype(array.dtype.newbyteorder("<"))  # a copy may be encoded in the other order
+            content = repr(little.shape).encode() + little.tobytes()
         except Exception:  # whoever reads the pixels says what is wrong with them
             content = path.read_bytes()
     return Pixels(path=path, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
