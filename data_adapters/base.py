@@ -17,7 +17,7 @@ from torch import Tensor
 from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError
-from data_adapters.files import SIDECARS, Files, walk
+from data_adapters.files import SIDECARS, Files, check_content, walk
 from data_adapters.record import BY_CATALOG, BY_FILE, BY_FOLDER, Record, Rejected, Spec
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
@@ -170,6 +170,11 @@ class BaseAdapter:
         A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path.
         """
         root = root.resolve()
+        if self.mapper is None:  # else who drives the scan walks by itself, and lists these
+            left_out: list[Rejected] = []
+            for _ in walk(root, left_out=left_out.append):
+                pass
+            yield from left_out
         for found in self.inspect_all(self.walk(root), root):
             if isinstance(found, Record) and catalog is not None:
                 told = catalog.apply(found, root)
@@ -207,6 +212,7 @@ class BaseAdapter:
             reason = f"not a format that the {self.name} adapter reads"
             return [Rejected(uri=str(path), reason=reason, remedy=f"Save it as {', '.join(self.suffixes)}.")]
         try:
+            check_content(path)
             return list(self.inspect(path, root))
         except Exception as error:
             return [rejected(path, error)]

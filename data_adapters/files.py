@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from data_adapters.errors import BadFileError
 from data_adapters.record import Rejected
 
 # Files that accompany an archive and are no images; scan counts them and passes over them.
@@ -158,6 +159,27 @@ def _in_order(names: Iterable[bytes]) -> Iterable[bytes]:
     disk.execute("CREATE TABLE names (name BLOB)")
     disk.executemany("INSERT INTO names VALUES (?)", ((name,) for name in chain(held, names)))
     return (name for (name,) in disk.execute("SELECT name FROM names ORDER BY name"))
+
+
+def check_content(path: Path) -> None:
+    """Refuse what stands in the place of a file's content, so that no reader calls it damaged.
+
+    Raises:
+        BadFileError: an empty file, a pointer of git-annex or Git LFS, or a macOS resource file.
+        OSError: there is nothing, or it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if size == 0:
+        raise BadFileError("an empty file (0 bytes)", remedy="Copy the file again from its source.")
+    if head.startswith(b"version https://git-lfs.") or b"/annex/objects/" in head:
+        raise BadFileError(
+            "a placeholder of git-annex or Git LFS without the content",
+            remedy="Fetch the content with git annex get, datalad get or git lfs pull.",
+        )
+    if head.startswith(b"\x00\x05\x16\x07"):
+        raise BadFileError("a macOS resource file (AppleDouble), no image", remedy="Delete it: run dot_clean FOLDER.")
 
 
 class Files:

@@ -11,6 +11,7 @@ Rules, one for each way in which a picture can be misread:
 - YCbCr (other than in JPEG) and Lab pixels are refused: their RGB values depend on a profile.
 - More than 8 bits, or more than four channels, keep their dtype and values; where a decoder would cut them to 8 bits,
   another one is used, and where there is none the file is refused.
+- Pixels that a deep TIFF marks as missing (GDAL_NODATA) get the lowest of the other values.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,15 @@ from PIL import Image, UnidentifiedImageError
 
 from data_adapters.errors import BadFileError, MissingExtraError
 from data_adapters.raster_cmyk import check_cmyk, cmyk_to_srgb
-from data_adapters.raster_tiff import MULTISAMPLE_MODES, beyond_pillow, check_tiff, read_tiff, tiff_layout
+from data_adapters.raster_tiff import (
+    MULTISAMPLE_MODES,
+    NODATA,
+    beyond_pillow,
+    check_tiff,
+    read_tiff,
+    tiff_layout,
+    without_nodata,
+)
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
@@ -100,7 +109,7 @@ def read_raster(path: Path | str) -> np.ndarray:
         if deep:
             pixels = _read_deep_png(path, grey=grey)
         else:
-            pixels = _array(image)
+            pixels = without_nodata(_array(image), getattr(image, "tag_v2", {}).get(NODATA))
         return oriented(pixels, orientation)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from data_adapters.errors import BadFileError, require
+from data_adapters.sentinels import darkened, marked
 
 MULTISAMPLE_MODES = ("RGBX",)  # a fourth sample that is declared to be no alpha: a channel
 GREY_MODES = ("I;16", "I;16B", "F")  # deep grey pictures that Pillow reads unchanged
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2  # values of the tag PhotometricInterpretation
 BITS, DESCRIPTION, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 270, 262, 274, 339
+NODATA = 42113  # GDAL_NODATA: a number as text, which microscopes and satellites write for pixels without data
 DTYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32", "float64")
 
 
@@ -46,6 +48,15 @@ def check_tiff(image: Image.Image, path: Path | str) -> None:
         )
     if tags.get(PHOTOMETRIC) == MIN_IS_WHITE and max(tags.get(BITS, (1,))) > 8:
         raise _unsupported("samples of more than 8 bits in which zero means white", path)
+
+
+def without_nodata(pixels: np.ndarray, tag: object) -> np.ndarray:
+    """Deep pixels with the lowest value where the tag GDAL_NODATA says so; 8 bits, display colours, stay as stored."""
+    try:
+        value = float(str(tag).strip("\x00 "))
+    except ValueError:  # there is no such tag
+        return pixels
+    return pixels if pixels.dtype == np.uint8 else darkened(pixels, marked(pixels, [value]))
 
 
 def beyond_pillow(image: Image.Image) -> bool:
@@ -103,7 +114,9 @@ def read_tiff(path: Path | str) -> np.ndarray:
         pixels: np.ndarray = page.asarray()
         if page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
-        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        nodata = page.tags.get(NODATA)
+        native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        return without_nodata(native, None if nodata is None else nodata.value)
 
 
 def _unsupported(what: str, path: Path | str) -> BadFileError:

@@ -50,7 +50,8 @@ class GalaxyAdapter(BaseAdapter):
     name: ClassVar[str] = "galaxy"
     suffixes: ClassVar[tuple[str, ...]] = (*fits.SUFFIXES, *hdf5.SUFFIXES, *raster.SUFFIXES)
     Options: ClassVar[type[GalaxyOptions]] = GalaxyOptions
-    version: ClassVar[int] = 2  # 2: the field; the stretch computes asinh by the logarithm
+    # 2: the field; the stretch computes asinh by the logarithm. 3: BLANK of unsigned integers, fill values of HDF5
+    version: ClassVar[int] = 3
 
     def __init__(self, options: GalaxyOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)

@@ -12,6 +12,7 @@ import numpy as np
 from data_adapters.errors import BadFileError, MissingExtraError, require
 from data_adapters.galaxy.bands import COMPANION, FILTER_NAME, NAME_BANDS, choose, header_band, plane_bands
 from data_adapters.galaxy.sky import locate
+from data_adapters.sentinels import blanked, marked
 
 SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".fits.z")
 MAX_PLANES = 32  # a longer third axis is a spectrum
@@ -55,9 +56,48 @@ def read_fits(path: Path | str, wanted: tuple[str, ...] | None, named: tuple[str
         image = _layout(hdus, wanted, named)
         planes = np.empty((len(image.planes), image.height, image.width), np.float32)
         for band, (extension, plane) in zip(planes, image.planes, strict=True):
-            pixels = np.squeeze(hdus[extension].data)
-            band[:] = pixels if plane is None else pixels[plane]
+            band[:] = _physical(hdus[extension], plane)
         return planes.transpose(1, 2, 0)
+
+
+def _physical(hdu: Any, plane: int | None) -> np.ndarray:
+    """(height, width) float32 of an image or one plane of a cube: value * BSCALE + BZERO, NaN where BLANK is stored.
+
+    astropy would leave unsigned integers as they are, with BLANK among them, and pass over BLANK = 0.
+    """
+    scale, zero, sentinels = hdu.header.get("BSCALE", 1), hdu.header.get("BZERO", 0), _blank_values(hdu)
+    bits = int(hdu.header["BITPIX"])
+    low, high = (0, 255) if bits == 8 else (-(2 ** (abs(bits) - 1)), 2 ** (abs(bits) - 1) - 1)
+    if not all(low <= value <= high for value in sentinels):
+        hdu.header.remove("BLANK", ignore_missing=True)  # astropy would write it into tiles that cannot hold it
+    stored = np.squeeze(hdu.data)
+    stored = stored if plane is None else stored[plane]
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if stored.dtype.kind == "f":  # NaN is blank there, and the standard forbids BLANK
+        scaled: np.ndarray = stored * scale + zero if (scale, zero) != (1, 0) else stored
+        return scaled
+    # A BLANK that no stored value can have was meant after BZERO: 65535 for unsigned 16 bits.
+    mask = marked(stored, [value if low <= value <= high else (value - zero) / scale for value in sentinels])
+    if scale == 1 and zero == -low != 0:  # unsigned; 64 bits would lose their last ten in a float
+        unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+        return blanked(stored.view(unsigned) ^ unsigned.type(zero), mask)
+    values = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
+    return blanked(values * scale + zero, mask)
+
+
+def _blank_values(hdu: Any) -> list[int]:
+    """BLANK of an image; of a compressed one ZBLANK as well, which the standard lets differ.
+
+    Raises:
+        BadFileError: it is no whole number.
+    """
+    packed = getattr(hdu, "_bintable", None)  # of a CompImageHDU, whose header leaves ZBLANK out
+    found = {hdu.header.get("BLANK"), None if packed is None else packed.header.get("ZBLANK")} - {None}
+    if hdu.header["BITPIX"] < 0:
+        return []
+    if not all(isinstance(value, int | float) and float(value).is_integer() for value in found):
+        raise BadFileError("BLANK is no whole number", remedy="Correct the keyword BLANK, or remove it.")
+    return sorted(int(value) for value in found)
 
 
 @contextmanager
@@ -67,7 +107,8 @@ def _opened(path: Path | str) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # astropy comments on every non-standard card; damage raises below
         try:
             # memmap leaves file handles open in long runs (astropy issue 3827), and big-endian pages in memory.
-            with fits.open(path, memmap=False) as hdus:
+            # Integers come as stored, because BLANK is compared with them.
+            with fits.open(path, memmap=False, do_not_scale_image_data=True, ignore_blank=True) as hdus:
                 yield hdus
         except (BadFileError, MissingExtraError):
             raise

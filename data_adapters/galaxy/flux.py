@@ -12,9 +12,9 @@ BORDER = 0.05  # of the shorter side; at least 2 pixels
 def clean_flux(flux: np.ndarray, *, background: str) -> np.ndarray:
     """(H, W, bands) float32 without blank pixels, background subtracted.
 
-    More than 10 % NaN or infinite pixels in a band refuse the image. Fewer are filled with 0 *after* the background
-    has gone, so that they look like empty sky. `background`: "border" subtracts the median of each band's outer frame
-    (5 % of the side), "none" leaves the zero point as it is.
+    More than 10 % NaN (the readers' form of a format's blank value) or infinite pixels in a band refuse the image.
+    Fewer are filled with 0 *after* the background has gone, so that they look like empty sky. `background`: "border"
+    subtracts the median of each band's outer frame (5 % of the side), "none" leaves the zero point as it is.
 
     Raises:
         BadFileError: a band that is blank or constant.
@@ -25,15 +25,21 @@ def clean_flux(flux: np.ndarray, *, background: str) -> np.ndarray:
     return merged.reshape(flux.shape)
 
 
+def too_blank() -> BadFileError:
+    """The error for an image with more than `MAX_BLANK` pixels without data."""
+    return BadFileError(
+        "more than 10 % blank pixels (NaN, infinite or the file's blank value)",
+        remedy="Leave out cut-outs at the edge of the survey.",
+    )
+
+
 def _clean(plane: np.ndarray, *, background: str) -> np.ndarray:
     low, high = plane.min(), plane.max()  # NaN if there is one
     good = None
     if not (np.isfinite(low) and np.isfinite(high)):
         good = np.isfinite(plane)
         if 1 - good.mean() > MAX_BLANK:
-            raise BadFileError(
-                "more than 10 % blank pixels (NaN or infinite)", remedy="Leave out cut-outs at the edge of the survey."
-            )
+            raise too_blank()
         low, high = plane[good].min(), plane[good].max()
     if low == high:
         raise BadFileError("a dead band (every pixel equal)", remedy="Leave out images without data in a band.")

@@ -10,13 +10,16 @@ import numpy as np
 
 from data_adapters.errors import BadFileError, MissingExtraError, require
 from data_adapters.galaxy.bands import choose
+from data_adapters.galaxy.flux import MAX_BLANK, too_blank
 from data_adapters.galaxy.options import MIN_SIDE, PICTURE_BANDS
+from data_adapters.sentinels import blanked, marked
 from data_adapters.tables import array_labels
 
 SUFFIXES = (".h5", ".hdf5")
 IMAGES = ("images", "image")
 LABELS = ("ans", "label", "labels")
 COLUMNS = {"ra": "ra", "dec": "dec", "pxscale": "pixel_scale", "redshift": "redshift"}  # column -> key of meta
+FILL_VALUES = ("_FillValue", "missing_value")  # attributes of netCDF's conventions: values that are no data
 MAX_OPEN = 8
 CHUNK_CACHE = 64 * 2**20  # bytes a file, as they are used: rows of a compressed chunk come from one decompression
 
@@ -36,6 +39,7 @@ class Table:
     found: tuple[str, ...] | None  # the names of all planes, where the file gives them
     count: int  # of all planes
     chosen: tuple[int, ...]
+    sentinels: tuple[int | float, ...] = ()  # stored values that are no data
 
 
 class Hdf5Files:
@@ -106,14 +110,15 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
         found=found,
         count=count,
         chosen=tuple(chosen),
+        sentinels=_sentinels(images, picture=picture),
     )
 
 
 def read_row(file: Any, table: Table, row: int) -> np.ndarray:
-    """One image, (height, width, bands): uint8 for pictures, native float32 for flux.
+    """One image, (height, width, bands): uint8 for pictures, native float32 for flux with NaN for fill values.
 
     Raises:
-        BadFileError: the row is not there or its data are damaged.
+        BadFileError: the row is not there, its data are damaged, or fill values cover more than 10 % of a picture.
     """
     if not 0 <= row < table.rows:
         raise BadFileError("a row that the HDF5 file does not have", remedy="Scan the archive again.")
@@ -126,7 +131,24 @@ def read_row(file: Any, table: Table, row: int) -> np.ndarray:
     elif table.axes == "CHW":
         pixels = np.moveaxis(pixels, 0, -1)
     pixels = pixels[..., list(table.chosen)]
-    return np.ascontiguousarray(pixels, dtype=np.uint8 if table.kind == "picture" else np.float32)
+    mask = marked(pixels, table.sentinels)
+    if table.kind == "flux":
+        return np.ascontiguousarray(blanked(pixels, mask))
+    if mask is not None:
+        if mask.mean(axis=(0, 1)).max() > MAX_BLANK:
+            raise too_blank()
+        pixels = np.where(mask, np.uint8(0), pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def _sentinels(images: Any, *, picture: bool) -> tuple[int | float, ...]:
+    """Fill values by attribute, and of flux the one the dataset was made with: 255 may well be a bright pixel."""
+    found = [value for name in FILL_VALUES for value in np.ravel(images.attrs.get(name, ())).tolist()]
+    user_defined = require("h5py", extra="galaxy").h5d.FILL_VALUE_USER_DEFINED
+    made_with = images.id.get_create_plist().fill_value_defined() == user_defined
+    if not picture and made_with and images.fillvalue != 0:
+        found.append(images.fillvalue.item())
+    return tuple(value for value in found if isinstance(value, int | float))
 
 
 def columns(file: Any, table: Table) -> tuple[list[str | None], list[dict[str, float]]]:

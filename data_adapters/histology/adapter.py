@@ -25,6 +25,7 @@ from data_adapters.base import (
 )
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
+from data_adapters.files import check_content
 from data_adapters.histology import coords, dicom, files, groups, hdf5, mirax, regions, scale
 from data_adapters.histology.handles import Handles
 from data_adapters.histology.ops import resize
@@ -98,6 +99,7 @@ class HistologyAdapter(BaseAdapter):
         if path.suffix.lower() != ".dcm":
             return self.try_inspect(path, root)
         try:
+            check_content(path)
             return dicom.slide_instance(path)
         except BadFileError as error:
             return [rejected(path, error)]

@@ -30,7 +30,8 @@ def slide_instance(path: Path) -> SlideInstance:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values, which may be a patient's
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-            sop_class, series = str(header.get("SOPClassUID", "")), str(header.get("SeriesInstanceUID", "") or "")
+            sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+            series = str(header.get("SeriesInstanceUID", "") or "")
             case = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
     except Exception as error:  # damaged headers raise what they like: KeyError, OSError, struct.error
         raise BadFileError(

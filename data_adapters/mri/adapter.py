@@ -1,5 +1,6 @@
 """The MRI adapter: NIfTI and kin, DICOM series and exported slices as views of neighbouring slices."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -14,6 +15,7 @@ from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, Vie
 from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
+from data_adapters.files import check_content
 from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
 from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
@@ -26,6 +28,15 @@ MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
 MAX_VOXELS = 10**9  # 4 GB while decoding; a damaged or hostile header can claim more than any scanner makes
 THICK = 3  # slices are thick above this ratio of voxel sides (nnU-Net's threshold for anisotropic data)
 PACKED_DICOM = ".dcm.gz"
+NAMESAKES = (
+    "%d DICOM images share a SOPInstanceUID with another image, but show something else: all are used. "
+    "Whatever wrote them should give each image a UID of its own."
+)
+MIXED = (
+    "%d DICOM series hold images of several patients under one SeriesInstanceUID: each patient's images are read as a "
+    "series of their own. Check who belongs to which patient, and give each series a UID of its own."
+)
+logger = logging.getLogger(__name__)
 
 
 class MRIAdapter(BaseAdapter):
@@ -39,7 +50,7 @@ class MRIAdapter(BaseAdapter):
     name: ClassVar[str] = "mri"
     suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: padding of DICOM is background
 
     @property
     def spec(self) -> Spec:
@@ -65,7 +76,14 @@ class MRIAdapter(BaseAdapter):
                 headers.append(found)
             else:
                 yield from found
-        groups, copies = series.group_series(headers)
+        hashed = self.each(self.look_pixels, series.suspects(headers))
+        digests = {found.path: found.digest for found in hashed if isinstance(found, dicom.Pixels)}
+        sorted_out = series.group_series(headers, digests)
+        if sorted_out.namesakes:
+            logger.warning(NAMESAKES, sorted_out.namesakes)
+        if sorted_out.mixed:
+            logger.warning(MIXED, sorted_out.mixed)
+        groups = sorted_out.groups
         alone = (members[0].path for members in groups if members[0].frames > 1)
         frames = self.each(self.look_frames, alone, top)
         for members in groups:
@@ -76,7 +94,7 @@ class MRIAdapter(BaseAdapter):
                 yield self._dicom_record(members, top)
             except Exception as error:
                 yield from (rejected(header.path, error) for header in members)
-        for header in copies:
+        for header in sorted_out.copies:
             yield Rejected(
                 uri=str(header.path),
                 reason="copy of another DICOM image",
@@ -86,11 +104,16 @@ class MRIAdapter(BaseAdapter):
     def look(self, path: Path, top: Path) -> dicom.Header | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         try:
-            if dicom.is_dicom(path):
+            check_content(path)
+            if dicom.is_dicom(path, others=self.suffixes):
                 return dicom.read_header(path, modalities=self.options.modalities)
         except Exception as error:
             return [rejected(path, error)]
         return self.try_inspect(path, top)
+
+    def look_pixels(self, path: Path) -> dicom.Pixels | list[Record | Rejected]:
+        """The hash of one DICOM image's pixels, where its SOPInstanceUID is another's, too."""
+        return dicom.pixels_of(path)
 
     def look_frames(self, path: Path, top: Path) -> list[Record | Rejected]:
         """The record of a multi-frame DICOM file, whose geometry takes more than its header."""
@@ -111,7 +134,7 @@ class MRIAdapter(BaseAdapter):
         lower = path.name.lower()
         if lower.endswith(PACKED_DICOM):
             raise BadFileError("compressed DICOM file (.dcm.gz)", remedy="Unpack it with gunzip.", path=path)
-        if dicom.is_dicom(path):
+        if dicom.is_dicom(path, others=self.suffixes):
             return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], root)]
         if lower.endswith(exported.SUFFIXES):
             picture = exported.read_header(path)

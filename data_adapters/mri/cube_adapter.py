@@ -31,6 +31,7 @@ from data_adapters.mri.cube_views import CubeSource, Source, cube_augment
 from data_adapters.mri.volume import Volume
 
 MIN_PLANES = 16  # along each axis; fewer are a slab, which 2.5-D shows as well
+FEWEST = 8  # ... and along each axis after resampling: a volume of microscopy at 1 mm would be a few voxels
 USE_SLICES = "Use the modality mri (2.5-D), which reads it slice by slice"
 
 
@@ -69,6 +70,12 @@ class MRI3DAdapter(MRIAdapter):
                 uri=record.uri,
                 reason=f"thick slices (above {limit:g} mm)",
                 remedy=f"{USE_SLICES}, or raise the option max_slice_mm.",
+            )
+        if min(n * mm for n, mm in zip(size, spacing, strict=True)) < FEWEST * self.options.spacing_mm:
+            return Rejected(
+                uri=record.uri,
+                reason=f"fewer than {FEWEST} voxels along an axis at {self.options.spacing_mm:g} mm",
+                remedy="Choose a finer option spacing_mm, near the archive's voxel size, or use the modality mri.",
             )
         sides = [math.ceil(n * mm) for n, mm in zip(size, spacing, strict=True)]
         return dataclasses.replace(record, samples=math.ceil(max(sides) / window_side(sides)))

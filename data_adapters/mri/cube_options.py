@@ -25,7 +25,7 @@ class MRI3DOptions(MRIOptions):
     global_size: int = Field(default=96, ge=16, description="side of a global view and of embedding, voxels")
     local_size: int = Field(default=48, ge=16, description="side of a local view, voxels")
     spacing_mm: float = Field(
-        default=1.0, ge=0.2, le=10, description="isotropic voxel size that volumes are resampled to before cropping"
+        default=1.0, ge=0.01, le=10, description="isotropic voxel size that volumes are resampled to before cropping"
     )
     max_slice_mm: float = Field(
         default=4.0, gt=0, description="refuse volumes with a voxel side above this: what lies between is not known"

@@ -1,5 +1,6 @@
 """One DICOM file: is it one, what is it, and may it be learnt from."""
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,19 @@ import numpy as np
 
 from data_adapters.errors import BadFileError, require
 from data_adapters.identity import pseudonym
+from data_adapters.mri.geometry import check_spacing
 from data_adapters.mri.options import MRIOptions
+from data_adapters.sentinels import Sentinel, darkened, marked
 
 SUFFIXES = (".dcm", ".ima")
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
+# MR, Enhanced MR, Enhanced MR Color and Legacy Converted Enhanced MR Image Storage
+MR_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.4{kind}" for kind in ("", ".1", ".3", ".4"))
+GZIP_MAGIC = b"\x1f\x8b"
+# First elements of a data set without preamble: (0002,0000) or one of group 0008 below (0008,0070).
+BARE = re.compile(rb"\x02\x00\x00\x00|\x08\x00[\x00-\x70]\x00|\x00\x08\x00[\x00-\x70]")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, .7.1 to .7.4
+DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR, beside the images of a disc
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SCREENSHOT = ("secondary capture (a screenshot or scanned image)", "Give the original MR images.")
 NUMBERS = {
@@ -37,7 +46,8 @@ COMPUTED = frozenset(
 )
 NOT_MAGNITUDE = frozenset(("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY MAP"))
 TAGS = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID Modality ImageType BurnedInAnnotation "
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription PatientID PatientName PatientBirthDate "
+    "Modality ImageType BurnedInAnnotation "
     "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored PhotometricInterpretation "
     "ImagePositionPatient ImageOrientationPatient PixelSpacing Manufacturer ManufacturerModelName "
     "MagneticFieldStrength RepetitionTime EchoTime InversionTime FlipAngle RescaleSlope StudyInstanceUID"
@@ -46,12 +56,13 @@ TAGS = (
 
 @dataclass(frozen=True, slots=True)  # an archive has as many of them in memory as it has DICOM files
 class Header:
-    """The facts of one file that decide about series, geometry and group. `patient` never leaves the scan."""
+    """The facts of one file that decide about series, geometry and group. Who it is never leaves the scan."""
 
     path: Path
     series: str
     instance: str
     patient: str = field(metadata={"group": True})
+    person: str = field(metadata={"group": True})  # the patient or, without a PatientID, name and date of birth
     frames: int
     rows: int
     columns: int
@@ -65,8 +76,19 @@ class Header:
     facts: dict[str, Any]  # what may be stored: device, field strength, timing, kind of image, a pseudonym of the study
 
 
-def is_dicom(path: Path) -> bool:
-    """By content where the preamble is present; by suffix, or its absence, where a header follows without one."""
+@dataclass(frozen=True)
+class Pixels:
+    """A hash of an image's decoded pixels, which tells copies from other images under one SOPInstanceUID."""
+
+    path: Path
+    digest: str
+
+
+def is_dicom(path: Path, *, others: tuple[str, ...] = ()) -> bool:
+    """By content where the preamble is present; by suffix, or by its first element where a header follows without one.
+
+    `others`: suffixes of other formats, whose files may begin with any bytes.
+    """
     with path.open("rb") as stream:
         head = stream.read(MAGIC_OFFSET + len(MAGIC))
     if head[MAGIC_OFFSET:] == MAGIC:
@@ -74,9 +96,7 @@ def is_dicom(path: Path) -> bool:
     name = path.name.lower()
     if name.endswith(SUFFIXES):
         return True
-    # A bare data set begins with group 0002 or 0008 (little or big endian). Names such as 1.2.840.5 end in digits.
-    bare = path.suffix == "" or path.suffix[1:].isdigit()
-    return bare and head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08") and len(head) > MAGIC_OFFSET
+    return not name.endswith(others) and BARE.match(head) is not None and len(head) > MAGIC_OFFSET
 
 
 @contextmanager
@@ -97,10 +117,13 @@ def read_header(path: Path, *, modalities: tuple[str, ...]) -> Header:
     with quiet(), path.open("rb") as stream:
         try:
             data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS, force=True)
-            known = "SOPClassUID" in data
+            known = bool(_sop_class(data)) or "Modality" in data  # a file without either may be anything
         except Exception as error:  # pydicom raises many types on damage
             raise BadFileError("not a readable DICOM file", remedy="Export it again.", path=path) from error
         if not known:
+            stream.seek(0)
+            if stream.read(2) == GZIP_MAGIC:
+                raise BadFileError("compressed DICOM file (.dcm.gz)", remedy="Unpack it with gunzip.", path=path)
             raise BadFileError("not a readable DICOM file", remedy="Export it again.", path=path)
         try:
             _judge(data, modalities)
@@ -137,7 +160,9 @@ def permit(headers: Sequence[Header], options: MRIOptions) -> None:
 
 
 def _judge(data: Any, modalities: tuple[str, ...]) -> None:
-    modality = str(data.get("Modality", "") or "none")
+    if _sop_class(data) == DIRECTORY:
+        raise BadFileError("a directory of DICOM files (DICOMDIR), no image", remedy="Give the images that it lists.")
+    modality = str(data.get("Modality", "") or ("MR" if _sop_class(data) in MR_CLASSES else "none"))
     secondary = _is_secondary(data)
     if modality not in modalities and not secondary:  # `permit` decides about those
         raise BadFileError(
@@ -179,13 +204,18 @@ def _header(data: Any, path: Path) -> Header:
     spacing = _floats(data.get("PixelSpacing"), 2)
     if spacing is not None and min(spacing) <= 0:
         raise BadFileError("pixel spacing is zero", remedy="Correct the header, or export the series again.")
+    check_spacing(spacing or ())
     patient = str(data.get("PatientID", "") or "").strip()
+    patient = "" if NO_PATIENT.fullmatch(patient) else patient
+    name = str(data.get("PatientName", "") or "").strip(" ^")
+    name = "" if NO_PATIENT.fullmatch(name) else name
     facts = _facts(data)
     return Header(
         path=path,
         series=str(data.get("SeriesInstanceUID", "") or ""),
         instance=str(data.get("SOPInstanceUID", "") or ""),
-        patient="" if NO_PATIENT.fullmatch(patient) else patient,
+        patient=patient,
+        person=patient or (name and f"{name} {data.get('PatientBirthDate', '') or ''}"),
         frames=int(data.get("NumberOfFrames", 1) or 1),
         rows=int(data.Rows),
         columns=int(data.Columns),
@@ -201,7 +231,13 @@ def _header(data: Any, path: Path) -> Header:
 
 
 def _is_secondary(data: Any) -> bool:
-    return str(data.SOPClassUID).startswith(SECONDARY_CAPTURE)
+    return _sop_class(data).startswith(SECONDARY_CAPTURE)
+
+
+def _sop_class(data: Any) -> str:
+    """The kind of object, from the data set or else from its file meta; empty where neither says."""
+    meta = getattr(data, "file_meta", None) or {}
+    return str(data.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
 
 
 def _facts(data: Any) -> dict[str, Any]:
@@ -263,22 +299,59 @@ def open_dataset(path: Path) -> Any:
     return data
 
 
-def load_slice(path: Path) -> np.ndarray:
-    """(H, W) float32 of a single image, with rescale slope and intercept, bright is high.
+def padding(data: Any, dtype: np.dtype[Any]) -> list[Sentinel]:
+    """PixelPaddingValue, with PixelPaddingRangeLimit the ends of a range, as stored values of `dtype`.
+
+    Scanners write the value of signed pixels as an unsigned number, too (63536 for -2000); its bits are what counts.
+    """
+    bits = 8 * dtype.itemsize
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    values = []
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        value = data.get(keyword)
+        if value is not None and value != "" and dtype.kind in "iu":
+            number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+            values.append(int(np.array(number % 2**bits, unsigned).view(dtype)))
+    return [(values[0], values[1])] if len(values) == 2 else [*values]
+
+
+def decode(data: Any, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W) float32 of a single image, with rescale slope and intercept, bright is high; and where padding is stored.
 
     Raises:
         BadFileError: pixels that cannot be decoded.
     """
     pixels = require("pydicom.pixels", extra="mri")
-    with quiet():
-        data = open_dataset(path)
-        try:
-            array = pixels.apply_rescale(data.pixel_array, data).astype(np.float32)
-        except Exception as error:  # decoders raise what they like
-            raise BadFileError(
-                "pixels cannot be decoded", remedy="Export it uncompressed, or copy the file again.", path=path
-            ) from error
+    try:
+        stored = data.pixel_array
+        mask = marked(stored, padding(data, stored.dtype))
+        array = pixels.apply_rescale(stored, data).astype(np.float32)
+    except Exception as error:  # decoders raise what they like
+        raise BadFileError(
+            "pixels cannot be decoded", remedy="Export it uncompressed, or copy the file again.", path=path
+        ) from error
     if array.ndim != 2:
         raise BadFileError("several frames without geometry", remedy="Export single frames or NIfTI.", path=path)
-    bright: np.ndarray = -array if data.PhotometricInterpretation == "MONOCHROME1" else array
-    return bright
+    return -array if data.get("PhotometricInterpretation") == "MONOCHROME1" else array, mask
+
+
+def load_slice(path: Path) -> np.ndarray:
+    """(H, W) float32 of a single image, with rescale slope and intercept, bright is high, padding as background.
+
+    Raises:
+        BadFileError: pixels that cannot be decoded.
+    """
+    with quiet():
+        return darkened(*decode(open_dataset(path), path))
+
+
+def pixels_of(path: Path) -> Pixels:
+    """The hash of the decoded pixels; of the file's content where they cannot be decoded."""
+    with quiet():
+        try:
+            array = open_dataset(path).pixel_array
+            little = array.astype(array.dtype.newbyteorder("<"))  # a copy may be encoded in the other order
+            content = repr(little.shape).encode() + little.tobytes()
+        except Exception:  # whoever reads the pixels says what is wrong with them
+            content = path.read_bytes()
+    return Pixels(path=path, digest=hashlib.blake2b(content, digest_size=16).hexdigest())

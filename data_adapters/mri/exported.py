@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_adapters.errors import BadFileError
+from data_adapters.raster_tiff import NODATA, without_nodata
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 BITS = {
@@ -66,7 +67,7 @@ def load(path: Path) -> np.ndarray:
         if int(np.ptp(array, axis=2).max()) > GREY_TOLERANCE:
             raise BadFileError("colour image", remedy="Export MR slices in grey values.", path=path)
         array = array[..., 0]
-    return array.astype(np.float32)
+    return without_nodata(array, getattr(opened, "tag_v2", {}).get(NODATA)).astype(np.float32)
 
 
 def _opened(path: Path) -> Image.Image:

@@ -1,6 +1,6 @@
 """Where voxels lie: a file's affine (voxel -> RAS mm) turned into the nearest RAS order, for every container."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,21 @@ from data_adapters.mri.options import VolumeChoice
 from data_adapters.mri.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM, ITK and NRRD's default count to the left and to posterior
+PLAUSIBLE_MM = (0.005, 30.0)  # of a voxel's side: beyond MR microscopy, and coarser than any survey
+# How containers write their unit of length -> mm.
+MILLIMETRES = {
+    name: factor
+    for factor, names in {
+        1000.0: "m,meter,meters,metre,metres",
+        10.0: "cm,centimeter,centimeters,centimetre,centimetres",
+        1.0: "mm,millimeter,millimeters,millimetre,millimetres",
+        1e-3: "um,\N{MICRO SIGN}m,\N{GREEK SMALL LETTER MU}m,"  # both signs for micro
+        "micron,microns,micrometer,micrometers,micrometre,micrometres",
+        1e-6: "nm,nanometer,nanometers,nanometre,nanometres",
+    }.items()
+    for name in names.split(",")
+}
+UNUSABLE = "unusable affine (voxel size or direction missing)"
 SPLIT_REMEDY = "Set the option volume to mean, first or an index, or split the file."
 
 
@@ -45,14 +60,63 @@ def check_affine(affine: np.ndarray | None) -> np.ndarray:
         BadFileError: missing, not finite, or with an axis of length zero.
     """
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise BadFileError("unusable affine (voxel size or direction missing)", remedy="Convert it from DICOM again.")
+        raise BadFileError(UNUSABLE, remedy="Convert it from DICOM again.")
     return affine
 
 
+def millimetres(unit: str) -> float:
+    """The factor from a unit of length to mm.
+
+    Raises:
+        BadFileError: no unit that is known.
+    """
+    try:
+        return MILLIMETRES[unit.strip().lower()]
+    except KeyError as error:
+        raise BadFileError(
+            "distances in an unknown unit", remedy="Save it with distances in mm, um, cm or m."
+        ) from error
+
+
+def check_spacing(sides: Iterable[float]) -> None:
+    """Refuse sides of a voxel or pixel, mm, that no scanner makes.
+
+    Raises:
+        BadFileError: the unit of length must be wrong.
+    """
+    low, high = PLAUSIBLE_MM
+    if not all(low <= mm <= high for mm in sides):
+        raise BadFileError(
+            f"implausible voxel size (below {low:g} or above {high:g} mm)",
+            remedy="Correct the voxel size or its unit in the header (xyzt_units in NIfTI), and save it again.",
+        )
+
+
+def single(array: np.ndarray) -> np.ndarray:
+    """`array` as float32.
+
+    Raises:
+        BadFileError: finite values that float32 cannot hold.
+    """
+    with np.errstate(over="ignore"):
+        out = array.astype(np.float32, copy=False)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and bool((np.isinf(out) & ~np.isinf(array)).any()):
+        raise BadFileError(
+            "values beyond single precision (above 3.4e38)",
+            remedy="Divide them by a constant, and save the file again.",
+        )
+    return out
+
+
 def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> Grid:
-    """The grid that `to_ras` gives for an array of `shape` (its first three axes) under `affine`."""
+    """The grid that `to_ras` gives for an array of `shape` (its first three axes) under `affine`.
+
+    Raises:
+        BadFileError: a voxel size that no scanner makes, so the unit of length must be wrong.
+    """
     turn = orientations.io_orientation(affine)
     size, sizes = [0, 0, 0], affines.voxel_sizes(affine)
+    check_spacing([mm for n, mm in zip(shape, sizes.tolist(), strict=False) if n > 1])  # one slice has no distance
     spacing = [0.0, 0.0, 0.0]
     for axis, target in enumerate(turn[:, 0].astype(int)):
         size[target], spacing[target] = int(shape[axis]), round(float(sizes[axis]), 4)
@@ -83,6 +147,11 @@ def spatial_shape(shape: Sequence[int], volume: VolumeChoice | None) -> tuple[in
         raise BadFileError("fewer than three dimensions", remedy="Give a volume, or export the slice as PNG.")
     if any(n > 1 for n in shape[4:]):
         raise BadFileError("five dimensions (vectors or tensors)", remedy="Give scalar images.")
+    if volume is None and len(shape) == 4 and shape[2] == 1 < shape[3]:
+        raise BadFileError(
+            "4-D: one slice on the third axis and several on the fourth",
+            remedy="Save the slices on the third axis, with their distance; for time points set the option volume.",
+        )
     repeats = int(np.prod(shape[3:], dtype=int)) if len(shape) > 3 else 1
     if repeats > 1 and volume is None:
         raise BadFileError("4-D: several volumes in one file", remedy=SPLIT_REMEDY)

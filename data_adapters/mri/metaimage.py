@@ -1,7 +1,7 @@
 """MetaImage headers (.mha, .mhd), the format of ITK and elastix, in own code: SimpleITK would bring 264 MB for it.
 
-Read are the fields that ITK's MetaImageIO reads. Coordinates are LPS mm; line i of TransformMatrix is the direction
-of axis i. https://itk.org/Wiki/ITK/MetaIO/Documentation.
+Read are the fields that ITK's MetaImageIO reads, and DistanceUnits. Coordinates are LPS mm; line i of TransformMatrix
+is the direction of axis i. https://itk.org/Wiki/ITK/MetaIO/Documentation.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_adapters.errors import BadFileError
-from data_adapters.mri.geometry import LPS_TO_RAS
+from data_adapters.mri.geometry import LPS_TO_RAS, millimetres
 from data_adapters.mri.rawgrid import AT_THE_END, RawGrid, beside
 
 SUFFIXES = (".mha", ".mhd")
@@ -119,7 +119,8 @@ def _affine(fields: dict[str, str], n: int) -> np.ndarray | None:
     affine = np.eye(4)
     affine[:3, :3] = directions[:3, :3].T * spacing[:3]
     affine[:3, 3] = origin[:3]
-    affine_ras: np.ndarray = LPS_TO_RAS @ affine
+    unit = fields.get("DistanceUnits", "?")
+    affine_ras: np.ndarray = LPS_TO_RAS @ np.diag([millimetres("mm" if unit == "?" else unit)] * 3 + [1.0]) @ affine
     return affine_ras
 
 

@@ -1,12 +1,13 @@
 """NRRD headers (.nrrd, .nhdr), read by pynrrd: the format of 3D Slicer. http://teem.sourceforge.net/nrrd/format.html."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.mri.geometry import LPS_TO_RAS
+from data_adapters.mri.geometry import LPS_TO_RAS, millimetres
 from data_adapters.mri.rawgrid import AT_THE_END, Encoding, RawGrid, beside
 
 SUFFIXES = (".nrrd", ".nhdr")
@@ -61,6 +62,8 @@ def describe(path: Path) -> RawGrid:
         try:
             fields = {_plain(key): value for key, value in nrrd.read_header(stream).items()}
             start = stream.tell()
+            stream.seek(0)
+            units = _units(stream.read(start))
             sizes = tuple(int(n) for n in fields["sizes"])
             encoding = ENCODINGS[str(fields["encoding"]).lower()]
             dtype = np.dtype(TYPES[str(fields["type"]).lower()])
@@ -68,7 +71,7 @@ def describe(path: Path) -> RawGrid:
                 dtype = dtype.newbyteorder(BYTE_ORDERS[str(fields["endian"]).lower()])
         except Exception as error:  # pynrrd raises what its parsing meets
             raise BadFileError("not a readable NRRD header", remedy="Export it again.", path=path) from error
-    order, affine = _geometry(fields, sizes, path)
+    order, affine = _geometry(fields, sizes, units, path)
     data, offset = path, start
     if "datafile" in fields:
         name = str(fields["datafile"])
@@ -91,7 +94,19 @@ def _plain(key: str) -> str:
     return key.replace(" ", "").lower()
 
 
-def _geometry(fields: dict[str, Any], sizes: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+def _units(header: bytes) -> list[str]:
+    """The unit of each axis of space, empty where none is written. pynrrd drops the sign for micro."""
+    line = re.search(rb"^space ?units:(.*)$", header, re.MULTILINE | re.IGNORECASE)
+    try:
+        text = line[1].decode() if line else ""
+    except UnicodeDecodeError:
+        text = line[1].decode("latin-1") if line else ""
+    return re.findall(r'"([^"]*)"', text)[:3]  # a fourth would be that of time
+
+
+def _geometry(
+    fields: dict[str, Any], sizes: tuple[int, ...], units: list[str], path: Path
+) -> tuple[tuple[int, ...], np.ndarray]:
     """Axes in the order x, y, z, repeats, and the affine to RAS."""
     unrecorded = BadFileError(
         "the file does not record its orientation", remedy="Save it with 3D Slicer or ITK, or as NIfTI.", path=path
@@ -104,8 +119,9 @@ def _geometry(fields: dict[str, Any], sizes: tuple[int, ...], path: Path) -> tup
     spatial = tuple(axis for axis, row in enumerate(rows) if row is not None)
     if len(rows) != len(sizes) or len(spatial) != 3 or any(len(r) != 3 for r in rows if r is not None):
         raise unrecorded
-    if any(str(unit) not in ("mm", "") for unit in (fields.get("spaceunits") or ())[:3]):
-        raise BadFileError("distances in another unit than mm", remedy="Save it with distances in mm.", path=path)
+    if len(units) not in (0, 3):
+        raise BadFileError("not a readable NRRD header", remedy="Export it again.", path=path)
+    factors = [millimetres("mm" if unit in ("", "???", "none") else unit) for unit in units or ["mm"] * 3]
     rest = tuple(axis for axis in range(len(sizes)) if axis not in spatial)
     kinds = [str(kind) for kind in fields.get("kinds") or ["domain"] * len(sizes)]
     for axis in rest:
@@ -118,7 +134,7 @@ def _geometry(fields: dict[str, Any], sizes: tuple[int, ...], path: Path) -> tup
     origin = fields.get("spaceorigin")
     if origin is not None:
         affine[:3, 3] = np.asarray(origin, float)
-    return spatial + rest, space @ affine
+    return spatial + rest, space @ np.diag([*factors, 1.0]) @ affine  # units are those of the axes of space
 
 
 def _skip(fields: dict[str, Any], data: Path, offset: int, encoding: Encoding) -> int:

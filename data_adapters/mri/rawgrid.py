@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from data_adapters.errors import BadFileError
-from data_adapters.mri.geometry import Header, canonical_grid, check_affine, spatial_shape, to_ras
+from data_adapters.mri.geometry import Header, canonical_grid, check_affine, single, spatial_shape, to_ras
 from data_adapters.mri.options import VolumeChoice
 from data_adapters.mri.volume import Volume
 
@@ -92,7 +92,7 @@ def load(raw: RawGrid, *, volume: VolumeChoice | None) -> Volume:
         array = array.mean(axis=3, dtype=np.float64)
     elif array.ndim > 3:
         array = array[..., volume if isinstance(volume, int) and array.shape[3] > 1 else 0]
-    return to_ras(array.reshape(shape).astype(np.float32), check_affine(raw.affine))
+    return to_ras(single(array.reshape(shape)), check_affine(raw.affine))
 
 
 def _voxels(raw: RawGrid) -> np.ndarray:

@@ -2,6 +2,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -54,6 +55,32 @@ def test_nifti(client: TestClient, runs: Path, tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "head.nii.gz", phantom())
     expected = direct(runs, "mri", path)
     np.testing.assert_allclose(sent(client, "mri", path.read_bytes(), "head.nii.gz"), expected, atol=1e-5)
+
+
+def test_files_as_they_come_from_the_field(client: TestClient, runs: Path, tmp_path: Path) -> None:
+    """Uploads go through the same readers: units, gzip by content, no preamble, BLANK of unsigned integers."""
+    from astropy.io import fits
+
+    from tests.data.mri import dataset, nifti, phantom
+
+    image = nifti(phantom(), spacing=(1000.0, 1250.0, 2000.0))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    nib.save(nifti(phantom()), tmp_path / "b.nii.gz")
+    vectors = sent(client, "mri", (tmp_path / "a.nii").read_bytes(), "head.nii.gz")
+    np.testing.assert_allclose(vectors, direct(runs, "mri", tmp_path / "b.nii.gz"), atol=1e-5)
+    data = dataset(phantom()[:, :, 10], SOPClassUID=None)
+    data.save_as(tmp_path / "slice", implicit_vr=True, little_endian=True)
+    vectors = sent(client, "mri", (tmp_path / "slice").read_bytes(), "slice")
+    np.testing.assert_allclose(vectors, direct(runs, "mri", tmp_path / "slice"), atol=1e-5)
+    counts = (1000 + 50 * np.random.default_rng(0).normal(size=(3, 48, 48))).astype(np.uint16)
+    counts[:, 20:28, 20:28] += 2000
+    counts[:, :5, :5] = 65535
+    fits.PrimaryHDU(counts, fits.Header([("BANDS", "grz")])).writeto(tmp_path / "blank.fits")
+    with fits.open(tmp_path / "blank.fits", "update", do_not_scale_image_data=True) as file:
+        file[0].header["BLANK"] = 32767
+    vectors = sent(client, "galaxy", (tmp_path / "blank.fits").read_bytes(), "a.fits")
+    np.testing.assert_allclose(vectors, direct(runs, "galaxy", tmp_path / "blank.fits"), atol=1e-5)
 
 
 def test_dicom_slice_without_suffix_and_zipped_series(client: TestClient, runs: Path, tmp_path: Path) -> None:

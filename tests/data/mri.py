@@ -96,7 +96,7 @@ def write_nrrd(
     written = {"raw": content, "gzip": gzip.compress(content), "bzip2": bz2.compress(content), "ascii": numbers}
     data = written.get(encoding, content)
     values = {
-        "type": {"int16": "short", "float32": "float", "uint8": "uchar"}[str(kept.dtype)],
+        "type": {"int16": "short", "float32": "float", "float64": "double", "uint8": "uchar"}[str(kept.dtype)],
         "dimension": str(kept.ndim),
         "space": space,
         "sizes": " ".join(map(str, kept.shape)),

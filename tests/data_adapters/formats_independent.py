@@ -8,6 +8,7 @@ import cv2
 import imagecodecs
 import nibabel as nib
 import numpy as np
+import pydicom
 import tifffile
 from astropy.io import fits
 from PIL import Image
@@ -27,7 +28,7 @@ def volume(path: Path, choice: Any) -> tuple[np.ndarray, tuple[float, ...]]:
 
 
 def dicom_slice(path: Path) -> np.ndarray:
-    """(H, W) float64 after slope and intercept, by GDCM."""
+    """(H, W) float64 after slope and intercept, by GDCM, which leaves padding as it is: that becomes the background."""
     import gdcm
 
     reader = gdcm.ImageReader()
@@ -36,6 +37,10 @@ def dicom_slice(path: Path) -> np.ndarray:
     image = reader.GetImage()
     dtype = GDCM_DTYPES[image.GetPixelFormat().GetScalarTypeAsString()]
     raw = np.frombuffer(image.GetBuffer().encode("utf-8", errors="surrogateescape"), dtype)
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    if "PixelPaddingValue" in header:
+        padded = raw == header.PixelPaddingValue
+        raw = np.where(padded, raw[~padded].min(), raw)
     return raw.reshape(image.GetDimension(1), image.GetDimension(0)) * image.GetSlope() + image.GetIntercept()
 
 

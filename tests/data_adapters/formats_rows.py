@@ -29,7 +29,7 @@ nibabel_small.mnc | MINC-2, stored z y x, slice-wise scaling | read: 29 x 28 x 1
 nibabel_standard.nii.gz | NIfTI-1 with two values | refused: a mask or label map (at most 16 whole-numbered values)
 nibabel_test.mgz | FreeSurfer MGH of two volumes | refused: 4-D: several volumes in one file
 pydicom_693_J2KI.dcm | DICOM CT, JPEG 2000 lossy, signed | refused: DICOM modality CT, not MR
-pydicom_693_J2KI.dcm {"modalities": ["CT"]} | DICOM CT, JPEG 2000 lossy, signed | read: 512 x 512 px of 0.4785 x 0.4785 mm, 14 bit, mean -1032.32
+pydicom_693_J2KI.dcm {"modalities": ["CT"]} | DICOM CT, JPEG 2000 lossy, signed, with padding | read: 512 x 512 px of 0.4785 x 0.4785 mm, 14 bit, mean -1034.15
 pydicom_J2K_pixelrep_mismatch.dcm | DICOM CT whose header and code stream disagree about the sign | refused: DICOM modality CT, not MR
 pydicom_JPEG-lossy.dcm | DICOM secondary capture, 12-bit JPEG | refused: secondary capture (a screenshot or scanned image)
 pydicom_JPEG2000.dcm | DICOM secondary capture, JPEG 2000 | refused: secondary capture (a screenshot or scanned image)

@@ -177,6 +177,111 @@ def test_scaled_integers_and_blank(tmp_path):
     assert pixels[0, 8, 0] == 8
 
 
+STORED = {  # dtype as stored -> (BZERO, BLANK) in the ways in which archives write them
+    "u1": [(0, 255), (0, 0), (-128, 0)],
+    ">i2": [(0, -32768), (0, 0), (32768, 32767), (32768, -32768), (32768, 0), (32768, 65535)],
+    ">i4": [(0, -(2**31)), (2**31, 2**31 - 1), (2**31, -(2**31))],
+    ">i8": [(0, -(2**63)), (2**63, 2**63 - 1), (2**63, -(2**63))],
+}
+
+
+CASES = [
+    (dtype, zero, blank, scale, packed)
+    for dtype, cases in STORED.items()
+    for zero, blank in cases
+    for scale in (1, 0.5)
+    for packed in (False, True)
+    # unsigned numbers have no scale; compressed tiles hold 32 bits at most
+    if (scale == 1 or not (blank == 65535 or zero >= 2**31)) and not (packed and dtype == ">i8")
+]
+
+
+def blank_hdu(kind, dtype, zero, blank, scale=1):
+    """An HDU of counts 1 to 100 whose 60 pixels in two corners hold BLANK, and the counts."""
+    counts = np.random.default_rng(0).integers(1, 100, (48, 48))
+    stored = (counts + np.int64(-zero)).astype(dtype)
+    mask = np.zeros(counts.shape, bool)
+    mask[:6, :5] = mask[-3:, -10:] = True
+    limits = np.iinfo(dtype)
+    stored[mask] = blank if limits.min <= blank <= limits.max else blank - zero
+    hdu = kind(stored)
+    hdu.header["BLANK"] = blank
+    hdu.header["FILTER"] = "r"
+    if (zero, scale) != (0, 1):
+        hdu.header["BSCALE"], hdu.header["BZERO"] = scale, zero
+    stored_values = counts if scale == 1 else (counts - zero) * scale + zero
+    return hdu, stored_values.astype(np.float32), mask
+
+
+@pytest.mark.parametrize(("dtype", "zero", "blank", "scale", "packed"), CASES)
+def test_blank_is_compared_with_the_stored_integers(tmp_path, dtype, zero, blank, scale, packed):
+    kind = astropy_fits.CompImageHDU if packed else astropy_fits.PrimaryHDU
+    hdu, values, mask = blank_hdu(kind, dtype, zero, blank, scale)
+    hdus = astropy_fits.HDUList([astropy_fits.PrimaryHDU(), hdu]) if packed else hdu
+    hdus.writeto(tmp_path / "a.fits", output_verify="ignore")
+    _, pixels = read(tmp_path / "a.fits")
+    assert not pixels[..., 0][mask].any()
+    np.testing.assert_array_equal(pixels[..., 0][~mask], values[~mask])
+
+
+def test_blank_of_each_band_and_of_a_cube(tmp_path):
+    hdus = [astropy_fits.PrimaryHDU()]
+    for name, blank in (("g", 32767), ("r", -32768)):
+        hdu, _, mask = blank_hdu(astropy_fits.ImageHDU, ">i2", 32768, blank)
+        hdu.header["FILTER"] = name
+        hdus.append(hdu)
+    astropy_fits.HDUList(hdus).writeto(tmp_path / "bands.fits", output_verify="ignore")
+    _, pixels = read(tmp_path / "bands.fits")
+    np.testing.assert_array_equal(pixels == 0, np.repeat(mask[..., None], 2, axis=2))
+    cube = astropy_fits.PrimaryHDU(np.stack([hdu.data, hdu.data]))
+    cube.header["BZERO"], cube.header["BLANK"], cube.header["BANDS"] = 32768, -32768, "gr"
+    cube.writeto(tmp_path / "cube.fits", output_verify="ignore")
+    _, pixels = read(tmp_path / "cube.fits")
+    np.testing.assert_array_equal(pixels == 0, np.repeat(mask[..., None], 2, axis=2))
+    cube.data = np.full_like(cube.data, -32768)
+    cube.data[:, :30] = 5
+    cube.writeto(tmp_path / "much.fits", output_verify="ignore")
+    assert "more than 10 % blank" in reason(tmp_path / "much.fits")
+
+
+@pytest.mark.parametrize("where", ["keyword", "column"])
+def test_zblank_of_a_compressed_image(tmp_path, where):
+    hdu, values, mask = blank_hdu(astropy_fits.CompImageHDU, ">i2", 32768, 32767)
+    astropy_fits.HDUList([astropy_fits.PrimaryHDU(), hdu]).writeto(tmp_path / "a.fits", output_verify="ignore")
+    with astropy_fits.open(tmp_path / "a.fits", disable_image_compression=True) as raw:
+        table = raw[1]
+        del table.header["BLANK"]
+        if where == "keyword":
+            table.header["ZBLANK"] = 32767
+        else:
+            tiles = np.empty(len(table.data), object)
+            tiles[:] = [np.array(tile) for tile in table.data["COMPRESSED_DATA"]]
+            columns = [
+                astropy_fits.Column("COMPRESSED_DATA", "PB()", array=tiles),
+                astropy_fits.Column("ZBLANK", "J", array=np.full(len(tiles), 32767, np.int32)),
+            ]
+            kept = [card for card in table.header.cards if card.keyword.startswith(("Z", "BZERO", "BSCALE"))]
+            table = astropy_fits.BinTableHDU.from_columns(columns)
+            table.header.extend(kept)
+        astropy_fits.HDUList([astropy_fits.PrimaryHDU(), table]).writeto(tmp_path / "b.fits", output_verify="ignore")
+    _, pixels = read(tmp_path / "b.fits")
+    np.testing.assert_array_equal(pixels[..., 0] == 0, mask | (values == 0))
+
+
+def test_blank_in_floats_means_nothing_and_another_blank_is_refused(tmp_path):
+    flux = make.source(bands="r")[..., 0]
+    flux[5, 5] = 7
+    hdu = astropy_fits.PrimaryHDU(flux)
+    hdu.header["BLANK"] = 7
+    hdu.writeto(tmp_path / "a.fits", output_verify="ignore")
+    _, pixels = read(tmp_path / "a.fits")
+    np.testing.assert_array_equal(pixels[..., 0], flux)
+    hdu = astropy_fits.PrimaryHDU(np.arange(400, dtype=np.int16).reshape(20, 20))
+    hdu.header["BLANK"] = "none"
+    hdu.writeto(tmp_path / "b.fits", output_verify="ignore")
+    assert reason(tmp_path / "b.fits") == "BLANK is no whole number"
+
+
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", ">i4", "u1", ">u2"])
 def test_dtypes_and_gzip(tmp_path, dtype):
     image = np.round(np.abs(make.source(bands="r")[..., 0]) * 2000).astype(dtype)
@@ -334,6 +439,35 @@ def test_hdf5_flux_is_channels_last_float32(tmp_path):
     np.testing.assert_array_equal(adapter.read(records[2], np.random.default_rng(0)), make.source(seed=2))
 
 
+@pytest.mark.parametrize("declared", ["_FillValue", "missing_value", "creation"])
+def test_fill_values_of_hdf5_are_blank(tmp_path, declared):
+    counts = np.random.default_rng(0).integers(1, 100, (2, 40, 40)).astype(np.uint16)
+    counts[0, :5, :5] = counts[1, :20] = 65535
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        images = file.create_dataset("images", data=counts, fillvalue=65535 if declared == "creation" else None)
+        if declared != "creation":
+            images.attrs[declared] = np.uint16(65535)
+    adapter = GalaxyAdapter(background="none")
+    few, many = adapter.scan(tmp_path)
+    np.testing.assert_array_equal(adapter.pixels(few)[..., 0], np.where(counts[0] == 65535, 0, counts[0]))
+    with pytest.raises(BadFileError, match="more than 10 % blank"):
+        adapter.pixels(many)
+
+
+def test_fill_values_of_hdf5_pictures_are_black(tmp_path):
+    pictures = np.stack([make.picture(40), make.picture(40, seed=1)])
+    pictures[pictures == 255] = 254
+    pictures[0, :5, :5] = pictures[1, :20] = 255
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = pictures
+        file["images"].attrs["_FillValue"] = np.uint8(255)
+    adapter = GalaxyAdapter()
+    few, many = adapter.scan(tmp_path)
+    np.testing.assert_array_equal(adapter.pixels(few), np.where(pictures[0] == 255, 0, pictures[0]))
+    with pytest.raises(BadFileError, match="more than 10 % blank"):
+        adapter.pixels(many)
+
+
 def test_hdf5_without_images_or_damaged_is_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["spectra"] = np.zeros((3, 5))
@@ -365,6 +499,21 @@ def test_a_position_off_the_sky_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("path,ra,dec\ngalaxy0.png,10,99\ngalaxy1.png,abc,1\n")
     found = scan(tmp_path, Catalog(tmp_path / "labels.csv"))
     assert [isinstance(item, Rejected) for item in found] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("unit", "per_degree"), [("deg", 1), ("arcsec", 3600), ("arcmin", 60), ("rad", np.pi / 180)])
+@pytest.mark.parametrize("matrix", [False, True])
+def test_units_of_fits_coordinates(tmp_path, unit, per_degree, matrix):
+    hdu = astropy_fits.PrimaryHDU(make.source(bands="r")[..., 0])
+    step = make.PIXEL / 3600 * per_degree
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 24.5, "CRPIX2": 24.5, "CUNIT1": unit, "CUNIT2": unit}
+    cards |= {"CRVAL1": 150 * per_degree, "CRVAL2": 2 * per_degree, "FILTER": "r"}
+    cards |= {"CD1_1": -step, "CD2_2": step} if matrix else {"CDELT1": -step, "CDELT2": step}
+    hdu.header.update(cards)
+    hdu.writeto(tmp_path / "a.fits")
+    (record,) = scan(tmp_path)
+    assert record.meta["pixel_scale"] == pytest.approx(make.PIXEL)
+    assert (record.meta["ra"], record.meta["dec"]) == pytest.approx((150, 2))
 
 
 def test_sky_cells_of_neighbours_and_the_pole():

@@ -116,6 +116,17 @@ def test_stacks_16_bits_and_greyscale_are_refused(tmp_path: Path) -> None:
     assert grey["size"] == [512, 512]
 
 
+@pytest.mark.parametrize(("unit", "per_um"), [("INCH", 25400), ("CENTIMETER", 10000), ("NONE", None)])
+def test_units_of_resolution(tmp_path: Path, unit: str, per_um: float | None) -> None:
+    """Pixels an inch and a centimetre; without a unit the numbers say nothing, and the scan asks for mpp."""
+    path = tmp_path / "a.tif"
+    pixels = np.full((512, 512, 3), 200, np.uint8)
+    number = (per_um or 10000) / 0.25
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(number, number), resolutionunit=unit)
+    found = slide.header(slide.open_slide(path), path).mpp
+    assert found is None if per_um is None else found == pytest.approx(0.25, rel=1e-3)
+
+
 def test_oblong_pixels_are_refused_and_missing_mpp_is_none(tmp_path: Path) -> None:
     picture, _ = he_picture(width=512, height=512)
     oblong = write_pyramid(tmp_path / "oblong.tif", picture, mpp=(0.5, 0.6))

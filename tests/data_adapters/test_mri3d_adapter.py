@@ -2,6 +2,7 @@
 
 import pickle
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from data_adapters.errors import BadFileError, UserError
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.cube_adapter import MRI3DAdapter
 from data_adapters.scan import scan_archive
-from tests.data.mri import phantom, write_nifti, write_series
+from tests.data.mri import nifti, phantom, write_nifti, write_series
 
 SMALL = {"global_size": 24, "local_size": 16, "n_local": 3}
 
@@ -116,6 +117,20 @@ def test_dicom_and_nifti_of_one_head_agree(tmp_path):
 def test_flip_is_off_where_the_side_matters(record):
     assert MRI3DAdapter().read(record, rng()).mirror
     assert not MRI3DAdapter(flip=False).read(record, rng()).mirror
+
+
+def test_microscopy_is_cut_at_its_own_scale(tmp_path):
+    image = nifti(phantom(), spacing=(40.0, 50.0, 80.0))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    (coarse,) = MRI3DAdapter().scan(tmp_path)
+    assert coarse.reason == "fewer than 8 voxels along an axis at 1 mm" and "spacing_mm" in coarse.remedy
+    write_nifti(tmp_path / "b.nii", phantom())
+    fine, plain = MRI3DAdapter(spacing_mm=0.04), MRI3DAdapter()
+    (small,) = fine.scan(tmp_path / "a.nii")
+    (usual,) = plain.scan(tmp_path / "b.nii")
+    assert small.meta["spacing"] == pytest.approx([0.04, 0.05, 0.08])
+    assert fine.prepare(small).shape == plain.prepare(usual).shape
 
 
 def test_what_is_no_volume_is_refused_with_the_way_out(tmp_path):

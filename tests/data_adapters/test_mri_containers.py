@@ -78,6 +78,28 @@ def test_nrrd_with_the_volumes_on_the_first_axis(tmp_path):
     np.testing.assert_array_equal(read(path, volume=1), parts[1])
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("um", 1e-3), ("\N{MICRO SIGN}m", 1e-3), ("cm", 10), ("m", 1000), ("mm", 1)])
+def test_units_of_nrrd(tmp_path, unit, mm):
+    sides = tuple(side / mm for side in SPACING)
+    path = write_nrrd(
+        tmp_path / "a.nrrd", phantom(shape=SMALL), spacing=sides, space_units=f'"{unit}" "{unit}" "{unit}"'
+    )
+    np.testing.assert_array_equal(read(path), phantom(shape=SMALL))
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("um", 1e-3), ("cm", 10), ("mm", 1), ("?", 1)])
+def test_units_of_metaimage(tmp_path, unit, mm):
+    sides = tuple(side / mm for side in SPACING)
+    path = write_metaimage(tmp_path / "a.mha", phantom(shape=SMALL), spacing=sides, DistanceUnits=unit)
+    np.testing.assert_array_equal(read(path), phantom(shape=SMALL))
+
+
+def test_values_beyond_single_precision(tmp_path):
+    huge = phantom(shape=SMALL).astype(np.float64) * 1e36
+    path = write_nrrd(tmp_path / "a.nrrd", huge)
+    assert refusal(path) == "values beyond single precision (above 3.4e38)"
+
+
 def refusal(path: Path) -> str:
     """The reason that scan or verify gives."""
     (found,) = MRIAdapter().scan(path)
@@ -101,7 +123,8 @@ NO_NRRD, NO_META = "not a readable NRRD header", "not a readable MetaImage heade
         ({"space": "scanner-xyz"}, NO_SIDE),
         ({"space_directions": ""}, NO_SIDE),
         ({"space_directions": "(0,0,0) (0,1,0) (0,0,1)"}, "unusable affine (voxel size or direction missing)"),
-        ({"space_units": '"um" "um" "um"'}, "distances in another unit than mm"),
+        ({"space_units": '"um" "um" "um"'}, "implausible voxel size (below 0.005 or above 30 mm)"),
+        ({"space_units": '"cubit" "cubit" "cubit"'}, "distances in an unknown unit"),
         ({"type": "block"}, NO_NRRD),
         ({"encoding": "hex"}, NO_NRRD),
         ({"endian": ""}, NO_NRRD),

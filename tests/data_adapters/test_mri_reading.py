@@ -1,7 +1,10 @@
 """One volume in every format, orientation and order reads back to the same RAS array."""
 
+import gzip
+import struct
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from tests.data.mri import (
     write_nifti,
     write_series,
 )
+from tests.data.mri import nifti as nifti_image
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,25 @@ def test_nibabel_formats(tmp_path, name, kind, axes):
     expect(nifti.load(Path(record.uri), volume=None), array)
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("mm", 1), ("um", 0.001), ("m", 1000), (None, 1)])
+def test_units_of_minc(tmp_path, unit, mm):
+    array = phantom()
+    with h5py.File(tmp_path / "a.mnc", "w") as file:
+        image = file.create_dataset("minc-2.0/image/0/image", data=array.transpose(2, 1, 0))
+        image.attrs["dimorder"] = np.bytes_("zspace,yspace,xspace")
+        image.attrs["valid_range"] = np.array([-32768.0, 32767.0])
+        file["minc-2.0/image/0/image-min"], file["minc-2.0/image/0/image-max"] = -32768.0, 32767.0
+        for name, side in zip("xyz", SPACING, strict=True):
+            dimension = file.create_dataset(f"minc-2.0/dimensions/{name}space", data=0)
+            dimension.attrs.update({"start": 0.0, "step": side / mm, "length": array.shape["xyz".index(name)]})
+            dimension.attrs["direction_cosines"] = np.eye(3)["xyz".index(name)]
+            if unit is not None:
+                dimension.attrs["units"] = np.bytes_(unit)
+    (record,) = scan(tmp_path)
+    assert record.meta["spacing"] == pytest.approx(SPACING)
+    expect(nifti.load(Path(record.uri), volume=None), array)
+
+
 def test_data_file_of_a_pair_leads_to_its_header(tmp_path):
     write_nifti(tmp_path / "c.hdr", phantom(), kind=nib.Nifti1Pair)
     (record,) = scan(tmp_path / "c.img")
@@ -75,6 +98,115 @@ def test_scaled_integers(tmp_path):
     nib.save(image, tmp_path / "a.nii")
     stored = np.asarray(nib.load(tmp_path / "a.nii").dataobj, np.float32)
     np.testing.assert_array_equal(nifti.load(tmp_path / "a.nii", volume=None).array, stored)
+
+
+def patched(path: Path, offset: int, layout: str, *values: float) -> Path:
+    """The file with fields of its NIfTI-1 header overwritten as they lie in the file."""
+    raw = bytearray(path.read_bytes())
+    struct.pack_into(layout, raw, offset, *values)
+    path.write_bytes(bytes(raw))
+    return path
+
+
+SCALING, QFAC, QUATERNION, SFORM, UNITS, INTENT, LIMITS = 112, 76, 256, 280, 123, 68, 124  # offsets in the header
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
+def test_units_of_nifti(tmp_path, unit, mm, kind):
+    image = nifti_image(phantom(), axes="LPI", spacing=[side / mm for side in SPACING], kind=kind)
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "a.nii.gz")
+    (record,) = scan(tmp_path)
+    assert record.meta["spacing"] == pytest.approx(SPACING)
+    assert np.diag(np.reshape(record.meta["affine"], (3, 4))[:, :3]) == pytest.approx(SPACING)
+    expect(nifti.load(Path(record.uri), volume=None), phantom())
+
+
+@pytest.mark.parametrize(
+    ("offset", "values"),
+    [
+        (SCALING, (np.nan, np.nan)),  # no scaling, as nibabel reads them
+        (SCALING, (0, 0)),
+        (SCALING, (0, np.nan)),
+        (SCALING, (np.inf, 0)),
+        (LIMITS, (10, -5)),  # cal_max and cal_min are a display window
+        (LIMITS, (np.nan, np.inf)),
+    ],
+)
+def test_headers_that_change_no_value(tmp_path, offset, values):
+    write_nifti(tmp_path / "a.nii", phantom())
+    path = patched(tmp_path / "a.nii", offset, "<2f", *values)
+    expect(nifti.load(path, volume=None), phantom())
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), phantom())
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint8, np.float64, ">i2"])
+def test_types_of_nifti(tmp_path, dtype):
+    array = (phantom() // 8).astype(dtype)
+    nib.save(nib.Nifti1Image(array, np.diag([*SPACING, 1.0]), dtype=dtype), tmp_path / "a.nii")
+    expect(nifti.load(tmp_path / "a.nii", volume=None), phantom() // 8)
+
+
+def test_suffix_and_compression_disagree(tmp_path):
+    write_nifti(tmp_path / "packed.nii.gz", phantom()).rename(tmp_path / "packed.nii")
+    write_nifti(tmp_path / "plain.nii", phantom()).rename(tmp_path / "plain.nii.gz")
+    write_nifti(tmp_path / "m.mgh", phantom(), kind=nib.MGHImage).rename(tmp_path / "m.mgz")
+    write_nifti(tmp_path / "n.mgz", phantom(), kind=nib.MGHImage).rename(tmp_path / "n.mgh")
+    write_nifti(tmp_path / "c.hdr", phantom(), kind=nib.Nifti1Pair)
+    (tmp_path / "c.img").write_bytes(gzip.compress((tmp_path / "c.img").read_bytes()))
+    records = scan(tmp_path)
+    assert len(records) == 5
+    for record in records:
+        MRIAdapter().verify(record)
+        expect(nifti.load(Path(record.uri), volume=None), phantom())
+
+
+def both_forms(path: Path, *, sform: bool = True) -> Path:
+    image = nifti_image(phantom(), axes="LPS")
+    image.set_qform(image.affine, code=1)
+    image.set_sform(image.affine if sform else None, code=2 if sform else 0)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("length", [1.0000005, 1.0001, 1.001])
+@pytest.mark.parametrize("sform", [True, False])
+def test_a_quaternion_that_rounding_made_too_long(tmp_path, length, sform):
+    path = patched(both_forms(tmp_path / "a.nii", sform=sform), QUATERNION, "<3f", 0, 0, length)
+    (record,) = scan(tmp_path)  # half a turn about z: (0, 0, 1) gives LPS
+    assert record.meta["spacing"] == pytest.approx(SPACING, rel=1e-4)
+    expect(nifti.load(path, volume=None), phantom())
+
+
+def test_the_other_form_counts_where_one_is_unusable(tmp_path):
+    patched(both_forms(tmp_path / "quaternion.nii"), QUATERNION, "<3f", 0, 1.01, 0)
+    patched(both_forms(tmp_path / "nan.nii"), QUATERNION, "<3f", 0, np.nan, 0)
+    patched(both_forms(tmp_path / "sform.nii"), SFORM, "<f", np.nan)
+    patched(both_forms(tmp_path / "zero.nii"), SFORM, "<12f", *[0.0] * 12)
+    patched(both_forms(tmp_path / "qfac.nii"), QFAC, "<f", 0)
+    records = scan(tmp_path)
+    assert len(records) == 5
+    for record in records:
+        expect(nifti.load(Path(record.uri), volume=None), phantom())
+
+
+def test_a_data_offset_inside_the_header_means_behind_it(tmp_path):
+    write_nifti(tmp_path / "a.nii", phantom())
+    expect(nifti.load(patched(tmp_path / "a.nii", 108, "<f", 0), volume=None), phantom())
+
+
+def test_pixdim_of_zero_is_no_voxel_size(tmp_path):
+    path = patched(both_forms(tmp_path / "a.nii"), 80, "<3f", 0, 0, 0)
+    expect(nifti.load(path, volume=None), phantom())  # the sform has the size
+    patched(both_forms(tmp_path / "a.nii", sform=False), 80, "<f", 0)
+    (found,) = MRIAdapter().scan(tmp_path)
+    assert found.reason == "unusable affine (voxel size or direction missing)"
+
+
+def test_qfac_of_zero_means_one(tmp_path):
+    path = patched(both_forms(tmp_path / "a.nii", sform=False), QFAC, "<f", 0)
+    expect(nifti.load(path, volume=None), phantom())
 
 
 @pytest.mark.parametrize(("choice", "expected"), [("first", 0), (1, 1), ("mean", None)])

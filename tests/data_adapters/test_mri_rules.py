@@ -1,6 +1,7 @@
 """Bad input is refused with a reason that says nothing about the patient; and which patient a file belongs to."""
 
 import gzip
+import struct
 import zlib
 from pathlib import Path
 
@@ -104,6 +105,61 @@ def test_axes_that_disagree(tmp_path):
     assert reasons(tmp_path) == {"sform and qform disagree about the axes"}
 
 
+@pytest.mark.parametrize(
+    ("offset", "layout", "values", "reason"),
+    [
+        (112, "<2f", (1, np.nan), "intensity scaling with an offset that is no number (scl_inter)"),
+        (256, "<3f", (0, 1.01, 0), "unusable affine (sform or qform is no rotation, or no number)"),
+        (68, "<h", (1002,), "a label map (by the header's intent code)"),
+        (123, "<B", (5,), "an unknown unit of length (xyzt_units)"),
+        (123, "<B", (1,), "implausible voxel size (below 0.005 or above 30 mm)"),
+        (123, "<B", (3,), "implausible voxel size (below 0.005 or above 30 mm)"),
+    ],
+)
+def test_headers_of_nifti_that_are_refused(tmp_path, offset, layout, values, reason):
+    image = nifti(phantom())
+    image.set_qform(image.affine, code=1)
+    image.set_sform(None, code=0)
+    nib.save(image, tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into(layout, raw, offset, *values)
+    (tmp_path / "a.nii").write_bytes(bytes(raw))
+    assert reasons(tmp_path) == {reason}
+    (found,) = MRIAdapter().scan(tmp_path)
+    assert found.remedy
+
+
+def test_slices_on_the_fourth_axis(tmp_path):
+    nib.save(nib.Nifti1Image(phantom()[:, :, None, :], np.eye(4)), tmp_path / "a.nii")
+    assert reasons(tmp_path) == {"4-D: one slice on the third axis and several on the fourth"}
+
+
+def test_values_beyond_single_precision(tmp_path):
+    nib.save(nib.Nifti1Image(phantom().astype(np.float64) * 1e36, np.eye(4)), tmp_path / "a.nii")
+    assert reasons(tmp_path) == {"values beyond single precision (above 3.4e38)"}
+
+
+def test_what_stands_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "annex.nii.gz").symlink_to("../.git/annex/objects/xx/none")
+    (tmp_path / "slice.dcm").symlink_to("nowhere")
+    (tmp_path / "pointer.nii").write_text("/annex/objects/MD5E-s100--d41d8cd9.nii\n")
+    (tmp_path / "lfs.dcm").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "resource.nii").write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+    (tmp_path / "nothing.dcm").write_bytes(b"")
+    link, placeholder = "link whose target is missing", "a placeholder of git-annex or Git LFS without the content"
+    assert {Path(item.uri).name: item.reason for item in MRIAdapter().scan(tmp_path)} == {
+        "annex.nii.gz": "file whose content was not fetched (git-annex, DataLad)",
+        "lfs.dcm": placeholder,
+        "nothing.dcm": "an empty file (0 bytes)",
+        "pointer.nii": placeholder,
+        "resource.nii": "a macOS resource file (AppleDouble), no image",
+        "slice.dcm": link,
+    }
+    # a whole scan gives the same, through its own processes
+    refused = {Path(item.uri).name: item.reason for item in scan_archive(MRIAdapter(), tmp_path).refused}
+    assert refused == {Path(item.uri).name: item.reason for item in MRIAdapter().scan(tmp_path)}
+
+
 def test_unrecorded_sides_are_refused_only_where_they_matter(tmp_path):
     image = nifti(phantom())
     image.set_qform(None, code=0)
@@ -173,7 +229,7 @@ def test_foreign_and_empty_files(tmp_path):
     (tmp_path / "d.dcm.gz").write_bytes(gzip.compress(b"x"))
     given = {Path(item.uri).name: item.reason for item in MRIAdapter().scan(tmp_path)}
     assert given == {
-        "a.nii": "not a readable volume file",
+        "a.nii": "an empty file (0 bytes)",
         "b.dcm": "not a readable DICOM file",
         "c.docx": "not a format that the mri adapter reads",
         "d.dcm.gz": "compressed DICOM file (.dcm.gz)",

@@ -111,6 +111,20 @@ def test_many_channels_keep_dtype(tmp_path, dtype, planar):
     check(path, image)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("uint16", "65535"), ("int16", "-9999"), ("float32", "-9999"), ("uint8", "255"), ("int32", "x")],
+)
+def test_missing_pixels_of_a_tiff_are_dark(tmp_path, dtype, value):
+    pixels = np.random.default_rng(0).integers(1, 200, (40, 50)).astype(dtype)
+    mask = np.zeros(pixels.shape, bool)
+    mask[:9, :9] = True
+    pixels[mask] = -1 if value == "x" else float(value)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[(42113, "s", 0, value, True)])
+    expected = pixels if dtype == "uint8" or value == "x" else np.where(mask, pixels[~mask].min(), pixels)
+    np.testing.assert_array_equal(read_raster(tmp_path / "a.tif"), expected)
+
+
 def test_signed_grey_tiff_is_not_taken_as_unsigned(tmp_path):
     image = (scene(channels=1, dtype=np.int16) - 20000)[..., 0]
     check(write_tiff(tmp_path / "x.tif", image), image)
