@@ -13,15 +13,18 @@ import lightning_fabric as lightning
 import pytest
 from rich.console import Console
 
+import data_adapters
+from data_adapters.scan import scan_archive
 from lejepa_med.config import OptimConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.folder import read_info
 from lejepa_med.training import loop
 from lejepa_med.training.checkpoint import checkpoints
+from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.observe.watch import Watch
-from lejepa_med.training.plan import Plan, Planner
+from lejepa_med.training.plan import Plan, Planner, Revision
 from lejepa_med.training.schedule import learning_rate
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
@@ -100,8 +103,6 @@ def test_a_plan_by_epochs_is_the_schedule_itself() -> None:
 
 
 def test_a_plan_goes_on_from_its_checkpoint_to_the_last_bit() -> None:
-    from lejepa_med.training.plan import Revision
-
     clock = Clock()
     plan = Plan(2, clock=clock)
     for revision in (Revision(1, 37, 2.0), Revision(3, 91, 3.5), Revision(40, 77, 60.0)):
@@ -118,18 +119,18 @@ def test_a_plan_goes_on_from_its_checkpoint_to_the_last_bit() -> None:
 
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    """Real runs of a clock of their own: a busy start of 12 steps of 3 s, then 1 s a step."""
+    """Real runs of a clock of their own: a busy start of 6 steps of 3 s, then 1 s a step."""
     clock = Clock()
     real = loop.train_step
 
     def step(fabric: Any, config: Any, state: Any, batch: Any) -> Any:
         values = real(fabric, config, state, batch)
-        clock.now += 3.0 if state.step <= 12 else 1.0
+        clock.now += 3.0 if state.step <= 6 else 1.0
         return values
 
     monkeypatch.setattr(loop, "Plan", partial(Plan, clock=clock))
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(Watch, "ending", lambda self: 6.0 if self.state.step <= 12 else 2.0)
+    monkeypatch.setattr(Watch, "ending", lambda self: 6.0 if self.state.step <= 6 else 2.0)
     yield clock
 
 
@@ -137,16 +138,17 @@ def test_a_stopped_run_by_minutes_equals_one_that_was_not(
     pictures: Path, tmp_path: Path, paced: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given the recorded plan: where the pace is that of before, the whole run is the same, bit for bit."""
-    train = {"epochs": None, "minutes": 1.2, "checkpoint_minutes": 0}
-    whole, parts = (tiny(pictures, tmp_path / name, train=train) for name in ("whole", "parts"))
+    train = {"epochs": None, "minutes": 0.6}
+    whole = tiny(pictures, tmp_path / "whole", train=train)
+    parts = tiny(pictures, tmp_path / "parts", train=train | {"checkpoint_minutes": 0})
     result = pretrain(whole)
-    assert result.finished and 40 < result.steps < 50  # 12 slow steps, the others fill the minutes
+    assert result.finished and 19 <= result.steps <= 22  # 6 slow steps, the others fill the minutes
     recorded = losses(whole.out)
     assert recorded[-1]["lr"] == 2e-3 * 1e-3 and recorded[-1]["step"] == result.steps
-    interrupted(parts, monkeypatch, step=31)
+    interrupted(parts, monkeypatch, step=14)
     plan = json.loads((checkpoints(parts.out / "checkpoints")[-1] / "state.json").read_text())["plan"]
-    assert plan["seconds"] == 12 * 3 + 19 and plan["revisions"][0] == [0, 1000, 0.0] and len(plan["revisions"]) > 2
-    assert losses(parts.out)[:31] == recorded[:31]
+    assert plan["seconds"] == 6 * 3 + 8 and plan["revisions"][0] == [0, 1000, 0.0] and len(plan["revisions"]) > 2
+    assert losses(parts.out)[:14] == recorded[:14]
     assert pretrain(parts, resume=True).steps == result.steps
     assert losses(parts.out) == recorded
     assert weights(parts.out) == weights(whole.out)
@@ -186,6 +188,15 @@ def test_a_real_run_keeps_its_minutes_and_says_so(pictures: Path, tmp_path: Path
     assert int(outcome[2].replace(",", "")) == result.steps
     assert 0.12 < float(outcome[1]) < 0.5
     assert pretrain(config, resume=True).finished
+
+
+def test_the_report_costs_two_passes_and_the_patch_colours(pictures: Path, tmp_path: Path) -> None:
+    """8 pictures enlarged to 128 px (in these tests) are as much work as 16 each of 32 px; a ViT's are not enlarged."""
+    manifest = scan_archive(data_adapters.create("images"), pictures, verify=False).manifest
+    cnn = tiny(pictures, tmp_path)
+    vit = tiny(pictures, tmp_path, model={"backbone": "vit_tiny_patch16_224"}, monitor={"sample": 20})
+    assert report_records(cnn, manifest) == (96, 96 + 8 * 16)
+    assert report_records(vit, manifest) == (40, 48)
 
 
 def test_a_run_has_one_length(pictures: Path, tmp_path: Path) -> None:
