@@ -200,7 +200,7 @@ class Planner:
         self.pace.add(step - self._looked, now - self._time)
         self._looked = step
         pace = self.pace.seconds
-        if len(plan.endings) < ENDINGS and self.pace.steps > 2 * COLD:
+        if len(plan.endings) < ENDINGS and self.pace.warm:
             plan.endings.append(self._measure_ending() / pace)
         ending = statistics.median(plan.endings) * pace if plan.endings else 0.0
         left = plan.seconds_left - (1 - AIM) * 60 * plan.minutes - min(ending, ENDING_SHARE * plan.minutes * 60)

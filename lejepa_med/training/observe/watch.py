@@ -44,6 +44,7 @@ class Watch:
         self.sharded = any(type(parameter).__name__ == "DTensor" for parameter in state.module.parameters())
         self._plan = (manifest, adapter)
         self._sample: FixedSample | None = None
+        self._prepare_cost = 0.0
         self.history: list[dict[str, Any]] = []
         self.online: list[dict[str, Any]] = []
         if self.active:
@@ -120,8 +121,9 @@ class Watch:
         embedded = time.perf_counter()
         if self.spacing.cost is None:
             self.spacing.estimate(embedded - started, share=sample.progress)
-        new, count = max(1, len(sample.tensors) - known), max(1, len(sample.tensors))
-        return (prepared - planned) / new, (embedded - prepared) / count
+        if len(sample.tensors) > known:  # else all of a small sample is prepared, and the last cost holds
+            self._prepare_cost = (prepared - planned) / (len(sample.tensors) - known)
+        return self._prepare_cost, (embedded - prepared) / max(1, len(sample.tensors))
 
     def _evaluate(self, log: RunLog, *, epoch: float, last: bool) -> None:
         started = time.perf_counter()
