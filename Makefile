@@ -60,6 +60,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.normality --out benchmarks/results/normality.md
 	$(BIN)/python -m benchmarks.cpu_settings --out benchmarks/results/cpu-settings.md
 	$(BIN)/python -m benchmarks.train --out benchmarks/results/train-cpu.md
+	$(BIN)/python -m benchmarks.minutes --out benchmarks/results/minutes-cpu.md
 	$(BIN)/python -m benchmarks.search --out benchmarks/results/search-cpu.md
 	$(BIN)/python -m benchmarks.fuzz --out benchmarks/results/fuzz.md
 	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.md

@@ -161,11 +161,12 @@ class TrainConfig(Section):
     """The run."""
 
     epochs: int | None = Field(default=None, ge=0)
-    """passes over the archive; 0 writes a randomly initialised encoder; None: from minutes, or 100"""
+    """passes over the archive; 0 writes a randomly initialised encoder; None: by minutes, or 100"""
     minutes: float | None = Field(default=None, gt=0)
-    """instead of epochs: measure the speed first, then choose the epochs that fit"""
+    """instead of epochs: train for so long, evaluations and report included, the scan not; the steps follow the pace"""
     batch_size: int | None = Field(default=None, ge=2)
-    """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64"""
+    """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64; a small archive as
+    a whole"""
     accumulate: int = Field(default=1, ge=1)
     """parts a batch is cut into to save memory; the objective then sees one part at a time: not the same method"""
     seed: int = Field(default=0, ge=0)

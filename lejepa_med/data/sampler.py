@@ -9,6 +9,28 @@ from lejepa_med.data.dataset import Key
 from lejepa_med.errors import ConfigError
 
 
+def too_few(samples: int, *, batch_size: int, multiple: int) -> ConfigError:
+    """The error for an archive of fewer samples than a batch, with the largest batch that it allows.
+
+    Args:
+        samples: of an epoch.
+        batch_size: what was asked for.
+        multiple: a batch must divide by this: processes times parts.
+    """
+    largest = samples - samples % multiple
+    if largest >= 2:
+        remedy = f"Set --train.batch-size {largest}"
+        remedy += f" or a smaller multiple of {multiple}." if multiple > 1 else " or less, or give a larger archive."
+    elif multiple > 1 and samples >= 2:
+        remedy = f"A batch must divide into {multiple} parts: use fewer processes, or a smaller --train.accumulate."
+    else:
+        remedy = "Training compares images with each other: give an archive with at least 2, better some hundreds."
+    unit = "sample" if samples == 1 else "samples"
+    return ConfigError(
+        f"The archive gives {samples} {unit} an epoch, fewer than one batch of {batch_size}.", remedy=remedy
+    )
+
+
 class EpochBatches(Sampler[list[Key]]):
     """Batches of one rank, from a given step to the end of the last epoch.
 
@@ -37,10 +59,7 @@ class EpochBatches(Sampler[list[Key]]):
         first = np.repeat(np.cumsum(counts) - counts, counts)
         self.pairs = np.stack([np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - first], axis=1)
         if len(self.pairs) < batch_size:
-            raise ConfigError(
-                f"The archive gives {len(self.pairs)} samples an epoch, fewer than one batch of {batch_size}.",
-                remedy=f"Set --train.batch-size {max(2, len(self.pairs) // 2)} or less, or give a larger archive.",
-            )
+            raise too_few(len(self.pairs), batch_size=batch_size, multiple=world_size)
         if batch_size % world_size:
             raise ConfigError(
                 f"The batch of {batch_size} does not divide over {world_size} processes.",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import data_adapters
 from data_adapters.manifest import Manifest
@@ -17,10 +16,11 @@ from data_adapters.scan import Scan
 from lejepa_med.config import PretrainConfig, Section, save_config
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.loop import epochs_that_fit, make_fabric
+from lejepa_med.training.loop import make_fabric
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
 
 RECORDS = 20  # of a run at least, where it has so many steps: fewer give no verdict
+OFTEN = 2  # steps between two records of a cell by minutes, whose steps are not known before
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def set_up(
         steps: train for at least so many steps, in whole epochs; None: for `minutes`.
         minutes: where `steps` is None.
     """
-    fabric = make_fabric(config)
-    config = resolve_machine(config, device=fabric.device.type)
+    config = resolve_machine(config, device=make_fabric(config).device.type)
     adapter = data_adapters.create(config.modality, **{**config.views.model_dump(), **config.data.options})
     adapter = adapter.fit(manifest.records())
     manifest = dataclasses.replace(manifest, adapter=adapter.describe())
@@ -96,12 +95,12 @@ def set_up(
     epoch = max(1, sum(manifest.column("samples")) // (config.train.batch_size or 1))  # in steps
     if steps is not None:
         epochs = math.ceil(steps / epoch)
+        length = {"epochs": epochs, "minutes": None}
+        often = max(1, min(config.train.log_every, epochs * epoch // RECORDS))
     else:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"minutes": minutes})})
-        epochs = epochs_that_fit(fabric, config, manifest, adapter, console=Console(quiet=True))
-    often = max(1, min(config.train.log_every, epochs * epoch // RECORDS))
-    train = config.train.model_copy(update={"epochs": epochs, "log_every": often})
-    config = config.model_copy(update={"train": train})
+        length = {"epochs": None, "minutes": minutes}
+        often = min(config.train.log_every, OFTEN)
+    config = config.model_copy(update={"train": config.train.model_copy(update={**length, "log_every": often})})
     run = RunFolder(config.out)
     run.root.mkdir(parents=True, exist_ok=True)
     found.write(run.root, manifest=manifest)

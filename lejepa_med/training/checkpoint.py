@@ -27,6 +27,7 @@ class Snapshot:
         optimizer: as `Optimizer.state_dict()` gives it.
         average: of the encoder's weights, or empty.
         scaler: of 16-bit gradients, or empty.
+        plan: of a run by minutes, or empty.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     average: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
@@ -53,7 +55,12 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     target = folder / f"step-{step:08d}"
     with new_folder(target) as draft:
         save_file(tensors, draft / "tensors.safetensors")
-        state = {"step": step, "groups": optimizer["param_groups"], "scaler": snapshot.scaler}
+        state = {
+            "step": step,
+            "groups": optimizer["param_groups"],
+            "scaler": snapshot.scaler,
+            "plan": snapshot.plan,
+        }
         (draft / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -94,6 +101,7 @@ def load_checkpoint(folder: Path) -> Snapshot | None:
         optimizer={"state": moments, "param_groups": state["groups"]},
         average=parts["average"],
         scaler=state.get("scaler", {}),
+        plan=state.get("plan", {}),
     )
 
 

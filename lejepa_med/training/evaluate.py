@@ -1,5 +1,6 @@
 """After training: embed a sample of the archive with the saved encoder, and show whether it learnt anything."""
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -16,7 +17,7 @@ from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
-from lejepa_med.models.encoder import is_convolutional
+from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.training.archive import progress_bar
 from lejepa_med.training.folder import RunFolder, read_lines
@@ -29,10 +30,10 @@ PATCH_SIDE = 512  # pixels to which images are enlarged for the patch colours of
 
 
 def write_run_report(
-    run: RunFolder, config: PretrainConfig, manifest: Manifest, *, console: Console, finished: bool
+    run: RunFolder, config: PretrainConfig, manifest: Manifest, *, console: Console, finished: bool, device: str
 ) -> None:
     """Write report.html: curves, spectrum, neighbours, patch colours, and a probe where the catalogue has labels."""
-    encoder = load_encoder(run.encoder)
+    encoder = load_encoder(run.encoder, device=device)
     count = min(config.monitor.sample, len(manifest))
     rows = np.unique(np.linspace(0, len(manifest) - 1, count).round().astype(int)).tolist()
     sample = manifest.select(rows)
@@ -73,6 +74,20 @@ def write_run_report(
             bad_files=Counter(line["reason"] for line in read_lines(run.bad_files)),
         ),
     )
+
+
+def report_records(config: PretrainConfig, manifest: Manifest) -> tuple[int, int]:
+    """How many records the report reads, and how many images of the encoder's size it embeds: what it will cost."""
+    read = 2 * min(config.monitor.sample, len(manifest))  # with the trained encoder and with a random one
+    side = config.views.global_size or PATCH_SIDE
+    coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if _enlarged(config.model.backbone or "") else QUERIES
+    return read, read + coloured
+
+
+@functools.cache
+def _enlarged(backbone: str) -> bool:
+    """Whether patch colours come from enlarged images: a last map with the stride 32 of a CNN is too coarse."""
+    return not is_monai(backbone) and is_convolutional(backbone)
 
 
 def _embed(encoder: LoadedEncoder, sample: Manifest, workers: int, tick: Any) -> tuple[list[int], NDArray[Any]]:
@@ -169,8 +184,7 @@ def _pca_sheet(
         return []
     pixels = torch.stack([item[len(item) // 2] for item in prepared])
     scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-    if encoder.module.dims == 2 and is_convolutional(encoder.module.name):
-        # the last stage has a stride of 32; on an enlarged image its map is fine enough to look at
+    if _enlarged(encoder.module.name):
         scaled = interpolate(scaled, scale_factor=max(1.0, PATCH_SIDE / scaled.shape[-1]), mode="bilinear")
     features = encoder.module.patch_features(scaled.to(encoder.device)).float().cpu().numpy()
     return [(_picture(item), colours) for item, colours in zip(prepared, pca_rgb(features), strict=True)]

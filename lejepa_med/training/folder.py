@@ -3,6 +3,7 @@
 config.yaml metrics.jsonl online.jsonl events.out.tfevents* checkpoints/ encoder/ report.html
 local.yaml manifest.parquet rejected.csv   paths of this machine, see docs/privacy.md: never to be shared
 bad_files.jsonl                            the same, and only when reads failed during training
+.scan/                                     the same, until the first session ends
 encoder-average/                           only with --optim.average
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 from lejepa_med.atomic import recover
 from lejepa_med.config import PretrainConfig, continued, differences, load_config
 from lejepa_med.errors import ConfigError
+from lejepa_med.training.archive import JOURNAL
 
 
 class RunFolder:
@@ -30,14 +32,16 @@ class RunFolder:
         self.encoder = root / "encoder"
         self.averaged = root / "encoder-average"
         self.report = root / "report.html"
+        self.journal = root / JOURNAL
+        self._started = False
 
     def start(self, *, overwrite: bool) -> None:
-        """Make the folder for a new run.
+        """Make the folder for a new run; what a scan for a run without steps has found out is kept for the next scan.
 
         Raises:
             ConfigError: it is not empty and `overwrite` is not given, or it holds something that is no run.
         """
-        if self.root.exists() and any(self.root.iterdir()):
+        if self.root.exists() and any(path != self.journal for path in self.root.iterdir()):
             if not overwrite:
                 raise ConfigError(
                     f"The run folder {self.root} is not empty.",
@@ -50,6 +54,19 @@ class RunFolder:
                 )
             shutil.rmtree(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
+        self._started = True
+
+    def withdraw(self) -> None:
+        """Remove what `start` began, after an error before the first step, so that the corrected command can start.
+
+        The scan's journal stays: the next scan reads only what is new.
+        """
+        if self._started and not self.checkpoints.exists():
+            for path in self.root.iterdir():
+                if path.is_dir() and path != self.journal:
+                    shutil.rmtree(path)
+                elif path != self.journal:
+                    path.unlink()
 
     def reopen(self, given: PretrainConfig) -> PretrainConfig:
         """The saved settings of a run to resume; where and how fast it runs may be given anew (`MAY_CHANGE`).

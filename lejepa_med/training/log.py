@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch.utils.tensorboard import SummaryWriter
 
 from lejepa_med.training.observe.verdict import Verdict
+from lejepa_med.training.plan import Plan
 
 PLAIN_SECONDS = 15  # between two lines where the output is no terminal
 # Shown in the status line where a record has them: key, format.
@@ -34,10 +35,10 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 class RunLog:
     """Writes each record to metrics.jsonl and TensorBoard and shows it; `quiet` ranks only pass."""
 
-    def __init__(self, folder: Path, *, steps: int, first_step: int, console: Console, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, *, plan: Plan, first_step: int, console: Console, quiet: bool = False) -> None:
         self.console = console
         self.quiet = quiet
-        self.steps = steps
+        self.plan = plan
         self._last_line = 0.0
         self._verdict = self._alarm = ""
         if quiet:
@@ -55,7 +56,7 @@ class RunLog:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task: TaskID = self._bar.add_task("", total=steps, completed=first_step, epoch="", status="starting")
+        self._task: TaskID = self._bar.add_task("", total=plan.steps, completed=first_step, epoch="", status="starting")
 
     def __enter__(self) -> "RunLog":
         if not self.quiet:
@@ -74,7 +75,7 @@ class RunLog:
     def step(self, step: int) -> None:
         """Advance the bar."""
         if not self.quiet:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, total=self.plan.steps)
 
     def record(self, values: dict[str, Any], *, verdict: Verdict | None = None) -> None:
         """One record; `values` holds step and epoch besides the metrics. A changed verdict goes to TensorBoard, too."""
@@ -93,9 +94,11 @@ class RunLog:
         now = time.perf_counter()
         if not self.console.is_terminal and now - self._last_line > PLAIN_SECONDS:
             self._last_line = now
-            eta = (now - self._started) / max(1, values["session_steps"]) * (self.steps - values["step"])
+            steps, eta = self.plan.steps, self.plan.seconds_left
+            if eta is None:
+                eta = (now - self._started) / max(1, values["session_steps"]) * (steps - values["step"])
             self.console.print(
-                f"epoch {values['epoch']:.1f}  step {values['step']}/{self.steps}  ETA {eta / 60:.1f} min  {status}",
+                f"epoch {values['epoch']:.1f}  step {values['step']}/{steps}  ETA {max(0, eta) / 60:.1f} min  {status}",
                 soft_wrap=True,
                 highlight=False,
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +32,14 @@ from lejepa_med.training.log import RunLog
 from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.monitor import RunningMean
 from lejepa_med.training.observe.watch import Watch
+from lejepa_med.training.plan import Plan, Planner
 from lejepa_med.training.precision import check_bf16
-from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
+from lejepa_med.training.resolve import resolve_archive, resolve_batch, resolve_machine, warnings
 from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
 from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import StopSignal
-
-CALIBRATION_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RunResult:
     Attributes:
         folder: the run folder.
         step: last finished step.
-        steps: of the whole run.
+        steps: of the whole run, as planned at its end.
         finished: False after Ctrl-C or SIGTERM; then `--resume` continues.
     """
 
@@ -83,22 +83,32 @@ def pretrain(
         config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
     fabric = make_fabric(config)
     console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
-    if resume:
-        manifest, adapter = open_archive(run.manifest)
-    else:
-        config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
-        fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
-    for warning in warnings(config, world_size=fabric.world_size):
-        console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
-    state = build_state(fabric, config, adapter)
-    saved = load_checkpoint(run.checkpoints) if resume else None
-    if saved is not None:
-        restore(fabric, state, saved)
-    steps = fit(fabric, config, run, state, manifest, adapter, console=console)
+    state = None
+    try:
+        if resume:
+            manifest, adapter = open_archive(run.manifest)
+        else:
+            config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
+            fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
+        for warning in warnings(config, world_size=fabric.world_size):
+            console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
+        state = build_state(fabric, config, adapter)
+        saved = load_checkpoint(run.checkpoints) if resume else None
+        if saved is not None:
+            restore(fabric, state, saved)
+        fit(fabric, config, run, state, manifest, adapter, console=console)
+    except Exception:
+        if state is None or state.step == 0:
+            run.withdraw()
+        raise
+    result = RunResult(folder=run.root, step=state.step, steps=state.plan.steps)
     if fabric.is_global_zero:
-        write_run_report(run, config, manifest, console=console, finished=state.step == steps)
+        shutil.rmtree(run.journal, ignore_errors=True)
+        write_run_report(run, config, manifest, console=console, finished=result.finished, device=str(fabric.device))
+        if result.finished and state.plan.minutes is not None:
+            console.print(state.plan.outcome(), soft_wrap=True, highlight=False)
     fabric.barrier()
-    return RunResult(folder=run.root, step=state.step, steps=steps)
+    return result
 
 
 def make_fabric(config: PretrainConfig) -> lightning.Fabric:
@@ -137,21 +147,35 @@ def _begin(
 ) -> tuple[PretrainConfig, Manifest, Adapter]:
     """Scan on rank 0, resolve the settings, write the first files; the other ranks read them."""
     if fabric.is_global_zero:
+        if config.train.epochs is not None and config.train.minutes is not None:
+            raise ConfigError(
+                "A run has a length in epochs or in minutes, not both.",
+                remedy="Leave out --train.epochs or --train.minutes.",
+            )
         run.start(overwrite=overwrite)
-        asked = config.train.precision
+        asked, given_batch = config.train.precision, config.train.batch_size
         config = resolve_machine(config, device=fabric.device.type)
         views = config.views.model_dump()
         adapter = data_adapters.create(config.modality, **{**views, **config.data.options})
-        result = scan(adapter, config.archive, catalog=config.data.catalog, verify=config.data.verify, console=console)
+        result = scan(
+            adapter,
+            config.archive,
+            catalog=config.data.catalog,
+            verify=config.data.verify,
+            journal=run.journal,
+            console=console,
+        )
         manifest = of_split(result.manifest, config.data)
         adapter = adapter.fit(manifest.records())
         manifest = dataclasses.replace(manifest, adapter=adapter.describe())
-        result.write(run.root, manifest=manifest)
+        samples = sum(manifest.column("samples"))
+        usual = config.train.batch_size
+        config = resolve_batch(config, given=given_batch, samples=samples, processes=fabric.world_size)
+        if config.train.batch_size != usual:
+            console.print(f"a batch of {config.train.batch_size}, since the archive gives {samples} samples an epoch")
         config = resolve_archive(config, items=len(manifest))
         config = check_bf16(config, adapter.spec, asked=asked, world_size=fabric.world_size, console=console)
-        if config.train.epochs is None:
-            epochs = epochs_that_fit(fabric, config, manifest, adapter, console=console)
-            config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+        result.write(run.root, manifest=manifest)
         save_config(config, run.config)
     fabric.barrier()
     saved = run.reopen(config)
@@ -159,7 +183,8 @@ def _begin(
 
 
 def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter) -> State:
-    """Model and optimiser at step 0; a function of the seed."""
+    """Model and optimiser at step 0, a function of the seed; the time of a run by minutes starts here."""
+    plan = Plan(config.train.minutes if config.train.epochs is None else None)
     module = build_method(config, adapter.spec)
     if fabric.world_size > 1:
         module = convert_batchnorm(module)  # type: ignore[assignment]
@@ -171,7 +196,7 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
     fused = config.train.precision != "16-mixed" and not is_sharded(module)
     optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim, fused=fused))
     average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
-    return State(model=model, optimizer=optimizer, module=module, average=average)
+    return State(model=model, optimizer=optimizer, module=module, plan=plan, average=average)
 
 
 def fit(
@@ -183,40 +208,47 @@ def fit(
     adapter: Adapter,
     *,
     console: Console,
-) -> int:
-    """Train from `state.step` to the end or to a stop signal; returns the number of steps of the whole run."""
+) -> None:
+    """Train from `state.step` to the end of `state.plan` or to a stop signal."""
     dataset, batches = make_data(fabric, config, manifest, adapter, first_step=state.step)
-    steps = batches.steps_per_epoch * batches.epochs
+    plan = state.plan
+    if plan.minutes is None:
+        plan.fix(batches.steps_per_epoch * batches.epochs)
     bad = BadFiles(run.bad_files, manifest, limit=config.data.bad_limit)
-    save = Saver(fabric, config, run, state, manifest, adapter, steps=steps)
+    save = Saver(fabric, config, run, state, manifest, adapter)
     if fabric.is_global_zero:
         run.truncate_metrics(state.step)
     means, first_step = RunningMean(), state.step
     watch = Watch(fabric, config, run, state, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
-        RunLog(run.root, steps=steps, first_step=first_step, console=console, quiet=quiet) as log,
+        RunLog(run.root, plan=plan, first_step=first_step, console=console, quiet=quiet) as log,
         StopSignal() as stop,
     ):
-        if state.step == steps:
+        if state.step == plan.steps:  # of a run without steps, or one that was killed at its end
             save.now()
+            return
+        planner = Planner(fabric, plan, ending=watch.ending, say=log.say)
         timed = TimedBatches(make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric)))
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
-            values = train_step(fabric, config, state, batch, steps=steps)
+            values = train_step(fabric, config, state, batch)
+            planner.after(state.step)
             seen = {name: values.pop(name) for name in ("features", "z", "z_views")}
             means.add(**values)
             counted += batch.global_views.shape[1] * fabric.world_size
             if not quiet:
                 bad.add(batch.bad, step=state.step, reads=batch.global_views.shape[1])
             log.step(state.step)
-            if state.step % config.train.log_every == 0 or state.step == steps:
+            finished = state.step == plan.steps
+            if state.step % config.train.log_every == 0 or finished:
                 now = time.perf_counter()
+                place, length = plan.position(state.step - 1)
                 record = {
                     "step": state.step,
                     "epoch": round(state.step / batches.steps_per_epoch, 4),
                     **means.take(),
-                    "lr": learning_rate(state.step - 1, steps=steps, config=config.optim),
+                    "lr": learning_rate(place, steps=length, config=config.optim),
                     "images_per_second": counted / (now - started),
                     "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
                     "session_steps": state.step - first_step,
@@ -224,21 +256,21 @@ def fit(
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
                 log.record(watch.complete(record, **seen), verdict=watch.verdict())
-                evaluation = watch.evaluate(log, epoch=record["epoch"], last=state.step == steps)
+                evaluation = watch.evaluate(log, epoch=record["epoch"], last=finished)
                 started, waited, counted = now + evaluation, timed.waited, 0
-            stopping = state.step < steps and stop.requested(fabric, step=state.step, every=config.train.log_every)
-            if stopping or state.step == steps or save.due(fabric):
+            stopping = not finished and stop.requested(fabric, step=state.step, every=config.train.log_every)
+            if stopping or finished or save.due(fabric):
                 save.now()
             if stopping:
-                log.say(f"Stopped at step {state.step} of {steps}; everything is saved. Continue with --resume.")
+                log.say(f"Stopped at step {state.step} of {plan.steps}; everything is saved. Continue with --resume.")
+            if stopping or finished:
                 break
-    return steps
 
 
 def make_data(
     fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter, *, first_step: int
 ) -> tuple[ViewDataset, EpochBatches]:
-    """Dataset and batch plan from `first_step` on."""
+    """Dataset and batches from `first_step` on; by minutes without an end, since the plan ends the run."""
     assert config.train.batch_size is not None
     dataset = ViewDataset(manifest, adapter, seed=config.train.seed)
     batches = EpochBatches(
@@ -251,30 +283,6 @@ def make_data(
         world_size=fabric.world_size,
     )
     return dataset, batches
-
-
-def epochs_that_fit(
-    fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter, *, console: Console
-) -> int:
-    """Epochs that fit into `train.minutes`, from the speed of a few real steps on a model that is then thrown away."""
-    if fabric.world_size > 1:
-        raise ConfigError("--train.minutes measures one process.", remedy="Give --train.epochs under torchrun.")
-    assert config.train.minutes is not None
-    state = build_state(fabric, config, adapter)
-    dataset, batches = make_data(fabric, config, manifest, adapter, first_step=0)
-    loader = make_loader(dataset, batches, workers=config.data.workers)
-    console.print(f"measuring the speed, to choose the epochs that fit into {config.train.minutes:g} minutes ...")
-    started = 0.0
-    for count, batch in enumerate(loader):
-        if count == 2:  # the first steps pay for memory and kernels
-            started = time.perf_counter()
-        train_step(fabric, config, state, batch, steps=10_000)
-        if count == 1 + CALIBRATION_STEPS:
-            break
-    seconds = (time.perf_counter() - started) / CALIBRATION_STEPS
-    epochs = max(1, int(config.train.minutes * 60 / (seconds * batches.steps_per_epoch)))
-    console.print(f"{seconds:.2f} s a step of {config.train.batch_size}: {epochs} epochs")
-    return epochs
 
 
 def _on_gpu(fabric: lightning.Fabric) -> bool:

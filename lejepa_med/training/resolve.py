@@ -2,6 +2,7 @@
 
 from data_adapters.registry import load_class
 from lejepa_med.config import PretrainConfig
+from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.settings import check_objective, head_of, weight_of
 from lejepa_med.models.architectures import check_name, check_vit_options, is_convolutional, is_monai
@@ -81,6 +82,26 @@ def _local_size(global_size: int, *, volumes: bool) -> int:
     Of volumes next to its half: 48 for 96, as 3DINO.
     """
     return max(16, round(global_size * (1 / 2 if volumes else 3 / 7) / 16) * 16)
+
+
+def resolve_batch(config: PretrainConfig, *, given: int | None, samples: int, processes: int) -> PretrainConfig:
+    """Make the default batch as small as a small archive needs; a batch that was `given` must fit.
+
+    Args:
+        config: with a batch size.
+        given: the batch size that the user chose, or None.
+        samples: that the archive gives in an epoch.
+        processes: that share a batch.
+
+    Raises:
+        ConfigError: the batch that was given, or the smallest possible one, is larger than the archive.
+    """
+    assert config.train.batch_size is not None
+    multiple = processes * config.train.accumulate
+    batch = given or min(config.train.batch_size, samples - samples % multiple)
+    if batch > samples or batch < 2:
+        raise too_few(samples, batch_size=given or max(2, multiple), multiple=multiple)
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch})})
 
 
 def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:

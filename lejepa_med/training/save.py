@@ -19,6 +19,7 @@ from lejepa_med.models.folder import save_encoder
 from lejepa_med.training.average import UPDATES, WeightAverage
 from lejepa_med.training.checkpoint import Snapshot, save_checkpoint
 from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.plan import Plan
 from lejepa_med.training.sharding import gather, is_sharded, scatter
 
 
@@ -29,6 +30,7 @@ class State:
     model: Any  # the Method, wrapped by Fabric
     optimizer: Any
     module: Method
+    plan: Plan
     average: WeightAverage | None = None
     step: int = 0
 
@@ -51,6 +53,7 @@ def snapshot(fabric: lightning.Fabric, state: State) -> Snapshot:
         optimizer=moments,
         average=state.average.state_dict() if state.average is not None else {},
         scaler=fabric._precision.state_dict(),
+        plan=state.plan.state_dict(),
     )
 
 
@@ -72,6 +75,7 @@ def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
         state.average.load_state_dict(saved.average)
     if saved.scaler:
         fabric._precision.load_state_dict(saved.scaler)
+    state.plan.load_state_dict(saved.plan)
     state.step = saved.step
 
 
@@ -86,11 +90,10 @@ class Saver:
         state: State,
         manifest: Manifest,
         adapter: Adapter,
-        *,
-        steps: int,
     ) -> None:
         self.fabric, self.config, self.run, self.state = fabric, config, run, state
-        self.adapter, self.steps = adapter, steps
+        self.adapter = adapter
+        self.epoch_steps = sum(manifest.column("samples")) // (config.train.batch_size or 1)
         # once: at a million records this is seconds, and a checkpoint should not be
         self.data = {
             "records": len(manifest),
@@ -132,17 +135,18 @@ class Saver:
         return Encoder(backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec)
 
     def _details(self, step: int) -> dict[str, Any]:
+        train, steps = self.config.train, self.state.plan.steps
         model = self.config.model.model_dump(mode="json", exclude={"init"})  # a place on this machine
         return {
             "objective": self.config.objective.model_dump(mode="json"),
             "training": {
                 "step": step,
-                "steps": self.steps,
-                "epochs": self.config.train.epochs,
-                "batch_size": self.config.train.batch_size,
-                "accumulate": self.config.train.accumulate,
-                "seed": self.config.train.seed,
-                "precision": self.config.train.precision,
+                "steps": steps,
+                "epochs": round(steps / self.epoch_steps, 2) if train.epochs is None else train.epochs,
+                "batch_size": train.batch_size,
+                "accumulate": train.accumulate,
+                "seed": train.seed,
+                "precision": train.precision,
                 "optim": self.config.optim.model_dump(mode="json"),
                 "model": model | {"continued": self.config.model.init is not None},
             },

@@ -15,14 +15,13 @@ from lejepa_med.training.save import State
 from lejepa_med.training.schedule import learning_rate
 
 
-def train_step(
-    fabric: lightning.Fabric, config: PretrainConfig, state: State, batch: Batch, *, steps: int
-) -> dict[str, Any]:
-    """One optimiser step; advances `state.step`.
+def train_step(fabric: lightning.Fabric, config: PretrainConfig, state: State, batch: Batch) -> dict[str, Any]:
+    """One optimiser step, at its place in `state.plan`; advances `state.step`.
 
     Returns scalars, features (B, dim), z (B, K) and z_views (V, B, K) or None, all detached.
     """
-    rate = learning_rate(state.step, steps=steps, config=config.optim)
+    place, length = state.plan.position(state.step)
+    rate = learning_rate(place, steps=length, config=config.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     # whatever draws inside the model (drop path) depends on seed, step and rank only, so nothing of it must be saved
@@ -46,7 +45,7 @@ def train_step(
         scalars["skipped"], norm = 1 - fits.float(), torch.where(fits, norm, 0.0)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.module.after_step(step=state.step, steps=steps)
+    state.module.after_step(step=place, steps=length)
     if state.average is not None:
         state.average.update(state.module.encoder)
     state.step += 1

@@ -35,6 +35,14 @@ def make(pictures: Path, out: Path, *, batches: tuple[int, ...] = (8,), **change
     return Grid(base, axes, console=Console(quiet=True), **{"steps": 2, "records": 24, **changes})
 
 
+def test_cells_by_minutes_train_for_so_long(pictures: Path, tmp_path: Path) -> None:
+    assert make(pictures, tmp_path / "grid", steps=None, minutes=0.05).run()
+    state = json.loads((tmp_path / "grid" / "cells.json").read_text())["cells"][cell().name]
+    assert state["state"] == "finished" and state["loss"] > 0
+    train = load_config(tmp_path / "grid" / "cells" / cell().name / "config.yaml").train
+    assert (train.epochs, train.minutes, train.log_every) == (None, 0.05, 1)
+
+
 def test_cells_are_named_by_their_settings(pictures: Path, tmp_path: Path) -> None:
     axes = Axes(lambdas=(0.01, 0.1), batches=(8, 16), n_views=(2, 4), backbones=("resnet10t", "vit_tiny_patch16_224"))
     cells = axes.cells()

@@ -1,25 +1,30 @@
 """What a run does when things go wrong: bad files, numbers that explode, kills while a folder is replaced."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import data_adapters
 from data_adapters.errors import UserError
 from data_adapters.scan import scan_archive
 from lejepa_med.atomic import new_folder, recover
 from lejepa_med.data.dataset import BadRead
-from lejepa_med.errors import TrainingError
+from lejepa_med.errors import ConfigError, TrainingError
 from lejepa_med.models.folder import load_encoder
+from lejepa_med.training import loop
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import checkpoints
 from lejepa_med.training.folder import read_lines
@@ -71,12 +76,57 @@ def test_no_epochs_gives_a_random_encoder(pictures: Path, tmp_path: Path) -> Non
     assert encoder.dim == 512 and encoder.info["training"]["step"] == 0
 
 
-def test_minutes_choose_the_epochs_once(pictures: Path, tmp_path: Path) -> None:
-    config = tiny(pictures, tmp_path / "run", train={"epochs": None, "minutes": 0.01})
-    pretrain(config)
-    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["train"]["epochs"] >= 1
-    assert pretrain(config, resume=True).finished
+@pytest.mark.parametrize(
+    ("images", "train", "remedy"),
+    [
+        (1, {}, "give an archive with at least 2"),
+        (1, {"batch_size": 64}, "give an archive with at least 2"),
+        (5, {"batch_size": 6}, "Set --train.batch-size 5 or less"),
+        (5, {"batch_size": 64, "accumulate": 2}, "Set --train.batch-size 4 or a smaller multiple of 2"),
+        (3, {"accumulate": 4}, "a smaller --train.accumulate"),
+    ],
+)
+def test_a_batch_larger_than_the_archive_has_a_remedy_that_works(
+    tmp_path: Path, images: int, train: dict[str, Any], remedy: str
+) -> None:
+    root = write_pictures(tmp_path / "a", count=images)
+    with pytest.raises(ConfigError, match="fewer than one batch") as raised:
+        pretrain(tiny(root, tmp_path / "run", train={"batch_size": None, **train}))
+    assert remedy in str(raised.value)
+    if advised := re.search(r"--train\.batch-size (\d+)", str(raised.value)):
+        given = train | {"batch_size": int(advised[1]), "epochs": 1}
+        assert pretrain(tiny(root, tmp_path / "run", train=given)).finished  # in the same folder
+
+
+def test_the_default_batch_is_no_larger_than_the_archive(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    root = write_pictures(tmp_path / "a", count=43)
+    config = tiny(root, tmp_path / "run", train={"batch_size": None, "accumulate": 2, "epochs": 1})
+    assert pretrain(config, console=Console(file=shown, width=200)).steps == 1
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["batch_size"] == 42
+    assert "a batch of 42, since the archive gives 43 samples an epoch" in shown.getvalue()
+
+
+def test_a_run_that_fails_before_its_first_step_does_not_block_the_next(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the scan found out is kept; a folder of something else, or of a run with steps, is left alone."""
+    out = tmp_path / "run"
+
+    def broken(*_arguments: Any, **_named: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(loop, "train_step", broken)
+        pretrain(tiny(pictures, out))
+    assert [path.name for path in out.iterdir()] == [".scan"]
+    shown = io.StringIO()
+    assert pretrain(tiny(pictures, out, train={"epochs": 1}), console=Console(file=shown, width=200)).finished
+    assert "48 as before" in shown.getvalue() and not (out / ".scan").exists()
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(ConfigError, match="not empty"):
+        pretrain(tiny(pictures, out))
+    assert sorted(path.name for path in out.iterdir()) == before
 
 
 def test_an_archive_of_another_kind_says_which_modalities_there_are(pictures: Path, tmp_path: Path) -> None:

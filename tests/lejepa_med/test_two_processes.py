@@ -1,6 +1,7 @@
 """A run on two processes equals the run on one: the whole loop, under torchrun with gloo."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,20 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
         for key in ("loss", "invariance", "sigreg"):
             assert b[key] == pytest.approx(a[key], rel=1e-5 if a["step"] == 1 else 1e-3), (a["step"], key)
     assert_alike(tmp_path / "one" / "encoder", tmp_path / "two" / "encoder")
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_share_one_plan_by_minutes(pictures: Path, tmp_path: Path) -> None:
+    """Ranks that changed their plans at different steps would wait for each other for ever."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["lejepa_med.cli", "pretrain", str(pictures), "--modality", "images", "--out", str(tmp_path / "run")]
+    flags = FLAGS.replace("--train.epochs 1", "--train.minutes 0.2").split()
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    recorded = losses(tmp_path / "run")
+    assert [line["step"] for line in recorded] == list(range(1, len(recorded) + 1))
+    assert recorded[-1]["lr"] == RATE * 1e-3
+    assert re.search(rf"planned 0\.2 minutes.*took [\d.]+ minutes: {len(recorded)} steps", done.stderr)
 
 
 def assert_alike(one: Path, other: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig
+from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.log import RunLog, plain
 from lejepa_med.training.monitor import batch_figures, sigreg_figures
@@ -43,6 +44,7 @@ class Watch:
         self.sharded = any(type(parameter).__name__ == "DTensor" for parameter in state.module.parameters())
         self._plan = (manifest, adapter)
         self._sample: FixedSample | None = None
+        self._prepare_cost = 0.0
         self.history: list[dict[str, Any]] = []
         self.online: list[dict[str, Any]] = []
         if self.active:
@@ -90,12 +92,38 @@ class Watch:
 
     def _due(self, epoch: float) -> bool:
         if self.config.monitor.share > 0 and self.spacing.cost is None and self.spacing.allowance() > 0:
-            started = time.perf_counter()
-            sample = self.sample  # planned here, which takes its own time in a large archive
-            sample.fill(TRIAL, until=time.perf_counter() + TRIAL_SECONDS)
-            sample.embed(self.state.module.encoder, device=self.fabric.device)
-            self.spacing.estimate(time.perf_counter() - started, share=sample.progress)
+            self._record_cost()
         return self.spacing.due(epoch)
+
+    def ending(self) -> float:
+        """Seconds that the evaluation at the end and the report will take, extrapolated from a few records.
+
+        Every call prepares further records of the sample, so it is no lost work where the run evaluates.
+        """
+        prepare, embed = self._record_cost()
+        monitor, (manifest, _) = self.config.monitor, self._plan
+        read, embedded = report_records(self.config, manifest)
+        seconds = read * prepare + embedded * embed
+        if not monitor.online or self.sharded:
+            return seconds
+        return seconds + min(LAST_SECONDS, len(self.sample) * prepare) + len(self.sample) * embed
+
+    def _record_cost(self) -> tuple[float, float]:
+        """Seconds to prepare a record and to embed it, from the next few of the sample."""
+        started = time.perf_counter()
+        sample = self.sample  # planned here, which takes its own time in a large archive
+        known = len(sample.tensors)
+        planned = time.perf_counter()
+        sample.fill(known + TRIAL, until=planned + TRIAL_SECONDS)
+        prepared = time.perf_counter()
+        if not self.sharded:
+            sample.embed(self.state.module.encoder, device=self.fabric.device)
+        embedded = time.perf_counter()
+        if self.spacing.cost is None:
+            self.spacing.estimate(embedded - started, share=sample.progress)
+        if len(sample.tensors) > known:  # else all of a small sample is prepared, and the last cost holds
+            self._prepare_cost = (prepared - planned) / (len(sample.tensors) - known)
+        return self._prepare_cost, (embedded - prepared) / max(1, len(sample.tensors))
 
     def _evaluate(self, log: RunLog, *, epoch: float, last: bool) -> None:
         started = time.perf_counter()
