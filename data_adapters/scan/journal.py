@@ -8,12 +8,13 @@ the next scan then reads everything.
 import fcntl
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_adapters.errors import UserError
+from data_adapters.errors import UserError, naming
 
 FILE, LOCK = "journal.sqlite", "lock"
 COMMIT_SECONDS = 3.0  # what a kill costs at most
@@ -52,6 +53,24 @@ PUT = (
     + ", ".join(f":{name}" for name in COLUMNS)
     + ")"
 )
+
+
+class _Database(sqlite3.Connection):
+    """A connection whose errors for a full or read-only disk name the folder."""
+
+    place: Path
+
+    def execute(self, *given: Any) -> sqlite3.Cursor:
+        with naming(self.place):
+            return super().execute(*given)
+
+    def executemany(self, *given: Any) -> sqlite3.Cursor:
+        with naming(self.place):
+            return super().executemany(*given)
+
+    def commit(self) -> None:
+        with naming(self.place):
+            super().commit()
 
 
 class Journal:
@@ -216,10 +235,12 @@ def _open(file: Path | None) -> sqlite3.Connection:
 
 def _connect(file: Path | None) -> sqlite3.Connection:
     # "": a private database that spills into temporary files
-    sql = sqlite3.connect(file or "")
+    sql = sqlite3.connect(file or "", factory=_Database)
+    sql.place = file.parent if file is not None else Path(os.environ.get("SQLITE_TMPDIR") or tempfile.gettempdir())
     # a plain rollback journal also works on network drives; a commit is durable enough without waiting for the disk
     sql.execute(f"PRAGMA journal_mode = {'TRUNCATE' if file is not None else 'OFF'}")
     sql.execute("PRAGMA synchronous = OFF" if file is None else "PRAGMA synchronous = NORMAL")
     sql.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    sql.executescript(TABLES)
+    with naming(sql.place):
+        sql.executescript(TABLES)
     return sql

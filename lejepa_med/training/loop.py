@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning_fabric as lightning
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import data_adapters
 from data_adapters.base import Adapter
+from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig, save_config
 from lejepa_med.data.dataset import ViewDataset
@@ -36,7 +38,7 @@ from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
 from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.step import train_step
-from lejepa_med.training.stop import StopSignal
+from lejepa_med.training.stop import REPORT_SECONDS, StopSignal, at_most
 
 CALIBRATION_STEPS = 6
 
@@ -92,7 +94,9 @@ def pretrain(
         restore(fabric, state, saved)
     steps = fit(fabric, config, run, state, manifest, adapter, console=console)
     if fabric.is_global_zero:
-        write_run_report(run, config, manifest, console=console, finished=state.step == steps)
+        finished = state.step == steps
+        with at_most(None if finished else REPORT_SECONDS):
+            write_run_report(run, config, manifest, console=console, finished=finished)
     fabric.barrier()
     return RunResult(folder=run.root, step=state.step, steps=steps)
 
@@ -183,12 +187,14 @@ def fit(
     watch = Watch(fabric, config, run, state, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
+        naming(run.root),
         RunLog(run.root, steps=steps, first_step=first_step, console=console, quiet=quiet) as log,
         StopSignal() as stop,
     ):
         if state.step == steps:
             save.now()
-        timed = TimedBatches(make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric)))
+        loader = make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric))
+        timed = TimedBatches(loader, partial(stop.at_once, fabric))
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
             values = train_step(fabric, config, state, batch, steps=steps)
@@ -212,14 +218,17 @@ def fit(
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
                 log.record(watch.complete(record, **seen), verdict=watch.verdict())
-                evaluation = watch.evaluate(log, epoch=record["epoch"], last=state.step == steps)
+                evaluate = partial(watch.evaluate, log, epoch=record["epoch"], last=state.step == steps)
+                evaluation = stop.at_once(fabric, evaluate, 0.0)
                 started, waited, counted = now + evaluation, timed.waited, 0
             stopping = state.step < steps and stop.requested(fabric, step=state.step, every=config.train.log_every)
-            if stopping or state.step == steps or save.due(fabric):
-                save.now()
             if stopping:
-                log.say(f"Stopped at step {state.step} of {steps}; everything is saved. Continue with --resume.")
                 break
+            if state.step == steps or save.due(fabric):
+                save.now()
+        if state.step < steps:  # stopped, after a step or while it waited for a batch
+            save.now()
+            log.say(f"Stopped at step {state.step} of {steps}; everything is saved. Continue with --resume.")
     return steps
 
 
