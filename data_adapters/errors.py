@@ -18,6 +18,9 @@ SQLITE_ERRORS = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_IOERR: errno.EIO,
     sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    # the file that readers and writers of a database share cannot grow
+    sqlite3.SQLITE_IOERR_SHMSIZE: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR_SHMMAP: errno.ENOSPC,
 }
 
 
@@ -86,7 +89,8 @@ def system_error(error: BaseException) -> int | None:
         return error.errno
     inner = getattr(error, "orig", error)
     if isinstance(inner, sqlite3.Error):
-        return SQLITE_ERRORS.get(getattr(inner, "sqlite_errorcode", 0) & 0xFF)
+        code = getattr(inner, "sqlite_errorcode", 0)
+        return SQLITE_ERRORS.get(code, SQLITE_ERRORS.get(code & 0xFF))  # an extended code, or its kind
     found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
     return int(found[1]) if found else None
 

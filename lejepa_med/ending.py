@@ -68,10 +68,10 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 def _listen(signals: socket.socket) -> None:
+    timer: threading.Timer | None = None
     with signals:
-        while heard := signals.recv(1):
-            if heard[0] in SIGNALS:
+        while heard := signals.recv(1):  # other signals with a handler come, too
+            if heard[0] in SIGNALS and timer is None:
                 timer = threading.Timer(_seconds, _end, (heard[0],))
                 timer.daemon = True
                 timer.start()
-                return

@@ -224,7 +224,7 @@ def _name(number: int) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _serve(work: Callable[[Any], Parcel], tasks: "Connection[Any, Any]", results: "Connection[Any, Any]") -> None:

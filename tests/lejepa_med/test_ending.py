@@ -44,6 +44,7 @@ def test_a_signal_ends_a_process_also_inside_of_a_library(
     with subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # until it is inside
         process.send_signal(number)
         out, error = process.communicate(timeout=30)
     assert process.returncode == status
