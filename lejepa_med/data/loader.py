@@ -72,6 +72,7 @@ class Ahead(Generic[Result]):
         self._work, self._tasks, self._build, self._pin = work, iter(tasks), build, pin
         self._workers, self._fewer = workers, fewer
         self._pool: list[_Worker] = []
+        self._arrived: Arrived = SimpleQueue()
         self._turns: Iterator[_Worker] = iter(())
         self._asked: deque[_Worker] = deque()
         # also when the caller drops this object, and at the exit of the interpreter, which waits for its children
@@ -92,19 +93,28 @@ class Ahead(Generic[Result]):
             return self._build(Parcel(parcel.facts, tensors))
         if not self._pool:
             for _ in range(self._workers):
-                self._pool.append(_Worker(self._work, pin=self._pin, fewer=self._fewer))
+                self._pool.append(_Worker(self._work, self._arrived, pin=self._pin, fewer=self._fewer))
             self._turns = cycle(self._pool)
             self._ask(AHEAD * self._workers)
         if not self._asked:
             self.close()
             raise StopIteration
         try:
-            parcel = self._asked.popleft().take()
+            parcel = self._take(self._asked.popleft())
             self._ask(1)
         except BaseException:
             self.close()
             raise
         return self._build(parcel)
+
+    def _take(self, worker: "_Worker") -> Parcel:
+        """The next parcel of a worker. A worker that failed is an error at once, also when it is not its turn."""
+        while not worker.ready or not self._arrived.empty():
+            owner, found = self._arrived.get()
+            if isinstance(found, Exception):
+                raise found
+            owner.ready.append(found)
+        return worker.ready.popleft()
 
     def _ask(self, count: int) -> None:
         for task in islice(self._tasks, count):
@@ -116,8 +126,9 @@ class Ahead(Generic[Result]):
 class _Worker:
     """A process that works, and a thread of this one that receives its parcels as soon as they are ready."""
 
-    def __init__(self, work: Callable[[Any], Parcel], *, pin: bool, fewer: str) -> None:
-        self._pin, self._fewer = pin, fewer
+    def __init__(self, work: Callable[[Any], Parcel], arrived: "Arrived", *, pin: bool, fewer: str) -> None:
+        self.ready: deque[Parcel] = deque()
+        self._arrived, self._pin, self._fewer = arrived, pin, fewer
         theirs, self._tasks = multiprocessing.Pipe(duplex=False)
         self._results, results = multiprocessing.Pipe(duplex=False)
         with suppress(OSError, AttributeError):  # a smaller pipe is slower and no fault
@@ -129,7 +140,6 @@ class _Worker:
             # ours must be the only open ends: then the death of the worker ends the pipe
             theirs.close()
             results.close()
-        self._ready: SimpleQueue[Parcel | Exception] = SimpleQueue()
         threading.Thread(target=self._receive_all, name="loader", daemon=True).start()
 
     def ask(self, task: Any) -> None:
@@ -137,19 +147,12 @@ class _Worker:
         with suppress(BrokenPipeError):
             self._tasks.send_bytes(json.dumps(task).encode())
 
-    def take(self) -> Parcel:
-        """Wait for the next parcel, or raise what went wrong."""
-        found = self._ready.get()
-        if isinstance(found, Exception):
-            raise found
-        return found
-
     def _receive_all(self) -> None:
         try:
             while True:
-                self._ready.put(self._receive())
+                self._arrived.put((self, self._receive()))
         except Exception as error:
-            self._ready.put(error)
+            self._arrived.put((self, error))
 
     def _receive(self) -> Parcel:
         size = bytearray(8)
@@ -186,6 +189,9 @@ class _Worker:
         """End the process at once, whatever it is doing; its thread here ends with it."""
         self.process.kill()
         self._tasks.close()
+
+
+Arrived = SimpleQueue[tuple[_Worker, Parcel | Exception]]
 
 
 def _end(pool: list[_Worker], owner: int) -> None:

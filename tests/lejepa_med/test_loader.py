@@ -78,6 +78,17 @@ def test_a_killed_worker_is_named_at_once() -> None:
     assert not psutil.Process().children()
 
 
+def test_a_killed_worker_is_an_error_before_its_turn() -> None:
+    """A slow training step takes one result a minute, and should not go on for minutes."""
+    results = ahead(lambda task: os.kill(os.getpid(), signal.SIGKILL) if task == 3 else Parcel(task), tasks=40)
+    assert next(results).facts == 0
+    for child in psutil.Process().children()[1:]:
+        child.wait(10)
+    time.sleep(0.5)
+    with pytest.raises(TrainingError, match="SIGKILL"):
+        next(results)
+
+
 @pytest.mark.parametrize("size", [10, 3_000_000])
 def test_a_worker_killed_in_the_middle_of_its_answer(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of the answer never comes; a shared queue would wait for it for ever."""
