@@ -41,7 +41,7 @@ def default_folder() -> Path | None:
     if given is not None:
         return None if given.strip().lower() in OFF else Path(given)
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return base / "lejepa-med" / "volumes" if base.is_absolute() else None  # relative: a user without a home
+    return None if base.parts[:1] == ("~",) else base / "lejepa-med" / "volumes"  # "~": a user without a home
 
 
 def cache_key(*, files: Iterable[str], recipe: Mapping[str, Any], folder: Path | None = None) -> str:

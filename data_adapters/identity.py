@@ -36,7 +36,7 @@ def salt() -> bytes:
 @lru_cache(maxsize=4)
 def _stored_salt(file: Path) -> bytes:
     try:
-        if not file.is_absolute():
+        if file.parts[0].startswith("~"):
             raise OSError(errno.ENOENT, "this user has no home folder")
         if not file.is_file():
             _make_salt(file)

@@ -37,7 +37,7 @@ CAUSES = {
     errno.EMFILE: ("Too many files are open.", f"Raise the limit with ulimit -n 65536, or use fewer workers; {AGAIN}"),
     errno.ENFILE: ("Too many files are open on this machine.", f"End other programs, or use fewer workers; {AGAIN}"),
     errno.EAGAIN: (
-        "No further process can be started.",
+        "No further process or thread can be started.",
         f"Use fewer workers, or raise the limit of processes (ulimit -u, pids_limit of a container); {AGAIN}",
     ),
 }
@@ -53,6 +53,8 @@ def explained(error: BaseException) -> UserError | None:
     if is_out_of_memory(error):
         return UserError("Memory ran out.", remedy=MORE_MEMORY)
     code = system_error(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        code = errno.EAGAIN
     name = getattr(error, "filename", None)
     if code is None or (name is None and code not in CAUSES):
         return None

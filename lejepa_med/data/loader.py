@@ -129,6 +129,7 @@ class _Worker:
     def __init__(self, work: Callable[[Any], Parcel], arrived: "Arrived", *, pin: bool, fewer: str) -> None:
         self.ready: deque[Parcel] = deque()
         self._arrived, self._pin, self._fewer = arrived, pin, fewer
+        self._device = torch.cuda.current_device() if pin else None
         theirs, self._tasks = multiprocessing.Pipe(duplex=False)
         self._results, results = multiprocessing.Pipe(duplex=False)
         with suppress(OSError, AttributeError):  # a smaller pipe is slower and no fault
@@ -149,6 +150,8 @@ class _Worker:
 
     def _receive_all(self) -> None:
         try:
+            if self._device is not None:  # of this rank; a new thread would pin memory, and make a context, on GPU 0
+                torch.cuda.set_device(self._device)
             while True:
                 self._arrived.put((self, self._receive()))
         except Exception as error:

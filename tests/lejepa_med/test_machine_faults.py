@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data_adapters.cache import default_folder
 from data_adapters.errors import naming
 from data_adapters.identity import salt
 from lejepa_med.cli import main
@@ -65,7 +66,8 @@ def test_every_way_to_write_names_the_place(tmp_path: Path) -> None:
         (OSError(errno.EACCES, "", "out"), "Access to out is denied", "chmod"),
         (OSError(errno.EDQUOT, "", "out"), "quota on the disk of out", "Delete files"),
         (OSError(errno.EMFILE, ""), "Too many files are open", "ulimit -n"),
-        (OSError(errno.EAGAIN, ""), "No further process can be started", "fewer workers"),
+        (OSError(errno.EAGAIN, ""), "No further process or thread can be started", "fewer workers"),
+        (RuntimeError("can't start new thread"), "No further process or thread can be started", "ulimit -u"),
         (OSError(errno.EIO, "", "/archive/a.dcm"), "/archive/a.dcm: Input/output error", "mounted"),
         (OSError(errno.ENOTDIR, "", "a/b"), "a/b: Not a directory", "path is right"),
         (MemoryError(), "Memory ran out", "smaller --train.batch-size"),
@@ -186,3 +188,13 @@ def test_commands_on_a_full_disk(pictures: Path, tmp_path: Path) -> None:
             assert "status 2" in part and len(said) == 1, part
             assert f"No space is left on the disk of {places[2]}/" in said[0], part
     assert "checkpoints step-00000006\n" in done.stderr
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number: neither HOME nor an entry in the list of users."""
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    for name in ("LEJEPA_SALT", "LEJEPA_CACHE", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert default_folder() is None
+    with pytest.raises(UserError, match=r"this user has no home folder\. Set LEJEPA_SALT"):
+        salt()
