@@ -42,10 +42,10 @@ fi
 set -x
 df -h /dev/shm
 id -u
-# 2 x 2 batches of 30 MB under way: twice what 64 MB of shared memory would hold
+# 8 workers with 2 batches of 4.8 MB each: more than 64 MB of shared memory would hold
 lejepa-med pretrain /archive --modality images --data.catalog /archive/labels.csv --out /work/runs/smoke \
-  --model.backbone resnet10t --views.n-global 2 --views.global-size 224 --views.n-local 6 --views.local-size 96 \
-  --train.batch-size 64 --train.epochs 2 --train.log-every 1 --data.workers 2 --train.precision 32-true
+  --model.backbone resnet10t --views.n-global 2 --views.n-local 0 --views.global-size 112 --train.batch-size 64 \
+  --train.epochs 1 --train.log-every 1 --train.precision 32-true --data.workers 8 --no-monitor.online
 lejepa-med embed /work/runs/smoke /archive --catalog /archive/labels.csv --out /work/runs/vectors
 lejepa-med probe /work/runs/vectors /archive/labels.csv --archive /archive --out /work/probe
 lejepa-med serve /work/runs --data-dir /work/data --auth off --port 8000 &

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -36,6 +37,8 @@ AHEAD = 2  # tasks that a worker has at a time: it works on one while the result
 PIPE_BYTES = 1 << 20  # the largest pipe that Linux gives to an ordinary user
 ALIVE_SECONDS = 2.0  # between two looks whether a silent worker still lives
 END_SECONDS = 5.0
+# forks share the manifest's memory; elsewhere than on Linux forking is not safe
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Ahead(Generic[Result]):
             parcel = self._work(next(self._tasks))
             tensors = [tensor.pin_memory() for tensor in parcel.tensors] if self._pin else parcel.tensors
             return self._build(Parcel(parcel.facts, tensors))
+        if not self.close.alive:  # after the last result, or an error
+            raise StopIteration
         if not self._pool:
             for _ in range(self._workers):
                 self._pool.append(_Worker(self._work, self._arrived, pin=self._pin, fewer=self._fewer))
@@ -134,7 +139,7 @@ class _Worker:
         self._results, results = multiprocessing.Pipe(duplex=False)
         with suppress(OSError, AttributeError):  # a smaller pipe is slower and no fault
             fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self.process = multiprocessing.Process(target=_serve, args=(work, theirs, results), daemon=True)
+        self.process = CONTEXT.Process(target=_serve, args=(work, theirs, results), daemon=True)
         try:
             self.process.start()
         finally:
