@@ -50,6 +50,7 @@ lejepa-med embed /work/runs/smoke /archive --catalog /archive/labels.csv --out /
 lejepa-med probe /work/runs/vectors /archive/labels.csv --archive /archive --out /work/probe
 lejepa-med serve /work/runs --data-dir /work/data --auth off --port 8000 &
 service=$!
+trap 'kill -KILL $service 2> /dev/null || true' EXIT
 python - <<'ASK'
 import time
 from lejepa_med.client import Client
