@@ -18,7 +18,7 @@ from app.logs import request_id, where
 from app.schemas import Problem
 from data_adapters.base import Rejected
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
-from lejepa_med.errors import EncoderError
+from lejepa_med.errors import EncoderError, explained
 
 log = logging.getLogger("lejepa_med.app")
 MEDIA_TYPE = "application/problem+json"
@@ -115,6 +115,13 @@ def describe(error: Exception) -> Problem:
         remedy="Try again; if it stays, give the reference to the operator, who finds it in the log.",
         reference=log_unexpected(error),
     )
+
+
+def at_start(error: Exception) -> UserError | None:
+    """Why the service cannot start, in words for the operator; None for a fault that nobody expected."""
+    if isinstance(error, ProblemError):
+        return UserError(error.problem.detail, remedy=error.problem.remedy)
+    return explained(error)
 
 
 def describe_rejected(found: Rejected) -> Problem:

@@ -30,12 +30,11 @@ from app.routes import (
     uncertain,
     uploads,
 )
-from app.server import FLUSH_SECONDS, Server
+from app.server import FLUSH_SECONDS, STOP_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import Traced
-from data_adapters.errors import UserError
-from lejepa_med import __version__
+from lejepa_med import __version__, ending
 
 HEAD_BYTES = 16 << 10  # of a request's target and headers
 DESCRIPTION = """Embeddings from an encoder pretrained on a lab's own archive, and probes from a handful of labels.
@@ -69,11 +68,10 @@ def create_app(settings: Settings) -> FastAPI:
         service = Service(settings)
         try:
             await run_sync(service.start)
-        except UserError as error:
-            app.state.refused = error
-            raise
         except Exception as error:
-            errors.log_unexpected(error)
+            app.state.refused = errors.at_start(error)
+            if app.state.refused is None:
+                errors.log_unexpected(error)
             raise
         app.state.service = service
         try:
@@ -153,6 +151,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
     server = Server(config, drain=app.state.drain, seconds=settings.drain_seconds)
+    ending.set_limit(settings.drain_seconds + FLUSH_SECONDS + STOP_SECONDS)
     try:
         server.run()
     except SystemExit:  # uvicorn's way to end where the lifespan or the socket fails

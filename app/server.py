@@ -8,6 +8,7 @@ import uvicorn
 from app.middleware import Drain
 
 FLUSH_SECONDS = 2  # for the last bytes of answers, after the drain
+STOP_SECONDS = 7  # for jobs and threads, after that; or for a start that hangs
 
 
 class Server(uvicorn.Server):

@@ -31,6 +31,7 @@ from app.waiting import JobWaits
 from app.work import JobWork
 from app.workers import Workers
 from data_adapters.errors import UserError
+from data_adapters.identity import salt
 
 log = logging.getLogger("lejepa_med.app")
 
@@ -77,6 +78,7 @@ class Service:
                 f"A restore of the data directory {data} has not ended.",
                 remedy="Empty the folder, and repeat: lejepa-med restore",
             )
+        salt()  # made now, or refused with what to do; not in the middle of a request
         # Decoded uploads must not stay on disk, so the adapters' cache of volumes is off in this process.
         os.environ["LEJEPA_CACHE"] = "off"
         torch.set_num_threads(self.settings.threads)

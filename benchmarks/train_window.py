@@ -2,7 +2,7 @@
 
 A side runs in a process of its own. Its window opens when optimiser step `warmup` ends and closes `steps` optimiser
 steps later. The clock hears of optimiser steps through torch's global hook and of waiting for data through torch's
-loader iterator, so it is the same for every training loop and changes none.
+loader iterator and ours, so it is the same for every training loop and changes none.
 """
 
 import importlib.util
@@ -105,21 +105,29 @@ class Window:
     def follow(self) -> Iterator[None]:
         """Inside, count every step of any torch optimiser, and time what loaders keep the training waiting."""
         hook = register_optimizer_step_post_hook(lambda *_: self.tick())
-        iterator: Any = dataloader._BaseDataLoaderIter  # the class behind every DataLoader; torch has no hook for it
-        plain = iterator.__next__
+        # the class behind every DataLoader, which has no hook, and that behind our loaders where they are used
+        iterators: list[Any] = [dataloader._BaseDataLoaderIter]
+        if ours := sys.modules.get("lejepa_med.data.loader"):
+            iterators.append(ours.Ahead)
+        plain = [iterator.__next__ for iterator in iterators]
 
-        def timed(loader: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return plain(loader)
-            finally:
-                self._waited += time.perf_counter() - start
+        def timed(following: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def wait(loader: Any) -> Any:
+                start = time.perf_counter()
+                try:
+                    return following(loader)
+                finally:
+                    self._waited += time.perf_counter() - start
 
-        iterator.__next__ = timed
+            return wait
+
+        for iterator, following in zip(iterators, plain, strict=True):
+            iterator.__next__ = timed(following)
         try:
             yield
         finally:
-            iterator.__next__ = plain
+            for iterator, following in zip(iterators, plain, strict=True):
+                iterator.__next__ = following
             hook.remove()
 
     def tick(self) -> None:

@@ -9,6 +9,7 @@ deleted at any time.
 import hashlib
 import json
 import logging
+import mmap
 import os
 import tempfile
 import time
@@ -31,13 +32,16 @@ DIGEST_BYTES = 32
 CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # a draft this old belongs to a process that was killed
 
+_warned = mmap.mmap(-1, 1)  # shared with the processes that are forked from this one, so that only one of them warns
+
 
 def default_folder() -> Path | None:
     """$LEJEPA_CACHE, else lejepa-med/volumes below $XDG_CACHE_HOME or ~/.cache; None where LEJEPA_CACHE is "off"."""
     given = os.environ.get(VARIABLE)
     if given is not None:
         return None if given.strip().lower() in OFF else Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lejepa-med" / "volumes"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return None if base.parts[:1] == ("~",) else base / "lejepa-med" / "volumes"  # "~": a user without a home
 
 
 def cache_key(*, files: Iterable[str], recipe: Mapping[str, Any], folder: Path | None = None) -> str:
@@ -130,7 +134,7 @@ class ArrayCache:
         """`folder`: where entries lie, or None for no cache at all."""
         self.folder = folder
         self._swept = False
-        self._warned = False
+        self._is_writable = True
 
     def _file(self, folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.safetensors"
@@ -150,8 +154,11 @@ class ArrayCache:
             return None
 
     def write(self, key: str, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, str]) -> None:
-        """Store an entry. A full or read-only disk costs speed and a warning, never the run."""
-        if self.folder is None:
+        """Store an entry. A full or read-only disk costs speed and a warning, never the run.
+
+        After the first failure this process stores nothing more; what is stored is found as before.
+        """
+        if self.folder is None or not self._is_writable:
             return
         file = self._file(self.folder, key)
         try:
@@ -159,7 +166,9 @@ class ArrayCache:
             self._sweep(self.folder)
             _replace(file, save(dict(arrays), metadata=dict(meta)))
         except OSError as error:
-            if not self._warned:
+            self._is_writable = False
+            if not _warned[0]:
+                _warned[0] = 1
                 logger.warning(
                     "volumes are decoded anew each time, because the cache %s cannot be written: %s. "
                     "Free space there or set %s to another folder.",
@@ -167,7 +176,6 @@ class ArrayCache:
                     error.strerror or error,
                     VARIABLE,
                 )
-            self._warned = True
 
     def _sweep(self, folder: Path) -> None:
         """Once per process: remove drafts that killed processes left behind."""

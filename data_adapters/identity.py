@@ -4,40 +4,64 @@ The salt is a secret of this installation, so nobody can test a guessed patient 
 file of the same archive keeps its id across scans, which is what joins labels to embeddings.
 """
 
+import errno
 import hashlib
 import os
 import re
 import secrets
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from data_adapters.errors import UserError
 
 
 def salt_file() -> Path:
     """Where the installation's secret lies: $XDG_DATA_HOME/lejepa-med/salt, by default below ~/.local/share."""
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    # expanduser and not Path.home(), which raises for a user that the system does not know
+    base = os.environ.get("XDG_DATA_HOME") or Path(os.path.expanduser("~"), ".local", "share")
     return Path(base) / "lejepa-med" / "salt"
 
 
 def salt() -> bytes:
-    """The secret: LEJEPA_SALT when set (to share ids between machines), else the installation's file, made once."""
+    """The secret: LEJEPA_SALT when set (to share ids between machines), else the installation's file, made once.
+
+    Raises:
+        UserError: the file can neither be read nor made.
+    """
     given = os.environ.get("LEJEPA_SALT")
     return given.encode() if given else _stored_salt(salt_file())
 
 
 @lru_cache(maxsize=4)
 def _stored_salt(file: Path) -> bytes:
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        if file.parts[0].startswith("~"):
+            raise OSError(errno.ENOENT, "this user has no home folder")
+        if not file.is_file():
+            _make_salt(file)
+        known = file.read_text().strip().encode()
+        if not known:
+            raise OSError(errno.ENODATA, "the file is empty")
+    except OSError as error:
+        raise UserError(
+            f"The secret of this installation, {file}, cannot be read or made: {error.strerror}.",
+            remedy="Set LEJEPA_SALT to a secret text of your own and keep it: ids of images are made with it, and "
+            "another one gives other ids. Or set XDG_DATA_HOME to a folder that can be written.",
+        ) from error
+    return known
+
+
+def _make_salt(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
         draft.touch(mode=0o600)
         draft.write_text(secrets.token_hex(32))
-        try:
-            os.link(draft, file)  # fails if another process was first: then its salt is the one
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return file.read_text().strip().encode()
+        with suppress(FileExistsError):  # another process was first: then its salt is the one
+            os.link(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def pseudonym(kind: str, *parts: str) -> str:

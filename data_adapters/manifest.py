@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_adapters.base import Record
-from data_adapters.errors import UserError
+from data_adapters.errors import UserError, naming
 from data_adapters.leaks import Leak, Placed, find_leak
 
 SCHEMA = pa.schema(
@@ -46,7 +46,7 @@ def parquet_writer(file: Path, *, root: Path, adapter: dict[str, Any]) -> Iterat
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         shared = [name for name in SCHEMA.names if name not in ONCE]
-        with pq.ParquetWriter(draft, SCHEMA.with_metadata(header), use_dictionary=shared) as writer:
+        with naming(file), pq.ParquetWriter(draft, SCHEMA.with_metadata(header), use_dictionary=shared) as writer:
             yield writer
         with draft.open("rb") as stream:
             os.fsync(stream.fileno())

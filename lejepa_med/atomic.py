@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_adapters.errors import naming
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable."""
@@ -20,7 +22,7 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file under a temporary name, sync it, then rename; a failure leaves the old file and no draft."""
     draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
+        with naming(file), draft.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -42,10 +44,11 @@ def new_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        yield draft
-        for file in sorted(path for path in draft.rglob("*") if path.is_file()):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        with naming(target):
+            yield draft
+            for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
         previous = target.with_name(f".{target.name}.previous")
         if target.exists():
             shutil.rmtree(previous, ignore_errors=True)

@@ -1,6 +1,8 @@
 """The command line: `lejepa-med COMMAND --help` lists its settings. Heavy imports wait for the command."""
 
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,8 @@ from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
 from lejepa_med.config import PretrainConfig, Section, issues
-from lejepa_med.errors import UserError
+from lejepa_med.ending import STOPPED, ended_by_signals
+from lejepa_med.errors import UserError, explained
 
 
 class ScanCommand(Section):
@@ -94,7 +97,7 @@ class PretrainCommand(PretrainConfig):
             given["data"] = {**given.get("data", {}), "allow_leak": True}
         result = pretrain(PretrainConfig(**given), resume=self.resume, overwrite=self.overwrite)
         if not result.finished:
-            sys.exit(3)
+            sys.exit(STOPPED)
         print(f"encoder: {result.folder}/encoder\nreport:  {result.folder}/report.html")
 
 
@@ -289,16 +292,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lejepa-med`. What a user can put right is printed in one line; exit code 2."""
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     quiet_readers()
+    hook, threading.excepthook = threading.excepthook, _in_thread
     try:
-        CliApp.run(Cli, cli_args=arguments or ["--help"])
-    except UserError as error:
-        _fail(str(error))
+        with ended_by_signals():
+            try:
+                CliApp.run(Cli, cli_args=arguments or ["--help"])
+            finally:
+                sys.stdout.flush()  # here, where an error of the disk behind it can still be explained
     except ValidationError as error:
         _fail(f"{issues(error)}. See {_help(arguments)}.")
     except SettingsError as error:
         _fail(f"{error}. See {_help(arguments)}.")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        _fail(str(known))
+    finally:
+        threading.excepthook = hook
+
+
+def _in_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print no traceback for a fault of the machine in a thread, such as TensorBoard's: the command meets it, too."""
+    if failed.exc_value is None or explained(failed.exc_value) is None:
+        threading.__excepthook__(failed)
 
 
 def _help(arguments: list[str]) -> str:

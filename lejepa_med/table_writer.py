@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
 from lejepa_med.atomic import sync_folder, write_text
 from lejepa_med.errors import UserError
@@ -175,9 +176,10 @@ def _write_shard(file: Path, rows: pa.Table, vectors: np.ndarray) -> None:
     values = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     table = rows.append_column("vector", pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]))
     draft = file.with_name(f".{file.name}.draft")
-    pq.write_table(table, draft)
-    with draft.open("rb") as stream:
-        os.fsync(stream.fileno())
+    with naming(file):
+        pq.write_table(table, draft)
+        with draft.open("rb") as stream:
+            os.fsync(stream.fileno())
     draft.rename(file)
     sync_folder(file.parent)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
+from data_adapters.identity import salt
+
 BASE_BYTES = 320 << 20  # of memory that any file may take: readers' buffers, tiles of slides, small images
 OPEN_FILES = 256
 PAGE_BYTES = resource.getpagesize()
@@ -85,9 +87,14 @@ def allowance(extra: int, most: int) -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of the processes: what finds libraries, and nothing else, so no secret of the service."""
+    """The environment of the processes: what finds libraries, and no secret of the service but the salt.
+
+    The salt is given, since groups of uploads are hashed with it: a process that may write no file cannot make one, and
+    does not know where the service has it.
+    """
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
+        "LEJEPA_SALT": salt().decode(),
         "LEJEPA_CACHE": "off",  # decoded uploads must not stay on disk
         "PYTHONWARNINGS": "ignore",  # they quote names and header values
         "NO_ALBUMENTATIONS_UPDATE": "1",

@@ -4,6 +4,8 @@ A room each: `database` connects, `schema` migrates, `tables` says what there is
 write it.
 """
 
+import os
+
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
@@ -27,7 +29,8 @@ from app.store.tables import (
     WorkerRow,
     now,
 )
-from data_adapters.errors import UserError
+from data_adapters.errors import UserError, system_error
+from lejepa_med.errors import explained
 
 __all__ = [
     "UNFINISHED",
@@ -82,7 +85,10 @@ def open_store(settings: Settings) -> Store:
     try:
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)  # uploads of waiting jobs lie in it
         return Store(database_url(secret.get_secret_value() if secret else None, data=settings.data))
-    except (OSError, InterfaceError, OperationalError):
+    except (OSError, InterfaceError, OperationalError) as error:
+        code = system_error(error)  # of SQLite or the data directory; none of a server
+        if code is not None and (known := explained(OSError(code, os.strerror(code), str(settings.data)))) is not None:
+            raise known from None
         raise UserError(
             "The service's database cannot be opened.",
             remedy="Check that the data directory (--data-dir, LEJEPA_DATA_DIR) is writable, or that the server of "

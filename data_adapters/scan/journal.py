@@ -8,12 +8,13 @@ the next scan then reads everything.
 import fcntl
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_adapters.errors import UserError
+from data_adapters.errors import UserError, naming
 
 VERSION = 2  # of the tables
 FILE, LOCK = "journal.sqlite", "lock"
@@ -53,6 +54,24 @@ PUT = (
     + ", ".join(f":{name}" for name in COLUMNS)
     + ")"
 )
+
+
+class _Database(sqlite3.Connection):
+    """A connection whose errors for a full or read-only disk name the folder."""
+
+    place: Path
+
+    def execute(self, *given: Any) -> sqlite3.Cursor:
+        with naming(self.place):
+            return super().execute(*given)
+
+    def executemany(self, *given: Any) -> sqlite3.Cursor:
+        with naming(self.place):
+            return super().executemany(*given)
+
+    def commit(self) -> None:
+        with naming(self.place):
+            super().commit()
 
 
 class Journal:
@@ -218,14 +237,16 @@ def _open(file: Path | None) -> sqlite3.Connection:
 
 def _connect(file: Path | None) -> sqlite3.Connection:
     # "": a private database that spills into temporary files
-    sql = sqlite3.connect(file or "")
+    sql = sqlite3.connect(file or "", factory=_Database)
+    sql.place = file.parent if file is not None else Path(os.environ.get("SQLITE_TMPDIR") or tempfile.gettempdir())
     # a plain rollback journal also works on network drives; a commit is durable enough without waiting for the disk
     sql.execute(f"PRAGMA journal_mode = {'TRUNCATE' if file is not None else 'OFF'}")
     sql.execute("PRAGMA synchronous = OFF" if file is None else "PRAGMA synchronous = NORMAL")
     sql.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    if sql.execute("PRAGMA user_version").fetchone() != (VERSION,):  # new, or of a release with other tables
-        for table in ("identity", "files", "answers", "lost", "items"):
-            sql.execute(f"DROP TABLE IF EXISTS {table}")
-        sql.execute(f"PRAGMA user_version = {VERSION}")
-    sql.executescript(TABLES)
+    with naming(sql.place):
+        if sql.execute("PRAGMA user_version").fetchone() != (VERSION,):  # new, or of a release with other tables
+            for table in ("identity", "files", "answers", "lost", "items"):
+                sql.execute(f"DROP TABLE IF EXISTS {table}")
+            sql.execute(f"PRAGMA user_version = {VERSION}")
+        sql.executescript(TABLES)
     return sql

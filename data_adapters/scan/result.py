@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from data_adapters.base import Rejected
 from data_adapters.catalog import Catalog
+from data_adapters.errors import naming
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import ROW_GROUP, SCHEMA, Manifest, parquet_writer
 from data_adapters.scan.journal import Journal
@@ -294,7 +295,8 @@ def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ..
 def _draft(file: Path) -> Iterator[Path]:
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        yield draft
+        with naming(file):
+            yield draft
         os.replace(draft, file)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """One training sample: (epoch, row, sample) -> views. A pure function of these numbers and of the run's seed."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 
 from data_adapters.base import Adapter, rejected
 from data_adapters.manifest import Manifest
-from lejepa_med.errors import BadFileError, TrainingError
+from lejepa_med.errors import BadFileError, TrainingError, is_shortage
 
 Key = tuple[int, int, int]  # epoch, row of the manifest, which of the row's samples
 MAX_ATTEMPTS = 16
@@ -48,10 +49,16 @@ class Batch:
     rows: Tensor
     bad: tuple[BadRead, ...]
 
-    def pin_memory(self) -> "Batch":
-        """Page-locked copies, for an asynchronous transfer to the GPU."""
-        local = None if self.local_views is None else self.local_views.pin_memory()
-        return Batch(self.global_views.pin_memory(), local, self.rows, self.bad)
+    def pack(self) -> tuple[list[tuple[int, str]], list[Tensor]]:
+        """What travels between processes: the bad reads, and the tensors."""
+        tensors = [self.rows, self.global_views, *([] if self.local_views is None else [self.local_views])]
+        return [(read.row, read.reason) for read in self.bad], tensors
+
+    @classmethod
+    def unpack(cls, bad: Iterable[tuple[int, str]], tensors: Sequence[Tensor]) -> "Batch":
+        """The reverse of `pack`."""
+        rows, views, *local = tensors
+        return cls(views, local[0] if local else None, rows, tuple(BadRead(row, reason) for row, reason in bad))
 
 
 class ViewDataset(Dataset[Sample]):
@@ -81,6 +88,8 @@ class ViewDataset(Dataset[Sample]):
             except BadFileError as error:
                 bad.append(BadRead(row, error.cause))
             except (OSError, ValueError, EOFError, RuntimeError) as error:
+                if is_shortage(error):
+                    raise  # of memory or open files, say, which is no fault of this file
                 # foreign readers raise these on damaged files; a programming error (TypeError, KeyError) must surface
                 bad.append(BadRead(row, rejected(self.records[row].uri, error).reason))
             row = int(np.random.default_rng((self.seed, *key, attempt, 1)).integers(len(self.records)))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
 from data_adapters.tables import INVISIBLE, Table, escaped
 from lejepa_med.atomic import write_text
@@ -67,7 +68,7 @@ def write_split(
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
     try:
-        with draft.open("w", newline="", encoding="utf-8") as stream:
+        with naming(out), draft.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(HEADER)
             for row in zip(paths, items, groups, labels, splits, strict=True):

@@ -1,15 +1,15 @@
 """Archive records -> embeddings: the one path for training-time evaluation, `embed`, probes and the report."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from data_adapters.base import Adapter, Record, rejected
-from lejepa_med.data.loader import quiet_worker
-from lejepa_med.errors import BadFileError
+from lejepa_med.data.loader import Ahead, Parcel
+from lejepa_med.errors import BadFileError, is_shortage
 from lejepa_med.models.folder import LoadedEncoder
 
 
@@ -22,22 +22,15 @@ class Feature:
     error: str = ""
 
 
-class _Prepared(Dataset[tuple[int, Tensor | None, str]]):
-    """Runs the adapter's `prepare` in loader workers."""
-
-    def __init__(self, adapter: Adapter, records: Sequence[Record]) -> None:
-        self.adapter, self.records = adapter, records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
-        try:
-            return index, self.adapter.prepare(self.records[index]), ""
-        except BadFileError as error:
-            return index, None, error.cause
-        except (OSError, ValueError, EOFError, RuntimeError) as error:
-            return index, None, rejected(self.records[index].uri, error).reason
+def _prepare(adapter: Adapter, records: Sequence[Record], index: int) -> Parcel:
+    try:
+        return Parcel("", [adapter.prepare(records[index])])
+    except BadFileError as error:
+        return Parcel(error.cause)
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
+        if is_shortage(error):
+            raise  # of memory or open files, say, which is no fault of this file
+        return Parcel(rejected(records[index].uri, error).reason)
 
 
 def embed_records(
@@ -51,26 +44,27 @@ def embed_records(
         batch_size: slices or tiles in one forward pass.
         workers: processes that read and prepare.
     """
-    loader = DataLoader(
-        _Prepared(encoder.adapter, records),
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=quiet_worker if workers else None,
+    loader = Ahead(
+        partial(_prepare, encoder.adapter, records),
+        range(len(records)),
+        build=lambda parcel: parcel,
+        workers=workers,
+        fewer="--workers or a smaller --batch-size",
     )
-    waiting: list[tuple[int, Tensor | None, str]] = []
-    size = 0
-    for entry in loader:
-        waiting.append(entry)
-        size += 0 if entry[1] is None else len(entry[1])
-        if size >= batch_size:
-            yield from _flush(encoder, waiting, batch_size)
-            waiting, size = [], 0
-    yield from _flush(encoder, waiting, batch_size)
+    waiting: list[Parcel] = []
+    size = first = 0
+    with closing(loader):
+        for parcel in loader:
+            waiting.append(parcel)
+            size += sum(map(len, parcel.tensors))
+            if size >= batch_size:
+                yield from _flush(encoder, waiting, first, batch_size)
+                first += len(waiting)
+                waiting, size = [], 0
+    yield from _flush(encoder, waiting, first, batch_size)
 
 
-def _flush(
-    encoder: LoadedEncoder, waiting: Sequence[tuple[int, Tensor | None, str]], batch_size: int
-) -> Iterator[Feature]:
-    vectors = iter(encoder.embed([t for _, t, _ in waiting if t is not None], batch_size=batch_size))
-    for index, tensor, reason in waiting:
-        yield Feature(index, None if tensor is None else next(vectors), reason)
+def _flush(encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_size: int) -> Iterator[Feature]:
+    vectors = iter(encoder.embed([tensor for parcel in waiting for tensor in parcel.tensors], batch_size=batch_size))
+    for index, parcel in enumerate(waiting, first):
+        yield Feature(index, next(vectors) if parcel.tensors else None, parcel.facts)

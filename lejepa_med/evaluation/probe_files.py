@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from data_adapters.errors import UserError
+from data_adapters.errors import UserError, naming
 
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
@@ -42,7 +42,7 @@ def write_folder(folder: Path, document: dict[str, Any], arrays: dict[str, NDArr
         fresh = Path(scratch, "new")
         fresh.mkdir()
         for name, content in ((ARRAYS, weights), (DOCUMENT, text.encode())):
-            with open(fresh / name, "wb") as file:
+            with naming(folder), open(fresh / name, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

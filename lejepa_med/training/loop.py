@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning_fabric as lightning
@@ -13,6 +14,7 @@ from rich.console import Console
 
 import data_adapters
 from data_adapters.base import Adapter
+from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig, save_config
 from lejepa_med.data.dataset import ViewDataset
@@ -39,7 +41,7 @@ from lejepa_med.training.save import Saver, State, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
 from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.step import train_step
-from lejepa_med.training.stop import StopSignal
+from lejepa_med.training.stop import REPORT_SECONDS, StopSignal, at_most
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def pretrain(
     result = RunResult(folder=run.root, step=state.step, steps=state.plan.steps)
     if fabric.is_global_zero:
         shutil.rmtree(run.journal, ignore_errors=True)
-        write_run_report(run, config, manifest, console=console, finished=result.finished, device=str(fabric.device))
+        with at_most(None if result.finished else REPORT_SECONDS):
+            write_run_report(
+                run, config, manifest, console=console, finished=result.finished, device=str(fabric.device)
+            )
         if result.finished and state.plan.minutes is not None:
             console.print(state.plan.outcome(), soft_wrap=True, highlight=False)
     fabric.barrier()
@@ -222,6 +227,7 @@ def fit(
     watch = Watch(fabric, config, run, state, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
+        naming(run.root),
         RunLog(run.root, plan=plan, first_step=first_step, console=console, quiet=quiet) as log,
         StopSignal() as stop,
     ):
@@ -229,7 +235,8 @@ def fit(
             save.now()
             return
         planner = Planner(fabric, plan, ending=watch.ending, say=log.say)
-        timed = TimedBatches(make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric)))
+        loader = make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric))
+        timed = TimedBatches(loader, partial(stop.at_once, fabric))
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
             values = train_step(fabric, config, state, batch)
@@ -256,15 +263,20 @@ def fit(
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
                 log.record(watch.complete(record, **seen), verdict=watch.verdict())
-                evaluation = watch.evaluate(log, epoch=record["epoch"], last=finished)
+                evaluate = partial(watch.evaluate, log, epoch=record["epoch"], last=finished)
+                evaluation = stop.at_once(fabric, evaluate, 0.0)
                 started, waited, counted = now + evaluation, timed.waited, 0
             stopping = not finished and stop.requested(fabric, step=state.step, every=config.train.log_every)
-            if stopping or finished or save.due(fabric):
-                save.now()
             if stopping:
-                log.say(f"Stopped at step {state.step} of {plan.steps}; everything is saved. Continue with --resume.")
-            if stopping or finished:
                 break
+            if finished or save.due(fabric):
+                save.now()
+            if finished:
+                break
+        loader.close()
+        if state.step < plan.steps:  # stopped, after a step or while it waited for a batch
+            save.now()
+            log.say(f"Stopped at step {state.step} of {plan.steps}; everything is saved. Continue with --resume.")
 
 
 def make_data(

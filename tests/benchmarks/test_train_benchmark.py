@@ -12,6 +12,7 @@ from benchmarks.train import PEERS, link_files, make_files, measure
 from benchmarks.train_ours import SIDES
 from benchmarks.train_report import page
 from benchmarks.train_window import SPARE_STEPS, Settings, Window
+from lejepa_med.data.loader import Ahead, Parcel
 
 
 def settings_for(tmp_path, **changes):
@@ -52,13 +53,25 @@ class SlowItems(torch.utils.data.Dataset):
         return torch.ones(1)
 
 
-def test_window_counts_steps_of_any_optimiser_and_the_wait_for_data(tmp_path):
+def prepared(_: int) -> Parcel:
+    time.sleep(0.04)
+    return Parcel(None, [torch.ones(2)])
+
+
+LOADERS = {
+    "torch's": lambda: DataLoader(SlowItems(), batch_size=2),
+    "ours": lambda: Ahead(prepared, range(6), build=lambda parcel: parcel.tensors[0], workers=0),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_window_counts_steps_of_any_optimiser_and_the_wait_for_data(loader, tmp_path):
     settings = settings_for(tmp_path, warmup=2, steps=3)
     window = Window(settings, tmp_path / "result.json")
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     with window.follow():
-        for batch in DataLoader(SlowItems(), batch_size=2):
+        for batch in LOADERS[loader]():
             (weight * batch).sum().backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -1,8 +1,12 @@
 """The volume cache: complete files only, whatever writers and disks do."""
 
+import logging
+import mmap
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from data_adapters import cache
 from data_adapters.cache import ArrayCache, cache_key, default_folder
 
 KEY = "ab" + "0" * 62
+OTHER = "cd" + "0" * 62
 
 
 def arrays(value: float = 1.0, n: int = 50) -> dict[str, np.ndarray]:
@@ -217,10 +222,34 @@ def test_drafts_of_killed_writers_are_swept(tmp_path):
     assert not old.exists() and fresh.exists()
 
 
-def test_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
+def test_folder_that_cannot_be_written_costs_one_warning_of_all_processes(tmp_path, caplog, capfd, monkeypatch):
+    monkeypatch.setattr(cache, "_warned", mmap.mmap(-1, 1))
     (tmp_path / "file").write_text("in the way")
     store = ArrayCache(tmp_path / "file" / "cache")
+
+    def write():
+        logging.getLogger().addHandler(logging.StreamHandler(sys.stderr))
+        store.write(KEY, arrays(), meta={})
+
+    worker = multiprocessing.get_context("fork").Process(target=write)
+    worker.start()
+    worker.join(30)
+    assert capfd.readouterr().err.count("LEJEPA_CACHE") == 1
     for _ in range(3):
         store.write(KEY, arrays(), meta={})
-    assert len(caplog.records) == 1
-    assert "LEJEPA_CACHE" in caplog.text
+    assert not caplog.records
+
+
+def test_a_full_disk_ends_writing_and_not_reading(tmp_path):
+    """Trying again at every sample would write most of a volume each time."""
+    store = ArrayCache(tmp_path)
+    store.write(KEY, arrays(), meta={})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        store.write(OTHER, arrays(), meta={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    store.write(OTHER, arrays(), meta={})
+    assert store.find(KEY) is not None and store.find(OTHER) is None
+    assert not list(tmp_path.rglob(".draft-*"))
