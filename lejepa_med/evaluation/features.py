@@ -1,6 +1,7 @@
 """Archive records -> embeddings: the one path for training-time evaluation, `embed`, probes and the report."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from data_adapters.base import Adapter, Record, rejected
 from lejepa_med.data.loader import quiet_worker
 from lejepa_med.errors import BadFileError
 from lejepa_med.models.folder import LoadedEncoder
+from lejepa_med.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class _Prepared(Dataset[tuple[int, Tensor | None, str]]):
 
 
 def embed_records(
-    encoder: LoadedEncoder, records: Sequence[Record], *, batch_size: int = 64, workers: int = 0
+    encoder: LoadedEncoder,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    threads: Threads | None = None,
 ) -> Iterator[Feature]:
     """Embed records in order; one that cannot be read yields a Feature with an error and the rest goes on.
 
@@ -50,6 +57,7 @@ def embed_records(
         records: of any archive of the same modality.
         batch_size: slices or tiles in one forward pass.
         workers: processes that read and prepare.
+        threads: an open choice of CPU threads that goes on over several calls; None: one for this call.
     """
     loader = DataLoader(
         _Prepared(encoder.adapter, records),
@@ -59,13 +67,15 @@ def embed_records(
     )
     waiting: list[tuple[int, Tensor | None, str]] = []
     size = 0
-    for entry in loader:
-        waiting.append(entry)
-        size += 0 if entry[1] is None else len(entry[1])
-        if size >= batch_size:
-            yield from _flush(encoder, waiting, batch_size)
-            waiting, size = [], 0
-    yield from _flush(encoder, waiting, batch_size)
+    with nullcontext(threads) if threads is not None else Threads(active=encoder.device == "cpu") as pace:
+        for entry in loader:
+            waiting.append(entry)
+            size += 0 if entry[1] is None else len(entry[1])
+            if size >= batch_size:
+                yield from _flush(encoder, waiting, batch_size)
+                pace.step(size)
+                waiting, size = [], 0
+        yield from _flush(encoder, waiting, batch_size)
 
 
 def _flush(

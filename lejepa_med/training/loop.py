@@ -21,10 +21,12 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.models.start import compile_backbone
+from lejepa_med.threads import Threads, loader_workers
 from lejepa_med.training.archive import open_archive, scan
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
+from lejepa_med.training.distributed import ranks_here
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
@@ -104,7 +106,7 @@ def pretrain(
 def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     """Devices and precision; under torchrun, one process each of its ranks."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = ranks_here()
     accelerator = config.train.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -199,13 +201,18 @@ def fit(
     with (
         RunLog(run.root, steps=steps, first_step=first_step, console=console, quiet=quiet) as log,
         StopSignal() as stop,
+        Threads(config.train.threads, active=not _on_gpu(fabric), ranks=ranks_here()) as threads,
     ):
+        if said := threads.started(run.last_threads()):
+            log.say(said)
         if state.step == steps:
             save.now()
-        timed = TimedBatches(make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric)))
+        timed = TimedBatches(make_loader(dataset, batches, workers=_workers(fabric, config), pin=_on_gpu(fabric)))
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
             values = train_step(fabric, config, state, batch, steps=steps)
+            if said := threads.step():
+                log.say(said)
             seen = {name: values.pop(name) for name in ("features", "z", "z_views")}
             means.add(**values)
             counted += batch.global_views.shape[1] * fabric.world_size
@@ -222,6 +229,7 @@ def fit(
                     "images_per_second": counted / (now - started),
                     "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
                     "session_steps": state.step - first_step,
+                    "threads": threads.count,
                 }
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
@@ -264,7 +272,7 @@ def epochs_that_fit(
     assert config.train.minutes is not None
     state = build_state(fabric, config, adapter)
     dataset, batches = make_data(fabric, config, manifest, adapter, first_step=0)
-    loader = make_loader(dataset, batches, workers=config.data.workers)
+    loader = make_loader(dataset, batches, workers=_workers(fabric, config))
     console.print(f"measuring the speed, to choose the epochs that fit into {config.train.minutes:g} minutes ...")
     started = 0.0
     for count, batch in enumerate(loader):
@@ -277,6 +285,10 @@ def epochs_that_fit(
     epochs = max(1, int(config.train.minutes * 60 / (seconds * batches.steps_per_epoch)))
     console.print(f"{seconds:.2f} s a step of {config.train.batch_size}: {epochs} epochs")
     return epochs
+
+
+def _workers(fabric: lightning.Fabric, config: PretrainConfig) -> int:
+    return loader_workers(config.data.workers, on_gpu=_on_gpu(fabric), ranks=ranks_here())
 
 
 def _on_gpu(fabric: lightning.Fabric) -> bool:
