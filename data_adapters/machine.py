@@ -4,6 +4,7 @@ What the process may use is the least of its CPU affinity and the CPU quotas of 
 limit). What others keep busy is read from the kernel's counters, so it needs Linux; elsewhere it is unknown.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class Machine:
 
     @property
     def cores(self) -> int:
-        """Whole cores that this process may use, at least 1."""
-        return max(1, int(min(self.cpus, self.quota)))
+        """Cores that this process may use, at least 1. A part of a core in a quota counts as one: it can be used."""
+        return max(1, math.ceil(min(self.cpus, self.quota)))
 
     def read(self) -> Reading | None:
         """The counters now; None where the kernel does not tell them."""
@@ -131,7 +132,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def usable_cores() -> int:
-    """Whole cores that this process may use: CPU affinity and container limits, at least 1."""
+    """Cores that this process may use: CPU affinity and container limits, at least 1."""
     return Machine().cores
 
 

@@ -18,7 +18,8 @@ import torch
 from data_adapters.machine import Machine, free_cores
 
 FIRST_LOOK, LOOK = 0.5, 2.0  # seconds between two readings of the load
-QUIET = 0.25  # cores that a system uses by itself; fewer missing cores are no load
+QUIET, BUSY = 0.2, 0.35  # missing cores at which a load ends and begins; a system uses some by itself
+WORTH = 0.75  # missing cores; beside more, all threads that spin are never the fastest
 CHANGED = 0.5  # cores by which another load differs
 AGAIN = 60.0  # seconds until the choices are compared again under the same load, and ten times what that took
 ROUNDS, UNITS, SECONDS = 2, 2, 0.3  # of a comparison; each choice gets so many units and seconds in a round, at least
@@ -144,7 +145,7 @@ class Threads:
         if free is None:
             return
         missing = self._most - free
-        if missing < QUIET:
+        if missing < (BUSY if self._settled == Choice(self._most) and self._load is None else QUIET):
             self._odd += 1
             if self._odd > 1:  # a pause of a neighbour is no end of the load
                 self._load, self._fresh, self._odd = None, False, 0
@@ -208,6 +209,8 @@ def choices(most: int, free: float) -> list[Choice]:
     """
     fitting = max(1, min(most, int(free + 0.5)))
     found = [Choice(most, sleep=True), Choice(fitting), Choice(fitting, sleep=True)]
+    if most - free < WORTH:
+        found.append(Choice(most))
     return list(dict.fromkeys(choice if choice.threads > 1 else Choice(1) for choice in found))
 
 

