@@ -26,10 +26,10 @@ from benchmarks.hardware import cpu_name, publish
 from data_adapters.machine import Machine, usable_cores
 
 ROOT = Path(__file__).parents[1]
-IMAGES, BATCH, VIEWS = 256, 16, 4
+IMAGES, BATCH, VIEWS, EVERY = 256, 16, 4, 2  # EVERY: steps of a record
 FLAGS = (
     "--modality images --model.backbone resnet18 --views.n-global 4 --views.n-local 0 --views.global-size 64 "
-    f"--train.batch-size {BATCH} --train.epochs 1000000 --train.log-every 2 --train.checkpoint-minutes 100000 "
+    f"--train.batch-size {BATCH} --train.epochs 1000000 --train.log-every {EVERY} --train.checkpoint-minutes 100000 "
     "--train.accelerator cpu --no-data.verify --no-monitor.online --overwrite"
 )
 COMMAND = [sys.executable, "-m", "lejepa_med.cli"]
@@ -154,27 +154,32 @@ def make_archive(folder: Path) -> None:
 def measure(run: Run, neighbours: list[Child], everybody: list[Child], *, warm: float, seconds: float) -> dict:
     """One cell: images/s, threads of most records, and cores that strangers used."""
     machine = Machine()
+    began = time.monotonic()
     for child in (*neighbours, run):
         child.send(signal.SIGCONT)
     try:
         time.sleep(warm)
         first, before, mine = len(run.records()), machine.read(), cpu_seconds(everybody)
         time.sleep(seconds)
-        found, after, used = run.records()[first:], machine.read(), cpu_seconds(everybody) - mine
+        found, after, used = counted(run, first, began), machine.read(), cpu_seconds(everybody) - mine
         while len(found) < 2:  # a very slow cell: longer than planned
             time.sleep(1.0)
-            found = run.records()[first:]
+            found = counted(run, first, began)
     finally:
         for child in (*neighbours, run):
             child.send(signal.SIGSTOP)
     free = machine.free(before, after)
-    # a record tells the pace since the one before it
-    spent = sum(1 / record["images_per_second"] for record in found)
     return {
-        "images_per_second": len(found) / spent,
+        "images_per_second": len(found) / sum(1 / record["images_per_second"] for record in found),
         "threads": statistics.mode(record["threads"] for record in found),
         "strangers": max(0.0, machine.cores - free - used / seconds) if free is not None else float("nan"),
     }
+
+
+def counted(run: Run, first: int, began: float) -> list[dict[str, float]]:
+    """Records from `first` on, without one that the run was stopped in: it tells the pace since the one before it."""
+    elapsed = time.monotonic() - began
+    return [record for record in run.records()[first:] if EVERY * BATCH / record["images_per_second"] < elapsed]
 
 
 def cpu_seconds(everybody: list[Child]) -> float:
@@ -293,8 +298,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown page to write")
     parser.add_argument("--work", type=Path, default=Path("contention-runs"), help="folder of cells and runs")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--warm", type=float, default=7.5, help="seconds of a cell that are not counted")
-    parser.add_argument("--seconds", type=float, default=8.0, help="seconds of a cell that are counted")
+    parser.add_argument("--warm", type=float, default=8.5, help="seconds of a cell that are not counted")
+    parser.add_argument("--seconds", type=float, default=7.0, help="seconds of a cell that are counted")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.work = args.work.resolve()
