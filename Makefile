@@ -59,6 +59,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.adapters --out benchmarks/results/adapters.md
 	$(BIN)/python -m benchmarks.normality --out benchmarks/results/normality.md
 	$(BIN)/python -m benchmarks.cpu_settings --out benchmarks/results/cpu-settings.md
+	$(BIN)/python -m benchmarks.contention --out benchmarks/results/contention-cpu.md
 	$(BIN)/python -m benchmarks.train --out benchmarks/results/train-cpu.md
 	$(BIN)/python -m benchmarks.minutes --out benchmarks/results/minutes-cpu.md
 	$(BIN)/python -m benchmarks.search --out benchmarks/results/search-cpu.md

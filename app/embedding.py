@@ -38,7 +38,7 @@ class Embedding:
 
     def __init__(self, settings: Settings) -> None:
         self.sandbox = Sandbox(settings)
-        self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(max_workers=settings.cores, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stop decoding; what waits is given up."""

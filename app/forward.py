@@ -9,6 +9,7 @@ from torch import Tensor
 from app.settings import Settings
 from data_adapters.errors import UserError
 from lejepa_med.models.folder import VOLUMES, LoadedEncoder, embed_parts, exact_float32
+from lejepa_med.threads import Threads
 
 WARM_UP = (1, 8, 32)  # images of one pass: a lone request, a small upload, a busy service
 
@@ -41,16 +42,17 @@ class ServedEncoder:
     def __init__(self, loaded: LoadedEncoder, settings: Settings) -> None:
         self.loaded = loaded
         self._batch_images = settings.batch_images
-        self._threads = settings.threads
         self._device = torch.device(loaded.device)
         exact_float32()  # once for all threads: `embed_parts` restores what it finds, beside other encoders' passes
+        on_cpu = self._device.type == "cpu"
+        self._threads = Threads(settings.threads, active=on_cpu, most=settings.cores)
         if loaded.module.dims == 2:
             loaded.module.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def embed(self, items: Sequence[Tensor]) -> list[np.ndarray]:
         """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> one (n_i, dim) float32 array each."""
-        torch.set_num_threads(self._threads)  # PyTorch keeps the number a thread; the caller's may be a fresh one
+        self._threads.begin()
         parts = embed_parts(
             self.loaded.module,
             items,
@@ -58,6 +60,7 @@ class ServedEncoder:
             batch_size=self._batch_images,
             precision=self.loaded.precision,
         )
+        self._threads.step(sum(map(len, items)))
         return [part.numpy() for part in parts]
 
     def warm_up_items(self) -> Iterator[Tensor]:

@@ -81,7 +81,7 @@ class Service:
         salt()  # made now, or refused with what to do; not in the middle of a request
         # Decoded uploads must not stay on disk, so the adapters' cache of volumes is off in this process.
         os.environ["LEJEPA_CACHE"] = "off"
-        torch.set_num_threads(self.settings.threads)
+        torch.set_num_threads(min(self.settings.cores, torch.get_num_threads()))
         # A forward pass takes the interpreter's lock back after each operator. With Python's 5 ms a pass of one image
         # beside busy request threads took twice as long (benchmarks/serve.py).
         sys.setswitchinterval(0.0005)

@@ -10,6 +10,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.executor import temporary
 from data_adapters.errors import UserError
+from data_adapters.machine import usable_cores
+
+MOST_CORES = 8  # taken without being asked
 
 
 class Settings(BaseSettings):
@@ -61,10 +64,11 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="where encoders run: cpu, cuda, cuda:1; auto takes the GPU where there is one",
     )
-    threads: int = Field(
-        default_factory=lambda: max(1, min(8, os.cpu_count() or 1)),
+    threads: int | None = Field(
+        default=None,
         ge=1,
-        description="CPU threads of torch, and decoding processes; the default is the number of cores, at most 8",
+        description="CPU threads of torch, and processes that decode; by default the usable cores, at most 8, and "
+        "fewer threads while other processes need the cores",
     )
     loaded_encoders: int = Field(default=2, ge=1, description="encoders kept in memory; the least recently used goes")
     queue_items: int = Field(default=256, ge=1, description="items that wait for an encoder before the answer is 503")
@@ -116,6 +120,11 @@ class Settings(BaseSettings):
     def data(self) -> Path:
         """The data directory, absolute."""
         return (self.data_dir or self.runs_dir.resolve().parent / "lejepa-data").resolve()
+
+    @property
+    def cores(self) -> int:
+        """`threads`, or as many as the process may use; the limit of torch's threads and of decoding processes."""
+        return self.threads or min(MOST_CORES, usable_cores())
 
     def temporary(self, name: str) -> Path:
         """A new folder for what this process receives; another process removes it when this one is dead."""

@@ -32,7 +32,9 @@ class ScanCommand(Section):
     out: Path = Field(description="folder for manifest.parquet, rejected.csv and duplicates.csv")
     catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
     verify: bool = Field(default=True, description="decode every file once")
-    workers: int | None = Field(default=None, ge=0, description="reading processes; None: all cores; 0: this process")
+    workers: int | None = Field(
+        default=None, ge=0, description="reading processes; None: usable cores; 0: this process"
+    )
     fresh: bool = Field(default=False, description="read every file again, changed or not")
     file_seconds: float = Field(
         default=300.0, gt=0, description="after so long on one file a reading process is killed and the file refused"
@@ -110,7 +112,10 @@ class EmbedCommand(Section):
     catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, mpp, ra, dec")
     verify: bool = Field(default=False, description="decode every file once before embedding")
     batch_size: int = Field(default=64, ge=1, description="slices or tiles in one forward pass")
-    workers: int = Field(default=2, ge=0, description="processes that read and prepare")
+    workers: int | None = Field(
+        default=None, ge=0, description="processes that read and prepare; None: by the free cores"
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads that compute; None: as cores are free")
     device: str = Field(default="cpu", description="cpu or cuda")
     random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
     columns: list[str] = Field(
@@ -124,6 +129,7 @@ class EmbedCommand(Section):
         from data_adapters.manifest import Manifest
         from lejepa_med.embed import embed_archive
         from lejepa_med.models.folder import load_encoder, randomised
+        from lejepa_med.threads import loader_workers
         from lejepa_med.training.archive import leak_text, progress_bar, scan
 
         console = _console()
@@ -145,7 +151,8 @@ class EmbedCommand(Section):
                 manifest,
                 self.out,
                 batch_size=self.batch_size,
-                workers=self.workers,
+                workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
+                threads=self.threads,
                 columns=self.columns,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )

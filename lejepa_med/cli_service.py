@@ -30,7 +30,7 @@ class ServeCommand(Section):
     data_dir: Path | None = Field(default=None, description="folder for probes, jobs and uploads; None: beside runs")
     database_url: str | None = Field(default=None, description="postgresql:// URL; None: SQLite in data-dir")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, or auto: the GPU where there is one")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: as cores are free")
     job_workers: int = Field(default=1, ge=0, description="jobs at the same time; 0: lejepa-med work runs them")
     auth: Literal["auto", "on", "off"] = Field(
         default="auto", description="whether requests need an API key; auto: once one was made (lejepa-med key create)"
@@ -55,7 +55,7 @@ class WorkCommand(Section):
     data_dir: Path | None = Field(default=None, description="data directory of the service; None: beside runs")
     database_url: str | None = Field(default=None, description="postgresql:// URL of the service; None: SQLite")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, or auto: the GPU where there is one")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: all cores")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: as cores are free")
     job_workers: int = Field(default=1, ge=1, description="jobs at the same time, one number for all processes")
     log_format: Literal["text", "json"] | None = Field(
         default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"

@@ -1,6 +1,7 @@
 """One tree of settings: these names are the command line's flags, the keys of config.yaml, and the Python arguments.
 
-A value of None is chosen from the machine and the archive by `resolve`, printed, and saved; a saved run has no None.
+A value of None is chosen from the machine and the archive by `resolve`, printed, and saved. Only data.workers and
+train.threads stay None: they belong to the machine and its load, not to the run.
 """
 
 from pathlib import Path
@@ -32,8 +33,8 @@ class DataConfig(Section):
     """pretrain although a group or an equal image of this split lies in another one, too"""
     verify: bool = True
     """decode every file once during scan, so that damage is found before training"""
-    workers: int = Field(default=2, ge=0)
-    """processes that read and augment"""
+    workers: int | None = Field(default=None, ge=0)
+    """processes that read and augment; None: by the free cores, anew at each start; batches are the same for any"""
     bad_limit: float = Field(default=0.01, ge=0, le=1)
     """stop when more than this fraction of reads fails"""
     options: dict[str, Any] = {}
@@ -174,6 +175,8 @@ class TrainConfig(Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
     """the objective is always float32; None: bf16 where the device computes in it (on a CPU once a step agrees with
     float32), else fp16 on a GPU, else float32"""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads that compute; None: the usable cores, fewer while other processes need them"""
     compile: bool = False
     """torch.compile of the backbone; a minute at the start, and on a CPU a C++ compiler"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -267,7 +270,7 @@ def issues(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
-MAY_CHANGE = ("data.workers", "train.accelerator", "train.strategy", "train.checkpoint_minutes")
+MAY_CHANGE = ("data.workers", "train.threads", "train.accelerator", "train.strategy", "train.checkpoint_minutes")
 
 
 def continued(given: PretrainConfig, saved: PretrainConfig) -> PretrainConfig:

@@ -18,6 +18,7 @@ from data_adapters import registry
 from data_adapters.cache import default_folder
 from data_adapters.errors import UserError
 from data_adapters.identity import salt_file
+from data_adapters.machine import Machine, free_cores
 
 State = Literal["ok", "note", "missing", "broken"]
 PACKAGE = "lejepa-med"
@@ -148,7 +149,7 @@ def _devices() -> Iterator[Finding]:
     except Exception:  # said above, with its reason
         return
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "bf16 is emulated, so 32-bit is used"
-    yield Finding("system", "cpu", "ok", f"{os.cpu_count()} cores, {bf16}")
+    yield Finding("system", "cpu", "ok", f"{_cores()}, {bf16}")
     if not torch.cuda.is_available():
         why, check = "no CUDA device is seen", "check that nvidia-smi lists it"
         if torch.version.cuda is None:
@@ -161,6 +162,13 @@ def _devices() -> Iterator[Finding]:
         with torch.cuda.device(index):
             bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         yield Finding("system", f"gpu {index}", "ok", f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {bf16}")
+
+
+def _cores() -> str:
+    machine = Machine()
+    there = os.cpu_count() or machine.cores
+    limited = f" of {there} (limited by CPU affinity or the container)" if machine.cores < there else ""
+    return f"{machine.cores}{limited} cores, {free_cores(machine=machine)} free now"
 
 
 def _cache() -> Finding:

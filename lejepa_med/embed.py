@@ -25,6 +25,7 @@ from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import Feature, embed_records
 from lejepa_med.models.folder import LoadedEncoder
 from lejepa_med.table_writer import DONE, PLAN, RELATED, TableWriter
+from lejepa_med.threads import Threads
 
 Progress = Callable[[int, int], None]
 
@@ -118,6 +119,7 @@ def embed_archive(
     shard_rows: int = 2048,
     batch_size: int = 64,
     workers: int = 0,
+    threads: int | None = None,
     columns: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def embed_archive(
         shard_rows: rows of one Parquet file, which is also what an interruption costs at most.
         batch_size: slices or tiles in one forward pass.
         workers: reading processes.
+        threads: CPU threads that compute; None: as cores are free.
         columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
             `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
         progress: called with (rows done, rows in all).
@@ -150,14 +153,15 @@ def embed_archive(
         shard_rows=shard_rows,
         columns=columns,
     )
-    for shard in range(table.shards):
-        rows = table.rows(shard)
-        if not table.has(shard):
-            records = [manifest.record(row) for row in rows]
-            features = embed_records(encoder, records, batch_size=batch_size, workers=workers)
-            table.write(shard, _told(features, rows.start, len(manifest), progress))
-        if progress is not None:
-            progress(rows.stop, len(manifest))
+    with Threads(threads, active=encoder.device == "cpu") as pace:
+        for shard in range(table.shards):
+            rows = table.rows(shard)
+            if not table.has(shard):
+                records = [manifest.record(row) for row in rows]
+                features = embed_records(encoder, records, batch_size=batch_size, workers=workers, threads=pace)
+                table.write(shard, _told(features, rows.start, len(manifest), progress))
+            if progress is not None:
+                progress(rows.stop, len(manifest))
     return table.finish()
 
 

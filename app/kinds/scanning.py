@@ -91,7 +91,7 @@ def scan(
             catalog=None if catalog is None else Catalog(catalog),
             verify=verify,
             progress=lambda done, total: tell(done / max(1, total)),
-            workers=max(1, min(settings.threads, files // FILES_OF_A_PROCESS)),
+            workers=max(1, min(settings.cores, files // FILES_OF_A_PROCESS)),
             journal=journal,
             file_seconds=FILE_SECONDS,
             memory_bytes=settings.max_decode_bytes,

@@ -50,9 +50,9 @@ class Sandbox:
         self._closed = False
         # the last used one first: under a light load few of them are touched
         self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
-        for _ in range(settings.threads):
+        for _ in range(settings.cores):
             self._idle.put(None)
-        self._size = settings.threads
+        self._size = settings.cores
 
     def warm(self) -> None:
         """Start every worker that is not there yet; returns when all can work.

@@ -9,11 +9,12 @@ from data_adapters.base import Adapter, BaseAdapter, Files, walk
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.identity import salt
+from data_adapters.machine import usable_cores
 from data_adapters.scan.checks import Checks
 from data_adapters.scan.journal import BATCH, Journal
 from data_adapters.scan.looks import Looks, storable
 from data_adapters.scan.meter import Meter, Progress
-from data_adapters.scan.origin import cores, identity, local_options, rebuildable
+from data_adapters.scan.origin import identity, local_options, rebuildable
 from data_adapters.scan.pool import TINY_BYTES, TINY_FILES, Gentle, InProcess, Pool
 from data_adapters.scan.processes import FILE_SECONDS, Processes, Start, new_process
 from data_adapters.scan.result import Changes, Scan
@@ -45,8 +46,8 @@ def scan_archive(
         catalog: groups, labels and splits by path.
         verify: decode every record once, so that damage behind a good header is found now and not during training.
         progress: called with (files done, files in all).
-        workers: processes that read; None: one a core, and none for a tiny archive; 0: all in this process, where a
-            reader that crashes or hangs ends or holds the scan.
+        workers: processes that read; None: one a core, and none for a tiny archive; 0: all in this process, where
+            a reader that crashes or hangs ends or holds the scan.
         journal: folder in which the scan remembers what it read, for the next one; None: nowhere.
         fresh: forget what is remembered, and read everything.
         file_seconds: how long a worker process may be at work on one file before it is killed and the file refused;
@@ -76,7 +77,7 @@ def scan_archive(
             memory=memory_bytes,
             salt=salt().decode(),
         )
-        far = Processes(workers or cores(), setup, file_seconds=file_seconds, start=start)
+        far = Processes(workers or usable_cores(), setup, file_seconds=file_seconds, start=start)
         pool = _pool(adapter, setup, memory, far, workers=workers)
         try:
             if isinstance(adapter, BaseAdapter):

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,6 @@ from data_adapters.identity import pseudonym
 from data_adapters.registry import load_class
 
 FORMAT = 1  # of the journal
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rebuildable(adapter: Adapter) -> bool:

@@ -2,7 +2,6 @@
 
 import csv
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+
+from data_adapters.machine import usable_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -66,7 +67,7 @@ def parallel(
     function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int | None, progress: Progress | None
 ) -> list[Result]:
     """`function` of every job, in order, on `workers` processes (None: all cores); `progress` hears (done, total)."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or usable_cores(), len(jobs))
     results: list[Result] = []
 
     def collect(stream: Iterable[Result]) -> list[Result]:

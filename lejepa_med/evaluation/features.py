@@ -1,7 +1,7 @@
 """Archive records -> embeddings: the one path for training-time evaluation, `embed`, probes and the report."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from data_adapters.base import Adapter, Record, rejected
 from lejepa_med.data.loader import Ahead, Parcel
 from lejepa_med.errors import BadFileError, is_shortage
 from lejepa_med.models.folder import LoadedEncoder
+from lejepa_med.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ def _prepare(adapter: Adapter, records: Sequence[Record], index: int) -> Parcel:
 
 
 def embed_records(
-    encoder: LoadedEncoder, records: Sequence[Record], *, batch_size: int = 64, workers: int = 0
+    encoder: LoadedEncoder,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    threads: Threads | None = None,
 ) -> Iterator[Feature]:
     """Embed records in order; one that cannot be read yields a Feature with an error and the rest goes on.
 
@@ -43,6 +49,7 @@ def embed_records(
         records: of any archive of the same modality.
         batch_size: slices or tiles in one forward pass.
         workers: processes that read and prepare.
+        threads: an open choice of CPU threads that goes on over several calls; None: one for this call.
     """
     loader = Ahead(
         partial(_prepare, encoder.adapter, records),
@@ -53,15 +60,17 @@ def embed_records(
     )
     waiting: list[Parcel] = []
     size = first = 0
-    with closing(loader):
+    open_choice = nullcontext(threads) if threads is not None else Threads(active=encoder.device == "cpu")
+    with closing(loader), open_choice as pace:
         for parcel in loader:
             waiting.append(parcel)
             size += sum(map(len, parcel.tensors))
             if size >= batch_size:
                 yield from _flush(encoder, waiting, first, batch_size)
+                pace.step(size)
                 first += len(waiting)
                 waiting, size = [], 0
-    yield from _flush(encoder, waiting, first, batch_size)
+        yield from _flush(encoder, waiting, first, batch_size)
 
 
 def _flush(encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_size: int) -> Iterator[Feature]:

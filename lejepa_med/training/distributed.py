@@ -1,5 +1,6 @@
 """The few collective operations of the method, as identities in a single process."""
 
+import os
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process in [0, world_size)."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranks_here() -> int:
+    """Processes of the run on this machine, as torchrun says; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

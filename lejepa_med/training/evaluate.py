@@ -19,6 +19,7 @@ from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
 from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
+from lejepa_med.threads import loader_workers
 from lejepa_med.training.archive import progress_bar
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.observe.verdict import Verdict, judge
@@ -37,7 +38,7 @@ def write_run_report(
     count = min(config.monitor.sample, len(manifest))
     rows = np.unique(np.linspace(0, len(manifest) - 1, count).round().astype(int)).tolist()
     sample = manifest.select(rows)
-    workers = min(config.data.workers, 2)
+    workers = min(loader_workers(config.data.workers), 2)
     with progress_bar(console, "report") as bar:
         task = bar.add_task("", total=2 * len(sample))
         kept, vectors = _embed(encoder, sample, workers, lambda: bar.advance(task))

@@ -89,6 +89,11 @@ class RunFolder:
         recover(self.averaged)
         return continued(given, saved)
 
+    def last_threads(self) -> int | None:
+        """CPU threads at the last record of metrics.jsonl; None where there is no record."""
+        records = read_lines(self.metrics)
+        return records[-1].get("threads") if records else None
+
     def truncate_metrics(self, step: int) -> None:
         """Drop records after `step`: the interrupted part will be run again."""
         for file in (self.metrics, self.online, self.bad_files):

@@ -24,10 +24,12 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.models.start import compile_backbone
+from lejepa_med.threads import Threads, loader_workers
 from lejepa_med.training.archive import of_split, open_archive, scan
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
+from lejepa_med.training.distributed import ranks_here
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.log import RunLog
@@ -119,7 +121,7 @@ def pretrain(
 def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     """Devices and precision; under torchrun, one process each of its ranks."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = ranks_here()
     accelerator = config.train.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -230,17 +232,22 @@ def fit(
         naming(run.root),
         RunLog(run.root, plan=plan, first_step=first_step, console=console, quiet=quiet) as log,
         StopSignal() as stop,
+        Threads(config.train.threads, active=not _on_gpu(fabric), ranks=ranks_here()) as threads,
     ):
+        if said := threads.started(run.last_threads()):
+            log.say(said)
         if state.step == plan.steps:  # of a run without steps, or one that was killed at its end
             save.now()
             return
         planner = Planner(fabric, plan, ending=watch.ending, say=log.say)
-        loader = make_loader(dataset, batches, workers=config.data.workers, pin=_on_gpu(fabric))
+        loader = make_loader(dataset, batches, workers=_workers(fabric, config), pin=_on_gpu(fabric))
         timed = TimedBatches(loader, partial(stop.at_once, fabric))
         started, waited, counted = time.perf_counter(), 0.0, 0
         for batch in timed:
             values = train_step(fabric, config, state, batch)
             planner.after(state.step)
+            if said := threads.step():
+                log.say(said)
             seen = {name: values.pop(name) for name in ("features", "z", "z_views")}
             means.add(**values)
             counted += batch.global_views.shape[1] * fabric.world_size
@@ -259,6 +266,7 @@ def fit(
                     "images_per_second": counted / (now - started),
                     "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
                     "session_steps": state.step - first_step,
+                    "threads": threads.count,
                 }
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
@@ -295,6 +303,10 @@ def make_data(
         world_size=fabric.world_size,
     )
     return dataset, batches
+
+
+def _workers(fabric: lightning.Fabric, config: PretrainConfig) -> int:
+    return loader_workers(config.data.workers, on_gpu=_on_gpu(fabric), ranks=ranks_here())
 
 
 def _on_gpu(fabric: lightning.Fabric) -> bool:

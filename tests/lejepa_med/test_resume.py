@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from lejepa_med.config import save_config
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.checkpoint import checkpoints
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
-from tests.lejepa_med.runs import losses, tiny, weights
+from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +166,23 @@ def test_a_renamed_run_resumes_and_its_archive_may_be_given_relatively(
 def test_resume_of_nothing_says_so(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run to resume"):
         pretrain(tiny(pictures, tmp_path / "none"), resume=True)
+
+
+def test_a_resumed_run_says_that_the_number_of_threads_is_another_one(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(pictures, tmp_path / "run", data={"workers": None}, train={"checkpoint_minutes": 0})
+    interrupted(config, monkeypatch, step=3)
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["train"]["threads"] is None and saved["data"]["workers"] is None  # they belong to the machine
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert [line["threads"] for line in read_lines(metrics)] == [1, 1, 1]  # OMP_NUM_THREADS of the tests
+    metrics.write_text(metrics.read_text().replace('"threads": 1', '"threads": 2'))
+    console = Console(file=StringIO(), width=200)
+    given = tiny(pictures, tmp_path / "run", data={"workers": None}, train={"checkpoint_minutes": 0, "threads": 1})
+    pretrain(given, resume=True, console=console)  # a number may be given anew
+    said = console.file.getvalue()
+    assert (
+        "CPU threads: 1. The interrupted part ended with 2, so results agree with it only up to float rounding." in said
+    )
+    assert [line["threads"] for line in read_lines(metrics)] == [2] * 3 + [1] * 9
