@@ -12,9 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 if [ "$IMAGE" != --inside ]; then
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
-  mkdir "$scratch/archive" "$scratch/work"
+  mkdir "$scratch/archive" "$scratch/smoke"
   chmod -R 777 "$scratch" # the image's user is another one
-  mounts="-v $here/smoke.sh:/smoke.sh:ro -v $scratch/work:/work"
+  mounts="-v $here/smoke.sh:/smoke.sh:ro -v $scratch/smoke:/smoke"
   # shellcheck disable=SC2086 # both hold several words
   $RUN $mounts -v "$scratch/archive:/archive" "$IMAGE" sh /smoke.sh --inside make
   # shellcheck disable=SC2086
@@ -43,12 +43,12 @@ set -x
 df -h /dev/shm
 id -u
 # 8 workers with 2 batches of 4.8 MB each: more than 64 MB of shared memory would hold
-lejepa-med pretrain /archive --modality images --data.catalog /archive/labels.csv --out /work/runs/smoke \
+lejepa-med pretrain /archive --modality images --data.catalog /archive/labels.csv --out /smoke/runs/smoke \
   --model.backbone resnet10t --views.n-global 2 --views.n-local 0 --views.global-size 112 --train.batch-size 64 \
   --train.epochs 1 --train.log-every 1 --train.precision 32-true --data.workers 8 --no-monitor.online
-lejepa-med embed /work/runs/smoke /archive --catalog /archive/labels.csv --out /work/runs/vectors
-lejepa-med probe /work/runs/vectors /archive/labels.csv --archive /archive --out /work/probe
-lejepa-med serve /work/runs --data-dir /work/data --auth off --port 8000 &
+lejepa-med embed /smoke/runs/smoke /archive --catalog /archive/labels.csv --out /smoke/runs/vectors
+lejepa-med probe /smoke/runs/vectors /archive/labels.csv --archive /archive --out /smoke/probe
+lejepa-med serve /smoke/runs --data-dir /smoke/data --auth off --port 8000 &
 service=$!
 trap 'kill -KILL $service 2> /dev/null || true' EXIT
 python - <<'ASK'

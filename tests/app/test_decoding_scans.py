@@ -54,13 +54,13 @@ def reasons(found: Scan) -> dict[str, str]:
 
 
 def test_a_scan_is_as_in_processes_of_its_own(box: Sandbox, odd: Adapter, tmp_path: Path) -> None:
-    root = archive(tmp_path / "a", *[""] * 40)
+    root = archive(tmp_path / "a", *["fine"] * 40)
     forked, own = scanned(box, odd, root, workers=2), scan_archive(odd, root, workers=1)
     assert len(forked) == 40 and forked.manifest.rows.equals(own.manifest.rows), "groups under the same salt"
 
 
 def test_a_file_costs_itself(box: Sandbox, odd: Adapter, tmp_path: Path) -> None:
-    root = archive(tmp_path / "a", "", "crash", "memory", "write", "secret", "hang", "")
+    root = archive(tmp_path / "a", "fine", "crash", "memory", "write", "secret", "hang", "fine")
     found = scanned(box, odd, root)
     told = reasons(found)
     assert len(found) == 3, "the two good ones, and the one that looks for a secret and finds none"
@@ -75,14 +75,14 @@ def test_processes_are_gone_after_the_scan(box: Sandbox, odd: Adapter, tmp_path:
         return {pid: children(pid) for pid in children(os.getpid())}
 
     before = family()
-    scanned(box, odd, archive(tmp_path / "a", "", ""), workers=2)
+    scanned(box, odd, archive(tmp_path / "a", "fine", "fine"), workers=2)
     assert family() == before
 
 
 def test_a_nursery_that_ended_is_replaced(odd: Adapter, tmp_path: Path) -> None:
     others = set(children(os.getpid()))
     box = Sandbox(Settings(runs_dir=tmp_path, threads=1))
-    root = archive(tmp_path / "a", "", "")
+    root = archive(tmp_path / "a", "fine", "fine")
     try:
         box.warm()
         (nursery,) = set(children(os.getpid())) - others

@@ -48,7 +48,7 @@ def test_create_list_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         (["create", "x", "--scopes", "root"], "embed,probe,admin"),
         (["create", "", "--scopes", "embed"], "1 to 120"),
         (["revoke", "0000"], "key list"),
-        ([], "create, list or revoke"),
+        ([], "lejepa-med key list"),
     ],
 )
 def test_mistakes_name_the_remedy(

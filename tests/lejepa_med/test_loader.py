@@ -33,6 +33,13 @@ def ahead(work: Callable[[Any], Parcel], *, tasks: int = 4, workers: int = 2) ->
     return Ahead(work, range(tasks), build=lambda parcel: parcel, workers=workers)
 
 
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """The processes that this one has started since the test began; those of other tests may still end."""
+    others = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in others]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3, 9])
 def test_results_come_in_order_and_whole(workers: int) -> None:
     found = list(ahead(squares, tasks=7, workers=workers))
@@ -42,10 +49,10 @@ def test_results_come_in_order_and_whole(workers: int) -> None:
             assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
 
 
-def test_nothing_starts_again_after_the_end() -> None:
+def test_nothing_starts_again_after_the_end(children: Callable[[], list[psutil.Process]]) -> None:
     results = ahead(squares, tasks=2)
     assert len(list(results)) == 2
-    assert next(results, None) is None and not psutil.Process().children()
+    assert next(results, None) is None and not children()
 
 
 def test_a_large_result_needs_no_shared_memory() -> None:
@@ -65,12 +72,12 @@ def test_the_tasks_stay_in_the_main_process_until_a_worker_is_free() -> None:
     results.close()
 
 
-def test_a_killed_worker_is_named_at_once() -> None:
+def test_a_killed_worker_is_named_at_once(children: Callable[[], list[psutil.Process]]) -> None:
     results = ahead(lambda task: time.sleep(60) or Parcel(task))
     started = time.monotonic()
 
     def kill(*_: Any) -> None:
-        os.kill(psutil.Process().children()[0].pid, signal.SIGKILL)
+        os.kill(children()[0].pid, signal.SIGKILL)
 
     before = signal.signal(signal.SIGALRM, kill)
     timer = signal.setitimer(signal.ITIMER_REAL, 1)
@@ -81,7 +88,7 @@ def test_a_killed_worker_is_named_at_once() -> None:
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - started < 15
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_killed_worker_is_an_error_before_its_turn() -> None:
@@ -141,14 +148,14 @@ def test_an_error_in_a_worker_is_the_error_of_the_run() -> None:
     assert isinstance(fault, RuntimeError) and "KeyError: 'missing'" in str(fault)
 
 
-def test_workers_that_hang_end_with_their_loader() -> None:
+def test_workers_that_hang_end_with_their_loader(children: Callable[[], list[psutil.Process]]) -> None:
     results = ahead(lambda task: Parcel(task) if task == 0 else time.sleep(600) or Parcel(task))
     assert next(results).facts == 0
-    children = psutil.Process().children()
-    assert len(children) == 2
+    workers = children()
+    assert len(workers) == 2
     started = time.monotonic()
     del results
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in workers)
     assert time.monotonic() - started < loader.END_SECONDS
 
 

