@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,10 +94,13 @@ def test_a_killed_worker_is_named_at_once(children: Callable[[], list[psutil.Pro
 
 def test_a_killed_worker_is_an_error_before_its_turn() -> None:
     """A slow training step takes one result a minute, and should not go on for minutes."""
+    others = set(threading.enumerate())
     results = ahead(lambda task: os.kill(os.getpid(), signal.SIGKILL) if task == 3 else Parcel(task), tasks=40)
     assert next(results).facts == 0
-    until = time.monotonic() + 20
-    while results._arrived.qsize() < 3 and time.monotonic() < until:  # one more of each, and the news of the death
+    until = time.monotonic() + 60
+    # of the two threads that receive, one ends with the news of the death
+    while sum(thread.name == "loader" and thread not in others for thread in threading.enumerate()) > 1:
+        assert time.monotonic() < until
         time.sleep(0.05)
     with pytest.raises(TrainingError, match="SIGKILL"):
         next(results)
