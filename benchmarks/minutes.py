@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ FINAL, PEAK = 1e-3, 2e-3  # last rate as a share of the peak, and the peak: the 
 
 PAGE = """# Does --train.minutes keep its promise?
 
-{cpu}, {cores} cores. resnet18, 2 views of 64 px, batches of 32 from {images} pictures. The load is one
+{date}. {cpu}, {cores} cores. resnet18, 2 views of 64 px, batches of 32 from {images} pictures. The load is one
 busy loop a core.
 Again with: `python -m benchmarks.minutes --out benchmarks/results/minutes-cpu.md`; a row is one run.
 
@@ -142,7 +143,14 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         f"| {r['first_plan'] or 'none'} | {r['steps']} | {_ending(r)} | {r['load_before']:.1f} |"
         for name, r in results.items()
     ]
-    return PAGE.format(cpu=cpu_name(), cores=os.cpu_count(), images=IMAGES, final=FINAL, rows="\n".join(rows))
+    return PAGE.format(
+        date=date.today().isoformat(),
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        images=IMAGES,
+        final=FINAL,
+        rows="\n".join(rows),
+    )
 
 
 def _ending(result: dict[str, Any]) -> str:
