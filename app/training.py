@@ -165,15 +165,17 @@ class Training(JobWork):
         ids = plan.ids or [f"file/{_content_id(folder / name)}" for name, _ in plan.files]
         first: dict[str, int] = {}
         for row, name in enumerate(ids):
-            if plan.labels[first.setdefault(name, row)] != plan.labels[row]:
-                files = [plan.places[first[name]], plan.places[row]]
-                raise ProblemError(
-                    422,
-                    "two-labels",
-                    f"Files {files[0]} and {files[1]} are the same, but have different labels.",
-                    remedy="Send each file once.",
-                    file_index=files[1],
-                )
+            same = first.setdefault(name, row)
+            for what, given in (("label", plan.labels), ("group", plan.groups)):
+                if given[same] != given[row]:
+                    files = [plan.places[same], plan.places[row]]
+                    raise ProblemError(
+                        422,
+                        f"two-{what}s",
+                        f"Files {files[0]} and {files[1]} are the same, but have different {what}s.",
+                        remedy="Send each file once.",
+                        file_index=files[1],
+                    )
         rows = list(first.values())
         return Labelled(
             ids=tuple(ids[row] for row in rows),

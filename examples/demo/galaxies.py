@@ -20,6 +20,7 @@ OVERSAMPLE = 2
 CLASSES = ("elliptical", "spiral", "edge_on", "merger")
 SHARE = (0.3, 0.3, 0.2, 0.2)
 PER_FIELD = 20
+FIRST_ID = 587_722_981_741_363_201  # object ids like those of SDSS: no float holds them exactly
 # Seeing and sky noise by band (median, log-spread): Stein et al. 2021 (arXiv:2110.13151) measured them on the survey.
 # Seeing is the Gaussian sigma in pixels, noise is nanomaggies per pixel.
 SEEING = ((2.40, 0.11), (2.15, 0.12), (2.02, 0.13))
@@ -266,6 +267,7 @@ def make(
     """Write `n` cut-outs of `size` pixels below `folder`/images, and labels.csv; returns the table's path.
 
     Galaxies are observed in fields of 20 that lie degrees apart; the field is the group, and whole fields go to `val`.
+    The table has an object id of 64 bits, as surveys have.
     """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -290,6 +292,7 @@ def make(
                 label=str(kinds[index]),
                 group=f"field-{field:03d}",
                 split=split_of(field, fields),
+                extra=(("objid", str(FIRST_ID + 65_536 * field + index)),),
             )
         )
     parallel(_make, jobs, workers=workers, progress=progress)

@@ -56,12 +56,17 @@ def write_nifti(path: Path, volume: Array) -> None:
     nib.save(image, path)
 
 
+def _age(rng: np.random.Generator, lesion: phantom.Lesion) -> int:
+    return round(rng.normal(74, 5) if lesion == "atrophy" else rng.normal(45, 9))
+
+
 @dataclass(frozen=True)
 class _Job:
     folder: Path
     subject: str
     lesion: phantom.Lesion
     split: str
+    facts: tuple[tuple[str, str], ...]
     rng: np.random.Generator
 
 
@@ -71,7 +76,7 @@ def _make(job: _Job) -> list[Label]:
     for weighting in SIGNAL:
         path = f"{job.subject}/anat/{job.subject}_{weighting}.nii.gz"
         write_nifti(job.folder / path, acquire(head, job.rng, weighting=weighting))
-        rows.append(Label(path=path, label=job.lesion, group=job.subject, split=job.split))
+        rows.append(Label(path=path, label=job.lesion, group=job.subject, split=job.split, extra=job.facts))
     return rows
 
 
@@ -85,13 +90,22 @@ def make(
 ) -> Path:
     """Write `n` subjects (a T1w and a T2w scan of each) below `folder`, and labels.csv; returns the table's path.
 
-    The subject is the group. Classes are equally frequent in `train` and in `val`.
+    The subject is the group. Classes are equally frequent in `train` and in `val`. The table has sex, which no voxel
+    tells, and age in years, of which atrophy tells something.
     """
     folder.mkdir(parents=True, exist_ok=True)
     k = len(CLASSES)
     order = np.random.default_rng([seed, 1]).permutation(n)  # a subject's number must not tell its class
+    facts = np.random.default_rng([seed, 2])
     jobs = [
-        _Job(folder, f"sub-{order[i] + 1:03d}", CLASSES[i % k], split_of(i // k, -(-n // k)), child)
+        _Job(
+            folder,
+            f"sub-{order[i] + 1:03d}",
+            CLASSES[i % k],
+            split_of(i // k, -(-n // k)),
+            (("sex", str(facts.choice(["F", "M"]))), ("age", str(_age(facts, CLASSES[i % k])))),
+            child,
+        )
         for i, child in enumerate(generators(seed, n))
     ]
     found = parallel(_make, jobs, workers=workers, progress=progress)

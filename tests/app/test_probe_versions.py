@@ -122,11 +122,13 @@ def test_a_file_sent_again_is_the_same_item(client: TestClient, settings: Settin
     assert (second["count"], sorted(examples.labels)) == (7, ["bright"] * 2 + ["dark"] * 5)
     assert len(set(examples.groups)) == 6 and "Doe" not in "".join(examples.groups)
     twice = files(pictures[0], pictures[0], pictures[1], pictures[2])
-    answer = client.post(
-        "/v1/probes", files=twice, data={"encoder": "images", "labels": '["a", "b", "b", "a"]', "folds": "2"}
-    )
-    job = wait(client, answer.json()["id"])
-    assert (job["state"], job["error"]["type"].rpartition(":")[2]) == ("failed", "two-labels")
+    for problem, labels, groups in (
+        ("two-labels", ["a", "b", "b", "a"], ["p", "p", "q", "r"]),
+        ("two-groups", ["a", "a", "b", "b"], ["p", "q", "r", "s"]),
+    ):
+        fields = {"encoder": "images", "labels": json.dumps(labels), "groups": json.dumps(groups), "folds": "2"}
+        job = wait(client, client.post("/v1/probes", files=twice, data=fields).json()["id"])
+        assert (job["state"], job["error"]["type"].rpartition(":")[2]) == ("failed", problem)
 
 
 def test_numbers_and_lists_of_labels(client: TestClient, table: EmbeddingTable) -> None:
