@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_adapters.tables import count
 from lejepa_med.evaluation.examples import Labelled
 
 Seen = Literal["no", "record", "group"]
@@ -108,11 +109,11 @@ def seen_remarks(counts: Mapping[str, int], *, folds: int, kept: bool) -> list[s
     if record:
         found.append(f"the probe learnt from {record:,} of these images (seen: record)")
     if group:
-        found.append(f"{group:,} more are of groups that it learnt from (seen: group)")
+        found.append(f"{count(group, 'other image', 'is')} of groups that it learnt from (seen: group)")
     if record + group > in_sample:
         found.append(
-            f"{record + group - in_sample:,} of these predictions come from the parts of the cross-validation that saw "
-            "neither the image nor its group, so they can be scored"
+            f"{count(record + group - in_sample, 'prediction', 'is')} made by the parts of the cross-validation that "
+            "saw neither the image nor its group, and can be scored"
         )
     if in_sample:
         if kept:
@@ -121,5 +122,6 @@ def seen_remarks(counts: Mapping[str, int], *, folds: int, kept: bool) -> list[s
             cause = "the probe was saved by an earlier release, without its folds. Train it again from its labels"
         else:
             cause = "too few groups allowed no cross-validation. Label images of more groups and train again"
-        found.append(f"{in_sample:,} are in-sample (in_sample: true) and must not be scored: {cause}")
+        what = count(in_sample, "prediction", "is")
+        found.append(f"{what} in-sample (in_sample: true) and must not be scored: {cause}")
     return found

@@ -71,7 +71,7 @@ def test_items_of_a_table(client: TestClient, probe: str, table: EmbeddingTable,
     assert [item["seen"] for item in answer["items"]] == [expected(row) for row in range(24)]
     assert not any(item["in_sample"] for item in answer["items"])
     assert answer["notes"][0] == "the probe learnt from 16 of these images (seen: record)"
-    assert answer["notes"][1].startswith("2 more") and len(answer["notes"]) == 3
+    assert answer["notes"][1].startswith("2 other images are of groups") and len(answer["notes"]) == 3
     stored = Probe.load(settings.data / "probes" / probe)
     found = stored.predict(table.vectors, ids=table.ids, groups=table.groups)
     for item, one in zip(answer["items"], found, strict=True):

@@ -36,7 +36,7 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     assert [sum(row["seen"] == value for row in rows) for value in ("record", "group", "no")] == [36, 0, 12]
     assert {row["in_sample"] for row in rows} == {"false"}
     shown = capsys.readouterr().out
-    assert "learnt from 36 of these images" in shown and "36 of these predictions come from the parts" in shown
+    assert "learnt from 36 of these images" in shown and "36 predictions are made by the parts" in shown
     known = [row for row in rows if row["seen"] == "record"]
     assert sum(float(row["novelty"]) for row in known) / 36 > 0.3
     # one image of each group has a label; the other one's row says whose it is
@@ -48,7 +48,7 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     (tmp_path / "some.csv").write_text("\n".join(some))
     main(["probe", str(table), str(tmp_path / "some.csv"), "--archive", str(pictures), "--out", str(tmp_path / "some")])
     main(["predict", str(tmp_path / "some"), str(table), "--out", str(tmp_path / "some-predictions.csv")])
-    assert "24 more are of groups that it learnt from (seen: group)" in capsys.readouterr().out
+    assert "24 other images are of groups that it learnt from (seen: group)" in capsys.readouterr().out
     with (tmp_path / "some-predictions.csv").open(newline="") as stream:
         assert sorted(row["seen"] for row in csv.DictReader(stream)) == ["group"] * 24 + ["record"] * 24
     with pytest.raises(SystemExit):

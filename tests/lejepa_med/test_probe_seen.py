@@ -118,9 +118,9 @@ def test_a_saved_probe_remembers_and_one_of_before_says_that_it_cannot(case, tmp
     assert found == probe.predict(vectors, **asked)
     assert loaded.remarks(found) == [
         "the probe learnt from 400 of these images (seen: record)",
-        "40 more are of groups that it learnt from (seen: group)",
-        "440 of these predictions come from the parts of the cross-validation that saw neither the image nor its "
-        "group, so they can be scored",
+        "40 other images are of groups that it learnt from (seen: group)",
+        "440 predictions are made by the parts of the cross-validation that saw neither the image nor its group, and "
+        "can be scored",
     ]
     # as a release without folds wrote it
     document, arrays = probe_files.read_folder(tmp_path / "p")
@@ -132,7 +132,7 @@ def test_a_saved_probe_remembers_and_one_of_before_says_that_it_cannot(case, tmp
     found = older.predict(vectors, **asked)
     assert {(p.seen, p.in_sample) for p in found} == {("record", True), ("group", True)}
     last = older.remarks(found)[-1]
-    assert last.startswith("440 are in-sample") and "earlier release" in last and "Train it again" in last
+    assert last.startswith("440 predictions are in-sample") and "earlier release" in last and "Train it again" in last
     strangers = np.random.default_rng(3).normal(size=(5, probe.dim))
     assert older.predict(strangers) == probe.predict(strangers)
 
