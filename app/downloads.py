@@ -84,7 +84,7 @@ def _csv(stream: IO[bytes]) -> Iterator[str]:
         writer.writeheader()
         for rows in _batches(source):
             for row in rows:
-                writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
+                writer.writerow({k: json.dumps(v) if isinstance(v, list | bool) else v for k, v in row.items()})
             yield text.getvalue()
             text.seek(0)
             text.truncate()

@@ -25,12 +25,13 @@ Decoded = tuple[int, "Future[Vector]"]
 
 @dataclass(frozen=True)
 class Result:
-    """One item's vector (dim,) float32, or the problem that stands for it."""
+    """One item's vector (dim,) float32, or the problem that stands for it; `group` as in `Source`."""
 
     file_index: int
     items: int = 0
     vector: np.ndarray | None = None
     problem: Problem | None = None
+    group: str = ""
 
 
 class Embedding:
@@ -101,7 +102,7 @@ def _collect(source: Source, future: "Future[Decoded] | Decoded | None") -> Resu
         return Result(source.file_index, problem=source.problem)
     try:
         count, vector = future.result() if isinstance(future, Future) else future
-        result = Result(source.file_index, items=count, vector=_finite(vector.result()))
+        result = Result(source.file_index, items=count, vector=_finite(vector.result()), group=source.group)
         metrics.EMBEDDED.inc()
         return result
     except UserError as error:

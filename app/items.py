@@ -17,6 +17,8 @@ from app.unzip import unzip
 from app.uploads import Upload
 from data_adapters.base import Adapter, Record, Rejected
 from data_adapters.errors import BadFileError, UserError
+from data_adapters.identity import group_id
+from data_adapters.record import FROM_CONTENT
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Source:
     record: Record | None = None
     pixels: Tensor | None = None
     problem: Problem | None = None
+
+    @property
+    def group(self) -> str:
+        """The pseudonym of the patient or sky cell that the file itself names, as a scan of it has; else empty."""
+        if self.record is None or self.record.grouped_by not in FROM_CONTENT:
+            return ""
+        return group_id(self.record.group)
 
 
 def sources(

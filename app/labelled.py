@@ -44,6 +44,8 @@ class Plan:
         places: which files of the request these are.
         region: x, y, width, height of all files.
         mpp: of all files.
+        table_groups: groups of the items in their table, or in the files themselves ("" where they name none).
+        relatives: group by id of items that were named with a group and without a label.
         series: the probe that gets these labels; None makes a new one.
         table: what of the given labels was used, and what was missing; it becomes a part of the probe's metrics.
     """
@@ -54,6 +56,8 @@ class Plan:
     labels: list[Any]
     groups: list[str]
     ids: list[str] = field(default_factory=list)
+    table_groups: list[str] = field(default_factory=list)
+    relatives: dict[str, str] = field(default_factory=dict)
     folds: int = 5
     seed: int = 0
     balanced: bool | None = None
@@ -75,6 +79,8 @@ class Picked:
     ids: list[str]
     labels: list[Any]
     groups: list[str]
+    table_groups: list[str]
+    relatives: dict[str, str]
     table: dict[str, Any]
 
 
@@ -94,15 +100,17 @@ def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_l
             )
     rows_of([item.id for item in given], table.ids)  # also of those without a label
     places, labels, report = kept([item.label for item in given], items=len(table.ids))
-    given = [given[place] for place in places]
-    ids = [item.id for item in given]
-    rows = rows_of(ids, table.ids)
     # The table's groups are pseudonyms already; kept, they give the same folds as `lejepa-med probe`.
     known = set(table.groups)
-    groups = [
-        table.groups[row] if group is None else group if group in known else group_id(group)
-        for group, row in zip((meaning(item.group or "") for item in given), rows, strict=True)
-    ]
+    named = {
+        item.id: group if group in known else group_id(group)
+        for item in given
+        if (group := meaning(item.group or "")) is not None
+    }
+    ids = [given[place].id for place in places]
+    rows = rows_of(ids, table.ids)
+    table_groups = [table.groups[row] for row in rows]
+    groups = [named.pop(name, group) for name, group in zip(ids, table_groups, strict=True)]
     leak = table.leak(dict(zip(rows, groups, strict=True)))
     if leak is not None:
         report["leak"] = leak.report()
@@ -121,6 +129,8 @@ def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_l
         ids=[f"{archive}/{name}" for name in ids],
         labels=labels,
         groups=groups,
+        table_groups=table_groups,
+        relatives=named,
         table=report,
     )
 
@@ -164,6 +174,8 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
         labels=picked.labels,
         groups=picked.groups,
         ids=picked.ids,
+        table_groups=picked.table_groups,
+        relatives=picked.relatives,
         folds=wanted.folds,
         seed=wanted.seed,
         balanced=wanted.balanced,
@@ -179,16 +191,9 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
         ProblemError: labels or groups that do not fit the files, a file that cannot be read or holds several items.
     """
     labels: list[Any] = parse_field(form, "labels", list[GivenLabel], [])
-    groups: list[str | None] | None = parse_field(form, "groups", list[Label | None])
     count = len(form.uploads)
-    for what, given in (("labels", labels), ("groups", groups)):
-        if given is not None and len(given) != count:
-            raise ProblemError(
-                422,
-                "invalid-request",
-                f"The request has {count} files and {len(given)} {what}.",
-                remedy=f"Give '{what}' as a JSON list with one entry for each file, in the order of the files.",
-            )
+    _check_count(form, "labels", labels)
+    groups = groups_of(form)
     encoder_id, loaded, _ = library.encoder(encoder)
     place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox)
@@ -205,14 +210,16 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
                 file_index=index,
             )
     places, labels, report = kept(labels, items=count)
-    named = [meaning(groups[place] or "") if groups else None for place in places]
+    own = {source.file_index: source.group for source in found}
+    named = [group_id(group) if (group := groups[place]) is not None else own[place] for place in places]
     files = [form.uploads[place] for place in places]
     return Plan(
         name=_name(form, encoder_id),
         encoder=encoder_id,
         fingerprint=loaded.fingerprint,
         labels=labels,
-        groups=["" if name is None else group_id(name) for name in named],
+        groups=named,
+        table_groups=[own[place] for place in places],
         folds=parse_field(form, "folds", Folds, 5),
         seed=parse_field(form, "seed", Annotated[int, Ge(0), Le(2**31 - 1)], 0),
         balanced=parse_field(form, "balanced", bool),
@@ -222,6 +229,29 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
         mpp=place.mpp,
         table=report,
     )
+
+
+def groups_of(form: Form) -> list[str | None]:
+    """The group of each file that the field `groups` names; None where it names none.
+
+    Raises:
+        ProblemError: it is no list with one entry for each file.
+    """
+    groups: list[str | None] | None = parse_field(form, "groups", list[Label | None])
+    if groups is None:
+        return [None] * len(form.uploads)
+    _check_count(form, "groups", groups)
+    return [meaning(group or "") for group in groups]
+
+
+def _check_count(form: Form, what: str, given: Sequence[Any]) -> None:
+    if len(given) != len(form.uploads):
+        raise ProblemError(
+            422,
+            "invalid-request",
+            f"The request has {len(form.uploads)} files and {len(given)} {what}.",
+            remedy=f"Give '{what}' as a JSON list with one entry for each file, in the order of the files.",
+        )
 
 
 def rows_of(ids: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -194,7 +194,8 @@ class Application(BaseModel):
     fingerprint: str = Field(description="fingerprint of the encoder")
     count: int = Field(examples=[100000])
     summary: dict[str, Any] = Field(
-        description="`counts` by label, or the spread of the `value`; `unlike`: share of items unlike the labelled ones"
+        description="`counts` by label, or the spread of the `value`; `unlike`: share of items unlike the labelled "
+        "ones; `seen`: items that the probe has seen, and those that are in-sample; `notes`: what that means"
     )
     created: datetime
 

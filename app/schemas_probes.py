@@ -1,7 +1,7 @@
 """What labels, probes, predictions and advice on what to label next look like over the wire."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -102,6 +102,15 @@ class PredictedItem(BaseModel):
     index: int
     file_index: int | None = Field(default=None, description="position of its file in the request; none for ids")
     id: str | None = Field(default=None, description="the id that was asked for; none for files")
+    seen: Literal["no", "record", "group"] | None = Field(
+        default=None,
+        description="record: the probe learnt from this image; group: from others of its group. Then every field comes "
+        "from the part of the cross-validation that has seen neither, as the probe's scores do",
+    )
+    in_sample: bool | None = Field(
+        default=None,
+        description="true: no such part exists, so this is no answer to a new image and must not be scored",
+    )
     label: str | None = Field(
         default=None, examples=["spiral"], description="classification: class of the logistic probe"
     )
@@ -133,6 +142,10 @@ class Predictions(BaseModel):
 
     probe: str
     items: list[PredictedItem]
+    notes: list[str] | None = Field(
+        default=None,
+        description="how many of the images the probe has seen, and what that means; only where there are any",
+    )
 
 
 class LabelsRequest(Strict):

@@ -24,8 +24,9 @@ from app.work import JobWork, settle
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
 from lejepa_med.atomic import write_text
+from lejepa_med.evaluation.examples import Labelled
 from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Labelled, Probe
+from lejepa_med.evaluation.probe import Probe
 from lejepa_med.evaluation.probe_files import OtherFormatError
 
 CHUNK = 8  # files of one embedding step: about a second of images, several of volumes
@@ -148,6 +149,8 @@ class Training(JobWork):
             balanced=plan.balanced,
             encoder=plan.fingerprint,
             progress=lambda share, stage: self.tell(job_id, done + (1 - done) * share, "fitting"),
+            table_groups=examples.table_groups,
+            relatives=examples.relatives,
         )
         if plan.table is not None:
             probe = dataclasses.replace(probe, metrics={**probe.metrics, "table": plan.table})
@@ -162,7 +165,7 @@ class Training(JobWork):
         folder = self.folder(job_id)
         parts = sorted(folder.glob("vectors-??????.npy")) or [folder / "vectors.npy"]
         vectors = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
-        ids = plan.ids or [f"file/{_content_id(folder / name)}" for name, _ in plan.files]
+        ids = plan.ids or [file_id(folder / name) for name, _ in plan.files]
         first: dict[str, int] = {}
         for row, name in enumerate(ids):
             same = first.setdefault(name, row)
@@ -182,6 +185,8 @@ class Training(JobWork):
             vectors=vectors[rows],
             labels=tuple(plan.labels[row] for row in rows),
             groups=tuple(plan.groups[row] or ids[row] for row in rows),
+            table_groups=tuple(plan.table_groups[row] for row in rows) if plan.table_groups else (),
+            relatives=plan.relatives,
         )
 
     def _plan(self, job_id: str) -> Plan:
@@ -209,6 +214,7 @@ def _load(folder: Path) -> Probe:
         ) from None
 
 
-def _content_id(file: Path) -> str:
+def file_id(file: Path) -> str:
+    """The id of a file as an example: that of its content, so a file that is sent again is found."""
     with file.open("rb") as stream:
-        return pseudonym("content", hashlib.file_digest(stream, "sha256").hexdigest())
+        return "file/" + pseudonym("content", hashlib.file_digest(stream, "sha256").hexdigest())

@@ -227,6 +227,8 @@ class ProbeCommand(Section):
                 folds=self.folds,
                 encoder=table.encoder,
                 progress=lambda fraction, _stage: bar.update(task, completed=round(100 * fraction)),
+                table_groups=[table.groups[row] for row in given.rows],
+                relatives=given.relatives,
             )
         leak = {} if given.leak is None else {"leak": given.leak.report()}
         probe = replace(probe, metrics={**probe.metrics, "table": given.report, **leak})
@@ -236,7 +238,10 @@ class ProbeCommand(Section):
 
 
 class PredictCommand(Section):
-    """Apply a probe to an embedding table: a CSV of ids, predictions, probabilities, novelty and uncertainty."""
+    """Apply a probe to an embedding table: a CSV of ids, predictions, probabilities, novelty and uncertainty.
+
+    Rows that the probe learnt from, and rows of their groups, are marked (seen) and get out-of-fold predictions.
+    """
 
     probe: CliPositionalArg[Path] = Field(description="probe folder of: lejepa-med probe")
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
@@ -255,7 +260,10 @@ class PredictCommand(Section):
                 remedy="Embed the archive with the probe's encoder (lejepa-med embed), "
                 "or train a probe on this table (lejepa-med probe).",
             )
-        write_predictions(self.out, table.ids, probe.predict(table.vectors), probe)
+        found = probe.predict(table.vectors, ids=table.ids, groups=table.groups)
+        write_predictions(self.out, table.ids, found, probe)
+        for remark in probe.remarks(found):
+            print(f"note: {remark}")
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 

@@ -19,7 +19,8 @@ from app.store import PredictionRow, Store, now
 from app.training import Training
 from app.work import JobWork, settle, sync
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Prediction
+from lejepa_med.evaluation.probe import Prediction, Probe
+from lejepa_med.evaluation.seen import seen_counts
 
 TABLE = "predictions.parquet"
 CELLS = 1 << 26  # cosines of one step, archive rows x labelled images: about a second on one core
@@ -67,7 +68,7 @@ class Applying(JobWork):
             archive=plan.archive,
             fingerprint=probe.fingerprint,
             count=pq.read_metadata(file).num_rows,
-            summary=summary(file),
+            summary=summary(file, self._training.probe(plan.probe)),
             created=now(),
             key_id=None if job is None else job.key_id,
         )
@@ -121,7 +122,8 @@ class Applying(JobWork):
             return
         self.tell(job_id, start / len(table.ids), "predicting")
         rows = slice(start, start + plan.chunk)
-        found = columns(self._training.probe(plan.probe).predict(table.vectors[rows]))
+        probe = self._training.probe(plan.probe)
+        found = columns(probe.predict(table.vectors[rows], ids=table.ids[rows], groups=table.groups[rows]))
         _write(pa.table({"id": pa.array(table.ids[rows], pa.string()), **found}), self._chunk(job_id, start))
 
     def _join(self, job_id: str, chunks: Sequence[Path]) -> None:
@@ -155,12 +157,13 @@ def columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
     return given
 
 
-def summary(file: Path) -> dict[str, Any]:
-    """Counts by label, or the spread of a quantity, and the share of items that are unlike the labelled ones."""
+def summary(file: Path, probe: Probe) -> dict[str, Any]:
+    """Counts by label, or the spread of a quantity, the share unlike the labelled items, and what was seen of them."""
     found: dict[str, Any] = {}
     names = pq.read_schema(file).names
     rows = pq.read_metadata(file).num_rows
-    table = pq.read_table(file, columns=[name for name in ("label", "labels", "value", "note") if name in names])
+    wanted = ("label", "labels", "value", "note", "seen", "in_sample")
+    table = pq.read_table(file, columns=[name for name in wanted if name in names])
     if "label" in names:
         found["counts"] = dict(Counter(table.column("label").to_pylist()).most_common())
     elif "labels" in names:
@@ -176,6 +179,9 @@ def summary(file: Path) -> dict[str, Any]:
         }
     notes = table.column("note").to_pylist() if "note" in names else []
     found["unlike"] = sum(map(bool, notes)) / rows
+    if "seen" in names:  # a job that an earlier release began has none
+        found["seen"] = seen_counts(table.column("seen").to_pylist(), table.column("in_sample").to_pylist())
+        found["notes"] = probe.remarks(found["seen"])
     return found
 
 

@@ -10,18 +10,27 @@ from fastapi import APIRouter, Request
 
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.items import Field
-from app.labelled import rows_of
+from app.labelled import groups_of, rows_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
 from app.schemas_probes import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
+from app.training import file_id
 from app.uploads import Form, receive
+from data_adapters.identity import group_id
 from lejepa_med.evaluation.probe import Prediction
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]
-FIELDS = {name: TEXT_FIELDS[name] for name in ("region", "mpp")}
+FIELDS = {
+    **{name: TEXT_FIELDS[name] for name in ("region", "mpp")},
+    "groups": {
+        "type": "string",
+        "description": "JSON list with the patient, slide case or field of each file, as when the probe was trained: "
+        "files of groups that it learnt from are then marked; null where it is not known",
+    },
+}
 
 
 @router.post(
@@ -35,6 +44,8 @@ async def predict(probe_id: str, request: Request, service: Running) -> Predicti
     """Predictions for files (multipart), or for ids of an embedding table (JSON).
 
     Each has a novelty (how unlike the labelled images it is) and an uncertainty (how much its label would teach).
+    Images that the probe learnt from, and others of their groups, are marked by `seen` and get the answer of the part
+    of the cross-validation that has seen neither. A file's group is known only where `groups` names it.
     """
     if is_json(request):
         wanted = await json_body(request, PredictionRequest, service.settings)
@@ -49,27 +60,44 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
     table = service.library.table(wanted.archive)
     check_same_encoder(row, table.encoder)
     probe = service.training.probe(row.id)
-    found = probe.predict(table.vectors[rows_of(wanted.ids, table.ids)])
+    rows = rows_of(wanted.ids, table.ids)
+    found = probe.predict(table.vectors[rows], ids=wanted.ids, groups=[table.groups[place] for place in rows])
     items = [_item(i, given, id=name) for i, (name, given) in enumerate(zip(wanted.ids, found, strict=True))]
-    return Predictions(probe=row.id, items=items)
+    return Predictions(probe=row.id, items=items, notes=probe.remarks(found) or None)
 
 
 def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
     encoder_id = service.library.present(row.fingerprint)
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    groups = groups_of(form)
+    files = [file_id(upload.path) for upload in form.uploads]
     results = embed_form(service, form, encoder_id, field)
     check_any(results)
     probe = service.training.probe(row.id)
     vectors = [result.vector for result in results if result.vector is not None]
-    found = iter(probe.predict(np.stack(vectors)))
+    places = [result.file_index for result in results if result.vector is not None]
+    own = [result.group for result in results if result.vector is not None]
+    known = set(probe.examples.groups)
+    given = probe.predict(
+        np.stack(vectors),
+        # Another region of a slide that was learnt from is another image of its group.
+        ids=[files[place] for place in places] if field.region is None else None,
+        groups=[_group(groups[place], group or files[place], known) for place, group in zip(places, own, strict=True)],
+    )
+    found = iter(given)
     items = [
         PredictedItem(index=index, file_index=result.file_index, error=result.problem)
         if result.problem is not None
         else _item(index, next(found), file_index=result.file_index)
         for index, result in enumerate(results)
     ]
-    return Predictions(probe=row.id, items=items)
+    return Predictions(probe=row.id, items=items, notes=probe.remarks(given) or None)
+
+
+def _group(given: str | None, own: str, known: set[str]) -> str:
+    """As an example's group is stored; `own` is what the file itself says, and those of tables are pseudonyms."""
+    return own if given is None else given if given in known else group_id(given)
 
 
 def _item(index: int, given: Prediction, *, file_index: int | None = None, id: str | None = None) -> PredictedItem:

@@ -34,7 +34,8 @@ LABEL_FIELDS: dict[str, dict[str, Any]] = {
     },
     "groups": {
         "type": "string",
-        "description": "JSON list with the patient, slide case or field of each file; by default each file is its own",
+        "description": "JSON list with the patient, slide case or field of each file; by default what the file itself "
+        "says (DICOM patient number, sky position), else each file is its own",
     },
     "folds": {"type": "integer", "default": 5, "description": "folds of the cross-validation, 2 to 20"},
 }
@@ -165,6 +166,8 @@ def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, res
         labels=picked.labels,
         groups=picked.groups,
         ids=picked.ids,
+        table_groups=picked.table_groups,
+        relatives=picked.relatives,
         folds=wanted.folds,
         table=picked.table,
     )

@@ -40,15 +40,15 @@ def _answer(service: Service, probe_id: str, archive: str, limit: int) -> Uncert
     table = service.library.table(archive)
     check_same_encoder(row, table.encoder)
     probe = service.training.probe(row.id)
-    prefix = f"{archive}/"
-    labelled = {name.removeprefix(prefix) for name in probe.examples.ids if name.startswith(prefix)}
-    chosen = most_uncertain(probe, table.vectors, table.ids, limit=limit, skip=labelled)
-    found = probe.predict(table.vectors[[c.row for c in chosen]]) if chosen else []
+    chosen = most_uncertain(probe, table.vectors, table.ids, limit=limit, groups=table.groups)
+    rows = [candidate.row for candidate in chosen]
+    ids, groups = [table.ids[row] for row in rows], [table.groups[row] for row in rows]
+    found = probe.predict(table.vectors[rows], ids=ids, groups=groups) if chosen else []
     items = [
         UncertainItem(
             index=index,
-            id=table.ids[candidate.row],
-            group=table.groups[candidate.row],
+            id=ids[index],
+            group=groups[index],
             distance=candidate.distance,
             **answer_of(given),
         )

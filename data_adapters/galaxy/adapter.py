@@ -34,7 +34,7 @@ from data_adapters.galaxy.learn import learn
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
 from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
-from data_adapters.record import BY_ROW
+from data_adapters.record import BY_ROW, BY_SKY
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -119,7 +119,7 @@ class GalaxyAdapter(BaseAdapter):
         if "ra" in record.meta and "dec" in record.meta:
             ra, dec = parse_angle(record.meta["ra"], hours=True), parse_angle(record.meta["dec"], hours=False)
             cell = sky_cell(float("nan") if ra is None else ra, float("nan") if dec is None else dec)
-            return dataclasses.replace(record, group=cell, grouped_by="sky position")
+            return dataclasses.replace(record, group=cell, grouped_by=BY_SKY)
         path = Path(record.uri)
         if record.item:  # rows of a file have no names
             group, _ = file_group(path, root, by="file")

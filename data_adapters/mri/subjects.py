@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from data_adapters.record import BY_FILE, BY_FOLDER
+from data_adapters.record import BY_FILE, BY_FOLDER, BY_PATIENT
 
 BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 CONTRAST = re.compile(
@@ -45,7 +45,7 @@ def subject(
         if found:
             return found.group(1), "BIDS subject"
     if patient:
-        return patient, "DICOM patient number"
+        return patient, BY_PATIENT
     if len(relative.parts) > 1:
         return relative.parts[0], BY_FOLDER
     return CONTRAST.sub("", stem) or stem, "file name without its contrast"

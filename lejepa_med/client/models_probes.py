@@ -51,11 +51,17 @@ class Prediction(Answer):
     Classes have `label` and `probabilities`, labels of their own `labels` and `probabilities`, quantities `value` and
     the 90 % `interval`; what begins with `knn_` is the nearest labelled images' answer. `novelty`, 0 to 1, says how
     unlike the labelled images it is, `uncertainty`, 0 to 1, how much its label would teach the probe.
+
+    `seen` is record where the probe learnt from this image, group where it learnt from others of its group, else no.
+    What was seen is answered by the part of the cross-validation that has seen neither; where there is no such part,
+    `in_sample` is true, and the answer must not be scored.
     """
 
     index: int
     file_index: int | None = None
     id: str | None = None
+    seen: str | None = None
+    in_sample: bool | None = None
     label: str | None = None
     labels: list[str] | None = None
     value: float | None = None

@@ -84,10 +84,17 @@ class ProbeCalls(Calls):
         """One probe with its metrics and versions."""
         return Probe.read(self._http.json("GET", f"/v1/probes/{part(probe)}"))
 
-    def predict_files(self, probe: str, files: Sequence[File], *, mpp: float | None = None) -> list[Prediction]:
-        """A probe's answers for files."""
+    def predict_files(
+        self,
+        probe: str,
+        files: Sequence[File],
+        *,
+        mpp: float | None = None,
+        groups: Sequence[str | None] | None = None,
+    ) -> list[Prediction]:
+        """A probe's answers for files. `groups`, one for each file, marks those of groups that it learnt from."""
         path = f"/v1/probes/{part(probe)}/predictions"
-        found = self._http.json("POST", path, files=list(files), fields=form_fields(mpp=mpp))
+        found = self._http.json("POST", path, files=list(files), fields=form_fields(mpp=mpp, groups=groups))
         return [Prediction.read(item) for item in found["items"]]
 
     def predict_items(self, probe: str, archive: str, ids: Sequence[str]) -> list[Prediction]:

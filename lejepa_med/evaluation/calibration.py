@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from lejepa_med.evaluation.linear import sigmoid, softmax
+from lejepa_med.evaluation.linear import sigmoid
 
 BINS = 10
 RANGE = (0.05, 20.0)  # of a temperature: beyond it the labels are too few to tell
@@ -97,21 +97,21 @@ def label_calibration(probabilities: NDArray[np.float64], marks: NDArray[np.bool
     return {"ece": found["ece"], "brier": float(((flat - truth) ** 2).mean()), "bins": found["bins"]}
 
 
-def cross_temperature(
+def cross_temperatures(
     outputs: NDArray[np.float64],
     strengths: list[int],
     fold: NDArray[np.int64],
     labels: NDArray[np.int64],
     weight: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Probabilities (n, classes) by temperatures that each fold's own labels had no part in.
+    """The temperature of each fold, (folds,), fitted without the fold's own images.
 
-    The temperature of fold i comes from the out-of-fold logits of the other folds at fold i's strength; outputs:
+    That of fold i comes from the out-of-fold logits of the other folds at fold i's strength; outputs:
     (strengths, n, classes).
     """
-    found = np.zeros(outputs.shape[1:])
-    for i, strength in enumerate(strengths):
-        inside = fold == i
-        temperature = fit_temperature(outputs[strength][~inside], labels[~inside], weight[~inside])
-        found[inside] = softmax(outputs[strength][inside] / temperature)
-    return found
+    return np.array(
+        [
+            fit_temperature(outputs[strength][fold != i], labels[fold != i], weight[fold != i])
+            for i, strength in enumerate(strengths)
+        ]
+    )

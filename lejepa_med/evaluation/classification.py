@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperature, fit_temperature
+from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
 from lejepa_med.evaluation.cautions import wide_interval
 from lejepa_med.evaluation.crossval import cross_validate
 from lejepa_med.evaluation.examples import Examples
 from lejepa_med.evaluation.folds import Folds, group_folds
-from lejepa_med.evaluation.kinds import SEARCH_SHARE, Kind, Options
-from lejepa_med.evaluation.knn import Neighbours
+from lejepa_med.evaluation.kinds import SEARCH_SHARE, Fitted, Kind, Options
+from lejepa_med.evaluation.knn import Neighbours, normalise, top_cosine
 from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_path, shared_turn, softmax
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, summary
 
@@ -123,8 +123,8 @@ class ClassHead:
         )
 
 
-def fit_classes(examples: Examples, options: Options) -> tuple[ClassHead, dict[str, Any], Folds | None]:
-    """The head of all examples, its metrics as JSON, and the folds behind them (None: nothing can be scored)."""
+def fit_classes(examples: Examples, options: Options) -> Fitted:
+    """The head of all examples, and those of the folds."""
     balanced = options.balanced is not False
     split = group_folds(examples.labels, examples.groups, folds=options.folds, seed=options.seed)
     metrics: dict[str, Any] = {
@@ -139,28 +139,29 @@ def fit_classes(examples: Examples, options: Options) -> tuple[ClassHead, dict[s
         "warnings": [*examples.warnings(), *_fold_warnings(examples, split, options.folds)],
     }
     strength, temperature = MIDDLE, 1.0
+    held_out: tuple[ClassHead, ...] = ()
     if split is not None:
-        strength, temperature = _score(examples, split, metrics, balanced, options)
+        strength, temperature, held_out = _score(examples, split, metrics, balanced, options)
     options.tell(SEARCH_SHARE, "fitting the probe on every label")
     linear = fit_path(examples.vectors, examples.labels, strengths=[strength], final=True, balanced=balanced)[0]
     neighbours = Neighbours.fit(examples.vectors, examples.labels, balanced=balanced)
     metrics |= {"C": strength, "k": neighbours.k}
-    return ClassHead(examples.classes, linear, neighbours, temperature), metrics, split
+    return Fitted(ClassHead(examples.classes, linear, neighbours, temperature), metrics, split, held_out)
 
 
 def _score(
     examples: Examples, split: Folds, metrics: dict[str, Any], balanced: bool, options: Options
-) -> tuple[float, float]:
-    """Fill in the scores of both probes; gives the C and the temperature for all examples."""
+) -> tuple[float, float, tuple[ClassHead, ...]]:
+    """Fill in the scores of both probes; gives the C and the temperature for all examples, and the folds' heads."""
     labels, groups = examples.labels, examples.groups
     task = ClassTask(examples.vectors, labels, balanced=balanced)
     result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    unit, voters = normalise(examples.vectors), []
     shares, winners = np.zeros((len(labels), task.heads)), np.zeros_like(labels)
     for k in range(split.count):
         inside = split.fold == k
-        votes = Neighbours.fit(examples.vectors[~inside], labels[~inside], balanced=balanced).vote(
-            examples.vectors[inside]
-        )
+        voters.append(Neighbours.among(unit, labels, ~inside, balanced=balanced))
+        votes = voters[-1].count(*top_cosine(unit[inside], unit, voters[-1].k, barred=inside))
         shares[inside], winners[inside] = votes.shares, votes.winners
     probabilities = softmax(result.nested)
     for name, predicted, given in (
@@ -172,13 +173,18 @@ def _score(
     metrics["warnings"] += wide_interval("balanced accuracy", metrics["linear"]["balanced_accuracy_interval"])
     weight = class_weights(labels, balanced=balanced)
     temperature = fit_temperature(result.outputs[result.strength], labels, weight)
-    calibrated = cross_temperature(result.outputs, result.fold_strengths, result.fold, labels, weight)
+    temperatures = cross_temperatures(result.outputs, result.fold_strengths, result.fold, labels, weight)
+    calibrated = softmax(result.nested / temperatures[result.fold][:, None])
     metrics["calibration"] = {
         "temperature": temperature,
         "before": class_calibration(probabilities, labels, weight),
         "after": class_calibration(calibrated, labels, weight),
     }
-    return GRID[result.strength], temperature
+    held_out = tuple(
+        ClassHead(examples.classes, model, neighbours, warmth)
+        for model, neighbours, warmth in zip(result.models, voters, temperatures.tolist(), strict=True)
+    )
+    return GRID[result.strength], temperature, held_out
 
 
 def _fold_warnings(examples: Examples, split: Folds | None, folds: int) -> list[str]:

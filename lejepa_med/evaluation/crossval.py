@@ -16,6 +16,10 @@ Progress = Callable[[float, str], None]
 class Path(Protocol):
     """Models of one training part, one for each strength."""
 
+    @property
+    def models(self) -> Sequence[Any]:
+        """One for each strength."""
+
     def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(strengths, rows, outputs) for the rows that the mask (n,) picks."""
 
@@ -47,12 +51,14 @@ class CrossValidated:
         fold_strengths: position of the strength that each fold's training part chose.
         strength: position of the strength for a model of all examples.
         fold: (n,).
+        models: for each fold, that of the other folds at the strength that they chose; `nested` is what they give.
     """
 
     outputs: NDArray[np.float64]
     fold_strengths: list[int]
     strength: int
     fold: NDArray[np.int64]
+    models: list[Any]
 
     @property
     def nested(self) -> NDArray[np.float64]:
@@ -75,12 +81,14 @@ def cross_validate(
     single = [(i,) for i in range(count)]
     pairs = list(itertools.combinations(range(count), 2)) if nested and count > 2 else []
     inner: list[NDArray[Any]] = []
+    models: list[Sequence[Any]] = []
     for job, path in _held_out(task, folds, [*single, *pairs], progress):
         for fold in job:
             inside = folds.fold == fold
             found = path.outputs(inside)
             if len(job) == 1:
                 outputs[:, inside] = found
+                models.append(path.models)
                 continue
             kept = task.decided(found)
             if not inner:
@@ -92,7 +100,8 @@ def cross_validate(
         chosen[i] = _best(task.scores(kept[:, outside], outside))
     everywhere = np.ones(len(folds.fold), dtype=bool)
     best = _best(task.scores(task.decided(outputs), everywhere))
-    return CrossValidated(outputs=outputs, fold_strengths=chosen, strength=best, fold=folds.fold)
+    kept_models = [path[strength] for path, strength in zip(models, chosen, strict=True)]
+    return CrossValidated(outputs=outputs, fold_strengths=chosen, strength=best, fold=folds.fold, models=kept_models)
 
 
 def _held_out(

@@ -1,8 +1,8 @@
 """Labelled vectors, checked before anything is learnt from them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,40 @@ from numpy.typing import NDArray
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.cautions import few_labels, look_alikes, one_sided, unequal
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """What a probe learnt from, in the order of the rows: ids, vectors (n, dim) float32, labels, groups.
+
+    Labels are texts (classes), numbers, or lists of texts.
+
+    Attributes:
+        table_groups: groups of the rows in their embedding table, where labels came with other ones; else empty.
+        relatives: group by id of images without a label that the labels' table puts beside labelled ones.
+    """
+
+    ids: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    labels: tuple[Any, ...]
+    groups: tuple[str, ...]
+    table_groups: tuple[str, ...] = ()
+    relatives: Mapping[str, str] = field(default_factory=dict)
+
+    def updated(self, newer: "Labelled") -> "Labelled":
+        """Both together; where an id occurs in both, the newer label, vector and group hold."""
+        known = set(newer.ids)
+        kept = [row for row, name in enumerate(self.ids) if name not in known]
+        mine, theirs = (one.table_groups or one.groups for one in (self, newer))
+        several = self.table_groups or newer.table_groups
+        return Labelled(
+            ids=(*(self.ids[row] for row in kept), *newer.ids),
+            vectors=np.concatenate([self.vectors[kept], newer.vectors]),
+            labels=(*(self.labels[row] for row in kept), *newer.labels),
+            groups=(*(self.groups[row] for row in kept), *newer.groups),
+            table_groups=(*(mine[row] for row in kept), *theirs) if several else (),
+            relatives={**self.relatives, **newer.relatives},
+        )
 
 
 @dataclass(frozen=True)

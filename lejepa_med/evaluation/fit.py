@@ -1,6 +1,6 @@
 """From labelled vectors to a probe: the one way, for the command line, the service and the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.classification import fit_classes
-from lejepa_med.evaluation.examples import Rows, check_examples, check_marks, check_numbers
-from lejepa_med.evaluation.folds import Folds
-from lejepa_med.evaluation.kinds import Head, Kind, Options, Tell, kind_of
+from lejepa_med.evaluation.examples import Labelled, Rows, check_examples, check_marks, check_numbers
+from lejepa_med.evaluation.kinds import Fitted, Kind, Options, Tell, kind_of
 from lejepa_med.evaluation.knn import normalise
 from lejepa_med.evaluation.linear import quiet_threads
 from lejepa_med.evaluation.multilabel import fit_marks
-from lejepa_med.evaluation.novelty import Novelty
-from lejepa_med.evaluation.probe import Label, Labelled, Probe
+from lejepa_med.evaluation.novelty import fit_novelty
+from lejepa_med.evaluation.probe import HeldOut, Label, Probe
 from lejepa_med.evaluation.regression import fit_numbers
 
 
@@ -30,6 +29,8 @@ def fit_probe(
     balanced: bool | None = None,
     encoder: str = "",
     progress: Tell | None = None,
+    table_groups: Sequence[str] = (),
+    relatives: Mapping[str, str] | None = None,
 ) -> Probe:
     """A linear probe and k-NN on labelled vectors (n, dim), scored by cross-validation over groups.
 
@@ -49,6 +50,9 @@ def fit_probe(
             equal classes. None: so for classes, while labels of their own keep their frequency.
         encoder: fingerprint, kept with the probe.
         progress: gets (fraction, stage) between fits; an exception that it raises (a cancelled job) passes through.
+        table_groups: groups of the vectors in their embedding table, where `groups` are other ones. A prediction looks
+            for images of both.
+        relatives: group by id of images without a label; those in groups of labelled images are kept with the probe.
 
     Raises:
         UserError: NaN, lengths that differ, labels of several kinds, empty labels or groups, one class or value only,
@@ -63,7 +67,9 @@ def fit_probe(
     options.tell(0.0, "checking the split")
     kind = kind_of(labels)
     with quiet_threads(np.size(vectors)):
-        rows, head, found, split = _learn(kind, vectors, labels, groups, options)
+        rows, fitted = _learn(kind, vectors, labels, groups, options)
+        split = fitted.split
+        novelty, held_out = fit_novelty(normalise(rows.vectors), rows.groups, None if split is None else split.fold)
     metrics = {
         "kind": kind,
         "examples": len(rows.groups),
@@ -71,30 +77,39 @@ def fit_probe(
         "folds": split.count if split else 0,
         "seed": seed,
         "split_receipt": split.receipt(rows.names) if split else None,
-        **found,
+        **fitted.metrics,
     }
     options.tell(1.0, "done")
     kept = [tuple(v) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
+    known = set(groups)
     return Probe(
-        head=head,
+        head=fitted.head,
         encoder=encoder,
         metrics=metrics,
-        examples=Labelled(names, rows.vectors, tuple(kept), tuple(groups)),
-        novelty=Novelty.fit(normalise(rows.vectors), rows.groups),
+        examples=Labelled(
+            ids=names,
+            vectors=rows.vectors,
+            labels=tuple(kept),
+            groups=tuple(groups),
+            table_groups=tuple(table_groups) if list(table_groups) != list(groups) else (),
+            relatives={name: group for name, group in (relatives or {}).items() if group in known},
+        ),
+        novelty=novelty,
+        held_out=None if split is None else HeldOut(split.fold, fitted.held_out, tuple(held_out)),
     )
 
 
 def _learn(
     kind: Kind, vectors: Any, labels: Sequence[Any], groups: Sequence[str], options: Options
-) -> tuple[Rows, Head, dict[str, Any], Folds | None]:
+) -> tuple[Rows, Fitted]:
     if kind == "multilabel":
         marks = check_marks(vectors, labels, groups)
-        return marks, *fit_marks(marks, options)
+        return marks, fit_marks(marks, options)
     if kind == "regression":
         numbers = check_numbers(vectors, labels, groups)
-        return numbers, *fit_numbers(numbers, options)
+        return numbers, fit_numbers(numbers, options)
     examples = check_examples(vectors, labels, groups)
-    return examples, *fit_classes(examples, options)
+    return examples, fit_classes(examples, options)
 
 
 def check_labels(labels: Sequence[Label]) -> Kind:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_adapters.errors import UserError
+from lejepa_med.evaluation.folds import Folds
 
 Kind = Literal["classification", "multilabel", "regression"]
 Tell = Callable[[float, str], None]
@@ -52,6 +53,23 @@ class Head(Protocol):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What of it is numbers."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a kind learns.
+
+    Attributes:
+        head: of all examples.
+        metrics: JSON.
+        split: the folds behind the scores; None where nothing can be scored.
+        held_out: for each fold, the head that was learnt from the other folds alone.
+    """
+
+    head: Head
+    metrics: dict[str, Any]
+    split: Folds | None
+    held_out: tuple[Head, ...] = ()
 
 
 def kind_of(labels: Sequence[Any]) -> Kind:

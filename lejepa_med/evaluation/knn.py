@@ -24,10 +24,12 @@ def top_cosine(
     k: int,
     *,
     skip_self: bool = False,
+    barred: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k references most similar to each query: indices and cosines, (queries, k), most similar first.
 
-    Both inputs come from `normalise`. With `skip_self`, query i is reference i and is not its own neighbour.
+    Both inputs come from `normalise`. With `skip_self`, query i is reference i and is not its own neighbour. References
+    that the mask `barred` picks are nobody's neighbours; at least k must be left.
     """
     indices = np.empty((len(queries), k), dtype=np.int64)
     cosines = np.empty((len(queries), k), dtype=np.float32)
@@ -37,6 +39,8 @@ def top_cosine(
         rows = np.arange(len(block))
         if skip_self:
             block[rows, rows + start] = -np.inf
+        if barred is not None:
+            block[:, barred] = -np.inf
         found = np.sort(np.argpartition(-block, k - 1, axis=1)[:, :k], axis=1)
         values = np.take_along_axis(block, found, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -69,10 +73,25 @@ class Neighbours:
         With `balanced`, a vote counts by the inverse frequency of its class, as "balanced" does in the logistic
         regression, and no more vote than the rarest class has examples. Otherwise each vote counts alike.
         """
-        counts = np.bincount(labels)
-        weights = len(labels) / (len(counts) * counts) if balanced else np.ones(len(counts))
-        k = min(most, int(counts.min()) if balanced else len(labels))
-        return cls(references=normalise(vectors), labels=labels, weights=weights, k=k)
+        everyone = np.ones(len(labels), dtype=bool)
+        return cls.among(normalise(vectors), labels, everyone, most=most, balanced=balanced)
+
+    @classmethod
+    def among(
+        cls,
+        unit: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        voters: NDArray[np.bool_],
+        *,
+        most: int = MOST,
+        balanced: bool,
+    ) -> "Neighbours":
+        """As `fit`, but only the unit vectors that the mask `voters` (n,) picks vote: bar the others in the search."""
+        counts = np.bincount(labels[voters])
+        total = int(counts.sum())
+        weights = total / (len(counts) * counts) if balanced else np.ones(len(counts))
+        k = min(most, int(counts.min()) if balanced else total)
+        return cls(references=unit, labels=labels, weights=weights, k=k)
 
     def vote(self, vectors: NDArray[Any]) -> Votes:
         """Votes for vectors (n, dim). A tie goes to the class whose neighbours are nearer in sum."""

@@ -58,7 +58,7 @@ class Labels:
         others: those with a label, of other splits.
         unlabelled: how many rows have no label.
         table: where they stand.
-        placed: those without a label that have a split.
+        placed: those without a label that have a split or a group.
     """
 
     rows: list[LabelRow]
@@ -110,7 +110,7 @@ def read_labels(file: Path, *, split: str | None = None) -> Labels:
     for row in table:
         cells = row.cells
         unlabelled += not cells["label"]
-        if cells["label"] or cells.get("split"):
+        if cells["label"] or cells.get("split") or cells.get("group"):
             own = {name: cells.get(name, "") for name in ("label", "id", "path", "item", "group", "split")}
             (found if cells["label"] else placed).append(LabelRow(**own, number=row.number))
     rows = [row for row in found if split is None or row.split == split]
@@ -135,6 +135,7 @@ class Joined:
         report: what was used and what was not, as JSON without any path.
         notes: the same in sentences.
         leak: what lies in one of the used splits and in another one.
+        relatives: group by id of items that the table names with a group, and that are not used.
     """
 
     rows: list[int]
@@ -145,6 +146,7 @@ class Joined:
     report: dict[str, Any]
     notes: list[str]
     leak: Leak | None = None
+    relatives: dict[str, str] = field(default_factory=dict)
 
 
 def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "classification") -> Joined:
@@ -207,6 +209,13 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
         report=report,
         notes=[*_notes(report, unmatched, labels, kind, finder.prefix), *_alike(labels)],
         leak=_leak(table, labels, finder, {i: group for i, (_, _, group) in chosen.items()}),
+        relatives={
+            table.ids[index]: group_id(named)
+            for row in (*labels.others, *labels.placed)
+            if (named := labels.table.class_name("group", row.group))
+            for index in finder.find(row)
+            if index not in chosen
+        },
     )
 
 
@@ -368,11 +377,13 @@ def clean_labels(labels: Sequence[Any]) -> tuple[list[int], list[Any], Counter[s
 
 
 def write_predictions(file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe) -> None:
-    """CSV of ids and the fields of the probe's kind, probabilities by class, novelty and uncertainty."""
+    """CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty, probabilities by class."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     columns = COLUMNS[probe.kind]
-    writer.writerow(["id", *columns, "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)])
+    writer.writerow(
+        ["id", *columns, "seen", "in_sample", "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)]
+    )
     for name, p in zip(ids, predictions, strict=True):
         low, high = p.interval or ("", "")
         every = {
@@ -385,9 +396,8 @@ def write_predictions(file: Path, ids: Sequence[str], predictions: Sequence[Pred
             "high": high,
             "knn_value": p.knn_value,
         }
-        own = [every[column] for column in columns]
-        chances = p.probabilities or {}
-        scores = (p.novelty, p.uncertainty, *(chances[c] for c in probe.classes))
+        own = [*(every[column] for column in columns), p.seen, str(p.in_sample).lower()]
+        scores = (p.novelty, p.uncertainty, *((p.probabilities or {})[c] for c in probe.classes))
         writer.writerow([name, *own, *(f"{score:.6f}" for score in scores)])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, stream.getvalue())

@@ -12,7 +12,7 @@ from lejepa_med.evaluation.cautions import wide_interval
 from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
 from lejepa_med.evaluation.examples import Marks
 from lejepa_med.evaluation.folds import Folds, marked_folds
-from lejepa_med.evaluation.kinds import SEARCH_SHARE, Kind, Options
+from lejepa_med.evaluation.kinds import SEARCH_SHARE, Fitted, Kind, Options
 from lejepa_med.evaluation.knn import held_out_neighbours, modest, normalise
 from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_heads, shared_turn, sigmoid
 from lejepa_med.evaluation.ranks import average_precision, cluster_interval, macro, point, roc_area
@@ -122,8 +122,8 @@ class MarkHead:
         )
 
 
-def fit_marks(examples: Marks, options: Options) -> tuple[MarkHead, dict[str, Any], Folds | None]:
-    """The head of all examples, its metrics as JSON, and the folds behind them (None: nothing can be scored)."""
+def fit_marks(examples: Marks, options: Options) -> Fitted:
+    """The head of all examples, and those of the folds."""
     balanced, marks, groups = options.balanced is True, examples.marks, examples.groups
     apart = [min(len(np.unique(groups[marks[:, k] == side])) for side in (True, False)) for k in range(marks.shape[1])]
     scored = np.array(apart) >= APART
@@ -143,8 +143,9 @@ def fit_marks(examples: Marks, options: Options) -> tuple[MarkHead, dict[str, An
     heads = marks.shape[1]
     platt, thresholds, knn_thresholds = np.tile([1.0, 0.0], (heads, 1)), np.full(heads, 0.5), np.full(heads, 0.5)
     strength = MIDDLE
+    held_out: tuple[MarkHead, ...] = ()
     if split is not None:
-        strength, found = _score(examples, scored, split, metrics, options)
+        strength, found, held_out = _score(examples, scored, split, metrics, options)
         platt[scored], thresholds[scored], knn_thresholds[scored] = found
     options.tell(SEARCH_SHARE, "fitting the probe on every label")
     head = MarkHead(
@@ -157,7 +158,7 @@ def fit_marks(examples: Marks, options: Options) -> tuple[MarkHead, dict[str, An
         marks=marks,
         k=modest(len(marks)),
     )
-    return head, metrics | {"C": strength, "k": head.k}, split
+    return Fitted(head, metrics | {"C": strength, "k": head.k}, split, held_out)
 
 
 Found = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -169,23 +170,29 @@ def _score(
     split: Folds,
     metrics: dict[str, Any],
     options: Options,
-) -> tuple[float, Found]:
-    """Fill in the scores of both probes; gives the C, and each scored label's calibration and thresholds."""
+) -> tuple[float, Found, tuple[MarkHead, ...]]:
+    """Fill in the scores of both probes.
+
+    Returns:
+        The C, each scored label's calibration and thresholds, and the folds' heads.
+    """
     marks = examples.marks[:, scored]
     names = [name for name, known in zip(examples.classes, scored, strict=True) if known]
     task = MarkTask(examples.vectors, marks, balanced=options.balanced is True)
     result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
     least = len(marks) - int(np.bincount(split.fold).max())
-    indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, modest(least))
+    k = modest(least)
+    indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, k)
     shares = marks[indices].mean(1)
-    calibrated = _cross_platt(result, marks)
+    lines = _cross_platt(result, marks)
+    calibrated = sigmoid(result.nested * lines[result.fold, :, 0] + lines[result.fold, :, 1])
+    cuts = {}
     for key, given in (("linear", calibrated), ("knn", shares)):
         areas = [roc_area(marks[:, j], given[:, j]) for j in range(len(names))]
         precisions = [average_precision(marks[:, j], given[:, j]) for j in range(len(names))]
-        taken = np.zeros_like(marks)
-        for fold in range(split.count):
-            inside = split.fold == fold
-            taken[inside] = given[inside] >= best_thresholds(given[~inside], marks[~inside])
+        others = [split.fold != fold for fold in range(split.count)]
+        cuts[key] = np.stack([best_thresholds(given[rows], marks[rows]) for rows in others])
+        taken = given >= cuts[key][split.fold]
         f1 = 2 * (taken & marks).sum(0) / np.maximum(taken.sum(0) + marks.sum(0), 1)
         metrics[key] = {
             "auroc": point(macro(areas), len(marks)),
@@ -217,18 +224,62 @@ def _score(
     platt = np.array([fit_platt(logits[:, j], marks[:, j]) for j in range(len(names))])
     thresholds = best_thresholds(sigmoid(logits * platt[:, 0] + platt[:, 1]), marks)
     metrics["linear"]["thresholds"] = dict(zip(names, thresholds.tolist(), strict=True))
-    return GRID[result.strength], (platt, thresholds, best_thresholds(shares, marks))
+    held_out = []
+    for fold, (model, chosen) in enumerate(zip(result.models, result.fold_strengths, strict=True)):
+        linear = _completed(model, examples, scored, split.fold != fold, GRID[chosen], options)
+        slopes, offsets, taken_from, knn_taken_from = (
+            _spread(values, scored, rest)
+            for values, rest in (
+                (lines[fold, :, 0], 1.0),
+                (lines[fold, :, 1], 0.0),
+                (cuts["linear"][fold], 0.5),
+                (cuts["knn"][fold], 0.5),
+            )
+        )
+        held_out.append(
+            MarkHead(examples.classes, linear, slopes, offsets, taken_from, knn_taken_from, examples.marks, k)
+        )
+    return GRID[result.strength], (platt, thresholds, best_thresholds(shares, marks)), tuple(held_out)
+
+
+def _spread(values: NDArray[np.float64], scored: NDArray[np.bool_], rest: float) -> NDArray[np.float64]:
+    """Values of the scored labels as values of all labels (labels,), the others at `rest`."""
+    found = np.full(len(scored), rest)
+    found[scored] = values
+    return found
+
+
+def _completed(
+    model: LinearModel,
+    examples: Marks,
+    scored: NDArray[np.bool_],
+    rows: NDArray[np.bool_],
+    strength: float,
+    options: Options,
+) -> LinearModel:
+    """A fold's heads of the scored labels, with heads for the others from the same rows.
+
+    A label that all of these rows have, or none, gets its chance by Laplace's rule: there is nothing to tell it by.
+    """
+    vectors, marks = examples.vectors[rows], examples.marks[rows]
+    present = marks.sum(0)
+    told = ~scored & (present > 0) & (present < len(marks))
+    coef, intercept = np.zeros((len(scored), vectors.shape[1])), np.log((present + 1) / (len(marks) - present + 1))
+    coef[scored], intercept[scored] = model.coef, model.intercept
+    if told.any():
+        balanced = options.balanced is True
+        own = fit_heads(vectors, marks[:, told], strengths=[strength], final=True, balanced=balanced)[0]
+        coef[told], intercept[told] = own.coef, own.intercept
+    return LinearModel(model.mean, model.scale, coef, intercept)
 
 
 def _cross_platt(result: CrossValidated, marks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Chances (n, labels) by calibrations that each fold's own labels had no part in."""
-    found = np.zeros(marks.shape)
+    """Slope and offset of each fold and label, (folds, labels, 2), fitted without the fold's own images."""
+    found = np.zeros((len(result.fold_strengths), marks.shape[1], 2))
     for i, strength in enumerate(result.fold_strengths):
-        inside = result.fold == i
+        outside = result.fold != i
         for j in range(marks.shape[1]):
-            logits = result.outputs[strength, :, j]
-            slope, offset = fit_platt(logits[~inside], marks[~inside, j])
-            found[inside, j] = sigmoid(slope * logits[inside] + offset)
+            found[i, j] = fit_platt(result.outputs[strength, outside, j], marks[outside, j])
     return found
 
 

@@ -16,25 +16,6 @@ class Novelty:
 
     cosines: NDArray[np.float32]
 
-    @classmethod
-    def fit(cls, unit: NDArray[np.float32], groups: NDArray[Any]) -> "Novelty":
-        """From unit vectors (n, dim) and groups (n,). With a single group, each other image stands for another group.
-
-        Images of one patient are alike, so only other groups tell how near a new patient's image is to be expected.
-        """
-        several = bool((groups != groups[0]).any())
-        rows = np.arange(len(unit))
-        if len(rows) > SAMPLE:
-            rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
-        found = np.empty(len(rows), dtype=np.float32)
-        step = max(1, 4_000_000 // len(unit))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            cosines = unit[part] @ unit.T
-            cosines[(groups[part][:, None] == groups) if several else (part[:, None] == np.arange(len(unit)))] = -1
-            found[start : start + step] = cosines.max(1)
-        return cls(np.sort(np.clip(found, -1, 1)))
-
     def of(self, nearest: NDArray[np.float32]) -> NDArray[np.float64]:
         """Scores (n,) in 0 .. 1 for the cosines (n,) to the nearest labelled image.
 
@@ -53,3 +34,49 @@ class Novelty:
             f"Unlike the labelled images: the nearest has cosine {nearest:.3f}, and {score * (count + 1) / count:.0%} "
             "of the labelled images have a nearer one. Check this prediction by eye."
         )
+
+
+def fit_novelty(
+    unit: NDArray[np.float32], groups: NDArray[Any], fold: NDArray[np.int64] | None = None
+) -> tuple[Novelty, list[Novelty]]:
+    """The scale of all labelled images, and for each fold that of the images in the other folds alone.
+
+    Images of one patient are alike, so only other groups tell how near a new patient's image is to be expected. With a
+    single group, each other image stands for another group. unit: (n, dim) of length 1. groups, fold: (n,) codes.
+    """
+    place = np.zeros(len(unit), np.int64) if fold is None else fold
+    rows, nearest = _nearest_elsewhere(unit, groups, place)
+    whole = Novelty(np.sort(nearest.max(1)))
+    if fold is None:
+        return whole, []
+    held_out = []
+    for number in range(nearest.shape[1]):
+        others = place != number
+        if (groups[others] == groups[others][0]).all():
+            held_out.append(fit_novelty(unit[others], groups[others])[0])
+        else:
+            found = np.delete(nearest[others[rows]], number, axis=1)
+            held_out.append(Novelty(np.sort(found.max(1))))
+    return whole, held_out
+
+
+def _nearest_elsewhere(
+    unit: NDArray[np.float32], groups: NDArray[Any], place: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows that are measured (m,), and their cosine to the nearest image of another group in each fold, (m, folds)."""
+    several = bool((groups != groups[0]).any())
+    rows = np.arange(len(unit))
+    if len(rows) > SAMPLE:
+        rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    names = groups if several else np.arange(len(unit))
+    others, owners = unit[order].T, names[order]
+    found = np.empty((len(rows), len(starts)), dtype=np.float32)
+    step = max(1, 4_000_000 // len(unit))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        cosines = unit[part] @ others
+        cosines[names[part][:, None] == owners] = -1
+        found[start : start + step] = np.maximum.reduceat(cosines, starts, axis=1)
+    return rows, np.clip(found, -1, 1)

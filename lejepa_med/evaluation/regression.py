@@ -11,7 +11,7 @@ from lejepa_med.evaluation.cautions import few_numbers, wide_interval
 from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
 from lejepa_med.evaluation.examples import Numbers
 from lejepa_med.evaluation.folds import Folds, marked_folds
-from lejepa_med.evaluation.kinds import SEARCH_SHARE, Kind, Options
+from lejepa_med.evaluation.kinds import SEARCH_SHARE, Fitted, Kind, Options
 from lejepa_med.evaluation.knn import held_out_neighbours, modest, normalise
 from lejepa_med.evaluation.ranks import cluster_interval, mean_error, point, r2, spearman
 from lejepa_med.evaluation.ridge import PENALTIES, Leverage, RidgeFit, RidgeModel
@@ -31,6 +31,11 @@ class RidgePath:
     def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(penalties, rows, 1)."""
         return self.fit.path(self.vectors[rows], PENALTIES)[..., None]
+
+    @property
+    def models(self) -> list[RidgeModel]:
+        """One for each penalty."""
+        return [self.fit.model(penalty) for penalty in PENALTIES]
 
 
 class RidgeTask:
@@ -108,19 +113,23 @@ class NumberHead:
         arrays: dict[str, NDArray[Any]],
         labels: Sequence[float],
         vectors: NDArray[np.float32],
+        rows: NDArray[np.bool_] | None = None,
     ) -> "NumberHead":
-        """From what `document` and `arrays` gave, and the examples' values (n,) and vectors (n, dim)."""
+        """From what `document` and `arrays` gave, and the examples' values (n,) and vectors (n, dim).
+
+        rows: mask (n,) of the examples that it learnt from; by default all.
+        """
         return cls(
             ridge=RidgeModel(arrays["mean"], arrays["scale"], arrays["coef"], document["intercept"]),
-            leverage=Leverage(vectors, document["penalty"]),
+            leverage=Leverage(vectors, document["penalty"], rows),
             half_width=document["half_width"],
             values=np.asarray(labels, np.float64),
             k=document["k"],
         )
 
 
-def fit_numbers(examples: Numbers, options: Options) -> tuple[NumberHead, dict[str, Any], Folds | None]:
-    """The head of all examples, its metrics as JSON, and the folds behind them (None: nothing can be scored)."""
+def fit_numbers(examples: Numbers, options: Options) -> Fitted:
+    """The head of all examples, and those of the folds."""
     values, steps = examples.values, len(np.unique(examples.values))
     split = marked_folds(np.ones((len(values), 1), np.int64), examples.groups, folds=options.folds, seed=options.seed)
     warnings = [*few_numbers(len(values)), *examples.warnings()]
@@ -140,8 +149,9 @@ def fit_numbers(examples: Numbers, options: Options) -> tuple[NumberHead, dict[s
         "warnings": warnings,
     }
     penalty, half = MIDDLE, None
+    held_out: tuple[NumberHead, ...] = ()
     if split is not None:
-        penalty, half = _score(examples, split, metrics, options)
+        penalty, half, held_out = _score(examples, split, metrics, options)
     options.tell(SEARCH_SHARE, "fitting the probe on every label")
     head = NumberHead(
         ridge=RidgeFit(examples.vectors, values).model(penalty),
@@ -151,16 +161,19 @@ def fit_numbers(examples: Numbers, options: Options) -> tuple[NumberHead, dict[s
         k=modest(len(values)),
     )
     metrics |= {"penalty": penalty, "k": head.k}
-    return head, metrics, split
+    return Fitted(head, metrics, split, held_out)
 
 
-def _score(examples: Numbers, split: Folds, metrics: dict[str, Any], options: Options) -> tuple[float, float | None]:
-    """Fill in the scores of both probes; gives the penalty and the intervals' half width for all examples."""
+def _score(
+    examples: Numbers, split: Folds, metrics: dict[str, Any], options: Options
+) -> tuple[float, float | None, tuple[NumberHead, ...]]:
+    """Fill in the scores of both probes; gives penalty and half width for all examples, and the folds' heads."""
     truth = examples.values
     task = RidgeTask(examples.vectors, truth)
     result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
     least = len(truth) - int(np.bincount(split.fold).max())
-    indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, modest(least))
+    k = modest(least)
+    indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, k)
     for name, given in (("linear", result.nested[:, 0]), ("knn", truth[indices].mean(1))):
         found: dict[str, Any] = {}
         for key, statistic in (
@@ -175,10 +188,25 @@ def _score(examples: Numbers, split: Folds, metrics: dict[str, Any], options: Op
     if metrics["linear"]["spearman_interval"] is not None:
         metrics["warnings"] += wide_interval("rank correlation", metrics["linear"]["spearman_interval"])
     half = conformal_half_width(np.abs(truth - result.outputs[result.strength, :, 0]))
-    metrics["interval"] = {"coverage": COVERAGE, "half_width": half, "measured_coverage": _coverage(truth, result)}
+    halves = _half_widths(truth, result)
+    metrics["interval"] = {
+        "coverage": COVERAGE,
+        "half_width": half,
+        "measured_coverage": _coverage(np.abs(truth - result.nested[:, 0]), result.fold, halves),
+    }
     if half is None:
         metrics["warnings"].append(f"Too few labels for prediction intervals that hold {COVERAGE:.0%} of the images.")
-    return PENALTIES[result.strength], half
+    held_out = tuple(
+        NumberHead(
+            ridge=model,
+            leverage=Leverage(examples.vectors, PENALTIES[strength], split.fold != fold),
+            half_width=width,
+            values=truth,
+            k=k,
+        )
+        for fold, (model, strength, width) in enumerate(zip(result.models, result.fold_strengths, halves, strict=True))
+    )
+    return PENALTIES[result.strength], half, held_out
 
 
 def conformal_half_width(residuals: NDArray[np.float64]) -> float | None:
@@ -191,14 +219,17 @@ def conformal_half_width(residuals: NDArray[np.float64]) -> float | None:
     return float(np.sort(residuals)[rank - 1]) if rank <= len(residuals) else None
 
 
-def _coverage(truth: NDArray[np.float64], result: CrossValidated) -> float | None:
-    """Share of the examples inside intervals whose width comes from the other folds alone."""
-    inside = np.zeros(len(truth), dtype=bool)
-    for i, strength in enumerate(result.fold_strengths):
-        residuals = np.abs(truth - result.outputs[strength, :, 0])
-        here = result.fold == i
-        half = conformal_half_width(residuals[~here])
-        if half is None:
-            return None
-        inside[here] = residuals[here] <= half
-    return float(inside.mean())
+def _half_widths(truth: NDArray[np.float64], result: CrossValidated) -> list[float | None]:
+    """The half width of each fold's intervals, from the residuals of the other folds at the fold's penalty."""
+    return [
+        conformal_half_width(np.abs(truth - result.outputs[strength, :, 0])[result.fold != i])
+        for i, strength in enumerate(result.fold_strengths)
+    ]
+
+
+def _coverage(residuals: NDArray[np.float64], fold: NDArray[np.int64], halves: Sequence[float | None]) -> float | None:
+    """Share of the examples, (n,) each, inside the intervals of their folds; None where a fold has none."""
+    known = [half for half in halves if half is not None]
+    if len(known) < len(halves):
+        return None
+    return float((residuals <= np.array(known)[fold]).mean())

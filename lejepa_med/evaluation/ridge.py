@@ -75,14 +75,19 @@ class RidgeFit:
 
 @dataclass(frozen=True, eq=False)
 class Leverage:
-    """The leverage of new vectors over labelled ones, decomposed when first asked for."""
+    """The leverage of new vectors over labelled ones, decomposed when first asked for.
+
+    vectors: (n, dim), of which those count that the mask `rows` (n,) picks; by default all.
+    """
 
     vectors: NDArray[np.float32]
     penalty: float
+    rows: NDArray[np.bool_] | None = None
 
     @cached_property
     def _fit(self) -> RidgeFit:
-        return RidgeFit(self.vectors, np.zeros(len(self.vectors)))
+        vectors = self.vectors if self.rows is None else self.vectors[self.rows]
+        return RidgeFit(vectors, np.zeros(len(vectors)))
 
     def of(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(n, dim) -> (n,)."""

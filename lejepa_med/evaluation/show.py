@@ -54,7 +54,9 @@ def print_probe(metrics: dict[str, Any], *, console: Console | None = None) -> N
         console.print(f"calibration error: {after:.3f} ({before:.3f} before calibration)", highlight=False)
     if metrics.get("interval") and metrics["interval"]["half_width"] is not None:
         found = metrics["interval"]
-        console.print(f"{found['coverage']:.0%} of predictions within {found['half_width']:.4g}", highlight=False)
+        measured = found["measured_coverage"]
+        held = "" if measured is None else f" (held-out images: {measured:.0%})"
+        console.print(f"{found['coverage']:.0%} of predictions within {found['half_width']:.4g}{held}", highlight=False)
     if metrics["split_receipt"] is not None:
         console.print(f"split receipt: {metrics['split_receipt']}", highlight=False)
     for warning in metrics["warnings"]:

@@ -24,24 +24,37 @@ class Candidate:
 
 
 def most_uncertain(
-    probe: Probe, vectors: NDArray[Any], ids: Sequence[str], *, limit: int, skip: Collection[str] = ()
+    probe: Probe,
+    vectors: NDArray[Any],
+    ids: Sequence[str],
+    *,
+    limit: int,
+    groups: Sequence[str] | None = None,
+    skip: Collection[str] = (),
 ) -> list[Candidate]:
     """At most `limit` rows of vectors (n, dim), those first whose labels would teach the probe most.
 
     Uncertainty alone lists twenty pictures of one patch of tissue. So each row in turn is the one whose uncertainty
     times distance to the nearest labelled or listed vector (of unit length) is greatest, among the 20 x `limit` most
     uncertain: uncertainty weighs what diversity alone (k-center, Sener & Savarese 2018) would miss. Rows that stand
-    where a labelled or listed one does are left out, as are ids in `skip`.
+    where a labelled or listed one does are left out, as are labelled ids and those in `skip`. With `groups` (n,), the
+    uncertainty of rows of labelled groups is out-of-fold, as in `Probe.predict`.
 
     Raises:
         UserError: wrong dimension, NaN or infinite values.
     """
     known = set(skip)
-    open_rows = np.array([row for row, name in enumerate(ids) if name not in known], dtype=np.int64)
+    open_rows = np.array(
+        [row for row, name in enumerate(ids) if name not in known and not probe.memory.labelled(name)], dtype=np.int64
+    )
     if not len(open_rows) or limit < 1:
         return []
     table = check_vectors(vectors, dim=probe.dim)
-    doubt = probe.head.uncertainty(table[open_rows])
+    doubt = probe.uncertainty(
+        table[open_rows],
+        ids=[ids[row] for row in open_rows],
+        groups=None if groups is None else [groups[row] for row in open_rows],
+    )
     order = np.argsort(-doubt, kind="stable")[: POOL * limit]
     rows, doubt = open_rows[order], doubt[order]
     unit = normalise(table[rows])

@@ -32,7 +32,25 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     with (tmp_path / "predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 48 and {row["label"] for row in rows} <= {"stripes", "rings"}
-    assert all(abs(float(row["p(rings)"]) + float(row["p(stripes)"]) - 1) < 1e-5 for row in rows)
+    # two images of each group; three groups of four were learnt from
+    assert [sum(row["seen"] == value for row in rows) for value in ("record", "group", "no")] == [36, 0, 12]
+    assert {row["in_sample"] for row in rows} == {"false"}
+    shown = capsys.readouterr().out
+    assert "learnt from 36 of these images" in shown and "36 predictions are made by the parts" in shown
+    known = [row for row in rows if row["seen"] == "record"]
+    assert sum(float(row["novelty"]) for row in known) / 36 > 0.3
+    # one image of each group has a label; the other one's row says whose it is
+    given = list(csv.DictReader(labels.open(newline="")))
+    some = [
+        "path,label,group",
+        *(f"{r['path']},{r['label'] * (k % 4 in (0, 3))},{r['group']}" for k, r in enumerate(given)),
+    ]
+    (tmp_path / "some.csv").write_text("\n".join(some))
+    main(["probe", str(table), str(tmp_path / "some.csv"), "--archive", str(pictures), "--out", str(tmp_path / "some")])
+    main(["predict", str(tmp_path / "some"), str(table), "--out", str(tmp_path / "some-predictions.csv")])
+    assert "24 other images are of groups that it learnt from (seen: group)" in capsys.readouterr().out
+    with (tmp_path / "some-predictions.csv").open(newline="") as stream:
+        assert sorted(row["seen"] for row in csv.DictReader(stream)) == ["group"] * 24 + ["record"] * 24
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "probe"), str(tmp_path / "r"), "--out", str(tmp_path / "x.csv")])
     assert "another encoder" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()

@@ -24,9 +24,18 @@ def table():
 
 
 COLUMNS = {
-    "classification": (["a", "b"], ["id", "label", "knn_label", "novelty", "uncertainty", "p(a)", "p(b)"]),
-    "multilabel": (["a; b", "[]"], ["id", "labels", "knn_labels", "novelty", "uncertainty", "p(a)", "p(b)"]),
-    "regression": (["1.5", "-2e1"], ["id", "value", "low", "high", "knn_value", "novelty", "uncertainty"]),
+    "classification": (
+        ["a", "b"],
+        ["id", "label", "knn_label", "seen", "in_sample", "novelty", "uncertainty", "p(a)", "p(b)"],
+    ),
+    "multilabel": (
+        ["a; b", "[]"],
+        ["id", "labels", "knn_labels", "seen", "in_sample", "novelty", "uncertainty", "p(a)", "p(b)"],
+    ),
+    "regression": (
+        ["1.5", "-2e1"],
+        ["id", "value", "low", "high", "knn_value", "seen", "in_sample", "novelty", "uncertainty"],
+    ),
 }
 PARSED = {"classification": ["a", "b"], "multilabel": [("a", "b"), ()], "regression": [1.5, -20.0]}
 
