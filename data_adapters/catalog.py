@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.errors import UserError
-from data_adapters.identity import pseudonym
+from data_adapters.identity import place_id
 from data_adapters.record import Record
 from data_adapters.table_paths import SAMPLE, fold, is_foreign, on_disk, prefix_of, real, tidy
 from data_adapters.tables import FIRST, INVISIBLE, OWN, Missing, Row, Table, count
@@ -55,7 +55,7 @@ class Catalog:
         self._others = [name for name in self._columns if name not in OWN]
         self._foreign: list[str] = []  # a sample
         self._prefixes: dict[Path, str | None] = {}
-        self._without: list[str] = []  # ids of the first items that have no row
+        self._without: list[str] = []  # how the ids of the first items without a row begin
         self._count_without = 0
         self._twins: list[str] = []
         for row in self._table:
@@ -224,11 +224,11 @@ class Catalog:
             )
         if self._count_without:
             some = ", ".join(self._without)
-            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first (manifest ids): {some}")
+            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first (their ids in the manifest begin so): {some}")
         if self._twins:
             found.append(
                 f"another file's name differs only in {SMALL}, and the row is spelled like that one, so these have "
-                f"none (manifest ids): {', '.join(self._twins)}"
+                f"none (their ids in the manifest begin so): {', '.join(self._twins)}"
             )
         for prefix in self._prefixes.values():
             found.append(
@@ -240,10 +240,10 @@ class Catalog:
 
 
 def _id(uri: str, item: str, root: Path) -> str:
-    """The manifest's id of an item: what a command prints may be shared, so it holds no names."""
+    """How the manifest's id of an item begins: what a command prints may be shared, so it holds no names."""
     base = root if root.is_dir() else root.parent
     path = Path(uri).relative_to(base).as_posix() if Path(uri).is_relative_to(base) else uri
-    return pseudonym("id", _text(path), item)
+    return place_id(_text(path), item)
 
 
 def _text(name: str) -> str:

@@ -21,7 +21,7 @@ from data_adapters.leaks import Leak, Placed, find_leak
 
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),  # salted hash of path and item: the only name that leaves the machine
+        ("id", pa.string()),  # salted hash of path, item and content: the only name that leaves the machine
         ("group", pa.string()),  # salted hash of the patient, slide case or sky cell
         ("path", pa.string()),  # relative to the archive's root; local use only
         ("item", pa.string()),

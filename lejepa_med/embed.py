@@ -1,12 +1,14 @@
 """An archive becomes an embedding table: Parquet shards of ids, groups and vectors, resumable after any interruption.
 
-OUT/part-00000.parquet ...   id, group, label, further columns where asked for, vector (fixed-size list of float32);
-                             no paths, no names
-OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
-OUT/related.json             ids that a split must not part (equal images in several groups, groups in several splits of
-                             the catalogue), with numbers of equal content; absent when there are none
-OUT/plan.json                whose table this is, so that two are never mixed
-OUT/embedding.json           encoder fingerprint, digests of archive and shards, counts; written last
+OUT/part-00000.parquet ...      id, group, label, further columns where asked for, vector (fixed-size list of float32);
+                                no paths, no names. `pyarrow.parquet.read_table(OUT)` reads all of them
+OUT/_about/failed-00000.csv ... rows of each shard that could not be read (id, reason)
+OUT/_about/related.json         ids that a split must not part (equal images in several groups, groups in several splits
+                                of the catalogue), with numbers of equal content; absent when there are none
+OUT/_about/plan.json            whose table this is, so that two are never mixed
+OUT/_about/embedding.json       encoder fingerprint, digests of archive and shards, counts; written last
+
+Tables of earlier releases have the files of _about beside the shards; they are read all the same.
 """
 
 import json
@@ -24,7 +26,7 @@ from data_adapters.manifest import Manifest
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import Feature, embed_records
 from lejepa_med.models.folder import LoadedEncoder
-from lejepa_med.table_writer import DONE, PLAN, RELATED, TableWriter
+from lejepa_med.table_writer import ABOUT, DONE, PLAN, RELATED, TableWriter, about
 from lejepa_med.threads import Threads
 
 Progress = Callable[[int, int], None]
@@ -71,7 +73,7 @@ class EmbeddingTable:
             vectors=np.asarray(vectors.flatten(), np.float32).reshape(len(table), info["dim"]),
             encoder=info["encoder"],
             info=info,
-            related=_related(folder / RELATED),
+            related=_related(about(folder, RELATED)),
         )
 
     def leak(self, used: Mapping[int, str] | None = None) -> Leak | None:
@@ -98,9 +100,9 @@ def _related(file: Path) -> dict[str, tuple[str, str]]:
 def read_info(folder: Path) -> dict[str, Any]:
     """embedding.json of a finished table; UserError where there is none."""
     try:
-        return json.loads((folder / DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads(about(folder, DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
-        state = "an unfinished embedding table" if (folder / PLAN).is_file() else "no embedding table"
+        state = "an unfinished embedding table" if about(folder, PLAN).is_file() else "no embedding table"
         raise UserError(
             f"{folder} holds {state}.", remedy="Make or finish it with: lejepa-med embed ENCODER ARCHIVE --out FOLDER"
         ) from error
@@ -108,7 +110,9 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def find_tables(runs: Path) -> list[Path]:
     """Finished embedding tables at most three levels below `runs`, sorted."""
-    return sorted({file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + DONE)})
+    depths = ("", "*/", "*/*/", "*/*/*/")
+    found = {file.parent for depth in depths for file in runs.glob(depth + DONE) if file.parent.name != ABOUT}
+    return sorted(found | {file.parent.parent for depth in depths for file in runs.glob(f"{depth}{ABOUT}/{DONE}")})
 
 
 def embed_archive(

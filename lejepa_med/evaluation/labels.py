@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_adapters.identity import group_id, pseudonym
+from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
 from data_adapters.table_paths import SAMPLE, below, is_foreign, prefix_of, spellings, tidy
 from data_adapters.tables import FIRST, NO_LABELS, Table, count, meaning, one_style
@@ -260,6 +260,7 @@ class _Finder:
 
     def __init__(self, table: EmbeddingTable, labels: Labels, archive: Path) -> None:
         self._position = {name: index for index, name in enumerate(table.ids)}
+        self._places = {name[:PLACE]: index for index, name in enumerate(table.ids)}
         self._archive = Path(os.path.abspath(archive))
         self._folder = Path(os.path.abspath(labels.table.file)).parent
         self.prefix: str | None = None
@@ -285,7 +286,7 @@ class _Finder:
         for name in names:
             found = self._at(name, row.item)
             if found:
-                exact = self._position.get(pseudonym("id", name, row.item))
+                exact = self._places.get(place_id(name, row.item))
                 if len(found) > 1 and exact is None:
                     raise UserError(
                         f"The path in {row.name} fits {len(found)} embedded items whose names differ only in Unicode "
@@ -304,7 +305,7 @@ class _Finder:
             places: list[int] = []
             item = last = 0
             while item - last < (GAP if places else FIRST):
-                place = self._position.get(pseudonym("id", one, str(item)))
+                place = self._places.get(place_id(one, str(item)))
                 item += 1
                 if place is not None:
                     places.append(place)
@@ -316,7 +317,7 @@ class _Finder:
     def _at(self, name: str, item: str) -> list[int]:
         if not name:
             return []
-        places = (self._position.get(pseudonym("id", one, item)) for one in spellings(name))
+        places = (self._places.get(place_id(one, item)) for one in spellings(name))
         return [place for place in places if place is not None]
 
 

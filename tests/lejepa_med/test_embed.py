@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 import data_adapters
@@ -43,8 +44,9 @@ def test_a_table_is_whole_and_readable_elsewhere(encoder: LoadedEncoder, manifes
     assert table.ids == manifest.column("id") and table.vectors.shape == (48, encoder.dim)
     assert table.encoder == encoder.fingerprint
     assert find_tables(tmp_path) == [tmp_path / "t"]
-    frame = ds.dataset([str(p) for p in sorted((tmp_path / "t").glob("*.parquet"))]).to_table()
-    assert frame.column_names == ["id", "group", "label", "vector"]
+    assert sorted(file.name for file in (tmp_path / "t").iterdir() if file.suffix != ".parquet") == ["_about"]
+    for frame in (pq.read_table(tmp_path / "t"), ds.dataset(tmp_path / "t").to_table()):
+        assert frame.column_names == ["id", "group", "label", "vector"] and frame.num_rows == 48
     direct = encoder.embed([encoder.adapter.prepare(manifest.record(row)) for row in range(48)])
     assert np.allclose(table.vectors, direct, atol=1e-5)
 
@@ -70,6 +72,26 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert one.ids == two.ids and np.array_equal(one.vectors, two.vectors)
 
 
+def test_a_table_of_an_earlier_release_is_read_and_not_continued(
+    encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path
+) -> None:
+    """Its files lay beside the shards."""
+    table = tmp_path / "t"
+    embed_archive(encoder, manifest, table)
+    for file in (table / "_about").iterdir():
+        file.rename(table / file.name)
+    (table / "_about").rmdir()
+    assert EmbeddingTable.open(table).ids == manifest.column("id") and find_tables(tmp_path) == [table]
+    with pytest.raises(UserError, match=r"earlier release.*another --out"):
+        embed_archive(encoder, manifest, table)
+
+
+def test_an_end_before_the_plan_blocks_nothing(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "t" / "_about").mkdir(parents=True)
+    (tmp_path / "t" / "_about" / ".plan.json.77.draft").write_text("{")
+    assert embed_archive(encoder, manifest, tmp_path / "t")["embedded"] == 48
+
+
 def test_two_encoders_never_mix(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
     embed_archive(encoder, manifest, tmp_path / "t")
     with pytest.raises(UserError, match=r"another origin.*encoder"):
@@ -86,7 +108,7 @@ def test_a_broken_file_costs_one_row(encoder: LoadedEncoder, tmp_path: Path) -> 
     (root / "0007.png").write_bytes(b"no picture")
     info = embed_archive(encoder, manifest, tmp_path / "t")
     assert (info["embedded"], info["failed"]) == (11, 1)
-    failed = (tmp_path / "t" / "failed-00000.csv").read_text().splitlines()
+    failed = (tmp_path / "t" / "_about" / "failed-00000.csv").read_text().splitlines()
     assert failed[1].startswith(manifest.column("id")[7] + ",") and len(failed) == 2
 
 
@@ -98,7 +120,7 @@ def test_names_of_the_archive_are_nowhere_in_the_table(encoder: LoadedEncoder, t
     (root / "patient-schmidt-3.png").write_bytes(b"broken")
     manifest = scan_archive(encoder.adapter, root, verify=False).manifest
     embed_archive(encoder, manifest, tmp_path / "t")
-    for file in (tmp_path / "t").iterdir():
+    for file in (file for file in (tmp_path / "t").rglob("*") if file.is_file()):
         content = file.read_bytes().lower()
         assert b"schmidt" not in content and b"mueller" not in content, file.name
 
