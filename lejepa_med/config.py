@@ -4,6 +4,7 @@ A value of None is chosen from the machine and the archive by `resolve`, printed
 train.threads stay None: they belong to the machine and its load, not to the run.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class DataConfig(Section):
+class Columns(Section):
+    """Which columns of a table are its group and its label."""
+
+    group_column: str | None = None
+    """the table's column that holds what stays on one side of a split, such as patient; None: group"""
+    label_column: str | None = None
+    """the table's column that holds the label, such as age; None: label"""
+
+
+class DataConfig(Columns):
     """The archive and how it is read."""
 
     catalog: Path | None = None
-    """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec"""
+    """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec; or BIDS participants.tsv"""
     split: str | None = None
     """pretrain only on this split of the catalogue"""
     allow_leak: bool = False
@@ -228,10 +238,12 @@ def save_config(config: PretrainConfig, file: Path) -> None:
     """Write config.yaml, and the settings that name places of this machine into local.yaml beside it."""
     settings = config.model_dump(mode="json")
     local = {name: settings.pop(name) for name in ("archive", "out")}
+    local["archive"] = os.path.abspath(local["archive"])  # a later command may run in another folder
     options = settings["data"]["options"]
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
     local["model"] = {"init": settings["model"].pop("init")}
-    local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
+    catalog = settings["data"].pop("catalog")
+    local["data"] = {"catalog": catalog and os.path.abspath(catalog), "options": places}
     # config.yaml last: where it stands, the run has begun
     for target, tree in ((file.with_name(LOCAL), local), (file, settings)):
         write_text(target, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import UserError
@@ -63,7 +64,7 @@ class EmbeddingTable:
             UserError: the folder holds none, or an unfinished one.
         """
         info = read_info(folder)
-        table = pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
+        table = read_shards(folder)
         vectors = table.column("vector").combine_chunks()
         return cls(
             name=folder.name,
@@ -97,6 +98,11 @@ def _related(file: Path) -> dict[str, tuple[str, str]]:
     return dict(zip(found["id"], zip(contents, found["split"], strict=True), strict=True))
 
 
+def read_shards(folder: Path) -> pa.Table:
+    """All rows of a table that is finished."""
+    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """embedding.json of a finished table; UserError where there is none."""
     try:
@@ -125,6 +131,7 @@ def embed_archive(
     workers: int = 0,
     threads: int | None = None,
     columns: Sequence[str] = (),
+    caution: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Embed every row of `manifest` into `out`; a shard that is there already is kept, so a second call goes on.
@@ -139,6 +146,7 @@ def embed_archive(
         threads: CPU threads that compute; None: as cores are free.
         columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
             `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
+        caution: called with what a user of the vectors must hear, before they are computed.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -148,6 +156,10 @@ def embed_archive(
         UserError: `out` holds the table of another encoder or archive, nothing could be embedded, or a column is
             not there or tells where a file lies.
     """
+    cautions = cautions_of(encoder.adapter, manifest)
+    for text in cautions:
+        if caution is not None:
+            caution(text)
     table = TableWriter(
         out,
         manifest,
@@ -156,6 +168,7 @@ def embed_archive(
         dim=encoder.dim,
         shard_rows=shard_rows,
         columns=columns,
+        cautions=cautions,
     )
     with Threads(threads, active=encoder.device == "cpu") as pace:
         for shard in range(table.shards):
@@ -167,6 +180,11 @@ def embed_archive(
             if progress is not None:
                 progress(rows.stop, len(manifest))
     return table.finish()
+
+
+def cautions_of(adapter: Adapter, manifest: Manifest) -> list[str]:
+    """What the adapter has to say of the rows before their vectors are used."""
+    return adapter.cautions(manifest.records()) if isinstance(adapter, BaseAdapter) else []
 
 
 def _told(features: Iterable[Feature], start: int, total: int, progress: Progress | None) -> Iterator[Feature]:

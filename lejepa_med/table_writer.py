@@ -49,6 +49,7 @@ class TableWriter:
         dim: int,
         shard_rows: int = 2048,
         columns: Sequence[str] = (),
+        cautions: Sequence[str] = (),
     ) -> None:
         """Claim the folder `out` for this encoder and archive.
 
@@ -60,6 +61,7 @@ class TableWriter:
             dim: length of a vector.
             shard_rows: rows of the manifest that one Parquet file stands for.
             columns: further facts of each item, see `embed_archive`.
+            cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
 
         Raises:
             UserError: `out` holds the table of another encoder or archive, or something else; or a column is not there
@@ -68,7 +70,7 @@ class TableWriter:
         facts = _facts(manifest, columns)
         self._manifest = manifest
         out.mkdir(parents=True, exist_ok=True)
-        self._out, self._dim = out, dim
+        self._out, self._dim, self._cautions = out, dim, list(cautions)
         self._plan: dict[str, Any] = {
             "encoder": encoder,
             "encoder_name": encoder_name,
@@ -125,7 +127,7 @@ class TableWriter:
             UserError: nothing could be embedded.
         """
         _write_related(self._out / ABOUT / RELATED, self._manifest.related())
-        return _finish(self._out, self._plan)
+        return _finish(self._out, self._plan, self._cautions)
 
     def _file(self, shard: int) -> Path:
         return self._out / f"part-{shard:05d}.parquet"
@@ -212,13 +214,14 @@ def _write_related(file: Path, rows: pa.Table) -> None:
     write_text(file, json.dumps(found) + "\n")
 
 
-def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _finish(out: Path, plan: dict[str, Any], cautions: list[str]) -> dict[str, Any]:
     embedded = _embedded(out)
     if embedded == 0:
         raise UserError(
             "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out / ABOUT}/failed-*.csv."
         )
     info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
+    info |= {"cautions": cautions} if cautions else {}
     write_text(out / ABOUT / DONE, json.dumps(info, indent=1) + "\n")
     return info
 

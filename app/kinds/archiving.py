@@ -26,7 +26,7 @@ from app.work import JobWork
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.atomic import write_text
-from lejepa_med.embed import read_info
+from lejepa_med.embed import cautions_of, read_info
 from lejepa_med.evaluation.features import Feature
 from lejepa_med.table_writer import ABOUT, TableWriter, about
 
@@ -83,6 +83,7 @@ class Archiving(JobWork):
             dim=plan.dim,
             shard_rows=SHARD_ROWS,
             columns=plan.columns,
+            cautions=cautions_of(self._adapter(plan), manifest),
         )
         for start in range(0, len(manifest), plan.chunk):
             yield partial(self._embed, job_id, plan, manifest, table, start)

@@ -112,7 +112,7 @@ def describe(record: Record, base: Path) -> dict[str, Any]:
 
 
 def with_content(row: dict[str, Any], **content: Any) -> dict[str, Any]:
-    """A record's whole row: what `describe` gave, with bytes, mtime_ns and digest, and the id that follows from them."""
+    """A record's whole row: what `describe` gave, with bytes, mtime_ns and digest, and the id that follows."""
     return {"id": item_id(row["path"], row["item"], content["digest"]), **row, **content}
 
 
