@@ -180,6 +180,11 @@ class Manifest:
         with parquet_writer(file, root=self.root, adapter=self.adapter) as writer:
             writer.write_table(self.rows, row_group_size=ROW_GROUP)
 
+    @staticmethod
+    def root_of(file: Path) -> Path:
+        """The archive's root, without reading the rows."""
+        return Path((pq.read_schema(file).metadata or {})[b"root"].decode())
+
     @classmethod
     def read(cls, file: Path) -> "Manifest":
         """Open manifest.parquet.

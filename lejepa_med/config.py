@@ -4,7 +4,6 @@ A value of None is chosen from the machine and the archive by `resolve`, printed
 train.threads stay None: they belong to the machine and its load, not to the run.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,12 +237,10 @@ def save_config(config: PretrainConfig, file: Path) -> None:
     """Write config.yaml, and the settings that name places of this machine into local.yaml beside it."""
     settings = config.model_dump(mode="json")
     local = {name: settings.pop(name) for name in ("archive", "out")}
-    local["archive"] = os.path.abspath(local["archive"])  # a later command may run in another folder
     options = settings["data"]["options"]
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
     local["model"] = {"init": settings["model"].pop("init")}
-    catalog = settings["data"].pop("catalog")
-    local["data"] = {"catalog": catalog and os.path.abspath(catalog), "options": places}
+    local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
     # config.yaml last: where it stands, the run has begun
     for target, tree in ((file.with_name(LOCAL), local), (file, settings)):
         write_text(target, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

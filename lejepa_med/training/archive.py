@@ -227,7 +227,8 @@ def run_catalog(encoder: Path, archive: Path) -> dict[str, Any]:
         config = load_config(run / "config.yaml")
     except ConfigError:  # of another release: nothing that embedding needs
         return {}
-    if config.data.catalog is None or config.archive.resolve() != archive.resolve():
+    manifest = run / "manifest.parquet"  # it has the archive's whole path, local.yaml what was typed
+    if config.data.catalog is None or not manifest.is_file() or Manifest.root_of(manifest) != archive.resolve():
         return {}
     if not config.data.catalog.is_file():
         raise UserError(
