@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from data_adapters.errors import UserError
@@ -252,7 +253,7 @@ class Catalog:
         if (likely := self._table.likely_group) is not None:
             found.append(
                 f"the column '{likely}' looks like what belongs together, and is not used: give --group-column "
-                f"{likely} to keep the rows with one value of it on one side of every split"
+                f"{quote(likely)} to keep the rows with one value of it on one side of every split"
             )
         unused, total = self.unused_rows(), len(self)
         if unused:

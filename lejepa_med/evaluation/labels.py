@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from data_adapters.identity import PLACE, group_id, place_id
@@ -248,7 +249,7 @@ def _likely_group(table: EmbeddingTable, labels: Labels, found: Sequence[tuple[L
         return [
             f"the column '{column}' looks like what belongs together, and is not used: images of one {column} lie in "
             f"several groups ({several:,} of {count(len(groups), 'value')}), so scores may be too high; "
-            f"give --group-column {column}"
+            f"give --group-column {quote(column)}"
         ]
     return [f"the column '{column}' is not used as the group: each of its values lies in one group of the table anyway"]
 

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_columns_that_look_like_groups(
     (tmp_path / "t.csv").write_text(f"path,{column}\n0000.png,a\n")
     command = ["scan", work / "archive", "--modality", "images", "--no-verify", "--catalog", tmp_path / "t.csv"]
     shown = said(capsys, *command, "--out", tmp_path / "s")
-    assert (f"--group-column {column}" in shown) is is_likely
+    assert (f"--group-column {quote(column)} to keep" in shown) is is_likely
 
 
 def test_a_run_keeps_the_columns_and_embed_the_runs_catalogue(work: Path, tmp_path: Path, capsys: Capture) -> None:
