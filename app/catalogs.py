@@ -52,7 +52,8 @@ def translate(form: Form, settings: Settings) -> Translated:
     if form.catalog.stat().st_size > settings.max_json_bytes:
         raise too_large(settings.max_json_bytes, "The catalogue")
     try:
-        table = Table(form.catalog, public=True)
+        group, label = (form.fields.get(name) or None for name in ("group_column", "label_column"))
+        table = Table(form.catalog, public=True, group_column=group, label_column=label)
         rows = list(table)
         table.check_numbers(NUMBERS)
     except UserError as error:

@@ -18,7 +18,7 @@ from data_adapters.errors import UserError
 from lejepa_med.embed import EmbeddingTable, find_tables, read_info
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder
-from lejepa_med.table_writer import DONE
+from lejepa_med.table_writer import DONE, about
 
 LIST = "GET /v1/encoders lists the encoders."
 LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
@@ -242,7 +242,7 @@ class Library:
         folder = self.tables().get(name)
         if folder is None:
             raise not_found("archive", remedy=LIST_TABLES)
-        return _stamp(folder, DONE)
+        return _stamp(folder, about(folder, DONE).relative_to(folder).as_posix())
 
     def table(self, name: str) -> EmbeddingTable:
         """A table by name.

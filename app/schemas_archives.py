@@ -177,6 +177,9 @@ class ArchiveDetail(Archive):
     groups: int = Field(examples=[180])
     labels: dict[str, int] = Field(description="items by label of the catalogue")
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
+    cautions: list[str] = Field(
+        default=[], description="what to know before using the vectors, such as tiles without mpp"
+    )
 
 
 class ApplicationRequest(Strict):

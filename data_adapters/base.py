@@ -18,7 +18,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError
 from data_adapters.files import SIDECARS, Files, check_content, walk
-from data_adapters.record import BY_CATALOG, BY_FILE, BY_FOLDER, Record, Rejected, Spec
+from data_adapters.record import BY_FILE, BY_FOLDER, Record, Rejected, Spec
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
 cv2.setNumThreads(0)
@@ -141,6 +141,10 @@ class BaseAdapter:
         """
         return self
 
+    def cautions(self, records: Sequence[Record]) -> list[str]:
+        """What a user must hear of these records before their vectors are used, in sentences with the remedy."""
+        return []
+
     # --- what it gets -----------------------------------------------------------------------------------------------
 
     def make_spec(self, *, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Spec:
@@ -178,7 +182,7 @@ class BaseAdapter:
         for found in self.inspect_all(self.walk(root), root):
             if isinstance(found, Record) and catalog is not None:
                 told = catalog.apply(found, root)
-                by = found.grouped_by if told.group == found.group else BY_CATALOG
+                by = found.grouped_by if told.group == found.group else catalog.grouped_by
                 yield dataclasses.replace(told, grouped_by=by)
             else:
                 yield found

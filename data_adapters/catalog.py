@@ -5,13 +5,24 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from data_adapters.errors import UserError
-from data_adapters.identity import pseudonym
-from data_adapters.record import Record
-from data_adapters.table_paths import SAMPLE, fold, is_foreign, on_disk, prefix_of, real, tidy
-from data_adapters.tables import FIRST, INVISIBLE, OWN, Missing, Row, Table, count
+from data_adapters.identity import place_id
+from data_adapters.record import BY_CATALOG, Record
+from data_adapters.table_paths import (
+    SAMPLE,
+    fold,
+    is_foreign,
+    on_disk,
+    participant,
+    prefix_of,
+    real,
+    subjects,
+    tidy,
+)
+from data_adapters.tables import FIRST, INVISIBLE, OWN, PARTICIPANT, Missing, Row, Table, count
 
 SCHEMA = """
 CREATE TABLE rows (
@@ -38,11 +49,16 @@ class Catalog:
     The rows lie in temporary files, not in memory. One thread may use an object.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, group_column: str | None = None, label_column: str | None = None) -> None:
         """Read `file`.
 
+        Args:
+            file: the table; in a BIDS participants.tsv, a row stands for every file of its participant.
+            group_column: the column that is the group; None: `group`, and of participants.tsv the participant.
+            label_column: the column that is the label; None: `label`.
+
         Raises:
-            UserError: it is missing or no table, has no column `path`, or two different rows for one path.
+            UserError: it is missing or no table, lacks a column, or has two different rows for one path.
         """
         self.file = file.resolve()
         self._folder = tidy(str(self.file.parent))
@@ -50,12 +66,20 @@ class Catalog:
         self._sql.execute("PRAGMA journal_mode = OFF")
         self._sql.execute(SCHEMA)
         self._sql.execute(FOLDED)
-        self._table = Table(self.file)
-        self._columns = [name for name in self._table.names if name]
-        self._others = [name for name in self._columns if name not in OWN]
+        needs = (("path", PARTICIPANT),)
+        self._table = Table(self.file, needs=needs, group_column=group_column, label_column=label_column)
+        self._columns = self._table.keys
+        self._participants = self._table.participants
+        self.grouped_by = BY_CATALOG
+        """The rule by which `apply` finds groups, in words that a scan shows."""
+        if "group" in self._table.called:
+            self.grouped_by = f"{BY_CATALOG}, column {self._table.called['group']}"
+        elif self._participants:
+            self.grouped_by = f"{BY_CATALOG}, column {PARTICIPANT}"
+        self._others = [name for name in self._columns if name not in (*OWN, PARTICIPANT)]
         self._foreign: list[str] = []  # a sample
         self._prefixes: dict[Path, str | None] = {}
-        self._without: list[str] = []  # ids of the first items that have no row
+        self._without: list[str] = []  # how the ids of the first items without a row begin
         self._count_without = 0
         self._twins: list[str] = []
         for row in self._table:
@@ -63,7 +87,7 @@ class Catalog:
         self._table.check_numbers(self._others)
 
     def _add(self, row: Row) -> None:
-        text = row.cells["path"]
+        text = participant(row.cells[PARTICIPANT]) if self._participants else row.cells["path"]
         path = tidy(text)
         if path.startswith("../"):
             path = tidy(f"{self._folder}/{path}")
@@ -100,7 +124,8 @@ class Catalog:
         Raises:
             UserError: a row fits two files, or two different rows fit the file, and none of them exactly.
         """
-        found = self._find(tidy(_text(uri)), item, root)
+        find = self._find_participant if self._participants else self._find
+        found = find(tidy(_text(uri)), item, root)
         if found is None:
             self._count_without += 1
             if len(self._without) < FIRST:
@@ -139,6 +164,14 @@ class Catalog:
                 self._sql.execute("UPDATE rows SET used = ? WHERE path = ? AND item = ?", (uri, row[0], row[1]))
             if own:
                 return own[0]
+        return None
+
+    def _find_participant(self, uri: str, item: str, root: Path) -> Found | None:
+        base = tidy(str(root if root.is_dir() else root.parent))
+        for name in subjects(uri.removeprefix(base.rstrip("/") + "/")):
+            found: Found | None = self._sql.execute(FIND, (name, item)).fetchone()
+            if found is not None:
+                return found
         return None
 
     def _names(self, uri: str, root: Path) -> dict[str, str]:
@@ -180,9 +213,12 @@ class Catalog:
         if row is None:
             return record
         extra: dict[str, Any] = {k: self._table.value(k, row[k]) for k in self._others if row[k]}
+        group = self._table.class_name("group", row.get("group", ""))
+        if self._participants and "group" not in self._table.called:  # a column of this name is a diagnosis in BIDS
+            group = participant(row[PARTICIPANT])
         return dataclasses.replace(
             record,
-            group=self._table.class_name("group", row.get("group", "")) or record.group,
+            group=group or record.group,
             label=self._table.class_name("label", row.get("label", "")) or record.label,
             split=row.get("split") or record.split,
             meta={**record.meta, **extra},
@@ -214,21 +250,30 @@ class Catalog:
     def notes(self) -> list[str]:
         """What a user must hear after a scan, in sentences: rows without files, files without rows, missing cells."""
         found = []
+        if (likely := self._table.likely_group) is not None:
+            found.append(
+                f"the column '{likely}' looks like what belongs together, and is not used: give --group-column "
+                f"{quote(likely)} to keep the rows with one value of it on one side of every split"
+            )
         unused, total = self.unused_rows(), len(self)
         if unused:
             # By number, not by path: what a command prints may be shared, and the table is at hand.
             some = ", ".join(f"row {number}" for number, _ in self.first_unused())
+            where = "paths are relative to the archive or to the table"
+            if self._participants:
+                where = "a participant's files have sub-XX in the name of a folder or file"
             found.append(
-                f"{unused:,} of {count(total, 'row', 'matches')} no readable file; paths are relative to the "
-                f"archive or to the table. The first: {some} of {self.file.name}"
+                f"{unused:,} of {count(total, 'row', 'matches')} no readable file; {where}. "
+                f"The first: {some} of {self.file.name}"
             )
         if self._count_without:
             some = ", ".join(self._without)
-            found.append(f"{count(self._count_without, 'item', 'has')} no row. The first (manifest ids): {some}")
+            items = count(self._count_without, "item", "has")
+            found.append(f"{items} no row. The first (their ids in the manifest begin so): {some}")
         if self._twins:
             found.append(
                 f"another file's name differs only in {SMALL}, and the row is spelled like that one, so these have "
-                f"none (manifest ids): {', '.join(self._twins)}"
+                f"none (their ids in the manifest begin so): {', '.join(self._twins)}"
             )
         for prefix in self._prefixes.values():
             found.append(
@@ -240,10 +285,10 @@ class Catalog:
 
 
 def _id(uri: str, item: str, root: Path) -> str:
-    """The manifest's id of an item: what a command prints may be shared, so it holds no names."""
+    """How the manifest's id of an item begins: what a command prints may be shared, so it holds no names."""
     base = root if root.is_dir() else root.parent
     path = Path(uri).relative_to(base).as_posix() if Path(uri).is_relative_to(base) else uri
-    return pseudonym("id", _text(path), item)
+    return place_id(_text(path), item)
 
 
 def _text(name: str) -> str:

@@ -1,7 +1,10 @@
 """Pseudonyms: what leaves the machine are salted hashes of paths and groups, never the names themselves.
 
-The salt is a secret of this installation, so nobody can test a guessed patient name against a published table. The same
-file of the same archive keeps its id across scans, which is what joins labels to embeddings.
+The salt is a secret of this installation, so nobody can test a guessed patient name against a published table.
+
+An item's id is made from its path below the archive's root, its name inside the file, and the content. It stays the
+same across scans and when the archive moves, which is what joins labels to embeddings. Two archives with equal relative
+paths have different ids, unless the files themselves are equal.
 """
 
 import errno
@@ -68,6 +71,19 @@ def pseudonym(kind: str, *parts: str) -> str:
     """A 128-bit hex pseudonym of `parts` under the installation's salt; `kind` keeps ids and groups apart."""
     message = "\x00".join((kind, *parts)).encode()
     return hashlib.blake2b(message, key=_key(salt()), digest_size=16).hexdigest()
+
+
+PLACE = 20  # characters of an id that are those of the place alone: 80 bits, the other 48 are those of the content
+
+
+def place_id(path: str, item: str) -> str:
+    """How the id of an item at this path below its archive's root begins, whatever the content."""
+    return pseudonym("id", path, item)[:PLACE]
+
+
+def item_id(path: str, item: str, content: str) -> str:
+    """The id of an item: of the path below its archive's root, the name inside the file, and the content's hash."""
+    return place_id(path, item) + pseudonym("content of", path, item, content)[PLACE:]
 
 
 @lru_cache(maxsize=4)

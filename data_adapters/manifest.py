@@ -21,7 +21,7 @@ from data_adapters.leaks import Leak, Placed, find_leak
 
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),  # salted hash of path and item: the only name that leaves the machine
+        ("id", pa.string()),  # salted hash of path, item and content: the only name that leaves the machine
         ("group", pa.string()),  # salted hash of the patient, slide case or sky cell
         ("path", pa.string()),  # relative to the archive's root; local use only
         ("item", pa.string()),
@@ -179,6 +179,11 @@ class Manifest:
         """Write Parquet under a temporary name, then rename."""
         with parquet_writer(file, root=self.root, adapter=self.adapter) as writer:
             writer.write_table(self.rows, row_group_size=ROW_GROUP)
+
+    @staticmethod
+    def root_of(file: Path) -> Path:
+        """The archive's root, without reading the rows."""
+        return Path((pq.read_schema(file).metadata or {})[b"root"].decode())
 
     @classmethod
     def read(cls, file: Path) -> "Manifest":

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 FOREIGN = re.compile(r"[A-Za-z]:[\\/]|\\\\[^\\/]")  # a drive, or a Windows share
+SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?:_|$)")
 PACKED = ("gz", "bz2", "xz", "fz", "zst")
 SPELLINGS = 64  # at most as many ways to write one path are tried
 SAMPLE = 256  # rows by which the folder of foreign paths is found
@@ -30,6 +31,16 @@ def tidy(path: str) -> str:
         elif part not in ("", "."):
             parts.append(part)
     return head + "/".join(parts)
+
+
+def participant(name: str) -> str:
+    """A participant as BIDS names the folder: sub-01 for 01 and for sub-01; empty for an empty name."""
+    return name if not name or name.startswith("sub-") else f"sub-{name}"
+
+
+def subjects(path: str) -> list[str]:
+    """The BIDS subjects that a path names, the folders from the root on, then the file: sub-01 in sub-01/anat/x.nii."""
+    return [found[1] for found in map(SUBJECT.match, path.split("/")) if found]
 
 
 def fold(path: str) -> str:

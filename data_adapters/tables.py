@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ from data_adapters.errors import BadFileError, UserError
 
 KEYS = ("path", "id")  # what names a row: never a missing word, never a number
 OWN = (*KEYS, "item", "group", "label", "split")
+PARTICIPANT = "participant_id"  # names the rows of a BIDS participants.tsv, in place of a path
+# Columns that are likely to hold what belongs together, by their letters and digits in lower case.
+LIKELY_GROUP = re.compile(
+    r"(bcr)?(patient|subject|subj|participant|person|individual|donor|proband|animal|case|slide|wsi|specimen|field)"
+    r"(submitter)?(id|ids|uid|no|nr|num|number|name|code|key|barcode|identifier)?|mrn"
+)
 FACTS = ("mpp", "ra", "dec", "bands", "pixel_scale", "redshift", "sequence", "session")  # further ones adapters read
 SEPARATORS = {",": "','", ";": "';'", "\t": "tab"}
 DASHES = ("-", "\N{EN DASH}", "\N{EM DASH}")
@@ -118,9 +124,13 @@ class Column:
 
 @dataclass
 class Missing:
-    """Cells that were taken as missing, by column and what stood there."""
+    """Cells that were taken as missing, by column and what stood there.
+
+    `called`: what the table calls a column that was named by an option, such as age for label.
+    """
 
     words: Counter[tuple[str, str]] = field(default_factory=Counter)
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def notes(self, columns: Sequence[str] | None = None) -> list[str]:
         """A sentence for each column and word; of empty cells only for labels, since others are usual."""
@@ -130,8 +140,8 @@ class Missing:
                 continue
             if word:
                 found.append(
-                    f"{count(times, 'row')} with '{word}' in the column '{column}' taken as missing "
-                    f"(write {ESCAPE}{word} where it is a name)"
+                    f"{count(times, 'row')} with '{word}' in the column '{self.called.get(column, column)}' taken as "
+                    f"missing (write {ESCAPE}{word} where it is a name)"
                 )
             elif column == "label":
                 found.append(f"{count(times, 'row')} with an empty label taken as unlabelled")
@@ -186,6 +196,8 @@ class Table:
         what: str = "The catalogue",
         needs: Sequence[Sequence[str]] = (("path",),),
         public: bool = False,
+        group_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
         """Read the header.
 
@@ -194,11 +206,14 @@ class Table:
             what: what messages call it.
             needs: for each tuple, at least one of its columns.
             public: messages hold neither the file's name nor what stands in it (for clients of the service).
+            group_column: the column that is read as `group`; None: the one of this name.
+            label_column: the column that is read as `label`; None: the one of this name.
 
         Raises:
             UserError: the file is missing, no table of a known kind, or lacks a column.
         """
         self.file, self.public = file, public
+        self._wanted = {"group": group_column, "label": label_column}
         self.name = what if public else f"{what} {file}"
         self._needs = needs
         if not file.is_file():
@@ -220,14 +235,62 @@ class Table:
             self._encoding, self._errors = self._coding(head)
             names = self._header(head)
         self.names = self._checked(names)
+        """Names of the columns as the project knows them; `header` has them as they are written."""
+        self.called = self._roles(self.names)
+        """Names of the columns that options make `group` and `label`, by these."""
+        self._keys = [self._keys_of(name) for name in self.names]
+        self.keys = [key for keys in self._keys for key in keys]
+        """Names of the cells of a row."""
         self._forget()
+
+    @property
+    def participants(self) -> bool:
+        """Whether rows are named by BIDS participants and not by paths."""
+        return PARTICIPANT in self.keys and not {"path", "id"} & set(self.keys)
+
+    @property
+    def likely_group(self) -> str | None:
+        """A column that is likely to hold groups where the table has none that is used as such."""
+        if "group" in self.keys or self.participants:
+            return None
+        return next((name for name in self.names if LIKELY_GROUP.fullmatch(re.sub(r"[\W_]", "", name.lower()))), None)
+
+    def _keys_of(self, name: str) -> tuple[str, ...]:
+        """Under which names the cells of a column are found: its own, and what an option makes of it."""
+        roles = tuple(role for role, called in self.called.items() if called == name)
+        return roles if not name or (name in self.called and self.called[name] != name) else (name, *roles)
+
+    def _roles(self, names: Sequence[str]) -> dict[str, str]:
+        """The columns that options name, by what they are read as; spelled as the header spells them.
+
+        Raises:
+            UserError: the table has no such column.
+        """
+        found = {}
+        for role, wanted in self._wanted.items():
+            if wanted is None:
+                continue
+            name = _named(wanted, names)
+            if name is None:
+                option = f"{role}_column" if self.public else f"--{role}-column"
+                has = ", ".join(name for name in names if name) or "none"
+                cause = f"'{wanted}' (it has: {has})" if not self.public else f"of the name that {option} gives"
+                raise UserError(f"{self.name} has no column {cause}.", remedy=f"Name one of its columns with {option}.")
+            if name != role:
+                found[role] = name
+        return found
 
     def _forget(self) -> None:
         """Begin the counts of cells."""
-        self.missing = Missing()
+        self.missing = Missing(called=self.called)
         # Where ';' or a tab parts the columns, the comma is the decimal mark of that locale.
         decimal = self.separator != "," and not self.parquet
-        self.columns = {name: Column(name, decimal_comma=decimal) for name in self.names if name}
+        self.columns = {
+            key: column
+            for name, keys in zip(self.names, self._keys, strict=True)
+            for column in [Column(name, decimal_comma=decimal)]
+            for key in keys
+        }
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -238,14 +301,19 @@ class Table:
             UserError: a row has more or fewer cells than the header, or cannot be decoded.
         """
         self._forget()
-        for number, raw in self._parquet_rows() if self.parquet else self._csv_rows():
+        for number, raw in self.rows():
             if not any(raw):
                 continue
             cells = {}
-            for name, text in zip(self.names, raw, strict=True):
-                if name:
-                    cells[name] = text if name in KEYS else self._meaning(name, text, number)
+            for keys, text in zip(self._keys, raw, strict=True):
+                if keys:
+                    found = text if keys[0] in KEYS else self._meaning(keys[-1], text, number)
+                    cells.update(dict.fromkeys(keys, found))
             yield Row(number, cells)
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows by number, each with its cells as texts without outer spaces, whatever they mean."""
+        return self._parquet_rows() if self.parquet else self._csv_rows()
 
     def _meaning(self, name: str, text: str, number: int) -> str:
         found = meaning(text)
@@ -370,6 +438,7 @@ class Table:
         while chosen and not chosen[-1]:  # separators at the end of each line
             chosen.pop()
         self._check_text(chosen, self._header_row)
+        self.header = [name.strip(INVISIBLE) for name in next(self._reader(lines, self.separator))][: len(chosen)]
         return chosen
 
     # --- Parquet ----------------------------------------------------------------------------------------------------
@@ -380,7 +449,8 @@ class Table:
 
         try:
             with pq.ParquetFile(self.file) as source:
-                return [_column_name(name) for name in source.schema_arrow.names]
+                self.header = list(source.schema_arrow.names)
+                return [_column_name(name) for name in self.header]
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(self._why(error)) from error
 
@@ -401,16 +471,18 @@ class Table:
     # --- errors -----------------------------------------------------------------------------------------------------
 
     def _lacks(self, names: Sequence[str]) -> list[Sequence[str]]:
-        return [some for some in self._needs if not set(some) & set(names)]
+        there = {*names, *(role for role, wanted in self._wanted.items() if wanted and _named(wanted, names))}
+        return [some for some in self._needs if not set(some) & there]
 
     def _checked(self, names: list[str]) -> list[str]:
         lacking = self._lacks(names)
         if lacking:
             wanted = " and ".join(" or ".join(f"'{name}'" for name in some) for some in lacking)
             has = "" if self.public else f" (it has: {', '.join(name for name in names if name) or 'none'})"
+            named = "" if self.public or ("label",) not in lacking else ", or name the label's with --label-column"
             raise UserError(
                 f"{self.name} has no column {wanted}{has}.",
-                remedy="Add it to the header. 'path' is a file's path relative to the archive or to the table; "
+                remedy=f"Add it to the header{named}. 'path' is a file's path relative to the archive or to the table; "
                 "columns are parted by ',', ';' or tab.",
             )
         for name, count in Counter(names).items():
@@ -429,6 +501,13 @@ class Table:
     def _unreadable(self, cause: str, *, remedy: str = "") -> UserError:
         remedy = remedy or "Save it as CSV in UTF-8 with a header line, or as Parquet."
         return UserError(f"{self.name} cannot be read: {cause}.", remedy=remedy)
+
+
+def _named(wanted: str, names: Sequence[str]) -> str | None:
+    """The column that a user means: spelled so, or the only one that is but for upper and lower case."""
+    name = _column_name(wanted)
+    alike = [other for other in names if other.casefold() == name.casefold()]
+    return name if name in names else alike[0] if len(alike) == 1 and name else None
 
 
 def _column_name(name: str) -> str:

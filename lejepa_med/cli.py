@@ -12,16 +12,16 @@ from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
 from data_adapters.quiet import quiet_readers
-from lejepa_med.cli_data import DoctorCommand, SplitCommand
+from lejepa_med.cli_data import DoctorCommand, NamesCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
-from lejepa_med.config import PretrainConfig, Section, issues
+from lejepa_med.config import Columns, PretrainConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
 
 
-class ScanCommand(Section):
+class ScanCommand(Columns):
     """Look through an archive: write manifest.parquet and rejected.csv, and print what was found.
 
     Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was.
@@ -47,7 +47,9 @@ class ScanCommand(Section):
         from lejepa_med.training.archive import JOURNAL, scan
 
         adapter = data_adapters.create(self.modality, **self.options)
-        given = self.model_dump(include={"catalog", "verify", "workers", "fresh", "file_seconds"})
+        given = self.model_dump(
+            include={"catalog", *Columns.model_fields, "verify", "workers", "fresh", "file_seconds"}
+        )
         found = scan(adapter, self.archive, journal=self.out / JOURNAL, console=_console(), **given)
         found.write(self.out)
         further = {"duplicates.csv": found.copied.contents, "leaks.csv": found.leak}
@@ -55,7 +57,7 @@ class ScanCommand(Section):
         print(f"wrote {', '.join(f'{self.out}/{name}' for name in names)}")
 
 
-class InspectCommand(Section):
+class InspectCommand(Columns):
     """Write a contact sheet of what the encoder sees: file, prepared pixels and all views, with facts and warnings."""
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images, or a manifest.parquet of scan")
@@ -89,21 +91,24 @@ class PretrainCommand(PretrainConfig):
     resume: bool = Field(default=False, description="continue the run in --out: repeat the command with this flag")
     overwrite: bool = Field(default=False, description="delete the run in --out first")
     allow_leak: bool = Field(default=False, description="the same as --data.allow-leak")
+    group_column: str | None = Field(default=None, description="the same as --data.group-column")
+    label_column: str | None = Field(default=None, description="the same as --data.label-column")
 
     def cli_cmd(self) -> None:
         """Run the command; exit code 3 says that the run was stopped and can be resumed."""
         from lejepa_med.training.loop import pretrain
 
-        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite", "allow_leak"})
-        if self.allow_leak:
-            given["data"] = {**given.get("data", {}), "allow_leak": True}
+        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite"})
+        same = {name: given.pop(name) for name in ("allow_leak", *Columns.model_fields) if name in given}
+        if same:
+            given["data"] = {**given.get("data", {}), **same}
         result = pretrain(PretrainConfig(**given), resume=self.resume, overwrite=self.overwrite)
         if not result.finished:
             sys.exit(STOPPED)
         print(f"encoder: {result.folder}/encoder\nreport:  {result.folder}/report.html")
 
 
-class EmbedCommand(Section):
+class EmbedCommand(Columns):
     """Embed an archive: a Parquet table of ids, groups and vectors. Repeated, it goes on after an interruption."""
 
     encoder: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
@@ -130,9 +135,22 @@ class EmbedCommand(Section):
         from lejepa_med.embed import embed_archive
         from lejepa_med.models.folder import load_encoder, randomised
         from lejepa_med.threads import loader_workers
-        from lejepa_med.training.archive import leak_text, progress_bar, scan
+        from lejepa_med.training.archive import leak_text, progress_bar, run_catalog, scan
 
         console = _console()
+        table = self.model_dump(include={"catalog", *Columns.model_fields})
+        if self.archive.suffix == ".parquet" and any(table.values()):
+            raise UserError(
+                "--catalog, --group-column and --label-column belong to a folder; a manifest has been scanned with its "
+                "own.",
+                remedy="Leave them out, or embed the folder itself with them.",
+            )
+        if self.archive.suffix != ".parquet" and self.catalog is None:
+            of_run = run_catalog(self.encoder, self.archive)
+            table = {**of_run, **{name: value for name, value in table.items() if value is not None}}
+            if of_run:
+                said = f"catalogue: {of_run['catalog']}, the run's own; --catalog FILE gives another one"
+                console.print(escape(said), highlight=False, soft_wrap=True)
         encoder = load_encoder(self.encoder, device=self.device)
         if self.random:
             encoder = randomised(encoder)
@@ -142,7 +160,7 @@ class EmbedCommand(Section):
             if leak is not None:
                 console.print(f"[bold red]LEAK[/] {escape(leak_text(leak))}", highlight=False, soft_wrap=True)
         else:
-            found = scan(encoder.adapter, self.archive, catalog=self.catalog, verify=self.verify, console=console)
+            found = scan(encoder.adapter, self.archive, **table, verify=self.verify, console=console)
             manifest = found.manifest
         with progress_bar(console, "embed") as bar:
             task = bar.add_task("", total=len(manifest))
@@ -154,6 +172,9 @@ class EmbedCommand(Section):
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
                 columns=self.columns,
+                caution=lambda text: console.print(
+                    f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True
+                ),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         print(
@@ -183,11 +204,13 @@ class PrecisionCommand(Section):
         )
 
 
-class ProbeCommand(Section):
+class ProbeCommand(Columns):
     """Train a probe on embeddings and a few labels: a linear model and k-NN, cross-validated by group."""
 
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
-    labels: CliPositionalArg[Path] = Field(description="CSV or Parquet with columns path or id, and label")
+    labels: CliPositionalArg[Path] = Field(
+        description="CSV or Parquet with columns path or id, and label; or BIDS participants.tsv"
+    )
     archive: Path | None = Field(default=None, description="the archive's folder, where labels name files by path")
     kind: Literal["classification", "multilabel", "regression"] = Field(
         default="classification",
@@ -209,10 +232,13 @@ class ProbeCommand(Section):
 
         console = _console()
         table = EmbeddingTable.open(self.embeddings)
-        labels = read_labels(self.labels, split=self.split)
+        columns = self.model_dump(include=set(Columns.model_fields))
+        labels = read_labels(self.labels, split=self.split, **columns)
         given = join(table, labels, archive=self.archive or self.labels.parent, kind=self.kind)
         for note in given.notes:  # before the fit, which may refuse what is left
             print(f"labels: {note}")
+        for caution in table.info.get("cautions", []):
+            print(f"note: {caution}.")
         if given.leak is not None:
             given.leak.check(allow=self.allow_leak, flag="--allow-leak")
             print(f"LEAK: {given.leak}; allowed")
@@ -246,12 +272,16 @@ class PredictCommand(Section):
     probe: CliPositionalArg[Path] = Field(description="probe folder of: lejepa-med probe")
     embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
     out: Path = Field(description="CSV file to write")
+    names: Path | None = Field(
+        default=None, description="folder of a scan or run whose manifest adds the columns path and item"
+    )
 
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.embed import EmbeddingTable
         from lejepa_med.evaluation.labels import write_predictions
         from lejepa_med.evaluation.probe import Probe
+        from lejepa_med.names import Names
 
         probe, table = Probe.load(self.probe), EmbeddingTable.open(self.embeddings)
         if probe.encoder != table.encoder:
@@ -260,10 +290,15 @@ class PredictCommand(Section):
                 remedy="Embed the archive with the probe's encoder (lejepa-med embed), "
                 "or train a probe on this table (lejepa-med probe).",
             )
+        for caution in table.info.get("cautions", []):
+            print(f"note: {caution}.")
+        names = None if self.names is None else Names(self.names)
         found = probe.predict(table.vectors, ids=table.ids, groups=table.groups)
-        write_predictions(self.out, table.ids, found, probe)
+        write_predictions(self.out, table.ids, found, probe, names=names)
         for remark in probe.remarks(found):
             print(f"note: {remark}")
+        if names is not None:
+            print(f"names: {names.note}")
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 
@@ -289,6 +324,7 @@ class Cli(BaseSettings):
     precision: CliSubCommand[PrecisionCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
+    names: CliSubCommand[NamesCommand]
     select: CliSubCommand[SelectCommand]
     stability: CliSubCommand[StabilityCommand]
     serve: CliSubCommand[ServeCommand]

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from lejepa_med.config import Section
+from lejepa_med.config import Columns, Section
 from lejepa_med.errors import UserError
 
 
-class SplitCommand(Section):
+class SplitCommand(Columns):
     """Divide an archive into splits: no group and no equal image on two sides, and the same mix of labels on each.
 
     Writes a catalogue (path, item, group, label, split) for --catalog of scan, --data.catalog of pretrain and for
@@ -19,7 +19,7 @@ class SplitCommand(Section):
     """
 
     source: CliPositionalArg[Path] = Field(description="manifest.parquet of scan, or a folder with images")
-    out: Path = Field(description="CSV file to write; the receipt is FILE.receipt.json")
+    out: Path = Field(description="CSV file to write; the receipt is FILE.receipt.txt")
     fractions: dict[str, float] = Field(
         default={"train": 0.7, "val": 0.15, "test": 0.15}, description="names and parts, such as train=.8 test=.2"
     )
@@ -32,15 +32,16 @@ class SplitCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         from data_adapters.manifest import Manifest
-        from lejepa_med.data.split_files import check_target, receipt_file, write_split
+        from lejepa_med.data.split_files import DISJOINT, check_target, receipt_file, repaired_text, write_split
 
         check_target(self.out, self.fractions, overwrite=self.overwrite)
         if self.source.suffix == ".parquet":
-            if self.modality or self.catalog or self.options:
-                cause = (
-                    "--modality, --catalog and --options belong to a folder; a manifest has been scanned with its own."
+            if self.modality or self.catalog or self.options or self.group_column or self.label_column:
+                raise UserError(
+                    "--modality, --catalog, --options, --group-column and --label-column belong to a folder; a "
+                    "manifest has been scanned with its own.",
+                    remedy="Leave them out, or split the folder itself with them.",
                 )
-                raise UserError(cause, remedy="Leave them out, or split the folder itself with them.")
             manifest = Manifest.read(self.source)
         else:
             manifest = self._scanned()
@@ -51,14 +52,9 @@ class SplitCommand(Section):
             print(f"{name}: {part['items']:,} items in {part['groups']:,} groups ({share}): {labels}")
             if abs(part["fraction"] - part["wanted"]) > 0.05:
                 print(f"  {name} is off by more than 5 points: some groups are too large to be divided so")
-        repaired = receipt["repaired"]
-        if repaired is not None:
-            groups = f"{repaired['groups']:,} groups ({repaired['images']:,} images)"
-            print(
-                f"repaired: in the manifest's own split, {groups} and {repaired['copies']:,} equal images lay in "
-                "several splits; each now lies in one"
-            )
-        print(f"wrote {self.out} and {receipt_file(self.out)}; no group and no equal image lies in two splits")
+        if receipt["repaired"] is not None:
+            print(f"repaired: {repaired_text(receipt['repaired'])}")
+        print(f"wrote {self.out} and {receipt_file(self.out)}; {DISJOINT}")
 
     def _scanned(self) -> Any:
         from rich.console import Console
@@ -69,7 +65,32 @@ class SplitCommand(Section):
         if self.modality is None:
             raise UserError(f"{self.source} is no manifest.parquet.", remedy="To split a folder, give its --modality.")
         adapter = data_adapters.create(self.modality, **self.options)
-        return scan(adapter, self.source, catalog=self.catalog, console=Console(stderr=True)).manifest
+        given = self.model_dump(include={"catalog", *Columns.model_fields})
+        return scan(adapter, self.source, console=Console(stderr=True), **given).manifest
+
+
+class NamesCommand(Section):
+    """Add file names to a table of ids: the columns path and, where files hold several items, item.
+
+    Prints the table as CSV (an answer of the service as JSON), or writes it to --out. Paths are below the archive.
+    """
+
+    table: CliPositionalArg[Path] = Field(
+        description="CSV, Parquet or JSON file with ids, or the folder of embed or probe"
+    )
+    scan: Path = Field(description="folder of the scan or run, or its manifest.parquet, that knows the files")
+    out: Path | None = Field(default=None, description="file to write (.csv, .parquet, .json); None: print the table")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.names import add_names
+
+        text, notes = add_names(self.table, self.scan, out=self.out)
+        sys.stdout.write(text)
+        for note in notes:
+            print(note, file=sys.stderr)
+        if self.out is not None:
+            print(f"wrote {self.out}")
 
 
 class DoctorCommand(Section):

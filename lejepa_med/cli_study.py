@@ -6,10 +6,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from lejepa_med.config import PretrainConfig, Section
+from lejepa_med.config import Columns, PretrainConfig
 
 
-class SelectCommand(Section):
+class SelectCommand(Columns):
     """Rank finished runs without labels, by loss / lambda^alpha, and ask the labels whether that was right.
 
     Prints the table, and where runs measured an accuracy, how each score agrees with it (Spearman, with its interval).
@@ -29,7 +29,7 @@ class SelectCommand(Section):
         from lejepa_med.study.select import select, write_selection
         from lejepa_med.study.show import print_selection
 
-        given = self.model_dump(include={"alpha", "labels", "mixed", "device"})
+        given = self.model_dump(include={"alpha", "labels", *Columns.model_fields, "mixed", "device"})
         found = select(self.runs, **given)
         print_selection(found)
         if self.out is not None:

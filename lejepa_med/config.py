@@ -22,11 +22,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class DataConfig(Section):
+class Columns(Section):
+    """Which columns of a table are its group and its label."""
+
+    group_column: str | None = None
+    """the table's column that holds what stays on one side of a split, such as patient; None: group"""
+    label_column: str | None = None
+    """the table's column that holds the label, such as age; None: label"""
+
+
+class DataConfig(Columns):
     """The archive and how it is read."""
 
     catalog: Path | None = None
-    """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec"""
+    """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec; or BIDS participants.tsv"""
     split: str | None = None
     """pretrain only on this split of the catalogue"""
     allow_leak: bool = False

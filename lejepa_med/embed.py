@@ -1,12 +1,14 @@
 """An archive becomes an embedding table: Parquet shards of ids, groups and vectors, resumable after any interruption.
 
-OUT/part-00000.parquet ...   id, group, label, further columns where asked for, vector (fixed-size list of float32);
-                             no paths, no names
-OUT/failed-00000.csv ...     rows of each shard that could not be read (id, reason)
-OUT/related.json             ids that a split must not part (equal images in several groups, groups in several splits of
-                             the catalogue), with numbers of equal content; absent when there are none
-OUT/plan.json                whose table this is, so that two are never mixed
-OUT/embedding.json           encoder fingerprint, digests of archive and shards, counts; written last
+OUT/part-00000.parquet ...      id, group, label, further columns where asked for, vector (fixed-size list of float32);
+                                no paths, no names. `pyarrow.parquet.read_table(OUT)` reads all of them
+OUT/_about/failed-00000.csv ... rows of each shard that could not be read (id, reason)
+OUT/_about/related.json         ids that a split must not part (equal images in several groups, groups in several splits
+                                of the catalogue), with numbers of equal content; absent when there are none
+OUT/_about/plan.json            whose table this is, so that two are never mixed
+OUT/_about/embedding.json       encoder fingerprint, digests of archive and shards, counts; written last
+
+Tables of earlier releases have the files of _about beside the shards; they are read all the same.
 """
 
 import json
@@ -19,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import Feature, embed_records
 from lejepa_med.models.folder import LoadedEncoder
-from lejepa_med.table_writer import DONE, PLAN, RELATED, TableWriter
+from lejepa_med.table_writer import ABOUT, DONE, PLAN, RELATED, TableWriter, about
 from lejepa_med.threads import Threads
 
 Progress = Callable[[int, int], None]
@@ -61,7 +64,7 @@ class EmbeddingTable:
             UserError: the folder holds none, or an unfinished one.
         """
         info = read_info(folder)
-        table = pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
+        table = read_shards(folder)
         vectors = table.column("vector").combine_chunks()
         return cls(
             name=folder.name,
@@ -71,7 +74,7 @@ class EmbeddingTable:
             vectors=np.asarray(vectors.flatten(), np.float32).reshape(len(table), info["dim"]),
             encoder=info["encoder"],
             info=info,
-            related=_related(folder / RELATED),
+            related=_related(about(folder, RELATED)),
         )
 
     def leak(self, used: Mapping[int, str] | None = None) -> Leak | None:
@@ -95,12 +98,17 @@ def _related(file: Path) -> dict[str, tuple[str, str]]:
     return dict(zip(found["id"], zip(contents, found["split"], strict=True), strict=True))
 
 
+def read_shards(folder: Path) -> pa.Table:
+    """All rows of a table that is finished."""
+    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """embedding.json of a finished table; UserError where there is none."""
     try:
-        return json.loads((folder / DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads(about(folder, DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
-        state = "an unfinished embedding table" if (folder / PLAN).is_file() else "no embedding table"
+        state = "an unfinished embedding table" if about(folder, PLAN).is_file() else "no embedding table"
         raise UserError(
             f"{folder} holds {state}.", remedy="Make or finish it with: lejepa-med embed ENCODER ARCHIVE --out FOLDER"
         ) from error
@@ -108,7 +116,9 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def find_tables(runs: Path) -> list[Path]:
     """Finished embedding tables at most three levels below `runs`, sorted."""
-    return sorted({file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + DONE)})
+    depths = ("", "*/", "*/*/", "*/*/*/")
+    found = {file.parent for depth in depths for file in runs.glob(depth + DONE) if file.parent.name != ABOUT}
+    return sorted(found | {file.parent.parent for depth in depths for file in runs.glob(f"{depth}{ABOUT}/{DONE}")})
 
 
 def embed_archive(
@@ -121,6 +131,7 @@ def embed_archive(
     workers: int = 0,
     threads: int | None = None,
     columns: Sequence[str] = (),
+    caution: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Embed every row of `manifest` into `out`; a shard that is there already is kept, so a second call goes on.
@@ -135,6 +146,7 @@ def embed_archive(
         threads: CPU threads that compute; None: as cores are free.
         columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
             `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
+        caution: called with what a user of the vectors must hear, before they are computed.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -144,6 +156,10 @@ def embed_archive(
         UserError: `out` holds the table of another encoder or archive, nothing could be embedded, or a column is
             not there or tells where a file lies.
     """
+    cautions = cautions_of(encoder.adapter, manifest)
+    for text in cautions:
+        if caution is not None:
+            caution(text)
     table = TableWriter(
         out,
         manifest,
@@ -152,6 +168,7 @@ def embed_archive(
         dim=encoder.dim,
         shard_rows=shard_rows,
         columns=columns,
+        cautions=cautions,
     )
     with Threads(threads, active=encoder.device == "cpu") as pace:
         for shard in range(table.shards):
@@ -163,6 +180,11 @@ def embed_archive(
             if progress is not None:
                 progress(rows.stop, len(manifest))
     return table.finish()
+
+
+def cautions_of(adapter: Adapter, manifest: Manifest) -> list[str]:
+    """What the adapter has to say of the rows before their vectors are used."""
+    return adapter.cautions(manifest.records()) if isinstance(adapter, BaseAdapter) else []
 
 
 def _told(features: Iterable[Feature], start: int, total: int, progress: Progress | None) -> Iterator[Feature]:

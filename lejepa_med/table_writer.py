@@ -19,6 +19,7 @@ from lejepa_med.atomic import sync_folder, write_text
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import Feature
 
+ABOUT = "_about"  # readers of Parquet folders pass over a name that begins so
 DONE = "embedding.json"
 PLAN = "plan.json"
 RELATED = "related.json"
@@ -27,6 +28,12 @@ OWN = ("id", "group", "label", "vector")  # columns of every table
 NEVER_COLUMNS = frozenset(
     {"path", "item", "digest", "bytes", "mtime_ns", "meta", "file", "files", "parts", "name", "uri"}
 )
+
+
+def about(folder: Path, name: str) -> Path:
+    """Where a table's file that is no shard lies; in a folder of an earlier release that is beside the shards."""
+    new, old = folder / ABOUT / name, folder / name
+    return old if old.is_file() and not new.is_file() else new
 
 
 class TableWriter:
@@ -42,6 +49,7 @@ class TableWriter:
         dim: int,
         shard_rows: int = 2048,
         columns: Sequence[str] = (),
+        cautions: Sequence[str] = (),
     ) -> None:
         """Claim the folder `out` for this encoder and archive.
 
@@ -53,6 +61,7 @@ class TableWriter:
             dim: length of a vector.
             shard_rows: rows of the manifest that one Parquet file stands for.
             columns: further facts of each item, see `embed_archive`.
+            cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
 
         Raises:
             UserError: `out` holds the table of another encoder or archive, or something else; or a column is not there
@@ -61,7 +70,7 @@ class TableWriter:
         facts = _facts(manifest, columns)
         self._manifest = manifest
         out.mkdir(parents=True, exist_ok=True)
-        self._out, self._dim = out, dim
+        self._out, self._dim, self._cautions = out, dim, list(cautions)
         self._plan: dict[str, Any] = {
             "encoder": encoder,
             "encoder_name": encoder_name,
@@ -102,7 +111,7 @@ class TableWriter:
             else:
                 kept.append(row)
                 vectors.append(feature.vector)
-        write_text(self._out / f"failed-{shard:05d}.csv", _csv(failed))
+        write_text(self._out / ABOUT / f"failed-{shard:05d}.csv", _csv(failed))
         stacked = np.stack(vectors) if vectors else np.empty((0, self._dim))
         _write_shard(self._file(shard), self._rows.take(pa.array(kept, pa.int64())), stacked)
 
@@ -117,8 +126,8 @@ class TableWriter:
         Raises:
             UserError: nothing could be embedded.
         """
-        _write_related(self._out / RELATED, self._manifest.related())
-        return _finish(self._out, self._plan)
+        _write_related(self._out / ABOUT / RELATED, self._manifest.related())
+        return _finish(self._out, self._plan, self._cautions)
 
     def _file(self, shard: int) -> Path:
         return self._out / f"part-{shard:05d}.parquet"
@@ -127,17 +136,24 @@ class TableWriter:
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Note in the folder whose table it is, so that shards of two encoders are never mixed."""
     if (out / PLAN).is_file():
-        before = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        raise UserError(
+            f"{out} holds an embedding table of an earlier release, which can be read but not continued.",
+            remedy="Give another --out, or delete that folder.",
+        )
+    if (out / ABOUT / PLAN).is_file():
+        before = json.loads((out / ABOUT / PLAN).read_text(encoding="utf-8"))
         if before != plan:
             changed = sorted(key for key in plan.keys() | before if before.get(key) != plan.get(key))
             raise UserError(
                 f"{out} holds an embedding table of another origin (it differs in: {', '.join(changed)}).",
                 remedy="Give another --out, or delete that folder.",
             )
-    elif any(out.iterdir()):
+    elif any(path.name != ABOUT for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no embedding table.", remedy="Give a new folder as --out.")
     else:
-        write_text(out / PLAN, json.dumps(plan, indent=1) + "\n")
+        (out / ABOUT).mkdir(exist_ok=True)
+        sync_folder(out)
+        write_text(out / ABOUT / PLAN, json.dumps(plan, indent=1) + "\n")
 
 
 def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
@@ -198,14 +214,15 @@ def _write_related(file: Path, rows: pa.Table) -> None:
     write_text(file, json.dumps(found) + "\n")
 
 
-def _finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _finish(out: Path, plan: dict[str, Any], cautions: list[str]) -> dict[str, Any]:
     embedded = _embedded(out)
     if embedded == 0:
         raise UserError(
-            "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out}/failed-*.csv."
+            "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out / ABOUT}/failed-*.csv."
         )
     info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
-    write_text(out / DONE, json.dumps(info, indent=1) + "\n")
+    info |= {"cautions": cautions} if cautions else {}
+    write_text(out / ABOUT / DONE, json.dumps(info, indent=1) + "\n")
     return info
 
 

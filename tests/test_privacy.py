@@ -27,7 +27,7 @@ import pytest
 from app.errors import describe
 from data_adapters.base import rejected
 from data_adapters.errors import MissingExtraError
-from data_adapters.identity import pseudonym
+from data_adapters.identity import item_id, pseudonym
 from data_adapters.registry import BUILT_IN, load_class
 from tests.app.helpers import eventually, wait
 from tests.data.planted import FOLDER, NAME, PATIENT, found_in, plant
@@ -138,12 +138,13 @@ def test_what_is_kept_local_is_where_the_search_would_have_found_it(work: Path, 
 def test_ids_are_salted(work: Path, printed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pq.read_table(next((work / "runs" / "mri-table").glob("part-*.parquet")))
     manifest = pq.read_table(work / "scans" / "mri" / "manifest.parquet").to_pylist()
-    path = next(row["path"] for row in manifest if row["path"].endswith("_0.nii.gz"))
+    row = next(row for row in manifest if row["path"].endswith("_0.nii.gz"))
+    known = row["path"], "", row["digest"]
     monkeypatch.setenv("LEJEPA_SALT", "test")
-    assert pseudonym("id", path, "") in table["id"].to_pylist()
+    assert item_id(*known) in table["id"].to_pylist()
     assert pseudonym("group", f"{NAME} 0") in table["group"].to_pylist()
     monkeypatch.setenv("LEJEPA_SALT", "another")
-    assert pseudonym("id", path, "") not in table["id"].to_pylist()
+    assert item_id(*known) not in table["id"].to_pylist()
 
 
 @contextmanager

@@ -26,9 +26,9 @@ from app.work import JobWork
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.atomic import write_text
-from lejepa_med.embed import read_info
+from lejepa_med.embed import cautions_of, read_info
 from lejepa_med.evaluation.features import Feature
-from lejepa_med.table_writer import TableWriter
+from lejepa_med.table_writer import ABOUT, TableWriter, about
 
 SHARD_ROWS = 2048
 LARGEST_CHUNK = 128  # rows of a step; a divisor of SHARD_ROWS
@@ -83,6 +83,7 @@ class Archiving(JobWork):
             dim=plan.dim,
             shard_rows=SHARD_ROWS,
             columns=plan.columns,
+            cautions=cautions_of(self._adapter(plan), manifest),
         )
         for start in range(0, len(manifest), plan.chunk):
             yield partial(self._embed, job_id, plan, manifest, table, start)
@@ -152,7 +153,7 @@ class Archiving(JobWork):
 
     def refused(self, archive_id: str) -> Counter[str]:
         """Reasons why files were no items of an archive that the service made; those of an upload it tells itself."""
-        file = self.result_folder(archive_id) / REFUSED
+        file = about(self.result_folder(archive_id), REFUSED)
         return Counter(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else Counter()
 
     def upload(self, upload_id: str) -> tuple[UploadRow, Path]:
@@ -253,7 +254,7 @@ class Archiving(JobWork):
                 remedy="Check the files in another program.",
             )
         if (self.folder(job_id) / REFUSED).is_file():
-            shutil.copyfile(self.folder(job_id) / REFUSED, self.result_folder(job_id) / REFUSED)
+            shutil.copyfile(self.folder(job_id) / REFUSED, self.result_folder(job_id) / ABOUT / REFUSED)
         table.finish()
 
 

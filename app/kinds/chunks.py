@@ -9,6 +9,7 @@ import numpy as np
 
 from app.work import settle
 from lejepa_med.evaluation.features import Feature
+from lejepa_med.table_writer import ABOUT
 
 
 def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
@@ -41,7 +42,7 @@ def read_chunks(files: Iterable[Path]) -> Iterator[Feature]:
 def failures(folder: Path) -> Counter[str]:
     """Reasons why items of a table have no vector, with their counts."""
     found: Counter[str] = Counter()
-    for file in sorted(folder.glob("failed-*.csv")):
+    for file in sorted([*folder.glob("failed-*.csv"), *folder.glob(f"{ABOUT}/failed-*.csv")]):
         with file.open(newline="", encoding="utf-8") as stream:
             found.update(row["reason"] for row in csv.DictReader(stream))
     return found

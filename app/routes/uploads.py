@@ -45,6 +45,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "modality": {"type": "string", "description": "in place of an encoder", "examples": ["mri"]},
     "embed": {"type": "boolean", "default": False, "description": "embed the upload with the encoder once imported"},
     "archive": {"type": "string", "description": "name of the archive that `embed` makes; by default `name`"},
+    "group_column": {"type": "string", "description": "column of the catalogue that is the group; by default `group`"},
+    "label_column": {"type": "string", "description": "column of the catalogue that is the label; by default `label`"},
 }
 CATALOG: dict[str, Any] = {
     "type": "string",

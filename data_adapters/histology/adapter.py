@@ -1,7 +1,8 @@
 """The histology adapter: slides and tiles -> records, regions at a stated mpp, views, tiles for embedding."""
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +35,7 @@ from data_adapters.histology.recipe import Recipe, Source
 from data_adapters.histology.tiles import SUFFIXES as TILE_SUFFIXES
 from data_adapters.histology.tiles import read_tile
 
+SCALE_SAMPLE = 1000  # records by which `fit` tells whether the archive has a scale
 # Known to labs, unknown to openslide: the reason says more than "not a format".
 _FOREIGN = (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff")
 
@@ -202,6 +204,46 @@ class HistologyAdapter(BaseAdapter):
     def augment(self, kind: ViewKind, size: int) -> Augment:
         """The recipe of one kind of view."""
         return Recipe(kind, size, self.options)
+
+    def fit(self, records: Sequence[Record]) -> "HistologyAdapter":
+        """The adapter that knows whether its encoder saw images of a known scale."""
+        chosen = records[:: max(1, len(records) // SCALE_SAMPLE)]
+        known = any("mpp" in record.meta or record.meta.get(files.KEY, {}).get("kind") == "slide" for record in chosen)
+        fitted = copy.copy(self)  # through __getstate__, so without open files
+        fitted.options = self.options.model_copy(update={"known_scale": known})
+        return fitted
+
+    def cautions(self, records: Sequence[Record]) -> list[str]:
+        """Tiles of an unknown scale, or of another one than the encoder was trained at."""
+        o = self.options
+        if o.mpp is None or o.known_scale is False:
+            return []
+        low, high = o.mpp_range or (min(o.mpp_choices or (o.mpp,)), max(o.mpp_choices or (o.mpp,)))
+        tiles = unknown = other = 0
+        for record in records:
+            if record.meta[files.KEY]["kind"] == "slide":
+                continue
+            tiles += 1
+            native = scale.native_mpp(record.meta)
+            if native is None:
+                unknown += 1
+                continue
+            shown = native * min(record.meta["size"]) / o.global_size
+            other += not low / scale.ENLARGE <= shown <= high * scale.ENLARGE
+        found = []
+        if unknown:
+            found.append(
+                f"{unknown:,} of {tiles:,} tiles have no mpp (um per pixel), and the encoder was trained at {o.mpp:g}. "
+                f"A tile is resized to {o.global_size} pixels whatever it shows, so these vectors may be of another "
+                "scale. Give a catalogue with a column 'mpp', so that this is checked"
+            )
+        if other:
+            found.append(
+                f"{other:,} of {tiles:,} tiles, resized to {o.global_size} pixels, lie outside of the {low:g} to "
+                f"{high:g} um per pixel that the encoder was trained at. Cut tiles that are about "
+                f"{o.global_size * o.mpp:.0f} um wide"
+            )
+        return found
 
     # --- embedding --------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,9 @@ class HistologyOptions(AdapterOptions):
         validate_default=True,
         description="um per pixel in training, drawn log-uniformly; none trains at mpp alone (default .8 to 2.2 x mpp)",
     )
+    known_scale: bool | None = Field(
+        default=None, description="whether the training images had a known mpp; learnt from the archive"
+    )
     stain: Literal["he", "ihc", "any"] = Field(
         default="he",
         description="how tissue is told from background, and which stains are jittered (he: haematoxylin, eosin and "

@@ -11,7 +11,7 @@ from data_adapters.scan.looks import AHEAD, NO_TEXT, RENAME, full, storable
 from data_adapters.scan.meter import Meter
 from data_adapters.scan.pool import Lost, Pool, Task
 from data_adapters.scan.words import Checked
-from data_adapters.scan.worker import describe, facts, files_of, relative
+from data_adapters.scan.worker import describe, facts, files_of, relative, with_content
 
 
 class Checks:
@@ -80,7 +80,7 @@ class Checks:
             self._put(known, record.item, facts=now)
         else:
             kept = {name: before[name] for name in ("bytes", "mtime_ns", "digest")}
-            self.memory.keep_row({**row, **kept}, facts=now, verified=bool(before["verified"]))
+            self.memory.keep_row(with_content(row, **kept), facts=now, verified=bool(before["verified"]))
             self.meter.checked(len(files_of(record)))
         return True
 

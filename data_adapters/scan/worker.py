@@ -17,7 +17,7 @@ from typing import Any
 
 from data_adapters.base import Adapter, Record, Rejected, rejected
 from data_adapters.errors import MissingExtraError
-from data_adapters.identity import group_id, pseudonym
+from data_adapters.identity import group_id, item_id
 from data_adapters.quiet import quiet_readers
 from data_adapters.registry import from_description
 from data_adapters.scan.codec import encode
@@ -72,7 +72,7 @@ class Bench:
         except Exception as error:  # as above
             return rejected(record.uri, error)
         size, mtime = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        return Checked({**row, "bytes": size, "mtime_ns": mtime, "digest": digest}, facts(stats, row["meta"]))
+        return Checked(with_content(row, bytes=size, mtime_ns=mtime, digest=digest), facts(stats, row["meta"]))
 
     def _hash(self, files: Sequence[str], stats: Sequence[os.stat_result]) -> str:
         """The content hash; the items of one file follow each other, so the last one is kept."""
@@ -100,7 +100,6 @@ def describe(record: Record, base: Path) -> dict[str, Any]:
     if "files" in meta:
         meta["files"] = [relative(name, base) for name in meta["files"]]
     return {
-        "id": pseudonym("id", path, record.item),
         "group": group_id(record.group),
         "path": path,
         "item": record.item,
@@ -110,6 +109,11 @@ def describe(record: Record, base: Path) -> dict[str, Any]:
         "meta": META.encode(meta),
         "grouped_by": record.grouped_by,
     }
+
+
+def with_content(row: dict[str, Any], **content: Any) -> dict[str, Any]:
+    """A record's whole row: what `describe` gave, with bytes, mtime_ns and digest, and the id that follows."""
+    return {"id": item_id(row["path"], row["item"], content["digest"]), **row, **content}
 
 
 def content_hash(files: Iterable[str]) -> str:

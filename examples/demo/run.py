@@ -23,6 +23,7 @@ from examples.demo.common import LABELS, read_labels
 from examples.demo.compare import compare, items_of, show_next
 from examples.demo.probing import Client
 from lejepa_med.config import load_config
+from lejepa_med.table_writer import DONE, about
 
 MARK = ".lejepa-demo"
 EXIT_STOPPED = 3  # lejepa-med pretrain: saved and can be resumed
@@ -179,7 +180,7 @@ class Demo:
             self.call(command + (["--catalog", str(archive.labels)] if labelled else []))
         for random in (False, True) if labelled else (False,):
             table = self.place.table(random=random)
-            if (table / "embedding.json").is_file():
+            if about(table, DONE).is_file():
                 self.note(f"kept from an earlier demo: {table}")
                 continue
             command = ["embed", str(self.place.run), str(self.place.manifest), "--out", str(table)]

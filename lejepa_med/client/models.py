@@ -141,6 +141,7 @@ class ArchiveDetail(Archive):
     """A table with what it holds; `failures` have `reason` and `count`, `labels` items by label.
 
     `leak` counts `groups`, `images` and `copies` in several splits of the catalogue; None where there are none.
+    `cautions` are sentences about the vectors, such as that tiles have no mpp.
     """
 
     failed: int
@@ -148,6 +149,7 @@ class ArchiveDetail(Archive):
     failures: list[dict[str, Any]] = field(default_factory=list, repr=False)
     labels: dict[str, int] = field(default_factory=dict, repr=False)
     leak: dict[str, Any] | None = None
+    cautions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

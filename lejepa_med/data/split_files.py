@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import importlib.metadata
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -12,17 +11,18 @@ from typing import Any
 
 from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
-from data_adapters.tables import INVISIBLE, Table, escaped
+from data_adapters.tables import INVISIBLE, Table, count, escaped
 from lejepa_med.atomic import write_text
 from lejepa_med.data.split import assign, check_fractions
 from lejepa_med.errors import UserError
 
+DISJOINT = "no group and no equal image lies in two splits"
 HEADER = ("path", "item", "group", "label", "split")
 
 
 def receipt_file(out: Path) -> Path:
     """Where the receipt of a split lies: beside it."""
-    return out.with_suffix(".receipt.json")
+    return out.with_suffix(".receipt.txt")
 
 
 def check_target(out: Path, fractions: Mapping[str, float], *, overwrite: bool) -> None:
@@ -87,18 +87,52 @@ def write_split(
                 name: {"wanted": part, "fraction": found[name]["items"] / len(manifest), **found[name]}
                 for name, part in fractions.items()
             },
-            "disjoint": "checked in the written file: no group and no image content lies in two splits",
             "seed": seed,
             "manifest": manifest.digest(),
             "csv_blake2b": hashlib.blake2b(draft.read_bytes(), digest_size=16).hexdigest(),
             "tool": f"lejepa-med {_version()}",
         }
-        receipt_file(out).unlink(missing_ok=True)  # never an old receipt beside a new split
+        for old in (receipt_file(out), out.with_suffix(".receipt.json")):  # .json: of earlier releases
+            old.unlink(missing_ok=True)  # never an old receipt beside a new split
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
-    write_text(receipt_file(out), json.dumps(receipt, indent=1, ensure_ascii=False) + "\n")
+    write_text(receipt_file(out), _receipt_text(out, receipt))
     return receipt
+
+
+def _receipt_text(out: Path, receipt: Mapping[str, Any]) -> str:
+    """The receipt as a person reads it, one statement a line."""
+    lines = [
+        f"Split {out.name}, made by {receipt['tool']} with seed {receipt['seed']}",
+        "",
+        f"{count(receipt['items'], 'item')} in {count(receipt['groups'], 'group')}",
+    ]
+    for name, part in receipt["splits"].items():
+        labels = ", ".join(f"{label} {times:,}" for label, times in part["labels"].items())
+        share = f"{part['fraction']:.1%}, wanted {part['wanted']:.1%}"
+        items, groups = count(part["items"], "item"), count(part["groups"], "group")
+        lines.append(f"{name}: {items} in {groups} ({share}); labels: {labels}")
+    if receipt["groups_joined_by_equal_images"]:
+        lines.append(f"groups kept together because of equal images: {receipt['groups_joined_by_equal_images']:,}")
+    if receipt["repaired"] is not None:
+        lines.append(f"repaired: {repaired_text(receipt['repaired'])}")
+    lines += [
+        "",
+        f"Checked in the written file: {DISJOINT}.",
+        f"digest of the manifest: {receipt['manifest']}",
+        f"BLAKE2b of {out.name}: {receipt['csv_blake2b']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def repaired_text(repaired: Mapping[str, int]) -> str:
+    """What of the manifest's own split was a leak."""
+    groups = f"{repaired['groups']:,} groups ({repaired['images']:,} images)"
+    return (
+        f"in the manifest's own split, {groups} and {repaired['copies']:,} equal images lay in several splits; "
+        "each now lies in one"
+    )
 
 
 def _check(file: Path, content: Mapping[tuple[str, str], str]) -> dict[str, dict[str, Any]]:

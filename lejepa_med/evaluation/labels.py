@@ -4,21 +4,23 @@ import csv
 import io
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from data_adapters.identity import group_id, pseudonym
+from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
-from data_adapters.table_paths import SAMPLE, below, is_foreign, prefix_of, spellings, tidy
-from data_adapters.tables import FIRST, NO_LABELS, Table, count, meaning, one_style
+from data_adapters.table_paths import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
+from data_adapters.tables import FIRST, NO_LABELS, PARTICIPANT, Table, count, meaning, one_style
 from lejepa_med.atomic import write_text
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.kinds import Kind
 from lejepa_med.evaluation.probe import Label, Prediction, Probe
+from lejepa_med.names import Names
 
 GAP = 1000  # items of one file in a row that may be missing in a table
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -30,9 +32,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One labelled item: by `id`, or by `path` (and `item`); `group` overrides the table's group when given.
+    """One labelled item: by `id`, or by `path` (and `item`), or all items of a BIDS `participant`.
 
-    `number` is the row's in the file, where the header is row 1.
+    `group` overrides the table's group when given. `number` is the row's in the file, where the header is row 1.
     """
 
     label: str
@@ -42,11 +44,12 @@ class LabelRow:
     group: str = ""
     split: str = ""
     number: int = 0
+    participant: str = ""
 
     @property
     def name(self) -> str:
         """The row as a message names it."""
-        return f"row {self.number} ({self.path or self.id})"
+        return f"row {self.number} ({self.path or self.id or self.participant})"
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,23 @@ class Labels:
         return found
 
 
-def read_labels(file: Path, *, split: str | None = None) -> Labels:
+def read_labels(
+    file: Path, *, split: str | None = None, group_column: str | None = None, label_column: str | None = None
+) -> Labels:
     """A table with the columns `label` and `id` or `path` (optionally item, group, split); see data_adapters.tables.
+
+    A BIDS participants.tsv has `participant_id` in place of a path. The columns named are read as group and label.
 
     Raises:
         UserError: missing file or columns, or no labelled row.
     """
-    table = Table(file, what="The table of labels", needs=(("label",), ("path", "id")))
+    table = Table(
+        file,
+        what="The table of labels",
+        needs=(("label",), ("path", "id", PARTICIPANT)),
+        group_column=group_column,
+        label_column=label_column,
+    )
     found: list[LabelRow] = []
     placed: list[LabelRow] = []
     unlabelled = 0
@@ -112,16 +125,21 @@ def read_labels(file: Path, *, split: str | None = None) -> Labels:
         unlabelled += not cells["label"]
         if cells["label"] or cells.get("split") or cells.get("group"):
             own = {name: cells.get(name, "") for name in ("label", "id", "path", "item", "group", "split")}
-            (found if cells["label"] else placed).append(LabelRow(**own, number=row.number))
+            if table.participants:
+                own["participant"] = participant(cells[PARTICIPANT])
+                if "group" not in table.called:  # a column of this name is a diagnosis in BIDS
+                    own["group"] = own["participant"]
+            (found if cells["label"] else placed).append(LabelRow(number=row.number, **own))
     rows = [row for row in found if split is None or row.split == split]
     labels = Labels(rows, [row for row in found if split is not None and row.split != split], unlabelled, table, placed)
     if not rows:
         where = f" in the split '{split}'" if split is not None else ""
         known = sorted({row.split for row in found} - {""})
+        name = table.called.get("label", "label")
         said = "".join(f" {note}." for note in table.missing.notes(["label"]))
         raise UserError(
             f"The table of labels {file} holds no labelled row{where}.{said}",
-            remedy=f"The splits with labels are: {', '.join(known)}." if known else "Fill the column 'label'.",
+            remedy=f"The splits with labels are: {', '.join(known)}." if known else f"Fill the column '{name}'.",
         )
     return labels
 
@@ -178,7 +196,7 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
             first, before, _ = chosen.setdefault(index, (row, value, group))
             if before != value:
                 raise UserError(
-                    f"'{row.path or row.id}' has two labels "
+                    f"'{row.path or row.id or row.participant}' has two labels "
                     f"(rows {first.number} and {row.number} of {labels.table.file}).",
                     remedy="Keep one label for each item.",
                 )
@@ -186,7 +204,9 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
         raise UserError(
             f"Not one of the {len(labels)} labelled rows matches the {len(table.ids)} embedded items. "
             f"The first: {', '.join(row.name for row in unmatched[:FIRST])}.",
-            remedy="Paths must be relative to the archive's folder as it was embedded (--archive) or to the table, and "
+            remedy=f"Embed with --catalog {labels.table.file}, so that its participants are the groups."
+            if labels.table.participants
+            else "Paths must be relative to the archive's folder as it was embedded (--archive) or to the table, and "
             "ids come from this installation's salt (LEJEPA_SALT to share it).",
         )
     places = sorted(chosen)
@@ -207,7 +227,11 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
         groups=[chosen[i][2] for i in places],
         unmatched=unmatched,
         report=report,
-        notes=[*_notes(report, unmatched, labels, kind, finder.prefix), *_alike(labels)],
+        notes=[
+            *_notes(report, unmatched, labels, kind, finder.prefix),
+            *_alike(labels),
+            *_likely_group(table, labels, found),
+        ],
         leak=_leak(table, labels, finder, {i: group for i, (_, _, group) in chosen.items()}),
         relatives={
             table.ids[index]: group_id(named)
@@ -217,6 +241,26 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
             if index not in chosen
         },
     )
+
+
+def _likely_group(table: EmbeddingTable, labels: Labels, found: Sequence[tuple[LabelRow, list[int]]]) -> list[str]:
+    """Name a column that looks like patients, say, and is not used for groups; and whether that matters."""
+    column = labels.table.likely_group
+    if column is None:
+        return []
+    values = {row.number: row.cells[column] for row in labels.table}
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    for row, places in found:
+        if values[row.number]:
+            groups[values[row.number]].update(table.groups[place] for place in places)
+    several = sum(len(held) > 1 for held in groups.values())
+    if several:
+        return [
+            f"the column '{column}' looks like what belongs together, and is not used: images of one {column} lie in "
+            f"several groups ({several:,} of {count(len(groups), 'value')}), so scores may be too high; "
+            f"give --group-column {quote(column)}"
+        ]
+    return [f"the column '{column}' is not used as the group: each of its values lies in one group of the table anyway"]
 
 
 def _alike(labels: Labels) -> list[str]:
@@ -269,6 +313,10 @@ class _Finder:
 
     def __init__(self, table: EmbeddingTable, labels: Labels, archive: Path) -> None:
         self._position = {name: index for index, name in enumerate(table.ids)}
+        self._places = {name[:PLACE]: index for index, name in enumerate(table.ids)}
+        self._of_group: defaultdict[str, list[int]] = defaultdict(list)
+        for index, group in enumerate(table.groups):
+            self._of_group[group].append(index)
         self._archive = Path(os.path.abspath(archive))
         self._folder = Path(os.path.abspath(labels.table.file)).parent
         self.prefix: str | None = None
@@ -280,11 +328,15 @@ class _Finder:
     def find(self, row: LabelRow) -> list[int]:
         """The place of a row's item, or none; a row without an item stands for every item of its file.
 
+        A participant's items are those of the group that scans make of a BIDS subject.
+
         Raises:
             UserError: the path fits two items that differ in their spelling only.
         """
         if row.id:
             return [self._position[row.id]] if row.id in self._position else []
+        if row.participant:
+            return self._of_group.get(group_id(row.participant), [])
         if is_foreign(row.path):
             path = tidy(row.path)
             inside = self.prefix is not None and path.startswith(self.prefix + "/")
@@ -294,7 +346,7 @@ class _Finder:
         for name in names:
             found = self._at(name, row.item)
             if found:
-                exact = self._position.get(pseudonym("id", name, row.item))
+                exact = self._places.get(place_id(name, row.item))
                 if len(found) > 1 and exact is None:
                     raise UserError(
                         f"The path in {row.name} fits {len(found)} embedded items whose names differ only in Unicode "
@@ -313,7 +365,7 @@ class _Finder:
             places: list[int] = []
             item = last = 0
             while item - last < (GAP if places else FIRST):
-                place = self._position.get(pseudonym("id", one, str(item)))
+                place = self._places.get(place_id(one, str(item)))
                 item += 1
                 if place is not None:
                     places.append(place)
@@ -325,7 +377,7 @@ class _Finder:
     def _at(self, name: str, item: str) -> list[int]:
         if not name:
             return []
-        places = (self._position.get(pseudonym("id", one, item)) for one in spellings(name))
+        places = (self._places.get(place_id(one, item)) for one in spellings(name))
         return [place for place in places if place is not None]
 
 
@@ -376,15 +428,24 @@ def clean_labels(labels: Sequence[Any]) -> tuple[list[int], list[Any], Counter[s
     return places, kept, missing
 
 
-def write_predictions(file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe) -> None:
-    """CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty, probabilities by class."""
+def write_predictions(
+    file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe, *, names: Names | None = None
+) -> None:
+    """CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty, probabilities by class.
+
+    With `names`, their columns stand behind the id.
+
+    Raises:
+        UserError: `names` knows none of the ids.
+    """
+    places = [()] * len(ids) if names is None else names.cells(ids)
     stream = io.StringIO()
     writer = csv.writer(stream)
     columns = COLUMNS[probe.kind]
-    writer.writerow(
-        ["id", *columns, "seen", "in_sample", "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)]
-    )
-    for name, p in zip(ids, predictions, strict=True):
+    added = () if names is None else names.columns
+    scored = ["seen", "in_sample", "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)]
+    writer.writerow(["id", *added, *columns, *scored])
+    for name, place, p in zip(ids, places, predictions, strict=True):
         low, high = p.interval or ("", "")
         every = {
             "label": p.label,
@@ -398,6 +459,6 @@ def write_predictions(file: Path, ids: Sequence[str], predictions: Sequence[Pred
         }
         own = [*(every[column] for column in columns), p.seen, str(p.in_sample).lower()]
         scores = (p.novelty, p.uncertainty, *((p.probabilities or {})[c] for c in probe.classes))
-        writer.writerow([name, *own, *(f"{score:.6f}" for score in scores)])
+        writer.writerow([name, *place, *own, *(f"{score:.6f}" for score in scores)])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, stream.getvalue())

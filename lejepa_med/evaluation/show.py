@@ -58,9 +58,19 @@ def print_probe(metrics: dict[str, Any], *, console: Console | None = None) -> N
         held = "" if measured is None else f" (held-out images: {measured:.0%})"
         console.print(f"{found['coverage']:.0%} of predictions within {found['half_width']:.4g}{held}", highlight=False)
     if metrics["split_receipt"] is not None:
-        console.print(f"split receipt: {metrics['split_receipt']}", highlight=False)
+        console.print(f"split receipt: {_receipt(metrics['split_receipt'])}", highlight=False, soft_wrap=True)
     for warning in metrics["warnings"]:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+def _receipt(receipt: dict[str, Any]) -> str:
+    """What was split how, in a sentence."""
+    folds = [
+        f"fold {number}: {fold['train']:,} items of {fold['train_groups']:,} groups to learn from, "
+        f"{fold['validation']:,} of {fold['validation_groups']:,} to score"
+        for number, fold in enumerate(receipt["folds"], start=1)
+    ]
+    return f"no group on two sides; {'; '.join(folds)}; SHA-256 of groups and folds {receipt['sha256']}"
 
 
 def _cell(found: dict[str, Any], name: str) -> str:

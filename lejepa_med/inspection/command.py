@@ -22,6 +22,8 @@ def inspect_archive(
     encoder: Path | None,
     options: dict[str, Any],
     catalog: Path | None,
+    group_column: str | None = None,
+    label_column: str | None = None,
     n: int,
     seed: int,
     names: bool,
@@ -36,8 +38,9 @@ def inspect_archive(
         raise UserError(
             "An encoder brings its modality and options along.", remedy="Leave out --modality and --options."
         )
+    table = {"catalog": catalog, "group_column": group_column, "label_column": label_column}
     adapter, manifest = _open(
-        archive, modality=modality, encoder=encoder, options=options, catalog=catalog, console=console
+        archive, modality=modality, encoder=encoder, options=options, table=table, console=console
     )
     with progress_bar(console, "inspect") as bar:
         task = bar.add_task("", total=min(n, len(manifest)))
@@ -58,7 +61,7 @@ def _open(
     modality: str | None,
     encoder: Path | None,
     options: dict[str, Any],
-    catalog: Path | None,
+    table: dict[str, Any],
     console: Console,
 ) -> tuple[Adapter, Manifest]:
     adapter: Adapter | None = None
@@ -78,5 +81,5 @@ def _open(
             remedy=f"Give --modality {'|'.join(data_adapters.names())}, or --encoder RUN.",
         )
     else:
-        manifest = scan(adapter, archive, catalog=catalog, verify=False, console=console).manifest
+        manifest = scan(adapter, archive, verify=False, console=console, **table).manifest
     return (adapter if encoder is not None else adapter.fit(manifest.records())), manifest

@@ -106,6 +106,8 @@ def select(
     *,
     alpha: float = 0.4,
     labels: Path | None = None,
+    group_column: str | None = None,
+    label_column: str | None = None,
     mixed: bool = False,
     device: str = "cpu",
 ) -> Selection:
@@ -114,6 +116,8 @@ def select(
     Args:
         folders: run folders, or folders of them.
         alpha: exponent of lambda.
+        group_column: of `labels`; None: group.
+        label_column: of `labels`; None: label.
         labels: catalogue (path, label, group) from which accuracies are measured now; None: those that the runs
             measured themselves at their end, from the labels of their own manifest.
         mixed: rank runs of different archives or objectives all the same.
@@ -127,7 +131,7 @@ def select(
         raise ConfigError(f"There is {len(runs)} run to compare.", remedy="Give the folders of at least two runs.")
     warnings = _differences(runs, mixed=mixed)
     if labels is not None:
-        catalog = Catalog(labels)
+        catalog = Catalog(labels, group_column=group_column, label_column=label_column)
         runs = [_labelled(run, catalog, device=device) for run in runs]
         if unused := catalog.unused_rows():
             some = ", ".join(str(number) for number, _ in catalog.first_unused())

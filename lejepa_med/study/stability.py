@@ -196,6 +196,8 @@ class Grid:
             adapter,
             config.archive,
             catalog=config.data.catalog,
+            group_column=config.data.group_column,
+            label_column=config.data.label_column,
             verify=config.data.verify,
             journal=self.root / JOURNAL,
             console=self.console,

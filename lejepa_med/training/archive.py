@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +18,9 @@ from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
 from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
-from lejepa_med.config import DataConfig
-from lejepa_med.errors import UserError
+from data_adapters.tables import count
+from lejepa_med.config import LOCAL, Columns, DataConfig, load_config
+from lejepa_med.errors import ConfigError, UserError
 
 JOURNAL = ".scan"  # inside --out: what the next scan need not read again
 
@@ -42,6 +44,8 @@ def scan(
     archive: Path,
     *,
     catalog: Path | None = None,
+    group_column: str | None = None,
+    label_column: str | None = None,
     verify: bool = True,
     workers: int | None = None,
     journal: Path | None = None,
@@ -54,7 +58,13 @@ def scan(
     Raises:
         UserError: the archive does not exist, or nothing in it can be read.
     """
-    table = Catalog(catalog) if catalog is not None else None
+    if catalog is None and (group_column or label_column):
+        raise UserError(
+            f"--{'group' if group_column else 'label'}-column names a column of a catalogue, and none is given.",
+            remedy="Give the table, too: --catalog FILE (of pretrain: --data.catalog FILE).",
+        )
+    columns = {"group_column": group_column, "label_column": label_column}
+    table = None if catalog is None else Catalog(catalog, **columns)
     with progress_bar(console, "scan") as bar:
         task = bar.add_task("", total=None)
         result = scan_archive(
@@ -71,6 +81,14 @@ def scan(
     console.print(summary(result, remembered=journal is not None))
     for note in result.catalog_notes:
         console.print(f"[yellow]catalogue:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    participants = archive / "participants.tsv"
+    if catalog is None and participants.is_file():
+        console.print(
+            f"[yellow]catalogue:[/] the archive has a participants.tsv, which is not used: --catalog "
+            f"{escape(str(participants))} --label-column COLUMN takes its labels, and its participants as groups",
+            highlight=False,
+            soft_wrap=True,
+        )
     if not len(result):
         raise _nothing(archive, result)
     return result
@@ -112,8 +130,8 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     table.add_row("samples an epoch", f"{figures.samples:,}")
     for key, title, unit in FACTS:
         counts: Counter[str] = Counter()
-        for value, count in figures.facts[key].items():
-            counts[_text(json.loads(value))] += count
+        for value, times in figures.facts[key].items():
+            counts[_text(json.loads(value))] += times
         if counts:
             shown = ", ".join(f"{value}{unit} ({count:,})" for value, count in counts.most_common(4))
             table.add_row(title, shown + (f", and {len(counts) - 4} more" if len(counts) > 4 else ""))
@@ -123,8 +141,8 @@ def summary(result: Scan, *, remembered: bool = False) -> Table:
     _add_duplicates(table, result)
     _add_leak(table, result, figures.splits)
     table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
-    for reason, count in result.reasons()[:12]:
-        table.add_row("", f"{count:,} x {reason}")
+    for reason, times in result.reasons()[:12]:
+        table.add_row("", f"{times:,} x {reason}")
     if result.passed:
         beside = sorted(result.passed.items(), key=lambda one: (-one[1], one[0]))
         table.add_row("beside images", ", ".join(f"{count:,} {what}" for what, count in beside) + " (not read)")
@@ -135,12 +153,15 @@ def _add_groups(table: Table, result: Scan) -> None:
     """By which rules the groups were made, and what is likely to be wrong about them."""
     found = result.grouping()
     own = {BY_FILE: "each file its own, as nothing says which belong together", BY_ROW: "each row of a file its own"}
-    told = [
-        f"{one.groups:,} {own[one.rule]}"
-        if one.rule in own
-        else f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({one.items:,} items)"
-        for one in found
-    ]
+    told = []
+    for one in found:
+        if one.rule in own:
+            told.append(f"{one.groups:,} {own[one.rule]}")
+        elif one.rule == BY_FOLDER:
+            files, folders = count(one.items, "file"), count(one.folders, "folder")
+            told.append(f"{files} in {folders} were taken for {count(one.groups, 'group')}, by folder")
+        else:
+            told.append(f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({one.items:,} items)")
     table.add_row("groups", "; ".join(told))
     for one in found:
         if len(found) == one.groups == 1 < one.items:
@@ -149,8 +170,8 @@ def _add_groups(table: Table, result: Scan) -> None:
         elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
             table.add_row(
                 "[yellow]groups",
-                f"{one.items:,} items in {one.folders:,} folders were taken for {one.groups:,} groups. Where folders "
-                "are classes or sites and not patients, give a catalogue with a column 'group'",
+                f"{one.groups:,} groups by folder are few. Where folders are classes or sites and not patients, give "
+                "a catalogue with a column 'group', or say which column it is (--group-column)",
             )
         if one.rule in BY_NAME and one.apart:
             table.add_row(
@@ -191,6 +212,30 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return " x ".join(_text(part) for part in value)
     return str(value)
+
+
+def run_catalog(encoder: Path, archive: Path) -> dict[str, Any]:
+    """Catalogue and columns of the run that an encoder folder lies in, where it was trained on this `archive`.
+
+    Raises:
+        UserError: the catalogue is gone.
+    """
+    run = encoder if (encoder / "config.yaml").is_file() else encoder.parent
+    if not ((run / "config.yaml").is_file() and (run / LOCAL).is_file()):
+        return {}
+    try:
+        config = load_config(run / "config.yaml")
+    except ConfigError:  # of another release: nothing that embedding needs
+        return {}
+    manifest = run / "manifest.parquet"  # it has the archive's whole path, local.yaml what was typed
+    if config.data.catalog is None or not manifest.is_file() or Manifest.root_of(manifest) != archive.resolve():
+        return {}
+    if not config.data.catalog.is_file():
+        raise UserError(
+            f"The run {run} was trained with the catalogue {config.data.catalog}, which is not there any more.",
+            remedy=f"Give its new place as --catalog, or embed {run}/manifest.parquet in place of the archive.",
+        )
+    return {"catalog": config.data.catalog, **config.data.model_dump(include=set(Columns.model_fields))}
 
 
 def of_split(manifest: Manifest, data: DataConfig) -> Manifest:

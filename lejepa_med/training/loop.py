@@ -168,6 +168,8 @@ def _begin(
             adapter,
             config.archive,
             catalog=config.data.catalog,
+            group_column=config.data.group_column,
+            label_column=config.data.label_column,
             verify=config.data.verify,
             journal=run.journal,
             console=console,

@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.vectors.base import table_key
 from lejepa_med.embed import EmbeddingTable
 from tests.app.helpers import eventually, picture, png, wait
+from tests.data.histology import write_tiles
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,8 @@ def test_a_folder_becomes_the_table_that_the_command_writes(
 ) -> None:
     expected = EmbeddingTable.open(runs / "table")
     table = EmbeddingTable.open(settings.data / "archives" / made["id"])
+    assert pq.read_table(settings.data / "archives" / made["id"]).num_rows == len(table.ids)
+    assert client.get("/v1/archives/east").json()["cautions"] == []
     assert (table.ids, table.groups, table.encoder) == (expected.ids, expected.groups, expected.encoder)
     np.testing.assert_allclose(table.vectors, expected.vectors, atol=1e-5)
     schemas = [
@@ -74,6 +77,17 @@ def test_a_folder_becomes_the_table_that_the_command_writes(
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     seen = service.store.seen_encoder(expected.encoder)
     assert seen is not None and (seen.name, seen.modality, seen.dim) == ("images", "images", 512)
+
+
+def test_tiles_of_unknown_scale_are_told(client: TestClient, settings: Settings) -> None:
+    assert settings.archives_dir is not None
+    write_tiles(settings.archives_dir / "tiles", slides=["s1", "s2"])
+    wanted = {"name": "tiles", "folder": "tiles", "encoder": "histology"}
+    job = wait(client, client.post("/v1/archives", json=wanted).json()["id"], seconds=60)
+    assert job["state"] == "succeeded", job
+    (caution,) = client.get("/v1/archives/tiles").json()["cautions"]
+    assert caution.startswith("4 of 4 tiles have no mpp (um per pixel), and the encoder was trained at 0.5")
+    assert client.delete("/v1/archives/tiles").status_code == 204
 
 
 def test_download(client: TestClient, made: dict[str, Any], settings: Settings) -> None:

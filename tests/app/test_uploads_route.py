@@ -168,6 +168,18 @@ def test_upload_without_anything_readable_fails_and_leaves_nothing(client: TestC
     eventually(lambda: not list(settings.data.glob(f"*/{job['id']}")))
 
 
+def test_a_catalogue_with_columns_of_its_own(client: TestClient) -> None:
+    parts = [*files(png(1), name="1.png"), *files(png(2), name="2.png"), *files(png(3), name="3.png")]
+    rows = ["path,Patient,age,label", "1.png,p,40,x", "2.png,p,41,x", "3.png,q,41,x"]
+    catalog = ("catalog", ("c.csv", "\n".join(rows).encode()))
+    found = send(client, [*parts, catalog], modality="images", group_column="patient", label_column="age")
+    assert (found["groups"], found["labels"]) == (2, {"40": 1, "41": 2})
+    data = {"modality": "images", "group_column": "Doe"}
+    answer = client.post("/v1/uploads", files=[*parts, catalog], data=data)
+    assert answer.status_code == 422 and "no column of the name that group_column gives" in answer.json()["detail"]
+    assert "Doe" not in answer.text
+
+
 def test_a_catalogue_as_a_lab_computer_writes_it(client: TestClient) -> None:
     """UTF-16, semicolons, whole Windows paths, NFC for names that come in NFD, NA and 1.0; rows are told by number."""
     names = [unicodedata.normalize("NFD", f"Müller {number}.png") for number in range(5)]

@@ -9,7 +9,7 @@ import pytest
 import data_adapters
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
-from data_adapters.identity import pseudonym, salt, salt_file
+from data_adapters.identity import item_id, place_id, salt, salt_file
 from data_adapters.manifest import Manifest
 from data_adapters.scan import content_hash, scan_archive
 from tests.conftest import write_pictures
@@ -92,9 +92,26 @@ def test_ids_are_salted_and_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     root = write_pictures(tmp_path / "a", count=3)
     first = scan_archive(images(), root).manifest
     assert scan_archive(images(), root).manifest.column("id") == first.column("id")
-    assert first.column("id")[0] == pseudonym("id", "0000.png", "")
+    content = content_hash([str(root / "0000.png")])
+    assert first.column("id")[0] == item_id("0000.png", "", content) and len(first.column("id")[0]) == 32
     monkeypatch.setenv("LEJEPA_SALT", "another")
     assert not set(scan_archive(images(), root).manifest.column("id")) & set(first.column("id"))
+
+
+def test_two_archives_with_equal_paths_have_different_ids_and_a_moved_one_keeps_its_own(tmp_path: Path) -> None:
+    one, two = write_pictures(tmp_path / "a", count=3), write_pictures(tmp_path / "b", count=3)
+    for number in range(3):
+        shutil.copy(one / f"000{(number + 1) % 3}.png", two / f"000{number}.png")
+    first, second = (scan_archive(images(), root).manifest for root in (one, two))
+    assert first.column("path") == second.column("path")
+    assert not set(first.column("id")) & set(second.column("id"))
+    starts = [place_id(path, "") for path in first.column("path")]  # by which labels find items by path
+    assert [name[: len(start)] for name, start in zip(second.column("id"), starts, strict=True)] == starts
+    one.rename(tmp_path / "mounted elsewhere")
+    journal = tmp_path / "journal"
+    for _ in range(2):  # also from what a scan remembers
+        moved = scan_archive(images(), tmp_path / "mounted elsewhere", journal=journal).manifest
+        assert moved.column("id") == first.column("id")
 
 
 def test_the_salt_is_made_once_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
-from data_adapters.identity import pseudonym
+from data_adapters.identity import place_id
 from data_adapters.registry import create
 from data_adapters.scan import scan_archive
 from data_adapters.table_paths import below, fold, spellings, tidy
@@ -56,7 +56,7 @@ def scan(root: Path, path: str, *, place: str = ".") -> tuple[list[str | None], 
 def test_a_path_finds_its_file(root: Path, path: str) -> None:
     labels, notes = scan(root, path, place="labels")
     assert labels == [None, "x"], notes
-    assert any("1 item has no row" in note and pseudonym("id", "root.png", "") in note for note in notes)
+    assert any("1 item has no row" in note and place_id("root.png", "") in note for note in notes)
     assert not any("root.png" in note for note in notes)
 
 

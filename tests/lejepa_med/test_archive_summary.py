@@ -47,8 +47,8 @@ def test_each_rule_is_named_with_its_groups(folders: Path, tmp_path: Path) -> No
 
 def test_few_groups_of_folders_are_doubted(folders: Path) -> None:
     shown = printed(folders, "images", group_by="folder")
-    assert "groups 2 by folder (40 items)" in shown
-    assert "40 items in 2 folders were taken for 2 groups" in shown and "catalogue with a column 'group'" in shown
+    assert "groups 40 files in 2 folders were taken for 2 groups, by folder" in shown
+    assert "2 groups by folder are few" in shown and "catalogue with a column 'group'" in shown
     shutil.rmtree(folders / "spiral")
     assert "all items are one group, so none can be held out" in printed(folders, "mri", group_by="folder")
 
@@ -59,7 +59,7 @@ def test_sites_of_mri_are_doubted(tmp_path: Path) -> None:
         for patient in range(5):
             (tmp_path / site / f"p{patient}").mkdir(parents=True)
             write_nifti(tmp_path / site / f"p{patient}" / "T1.nii", volume)
-    assert "10 items in 10 folders were taken for 2 groups" in printed(tmp_path, "mri")
+    assert "10 files in 10 folders were taken for 2 groups" in printed(tmp_path, "mri")
 
 
 def test_equal_subjects_of_two_data_sets_are_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 import data_adapters
@@ -15,11 +16,13 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
+from lejepa_med.cli import main
 from lejepa_med.embed import EmbeddingTable, embed_archive, find_tables
 from lejepa_med.evaluation.labels import join, read_labels
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised, save_encoder
 from tests.conftest import write_pictures
+from tests.data.histology import write_slide, write_tiles
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,9 @@ def test_a_table_is_whole_and_readable_elsewhere(encoder: LoadedEncoder, manifes
     assert table.ids == manifest.column("id") and table.vectors.shape == (48, encoder.dim)
     assert table.encoder == encoder.fingerprint
     assert find_tables(tmp_path) == [tmp_path / "t"]
-    frame = ds.dataset([str(p) for p in sorted((tmp_path / "t").glob("*.parquet"))]).to_table()
-    assert frame.column_names == ["id", "group", "label", "vector"]
+    assert sorted(file.name for file in (tmp_path / "t").iterdir() if file.suffix != ".parquet") == ["_about"]
+    for frame in (pq.read_table(tmp_path / "t"), ds.dataset(tmp_path / "t").to_table()):
+        assert frame.column_names == ["id", "group", "label", "vector"] and frame.num_rows == 48
     direct = encoder.embed([encoder.adapter.prepare(manifest.record(row)) for row in range(48)])
     assert np.allclose(table.vectors, direct, atol=1e-5)
 
@@ -70,6 +74,26 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert one.ids == two.ids and np.array_equal(one.vectors, two.vectors)
 
 
+def test_a_table_of_an_earlier_release_is_read_and_not_continued(
+    encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path
+) -> None:
+    """Its files lay beside the shards."""
+    table = tmp_path / "t"
+    embed_archive(encoder, manifest, table)
+    for file in (table / "_about").iterdir():
+        file.rename(table / file.name)
+    (table / "_about").rmdir()
+    assert EmbeddingTable.open(table).ids == manifest.column("id") and find_tables(tmp_path) == [table]
+    with pytest.raises(UserError, match=r"earlier release.*another --out"):
+        embed_archive(encoder, manifest, table)
+
+
+def test_an_end_before_the_plan_blocks_nothing(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "t" / "_about").mkdir(parents=True)
+    (tmp_path / "t" / "_about" / ".plan.json.77.draft").write_text("{")
+    assert embed_archive(encoder, manifest, tmp_path / "t")["embedded"] == 48
+
+
 def test_two_encoders_never_mix(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
     embed_archive(encoder, manifest, tmp_path / "t")
     with pytest.raises(UserError, match=r"another origin.*encoder"):
@@ -86,7 +110,7 @@ def test_a_broken_file_costs_one_row(encoder: LoadedEncoder, tmp_path: Path) -> 
     (root / "0007.png").write_bytes(b"no picture")
     info = embed_archive(encoder, manifest, tmp_path / "t")
     assert (info["embedded"], info["failed"]) == (11, 1)
-    failed = (tmp_path / "t" / "failed-00000.csv").read_text().splitlines()
+    failed = (tmp_path / "t" / "_about" / "failed-00000.csv").read_text().splitlines()
     assert failed[1].startswith(manifest.column("id")[7] + ",") and len(failed) == 2
 
 
@@ -98,7 +122,7 @@ def test_names_of_the_archive_are_nowhere_in_the_table(encoder: LoadedEncoder, t
     (root / "patient-schmidt-3.png").write_bytes(b"broken")
     manifest = scan_archive(encoder.adapter, root, verify=False).manifest
     embed_archive(encoder, manifest, tmp_path / "t")
-    for file in (tmp_path / "t").iterdir():
+    for file in (file for file in (tmp_path / "t").rglob("*") if file.is_file()):
         content = file.read_bytes().lower()
         assert b"schmidt" not in content and b"mueller" not in content, file.name
 
@@ -192,3 +216,56 @@ def test_ids_of_64_bits_and_codes_stay_what_they_are(encoder: LoadedEncoder, pic
     for place, name in enumerate(columns[:4]):
         assert table[name].to_pylist() == [row[place] for row in wanted], name
     assert table["mixed"].to_pylist() == [str(row[4]) for row in wanted]  # a float would not hold 2**53 + 1
+
+
+# --- scale of tiles -------------------------------------------------------------------------------------------------
+
+
+def histology(folder: Path, *, known_scale: bool | None) -> Path:
+    """A run folder with an untrained encoder of 96 px at .5 um per pixel."""
+    options = {"global_size": 96, "n_global": 2, "n_local": 0, "mpp": 0.5, "known_scale": known_scale}
+    adapter = data_adapters.create("histology", **options)
+    save_encoder(create_encoder("resnet10t", adapter.spec), adapter, folder / "encoder")
+    return folder
+
+
+def test_tiles_of_unknown_or_other_scale_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiles = write_tiles(tmp_path / "a", slides=["s1", "s2"], per_slide=3)
+    rows = [f"{tile.relative_to(tmp_path / 'a')},{tile.parent.name},{k % 2}" for k, tile in enumerate(tiles)]
+    (tmp_path / "labels.csv").write_text("path,group,label\n" + "".join(f"{row}\n" for row in rows))
+    run = histology(tmp_path / "run", known_scale=True)
+
+    def embed(name: str, *mpp: object, encoder: Path = run) -> str:
+        catalog = []
+        if mpp:
+            cells = [f"{row.split(',')[0]},{value}\n" for row, value in zip(rows, mpp, strict=True)]
+            table = "path,mpp\n" + "".join(cells)
+            (tmp_path / f"{name}.csv").write_text(table)
+            catalog = ["--catalog", str(tmp_path / f"{name}.csv")]
+        capsys.readouterr()
+        main(["embed", str(encoder), str(tmp_path / "a"), "--out", str(tmp_path / name), "--workers", "0", *catalog])
+        return " ".join(capsys.readouterr().err.split())
+
+    unknown = "6 of 6 tiles have no mpp (um per pixel), and the encoder was trained at 0.5"
+    shown = embed("none")
+    assert unknown in shown and "a catalogue with a column 'mpp'" in shown
+    probe = ["probe", str(tmp_path / "none"), str(tmp_path / "labels.csv"), "--archive", str(tmp_path / "a")]
+    main([*probe, "--out", str(tmp_path / "p"), "--folds", "2"])
+    assert unknown in capsys.readouterr().out
+    main(["predict", str(tmp_path / "p"), str(tmp_path / "none"), "--out", str(tmp_path / "p.csv")])
+    assert unknown in capsys.readouterr().out
+    assert "note:" not in embed("right", *[0.5] * 6) and "note:" not in embed("coarser", *[1.0] * 6)  # training's range
+    shown = embed("mixed", 0.5, 0.5, 0.1, 4, 0.5, 0.5)
+    assert "2 of 6 tiles, resized to 96 pixels, lie outside of the 0.4 to 1.1 um per pixel" in shown
+    assert "Cut tiles that are about 48 um wide" in shown and "have no mpp" not in shown
+    assert "note:" not in embed("own", encoder=histology(tmp_path / "tiles", known_scale=False))
+
+
+def test_an_encoder_knows_whether_its_archive_had_a_scale(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "a" / "tiles", slides=["s1", "s2"])
+    adapter = data_adapters.create("histology", global_size=64, local_size=32)
+    records = scan_archive(adapter, tmp_path / "a", verify=False).manifest.records()
+    assert adapter.fit(records).describe()["options"]["known_scale"] is False
+    write_slide(tmp_path / "a" / "slide.tiff")
+    records = scan_archive(adapter, tmp_path / "a", verify=False).manifest.records()
+    assert adapter.fit(records).describe()["options"]["known_scale"] is True

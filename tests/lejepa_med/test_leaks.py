@@ -70,8 +70,8 @@ def test_split_says_what_it_repaired(archive: Path, tmp_path: Path, capsys: pyte
         ["split", str(tmp_path / "scan" / "manifest.parquet"), "--out", str(out), "--fractions", "train=.5", "test=.5"]
     )
     assert "1 groups (2 images) and 1 equal images lay in several splits" in capsys.readouterr().out
-    receipt = json.loads((tmp_path / "s.receipt.json").read_text())
-    assert receipt["repaired"] == {"groups": 1, "images": 2, "copies": 1}
+    receipt = (tmp_path / "s.receipt.txt").read_text()
+    assert "repaired: in the manifest's own split, 1 groups (2 images) and 1 equal images lay in several" in receipt
     found = scan_archive(data_adapters.create("images"), archive, catalog=Catalog(out))
     assert found.leak is None
     split = dict(zip(found.manifest.column("path"), found.manifest.column("split"), strict=True))
@@ -86,7 +86,7 @@ def test_a_probe_across_a_leaking_split_needs_a_word(
     assert "LEAK" in capsys.readouterr().err
     related = EmbeddingTable.open(table)
     assert len(related.related) == 4 and related.leak() is not None
-    assert not any(b".png" in file.read_bytes() for file in table.iterdir()), "pseudonyms, no paths"
+    assert not any(b".png" in file.read_bytes() for file in table.rglob("*.*")), "pseudonyms, no paths"
 
     command = ["probe", table, labels, "--archive", archive, "--out", tmp_path / "p"]
     for further in (["--split", "train"], ["--split", "val"], []):
@@ -129,4 +129,4 @@ def test_embedding_a_manifest_tells_its_leak(
     manifest.write(tmp_path / "m.parquet")
     main(["embed", str(encoder), str(tmp_path / "m.parquet"), "--out", str(tmp_path / "t"), "--workers", "0"])
     assert "LEAK 1 group lies in several splits" in capsys.readouterr().err
-    assert (tmp_path / "t" / "related.json").is_file()
+    assert (tmp_path / "t" / "_about" / "related.json").is_file()
