@@ -21,7 +21,7 @@ from lejepa_med.evaluation.probe import Prediction
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]
-FIELDS = {name: TEXT_FIELDS[name] for name in ("region", "mpp")}
+FIELDS = {name: TEXT_FIELDS[name] for name in ("region", "mpp", "keys")}
 
 
 @router.post(
@@ -50,7 +50,10 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
     check_same_encoder(row, table.encoder)
     probe = service.training.probe(row.id)
     found = probe.predict(table.vectors[rows_of(wanted.ids, table.ids)])
-    items = [_item(i, given, id=name) for i, (name, given) in enumerate(zip(wanted.ids, found, strict=True))]
+    items = [
+        PredictedItem(index=index, id=name, **answer_of(given))
+        for index, (name, given) in enumerate(zip(wanted.ids, found, strict=True))
+    ]
     return Predictions(probe=row.id, items=items)
 
 
@@ -58,22 +61,22 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
     encoder_id = service.library.present(row.fingerprint)
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
-    results = embed_form(service, form, encoder_id, field)
+    results, skipped = embed_form(service, form, encoder_id, field)
     check_any(results)
     probe = service.training.probe(row.id)
     vectors = [result.vector for result in results if result.vector is not None]
     found = iter(probe.predict(np.stack(vectors)))
     items = [
-        PredictedItem(index=index, file_index=result.file_index, error=result.problem)
-        if result.problem is not None
-        else _item(index, next(found), file_index=result.file_index)
+        PredictedItem(
+            index=index,
+            file_index=result.file_index,
+            name=result.name,
+            key=result.key,
+            **({"error": result.problem} if result.problem is not None else answer_of(next(found))),
+        )
         for index, result in enumerate(results)
     ]
-    return Predictions(probe=row.id, items=items)
-
-
-def _item(index: int, given: Prediction, *, file_index: int | None = None, id: str | None = None) -> PredictedItem:
-    return PredictedItem(index=index, file_index=file_index, id=id, **answer_of(given))
+    return Predictions(probe=row.id, items=items, skipped=skipped)
 
 
 def answer_of(given: Prediction) -> dict[str, Any]:

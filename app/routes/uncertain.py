@@ -9,6 +9,7 @@ from app.forms import PROBLEM_RESPONSES
 from app.routes import Running
 from app.routes.predictions import answer_of
 from app.routes.probes import check_same_encoder, find_probe
+from app.routes.search import columns_of
 from app.schemas_probes import Uncertain, UncertainItem
 from app.service import Service
 from lejepa_med.evaluation.uncertain import most_uncertain
@@ -44,14 +45,17 @@ def _answer(service: Service, probe_id: str, archive: str, limit: int) -> Uncert
     labelled = {name.removeprefix(prefix) for name in probe.examples.ids if name.startswith(prefix)}
     chosen = most_uncertain(probe, table.vectors, table.ids, limit=limit, skip=labelled)
     found = probe.predict(table.vectors[[c.row for c in chosen]]) if chosen else []
+    base = service.search.base(archive)
+    rows = [row for row in base.rows_of([table.ids[c.row] for c in chosen]) if row is not None]
     items = [
         UncertainItem(
             index=index,
             id=table.ids[candidate.row],
             group=table.groups[candidate.row],
             distance=candidate.distance,
+            columns=columns,
             **answer_of(given),
         )
-        for index, (candidate, given) in enumerate(zip(chosen, found, strict=True))
+        for index, (candidate, given, columns) in enumerate(zip(chosen, found, columns_of(base, rows), strict=True))
     ]
     return Uncertain(probe=row.id, archive=archive, items=items)

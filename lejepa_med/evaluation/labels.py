@@ -372,7 +372,7 @@ def write_predictions(file: Path, ids: Sequence[str], predictions: Sequence[Pred
     stream = io.StringIO()
     writer = csv.writer(stream)
     columns = COLUMNS[probe.kind]
-    writer.writerow(["id", *columns, "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)])
+    writer.writerow(["id", *columns, "novelty", "uncertainty", *(f"probability {name}" for name in probe.classes)])
     for name, p in zip(ids, predictions, strict=True):
         low, high = p.interval or ("", "")
         every = {

@@ -205,7 +205,7 @@ def test_too_many_pixels(runs: Path, tmp_path: Path) -> None:
     library, embedding = Library(limited), Embedding(limited)
     (tmp_path / "a.png").write_bytes(png())
     _, encoder, batcher = library.encoder("images")
-    found = sources(
+    found, _ = sources(
         encoder.adapter, [Upload(0, tmp_path / "a.png", 1)], Field(), settings=limited, sandbox=embedding.sandbox
     )
     (result,) = embedding.run(encoder.adapter, batcher, found)
@@ -232,3 +232,11 @@ def test_broken_multipart(client: TestClient, settings: Settings, body: bytes, s
 def test_json_to_the_upload_route(client: TestClient) -> None:
     answer = client.post("/v1/embeddings", json={"files": []})
     assert (answer.status_code, answer.json()["type"]) == (415, "urn:lejepa-med:problem:not-multipart")
+
+
+def test_a_picture_for_an_encoder_of_flux_is_told_what_the_encoder_wants(client: TestClient) -> None:
+    answer = client.post("/v1/embeddings", files=files(png()), data={"encoder": "galaxy"})
+    assert answer.status_code == 422
+    detail, remedy = answer.json()["detail"], answer.json()["remedy"]
+    assert "holds pictures (JPEG, PNG), but the encoder (or the option kind) is for flux (FITS)" in detail
+    assert "an encoder that was pretrained on pictures" in remedy and "modality" not in detail + remedy

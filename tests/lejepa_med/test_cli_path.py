@@ -32,7 +32,7 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     with (tmp_path / "predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 48 and {row["label"] for row in rows} <= {"stripes", "rings"}
-    assert all(abs(float(row["p(rings)"]) + float(row["p(stripes)"]) - 1) < 1e-5 for row in rows)
+    assert all(abs(float(row["probability rings"]) + float(row["probability stripes"]) - 1) < 1e-5 for row in rows)
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "probe"), str(tmp_path / "r"), "--out", str(tmp_path / "x.csv")])
     assert "another encoder" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()

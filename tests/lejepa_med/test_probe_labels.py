@@ -23,9 +23,16 @@ def table():
     return EmbeddingTable(name="t", ids=ids, groups=ids, labels=[None] * 12, vectors=vectors, encoder="e")
 
 
+CHANCES = ["probability a", "probability b"]
 COLUMNS = {
-    "classification": (["a", "b"], ["id", "label", "knn_label", "novelty", "uncertainty", "p(a)", "p(b)"]),
-    "multilabel": (["a; b", "[]"], ["id", "labels", "knn_labels", "novelty", "uncertainty", "p(a)", "p(b)"]),
+    "classification": (
+        ["a", "b"],
+        ["id", "label", "knn_label", "novelty", "uncertainty", *CHANCES],
+    ),
+    "multilabel": (
+        ["a; b", "[]"],
+        ["id", "labels", "knn_labels", "novelty", "uncertainty", *CHANCES],
+    ),
     "regression": (["1.5", "-2e1"], ["id", "value", "low", "high", "knn_value", "novelty", "uncertainty"]),
 }
 PARSED = {"classification": ["a", "b"], "multilabel": [("a", "b"), ()], "regression": [1.5, -20.0]}
