@@ -80,10 +80,10 @@ def sources(
     sandbox: Sandbox,
     names: Names | None = None,
     pixels: bool = False,
-) -> tuple[list[Source], list[Skipped]]:
-    """Every item in the files, in the files' order, and what in zips is no image and so no item.
+) -> list[Source]:
+    """Every item in the files, in the files' order; a bad file becomes one Source with a problem.
 
-    A bad file becomes one Source with a problem. `names` are those of the request.
+    `names` are those of the request, whose `skipped` gets what in zips turns out to be no image.
 
     Reads headers only. With `pixels`, a lone file that is one item is decoded at once; of several files the pixels
     would fill the memory.
@@ -99,7 +99,6 @@ def sources(
         )
     names = names or Names(zips=names_in(uploads, settings))
     found: list[Source] = []
-    skipped = names.skipped()
     unzipped = 0
     for upload in uploads:
         _, key = names.of(upload.index, "")
@@ -120,10 +119,10 @@ def sources(
             if not taken:
                 raise _nothing(adapter)
             found += taken
-            skipped += [one for one in items if isinstance(one, Skipped)]
+            names.skipped += [one for one in items if isinstance(one, Skipped)]
         except BadFileError as error:
             found.append(Source(upload.index, problem=describe(error), key=key))
-    return found, skipped
+    return found
 
 
 def _read(adapter: Adapter, path: Path, index: int, sandbox: Sandbox) -> list[Source]:

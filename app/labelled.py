@@ -193,7 +193,7 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
     encoder_id, loaded, _ = library.encoder(encoder)
     place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     names = read_names(form, settings)
-    found, _ = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
+    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
     for index, source in enumerate(found):
         if source.problem is not None:
             raise first_bad(source.problem, index, source.file_index, name=source.name, key=source.key)

@@ -23,12 +23,20 @@ GivenKeys = list[GivenKey | dict[str, GivenKey] | None]
 """The form field `keys`: for each file a key, null, or for a zip its files' keys by name."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Names:
-    """The keys of a request's files by position, and the names in its zips, by position as well."""
+    """The keys of a request's files by position, and the names in its zips, by position as well.
+
+    `skipped` are the files in zips that are no images: at first those that are not even unpacked.
+    """
 
     keys: Sequence[Key | Mapping[str, Key] | None] = ()
     zips: Mapping[int, Contents] = field(default_factory=dict)
+    skipped: list[Skipped] = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = ((index, name) for index, found in self.zips.items() for name in found.skipped)
+        self.skipped = [Skipped(file_index=index, name=name) for index, name in told]
 
     def of(self, file_index: int, unpacked: str) -> tuple[str | None, Key | None]:
         """Name in the zip, None outside of one, and key of a file; `unpacked` is the file's name here."""
@@ -44,10 +52,6 @@ class Names:
         """By position of a zip, its files' keys by name."""
         given = ((index, key) for index, key in enumerate(self.keys) if isinstance(key, Mapping))
         return {index: {_same(name): key for name, key in keys.items()} for index, keys in given}
-
-    def skipped(self) -> list[Skipped]:
-        """What was not even unpacked, since it can be no image."""
-        return [Skipped(file_index=index, name=name) for index, found in self.zips.items() for name in found.skipped]
 
 
 def read_names(form: Form, settings: Settings) -> Names:

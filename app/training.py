@@ -133,7 +133,7 @@ class Training(JobWork):
             if start <= index < start + CHUNK
         ]
         field = Field(region=None if plan.region is None else (*plan.region,), mpp=plan.mpp)
-        found, _ = sources(encoder.adapter, uploads, field, settings=self._settings, sandbox=self._embedding.sandbox)
+        found = sources(encoder.adapter, uploads, field, settings=self._settings, sandbox=self._embedding.sandbox)
         vectors: list[np.ndarray] = []
         for result in self._embedding.run(encoder.adapter, batcher, found, patient=True):
             index = start + len(vectors)
@@ -185,8 +185,7 @@ class Training(JobWork):
                 raise ProblemError(
                     422,
                     "two-labels",
-                    f"The files at positions {files[0]} and {files[1]} (counted from 0) have the same content, but "
-                    "different labels.",
+                    f"Files {files[0]} and {files[1]} are the same (counted from 0), but have different labels.",
                     remedy="Send each image once, with the right label.",
                     file_index=files[1],
                 )

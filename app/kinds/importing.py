@@ -305,7 +305,7 @@ class Importing(JobWork):
         }
         names = Names(plan.keys, zips)
         files: dict[str, Place] = {}
-        others = names.skipped()
+        others = list(names.skipped)
         for index, (name, _) in enumerate(plan.files):
             stem = Path(name).stem
             files[stem if name.endswith(".zip") else name] = Place(index, key=names.of(index, "")[1])

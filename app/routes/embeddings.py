@@ -117,7 +117,7 @@ def start(
     """
     names = read_names(form, service.settings)
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found, skipped = sources(
+    found = sources(
         encoder.adapter,
         form.uploads,
         field,
@@ -128,7 +128,7 @@ def start(
     )
     charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
-    return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient), skipped
+    return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient), names.skipped
 
 
 def embed_form(

@@ -185,7 +185,7 @@ class GalaxyAdapter(BaseAdapter):
     def _check_kind(self, kind: str) -> None:
         if self.options.kind not in ("auto", kind):
             raise BadFileError(
-                f"holds {KINDS[kind]}, but the encoder (or the option kind) is for {KINDS[self.options.kind]}",
+                f"holds {KINDS[kind]}, but the encoder's (or option's) kind is {KINDS[self.options.kind]}",
                 remedy=f"Use an encoder that was pretrained on {KINDS[kind]}. Pictures and flux need an archive and an "
                 "encoder each.",
             )

@@ -32,12 +32,12 @@ def few_numbers(count: int) -> list[str]:
 
 def two_folds(groups: int, what: str) -> list[str]:
     """A cross-validation that cannot choose the strength of the regularisation. `what`: the value that is used."""
-    cause, remedy = "There are two folds", "Use three folds or more, with every class in three groups."
+    cause, remedy = "", "Use three folds or more, with every class in three groups."
     if groups == 2:
-        cause, remedy = "All labels come from two groups (patients, slides, fields)", "Label items of a third group."
+        cause, remedy = "All labels come from two groups (patients, slides, fields). ", "Label items of a third group."
     return [
-        f"{cause}, so each model learns from one part and is scored on the other. No third part is left to choose the "
-        f"strength of the regularisation by: {what} is used, and the scores are rough. {remedy}"
+        f"{cause}Two folds: each model learns from one part and is scored on the other, and no third part is left to "
+        f"choose the strength of the regularisation by. So {what} is used, and the scores are rough. {remedy}"
     ]
 
 

@@ -128,8 +128,8 @@ def fit_numbers(examples: Numbers, options: Options) -> tuple[NumberHead, dict[s
         warnings.append(f"The labels take {steps} values only. If they are grades, also try them as classes (texts).")
     if split is None:
         warnings.append(
-            "All labels come from one group (patient, slide, field), so there is no other to score the probe on, and "
-            "its quality is unknown. Label items of further groups."
+            "All labels come from a single group (patient, slide, field), so there is no other to score the probe "
+            "on, and its quality is unknown. Label items of further groups."
         )
     elif split.count == 2:
         warnings += two_folds(len(np.unique(examples.groups)), "the middle penalty of the grid")

@@ -205,7 +205,7 @@ def test_too_many_pixels(runs: Path, tmp_path: Path) -> None:
     library, embedding = Library(limited), Embedding(limited)
     (tmp_path / "a.png").write_bytes(png())
     _, encoder, batcher = library.encoder("images")
-    found, _ = sources(
+    found = sources(
         encoder.adapter, [Upload(0, tmp_path / "a.png", 1)], Field(), settings=limited, sandbox=embedding.sandbox
     )
     (result,) = embedding.run(encoder.adapter, batcher, found)
@@ -238,5 +238,5 @@ def test_a_picture_for_an_encoder_of_flux_is_told_what_the_encoder_wants(client:
     answer = client.post("/v1/embeddings", files=files(png()), data={"encoder": "galaxy"})
     assert answer.status_code == 422
     detail, remedy = answer.json()["detail"], answer.json()["remedy"]
-    assert "holds pictures (JPEG, PNG), but the encoder (or the option kind) is for flux (FITS)" in detail
+    assert "holds pictures (JPEG, PNG), but the encoder's (or option's) kind is flux (FITS)" in detail
     assert "an encoder that was pretrained on pictures" in remedy and "modality" not in detail + remedy

@@ -79,7 +79,7 @@ def test_folds_shrink_with_a_warning():
 def test_two_groups_of_a_class_still_score():
     metrics = fit_probe(*made([12, 6])).metrics
     assert metrics["folds"] == 2 and metrics["linear"]["C_of_folds"] == [0.1, 0.1]
-    assert any("No third part is left" in w for w in metrics["warnings"])
+    assert any("Two folds" in w for w in metrics["warnings"])
 
 
 @pytest.mark.parametrize("one_group", [True, False])
