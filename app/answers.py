@@ -1,8 +1,9 @@
 """How vectors are answered: JSON, lines of JSON, .npy, Parquet or an Arrow stream, and which the client wants."""
 
 import io
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from app.embedding import Result
 from app.errors import ProblemError
-from app.schemas import Problem
+from app.schemas import Key, Problem, Skipped
 
 JSON, NDJSON, NPY = "application/json", "application/x-ndjson", "application/x-npy"
 ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
@@ -30,7 +31,10 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One vector of an answer, or the problem that stands for an item. `part` is a slice's or tile's place in it."""
+    """One vector of an answer, or the problem that stands for an item. `part` is a slice's or tile's place in it.
+
+    `name` and `key` are the client's words for the item's file.
+    """
 
     index: int
     file_index: int
@@ -38,16 +42,18 @@ class Row:
     items: int
     vector: np.ndarray | None
     problem: Problem | None
+    name: str | None = None
+    key: Key | None = None
 
 
 def rows_of(index: int, result: Result) -> Iterator[Row]:
     """One row for a pooled item or a bad one, n rows for an item whose n vectors are kept apart."""
     vector = result.vector
     if vector is None or vector.ndim == 1:
-        yield Row(index, result.file_index, None, result.items, vector, result.problem)
+        yield Row(index, result.file_index, None, result.items, vector, result.problem, result.name, result.key)
         return
     for part, single in enumerate(vector):
-        yield Row(index, result.file_index, part, 1, single, None)
+        yield Row(index, result.file_index, part, 1, single, None, result.name, result.key)
 
 
 class Answer(Protocol):
@@ -75,7 +81,9 @@ class JsonLines:
     def text(self, row: Row) -> str:
         """The row as `schemas.EmbeddedItem` would write it, in a fraction of the time."""
         part = "" if row.part is None else f',"part":{row.part}'
-        start = f'{{"index":{row.index},"file_index":{row.file_index}{part},"items":{row.items}'
+        name = "" if row.name is None else f',"name":{json.dumps(row.name)}'
+        key = "" if row.key is None else f',"key":{json.dumps(row.key)}'
+        start = f'{{"index":{row.index},"file_index":{row.file_index}{name}{key}{part},"items":{row.items}'
         if row.vector is not None:
             return f'{start},"vector":[{self._numbers % tuple(row.vector.tolist())}]}}'
         error = row.problem.model_dump_json(exclude_none=True) if row.problem is not None else "null"
@@ -92,6 +100,8 @@ class ArrowStream:
             [
                 pa.field("index", pa.int32(), nullable=False),
                 pa.field("file_index", pa.int32(), nullable=False),
+                pa.field("name", pa.string()),
+                pa.field("key", pa.string()),
                 pa.field("part", pa.int32()),
                 pa.field("vector", pa.list_(pa.float32(), head.dim)),
                 pa.field("error", pa.string()),
@@ -129,6 +139,8 @@ class ArrowStream:
         columns = [
             pa.array([row.index for row in self._rows], pa.int32()),
             pa.array([row.file_index for row in self._rows], pa.int32()),
+            pa.array([row.name for row in self._rows], pa.string()),
+            pa.array([None if row.key is None else str(row.key) for row in self._rows], pa.string()),
             pa.array([row.part for row in self._rows], pa.int32()),
             pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self._dim, mask=missing),
             pa.array(errors, pa.string()),
@@ -175,14 +187,15 @@ STREAMS: dict[str, type[JsonLines] | type[ArrowStream]] = {NDJSON: JsonLines, AR
 OFFERS = (JSON, NPY, *STREAMS)
 
 
-def whole_json(head: Head, rows: list[Row]) -> str:
+def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> str:
     """The JSON answer, as `schemas.Embeddings` describes it."""
     lines = JsonLines(head)
     items = ",".join(lines.text(row) for row in rows)
+    told = f',"skipped":{json.dumps([one.model_dump() for one in skipped])}' if skipped else ""
     # Ids, fingerprints and precisions are made of letters that JSON need not escape.
     return (
         f'{{"encoder":"{head.encoder}","fingerprint":"{head.fingerprint}","precision":"{head.precision}",'
-        f'"dim":{head.dim},"items":[{items}]}}'
+        f'"dim":{head.dim},"items":[{items}]{told}}}'
     )
 
 

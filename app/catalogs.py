@@ -2,18 +2,16 @@
 
 import csv
 import re
-import struct
-import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import ProblemError
 from app.settings import Settings
-from app.unzip import check_directory, named
+from app.unzip import contents
 from app.uploads import Form, Upload, too_large
-from data_adapters.errors import BadFileError, UserError
+from data_adapters.errors import UserError
 from data_adapters.identity import sealed
 from data_adapters.table_paths import fold, tidy
 from data_adapters.tables import FIRST, Row, Table, escaped
@@ -105,8 +103,8 @@ class _Places:
             if upload.path.suffix != ".zip":
                 self._exact[tidy(upload.name)].append(upload.path.name)
                 continue
-            for name, place in _entries(upload, settings):
-                self._exact[tidy(name)].append(place)
+            for unpacked, name in contents(upload.path, settings).names.items():
+                self._exact[tidy(name)].append(f"{upload.path.stem}/{unpacked}")
         self._folded: defaultdict[str, list[str]] = defaultdict(list)
         for name, places in self._exact.items():
             self._folded[fold(name)] += places
@@ -149,16 +147,6 @@ def _by_last(names: Iterable[str]) -> defaultdict[str, list[str]]:
     for name in dict.fromkeys(names):
         found[_last(name)].append(name)
     return found
-
-
-def _entries(upload: Upload, settings: Settings) -> Iterator[tuple[str, str]]:
-    try:
-        check_directory(upload.path, settings)
-        with zipfile.ZipFile(upload.path) as source:
-            for entry, name in named(source.infolist()):
-                yield entry.filename, f"{upload.path.stem}/{name}"
-    except (BadFileError, zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError):
-        return  # the import refuses it with a reason
 
 
 def _public(row: Row, table: Table) -> dict[str, str]:

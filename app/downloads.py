@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from fastapi.responses import Response, StreamingResponse
 
 from app.settings import Settings
+from data_adapters.tables import NO_LABELS
 
 PARQUET, CSV, JSON = "application/vnd.apache.parquet", "text/csv", "application/json"
 PIECE = 1 << 20
@@ -84,10 +85,17 @@ def _csv(stream: IO[bytes]) -> Iterator[str]:
         writer.writeheader()
         for rows in _batches(source):
             for row in rows:
-                writer.writerow({k: json.dumps(v) if isinstance(v, list | bool) else v for k, v in row.items()})
+                writer.writerow({k: _cell(v) for k, v in row.items()})
             yield text.getvalue()
             text.seek(0)
             text.truncate()
+
+
+def _cell(value: Any) -> Any:
+    """A value as `lejepa-med predict` writes it; labels of one image as a table of labels has them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (";".join(value) or NO_LABELS) if isinstance(value, list) else value
 
 
 def _json(stream: IO[bytes]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,7 @@ from app.errors import ProblemError, describe
 from app.inference import Batcher, Vector
 from app.items import Source
 from app.sandbox.pool import Sandbox
-from app.schemas import Problem
+from app.schemas import Key, Problem
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError, UserError
@@ -25,13 +25,18 @@ Decoded = tuple[int, "Future[Vector]"]
 
 @dataclass(frozen=True)
 class Result:
-    """One item's vector (dim,) float32, or the problem that stands for it; `group` as in `Source`."""
+    """One item's vector (dim,) float32, or the problem that stands for it.
+
+    `group` is as in `Source`; `name` and `key` are the client's.
+    """
 
     file_index: int
     items: int = 0
     vector: np.ndarray | None = None
     problem: Problem | None = None
     group: str = ""
+    name: str | None = None
+    key: Key | None = None
 
 
 class Embedding:
@@ -98,15 +103,16 @@ def _submit(submit: "Callable[[Tensor], Future[Vector]]", tensor: Tensor, patien
 
 
 def _collect(source: Source, future: "Future[Decoded] | Decoded | None") -> Result:
+    found = Result(source.file_index, problem=source.problem, name=source.name, key=source.key)
     if future is None:
-        return Result(source.file_index, problem=source.problem)
+        return found
     try:
         count, vector = future.result() if isinstance(future, Future) else future
-        result = Result(source.file_index, items=count, vector=_finite(vector.result()), group=source.group)
+        result = replace(found, items=count, vector=_finite(vector.result()), group=source.group)
         metrics.EMBEDDED.inc()
         return result
     except UserError as error:
-        return Result(source.file_index, problem=describe(error))
+        return replace(found, problem=describe(error))
 
 
 def _finite(vector: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from app import metrics
 from app.logs import request_id, where
-from app.schemas import Problem
+from app.schemas import Key, Problem
 from data_adapters.base import Rejected
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from lejepa_med.errors import EncoderError, explained
@@ -130,11 +130,26 @@ def describe_rejected(found: Rejected) -> Problem:
     return problem(422, "bad-file", found.reason, remedy=CHECK_FILE if foreign else found.remedy or CHECK_FILE)
 
 
-def first_bad(bad: Problem, index: int, file_index: int) -> ProblemError:
-    """The problem of one item as the problem of the whole request, where every item must be good."""
-    detail = f"Item {index} (file {file_index}) cannot be used: {bad.detail}"
+def first_bad(
+    bad: Problem, index: int, file_index: int, *, name: str | None = None, key: Key | None = None
+) -> ProblemError:
+    """The problem of one item as the problem of the whole request, where every item must be good.
+
+    `name` in the zip and `key` are the client's own words; leave them out of what others read, such as a job.
+    """
     kind = bad.type.rsplit(":", 1)[-1]
-    return ProblemError(bad.status, kind, detail, remedy=bad.remedy, index=index, file_index=file_index)
+    which = file_of(file_index, name=name, key=key)
+    detail = f"{which} cannot be used: {bad.detail}"
+    return ProblemError(
+        bad.status, kind, detail, remedy=bad.remedy, index=index, file_index=file_index, name=name, key=key
+    )
+
+
+def file_of(file_index: int, *, name: str | None = None, key: Key | None = None) -> str:
+    """A file of the request, as a message begins."""
+    told = "" if key is None else f", key {key}"
+    inside = "" if name is None else f"'{name}' in the file"
+    return f"{inside or 'The file'} at position {file_index} of the request (counted from 0{told})"
 
 
 def log_unexpected(error: BaseException) -> str:

@@ -142,4 +142,10 @@ TEXT_FIELDS: dict[str, dict[str, Any]] = {
         "description": "um per pixel of the largest level, where the file does not say",
         "examples": [0.25],
     },
+    "keys": {
+        "type": "string",
+        "description": "JSON list with an entry for each file, in the order of the files: a text or whole number that "
+        "its items carry in the answer as `key`; null for none; of a zip also an object with keys by the names in it",
+        "examples": ['["A-17", null, {"night 3/a.fits": "A-18"}]'],
+    },
 }

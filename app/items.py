@@ -1,21 +1,21 @@
 """From received files to the items in them."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from app.errors import ProblemError, describe, describe_rejected
+from app.names import Names, names_in
 from app.sandbox.pool import Sandbox
-from app.schemas import Problem
+from app.schemas import Key, Problem, Skipped
 from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import Upload
-from data_adapters.base import Adapter, Record, Rejected
+from data_adapters.base import Adapter, Record, foreign_format
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import group_id
 from data_adapters.record import FROM_CONTENT
@@ -69,6 +69,8 @@ class Source:
     record: Record | None = None
     pixels: Tensor | None = None
     problem: Problem | None = None
+    name: str | None = None
+    key: Key | None = None
 
     @property
     def group(self) -> str:
@@ -85,9 +87,12 @@ def sources(
     *,
     settings: Settings,
     sandbox: Sandbox,
+    names: Names | None = None,
     pixels: bool = False,
 ) -> list[Source]:
     """Every item in the files, in the files' order; a bad file becomes one Source with a problem.
+
+    `names` are those of the request, whose `skipped` gets what in zips turns out to be no image.
 
     Reads headers only. With `pixels`, a lone file that is one item is decoded at once; of several files the pixels
     would fill the memory.
@@ -98,11 +103,14 @@ def sources(
     """
     if field.region is not None and adapter.name != "histology":
         raise UserError(
-            f"The encoder's modality '{adapter.name}' has no regions.", remedy="Leave out the field 'region'."
+            f"'region' is for slides and tiles; the encoder's modality is {adapter.name}.",
+            remedy="Leave out the field 'region'.",
         )
+    names = names or Names(zips=names_in(uploads, settings))
     found: list[Source] = []
     unzipped = 0
     for upload in uploads:
+        _, key = names.of(upload.index, "")
         try:
             if upload.size == 0:
                 raise BadFileError("The file is empty.", remedy="Check the file at its source and send it again.")
@@ -113,46 +121,57 @@ def sources(
                     budget = settings.max_unzipped_bytes - unzipped
                     unzipped += unzip(upload.path, root, settings=settings, budget=budget)
             if pixels and len(uploads) == 1 and field == Field() and root.is_file():
-                found.extend(_read(adapter, root, upload.index, sandbox))
-            else:
-                found.extend(_scan(adapter, root, upload.index, field, sandbox))
+                found.extend(replace(one, key=key) for one in _read(adapter, root, upload.index, sandbox))
+                continue
+            items = list(_scan(adapter, root, upload.index, field, sandbox, names))
+            taken = [one for one in items if isinstance(one, Source)]
+            if not taken:
+                raise _nothing(adapter)
+            found += taken
+            names.skipped += [one for one in items if isinstance(one, Skipped)]
         except BadFileError as error:
-            found.append(Source(upload.index, problem=describe(error)))
+            found.append(Source(upload.index, problem=describe(error), key=key))
     return found
 
 
 def _read(adapter: Adapter, path: Path, index: int, sandbox: Sandbox) -> list[Source]:
     found, pixels = sandbox.read(adapter, path)
+    if not found:
+        raise _nothing(adapter)
     if isinstance(pixels, UserError):
         return [Source(index, problem=describe(pixels))]
     return [
         Source(index, record=item, pixels=pixels)
         if isinstance(item, Record)
         else Source(index, problem=describe_rejected(item))
-        for item in _some(found, adapter)
+        for item in found
     ]
 
 
-def _scan(adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandbox) -> Iterator[Source]:
+def _scan(
+    adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandbox, names: Names
+) -> Iterator[Source | Skipped]:
     if root.is_file() and field != Field() and adapter.name == "histology":
         # A scan would judge the whole slide first (its own mpp, its tissue), which a stated region does not need.
         sandbox.screen(adapter, root)
-        yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field))
+        yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field), key=names.of(index, "")[1])
         return
-    for item in _some(sandbox.scan(adapter, root), adapter):
+    is_zip = root.is_dir()
+    for item in sandbox.scan(adapter, root):
+        name, key = names.of(index, Path(item.uri).name if is_zip else "")
         if isinstance(item, Record):
-            yield Source(index, record=_aim(item, field))
+            yield Source(index, record=_aim(item, field), name=name, key=key)
+        elif is_zip and item.reason == foreign_format(adapter.name):
+            yield Skipped(file_index=index, name=name or "")
         else:
-            yield Source(index, problem=describe_rejected(item))
+            yield Source(index, problem=describe_rejected(item), name=name, key=key)
 
 
-def _some(found: list[Record | Rejected], adapter: Adapter) -> list[Record | Rejected]:
-    if not found:
-        raise BadFileError(
-            f"The file holds nothing that the {adapter.name} adapter reads.",
-            remedy="Send an image of the encoder's modality; GET /v1/encoders names it.",
-        )
-    return found
+def _nothing(adapter: Adapter) -> BadFileError:
+    return BadFileError(
+        f"The file holds no image of the encoder's modality, {adapter.name}.",
+        remedy="Send a file of this modality, or name an encoder of the file's modality: GET /v1/encoders",
+    )
 
 
 def _aim(record: Record, field: Field) -> Record:
@@ -161,4 +180,4 @@ def _aim(record: Record, field: Field) -> Record:
         extra["region"] = list(field.region)
     if field.mpp is not None:
         extra["mpp"] = field.mpp
-    return dataclasses.replace(record, meta={**record.meta, **extra}) if extra else record
+    return replace(record, meta={**record.meta, **extra}) if extra else record

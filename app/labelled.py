@@ -9,10 +9,11 @@ import numpy as np
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
-from app.errors import ProblemError, first_bad
+from app.errors import ProblemError, file_of, first_bad
 from app.forms import parse_field
 from app.items import Field, sources
 from app.library import Library
+from app.names import read_names
 from app.sandbox.pool import Sandbox
 from app.schemas import GivenLabel, Label, Name
 from app.schemas_probes import LabelledId, ProbeRequest
@@ -196,18 +197,22 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
     groups = groups_of(form)
     encoder_id, loaded, _ = library.encoder(encoder)
     place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
-    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox)
+    names = read_names(form, settings)
+    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
     for index, source in enumerate(found):
         if source.problem is not None:
-            raise first_bad(source.problem, index, source.file_index)
+            raise first_bad(source.problem, index, source.file_index, name=source.name, key=source.key)
     for index, number in sorted(Counter(source.file_index for source in found).items()):
         if number != 1:
+            _, key = names.of(index, "")
             raise ProblemError(
                 422,
                 "several-items",
-                f"File {index} holds {number} items, but has one label.",
-                remedy="Send each labelled image, series or volume as a file of its own.",
+                f"{file_of(index, key=key)} holds {number} items, but has one label.",
+                remedy="Send each labelled image, series or volume as a file of its own; or send them as an upload "
+                "(POST /v1/uploads), and label its items by id.",
                 file_index=index,
+                key=key,
             )
     places, labels, report = kept(labels, items=count)
     own = {source.file_index: source.group for source in found}
@@ -283,4 +288,9 @@ def _name(form: Form, default: str) -> str:
     try:
         return TypeAdapter(Name).validate_python(text)
     except ValidationError:
-        raise ProblemError(422, "invalid-request", "name has more than 120 characters or none.") from None
+        raise ProblemError(
+            422,
+            "invalid-request",
+            "The probe's name has more than 120 characters, or control characters.",
+            remedy="Give a shorter 'name' in plain text.",
+        ) from None

@@ -22,7 +22,9 @@ from lejepa_med.table_writer import DONE, about
 
 LIST = "GET /v1/encoders lists the encoders."
 LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
-PUBLIC = ("version", "backbone", "objective", "metrics", "spec")  # the rest may name places of the operator's machine
+PUBLIC = ("version", "backbone", "objective", "spec")  # the rest may name places of the operator's machine
+METRICS, ONLINE = "metrics.jsonl", "online.jsonl"  # of a run folder
+TAIL = 1 << 16  # bytes of their ends that are read; a record takes some 2 KiB
 LIST_TABLES = "GET /v1/archives lists the embedding tables."
 
 
@@ -90,7 +92,7 @@ class Library:
             if self._closing.is_set():
                 return
             try:
-                encoder, batcher = self._cache.get(_stamp(folder, INFO))
+                encoder, batcher = self._cache.get(stamp_of(folder, INFO))
                 for item in encoder.warm_up_items():
                     if self._closing.is_set():
                         return
@@ -104,7 +106,9 @@ class Library:
     def usable(self) -> dict[str, bool]:
         """By encoder id, whether its latest load went well; of one not loaded yet, whether its folder is whole."""
         found = self.encoders()
-        return {name: self._loads.get(_stamp(folder, INFO), bool(self.info(folder))) for name, folder in found.items()}
+        return {
+            name: self._loads.get(stamp_of(folder, INFO), bool(self.info(folder))) for name, folder in found.items()
+        }
 
     # --- encoders ---------------------------------------------------------------------------------------------------
 
@@ -122,16 +126,20 @@ class Library:
         known = self._known(encoder_id)
         if encoder_id is None:
             if len(known) != 1:
+                if not known:
+                    raise UserError(
+                        "The service has no encoder: no run folder with one lies in its runs directory.",
+                        remedy="The operator trains one (lejepa-med pretrain ARCHIVE --out RUNS/NAME), or copies a run "
+                        "folder there.",
+                    )
                 raise UserError(
                     f"The service has {len(known)} encoders, so the request must name one.",
-                    remedy=f"Give the field 'encoder'. {LIST}"
-                    if known
-                    else "The operator puts a run folder with an encoder into the runs directory.",
+                    remedy=f"Give the field 'encoder'. {LIST}",
                 )
             encoder_id = next(iter(known))
         if encoder_id not in known:
             raise not_found("encoder", remedy=LIST)
-        encoder, batcher = self._cache.get(_stamp(known[encoder_id], INFO))
+        encoder, batcher = self._cache.get(stamp_of(known[encoder_id], INFO))
         return encoder_id, encoder.loaded, batcher
 
     def _known(self, encoder_id: str | None) -> dict[str, Path]:
@@ -151,6 +159,11 @@ class Library:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return info if (folder / "model.safetensors").is_file() else {}
+
+    def metrics(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """The last record of training and of the evaluations beside it, from the run of an encoder's folder."""
+        run = folder.parent if folder.name.startswith("encoder") else folder
+        return {"training": _last_record(run / METRICS), "evaluation": _last_record(run / ONLINE)}
 
     def encoder_of(self, wanted: str) -> str | None:
         """The id of the encoder with this fingerprint, or None."""
@@ -195,7 +208,7 @@ class Library:
     def _load(self, stamp: Stamp) -> ServedEncoder:
         try:
             encoder = load_encoder(stamp.folder, device=self._device)
-            if _stamp(stamp.folder, INFO) != stamp:
+            if stamp_of(stamp.folder, INFO) != stamp:
                 # Training has put new weights there: one request's vectors must come from one encoder.
                 raise ProblemError(
                     503,
@@ -223,6 +236,10 @@ class Library:
         found = _ids(find_tables(self._runs), self._runs, taken=own) if self._runs.is_dir() else {}
         return dict(sorted({**found, **own}.items()))
 
+    def ids(self, folders: list[Path]) -> dict[str, Path]:
+        """Folders below the runs directory by the ids under which clients know them."""
+        return _ids(folders, self._runs)
+
     def table_infos(self) -> dict[str, dict[str, Any]]:
         """embedding.json of every finished table, by name."""
         found = {}
@@ -242,7 +259,7 @@ class Library:
         folder = self.tables().get(name)
         if folder is None:
             raise not_found("archive", remedy=LIST_TABLES)
-        return _stamp(folder, about(folder, DONE).relative_to(folder).as_posix())
+        return stamp_of(folder, about(folder, DONE).relative_to(folder).as_posix())
 
     def table(self, name: str) -> EmbeddingTable:
         """A table by name.
@@ -273,6 +290,24 @@ def unusable(error: Exception) -> ProblemError:
     )
 
 
+def _last_record(file: Path) -> dict[str, Any]:
+    """The last whole line of a .jsonl file, which a run may be writing; empty where there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - TAIL))
+            lines = stream.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue  # cut off by the seek, or not written to its end
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
 def modality_of(info: Mapping[str, Any]) -> str:
     """What clients call an encoder's adapter: a lab's own is known by file or module, its class name is enough."""
     return str(info.get("adapter", {}).get("adapter", "unknown")).rpartition(":")[2].rpartition("/")[2]
@@ -291,7 +326,8 @@ def _ids(folders: list[Path], root: Path, *, inner: str = "", taken: Container[s
     return dict(sorted(found.items()))
 
 
-def _stamp(folder: Path, document: str) -> Stamp:
+def stamp_of(folder: Path, document: str) -> Stamp:
+    """The state of a folder by its document; 0 where it has none."""
     try:
         stat = (folder / document).stat()
     except OSError:

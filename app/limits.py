@@ -59,14 +59,19 @@ def key_id() -> str | None:
     return found.key_id if found is not None else None
 
 
+def is_owner(owner: str | None) -> bool:
+    """Whether who asks is the key `owner`, an administrator, or the service itself."""
+    found = _caller.get()
+    return found is None or "admin" in found.scopes or (owner is not None and owner == found.key_id)
+
+
 def check_owner(owner: str | None) -> None:
     """Refuse to cancel or remove what another key asked for, but to administrators. All keys read all results.
 
     Raises:
         ProblemError: 403.
     """
-    found = _caller.get()
-    if found is None or "admin" in found.scopes or (owner is not None and owner == found.key_id):
+    if is_owner(owner):
         return
     raise ProblemError(
         403,

@@ -97,6 +97,6 @@ async def declared() -> None:
         raise ProblemError(
             403,
             "undeclared-route",
-            "It was not declared who may use this route, so nobody may.",
-            remedy="Its author adds a rule to app/policy.py.",
+            "The service has no rule that says who may use this route, so nobody may.",
+            remedy="The developer of the route adds one to app/policy.py.",
         )

@@ -13,8 +13,15 @@ LabelValue = Label | Number | Annotated[list[Label], Field(max_length=1000)]
 """A class, a quantity, or what can be seen in one image; all labels of a probe are of one of these kinds."""
 GivenLabel = Annotated[LabelValue | None, BeforeValidator(lambda value: None if value != value else value)]
 """A label as a request gives it: null, and NaN as Python's json writes it, are missing."""
+Key = str | int
+"""The client's own name of a file, given back as it came."""
 ProbeKind = Literal["classification", "multilabel", "regression"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
+
+
+NAME = "name of its file in the zip that was sent, of a series its first file; none outside of a zip"
+KEY = "the client's own key of the file, as the form field `keys` gave it"
+SKIPPED = "files in zips that are no images of the modality (tables, README): they are not read and count nowhere"
 
 
 class Strict(BaseModel):
@@ -33,6 +40,8 @@ class Problem(BaseModel):
     remedy: str = Field(default="", examples=["Copy the file again from its source."])
     index: int | None = Field(default=None, description="which item of the request, from 0")
     file_index: int | None = Field(default=None, description="which file of the request, from 0")
+    name: str | None = Field(default=None, description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
     errors: list[dict[str, str]] | None = Field(default=None, description="each value that does not fit the schema")
     reference: str | None = Field(default=None, description="id of the request, to find it in the log")
 
@@ -65,7 +74,19 @@ class EncoderDetail(Encoder):
     image_size: int = Field(examples=[224], description="side of the square or cube that the encoder sees")
     dims: int = Field(default=2, examples=[2], description="2: images, 3: volumes, seen as cubes")
     channels: int = Field(examples=[3])
-    info: dict[str, Any] = Field(description="public part of lejepa_med.json: method, metrics, code version")
+    info: dict[str, Any] = Field(description="public part of lejepa_med.json: objective, backbone, code version")
+    metrics: dict[str, dict[str, Any]] = Field(
+        examples=[{"training": {"step": 900, "loss": 0.31, "backbone/effective_rank": 84.2}, "evaluation": {}}],
+        description="the last records of the run: `training` of metrics.jsonl, `evaluation` of online.jsonl, under the "
+        "names that docs/observe.md explains; both empty where the encoder's folder came without its run",
+    )
+
+
+class Skipped(BaseModel):
+    """A file in a zip that is no image of the modality."""
+
+    file_index: int = Field(examples=[0], description="position of the zip in the request")
+    name: str = Field(examples=["labels.csv"], description="name in the zip")
 
 
 class EmbeddedItem(BaseModel):
@@ -73,6 +94,8 @@ class EmbeddedItem(BaseModel):
 
     index: int = Field(examples=[0], description="position among the items of this answer")
     file_index: int = Field(examples=[0], description="position of its file in the request")
+    name: str | None = Field(default=None, examples=["night 3/a.fits"], description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
     part: int | None = Field(
         default=None, description="position of the slice or tile within its item; only with the form field pool=none"
     )
@@ -89,6 +112,7 @@ class Embeddings(BaseModel):
     precision: str = Field(default="float32", examples=["float32"], description="arithmetic of the vectors")
     dim: int = Field(examples=[512])
     items: list[EmbeddedItem]
+    skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 
 
 class JobEvent(BaseModel):

@@ -5,13 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from app.schemas import Strict
+from app.schemas import KEY, NAME, SKIPPED, Key, Skipped, Strict
 
 ARCHIVE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}"
 ArchiveName = Annotated[str, StringConstraints(pattern=f"^{ARCHIVE_NAME}$")]
 """Part of an address, so of letters, digits and _ . - only."""
 Column = Annotated[str, StringConstraints(pattern="^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+
+
+ENTRY = "position of its file among the images in the zip, by name; use `name` to tell which it is"
 
 
 class Archive(BaseModel):
@@ -35,10 +38,12 @@ class Archives(BaseModel):
 
 
 class ArchiveId(BaseModel):
-    """One item of a table."""
+    """One item of a table. Names and keys are told of an upload's archive, to its sender, while the upload is there."""
 
     id: str
     group: str
+    name: str | None = Field(default=None, description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
 
 
 class ArchiveIds(BaseModel):
@@ -93,7 +98,9 @@ class RefusedItem(BaseModel):
     """A file, or an entry of a zip, that cannot be used."""
 
     file_index: int = Field(examples=[4], description="position of the file in the request")
-    entry: int | None = Field(default=None, description="position in the zip, by the entries' names in sorted order")
+    entry: int | None = Field(default=None, description=ENTRY)
+    name: str | None = Field(default=None, examples=["night 3/a.fits"], description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
     reason: str
     remedy: str
 
@@ -114,6 +121,8 @@ class UploadDetail(Upload):
     refused: int | None = Field(default=None, examples=[2])
     reasons: list[Reason] | None = Field(default=None, description="why items were refused, most frequent first")
     refused_items: list[RefusedItem] | None = None
+    skipped: int | None = Field(default=None, examples=[1], description=SKIPPED)
+    skipped_files: list[Skipped] | None = Field(default=None, description="these files, told to the sender alone")
     duplicates: int | None = Field(default=None, examples=[0])
     duplicate_items: list[Duplicate] | None = None
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
@@ -135,7 +144,9 @@ class UploadItem(BaseModel):
 
     id: str
     file_index: int
-    entry: int | None = Field(default=None, description="position in the zip, by the entries' names in sorted order")
+    entry: int | None = Field(default=None, description=ENTRY)
+    name: str | None = Field(default=None, examples=["night 3/a.fits"], description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
     item: str | None = Field(default=None, description="which item of its file, where there are several")
     group: str
     label: str | None = None

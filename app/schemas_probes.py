@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.schemas import GivenLabel, Name, ProbeKind, Problem, Strict
+from app.schemas import KEY, NAME, SKIPPED, GivenLabel, Key, Name, ProbeKind, Problem, Skipped, Strict
 
 AllowLeak = Annotated[
     bool,
@@ -54,19 +54,34 @@ class Probe(BaseModel):
     parent: str | None = Field(default=None, description="version whose labels it took over")
     kind: ProbeKind
     name: str = Field(examples=["morphology"])
-    encoder: str = Field(description="id of the encoder at the time of training, or the table's name for it")
+    encoder: str = Field(
+        description="id of the encoder at the time of training, or the table's name for it; of a probe in the runs "
+        "directory its id now, empty where it is not there"
+    )
     fingerprint: str = Field(description="fingerprint of the encoder whose vectors it reads")
     labels: list[str] = Field(
         examples=[["elliptical", "spiral"]], description="classes, in the order of probabilities; none of a quantity"
     )
     count: int = Field(examples=[200], description="labelled items that it was trained on")
     created: datetime
+    read_only: bool = Field(
+        default=False, description="trained with `lejepa-med probe`: it lies in the runs directory, which is only read"
+    )
+
+
+class UnusableProbe(BaseModel):
+    """A folder of the runs directory whose probe is damaged or of another release."""
+
+    id: str
+    detail: str
+    remedy: str
 
 
 class Probes(BaseModel):
     """Versions of all probes, newest first."""
 
     probes: list[Probe]
+    unusable: list[UnusableProbe] = Field(default=[], description="damaged probes of the runs directory, on page one")
     next: str | None = Field(default=None, description="link to the next page")
 
 
@@ -101,6 +116,8 @@ class PredictedItem(BaseModel):
 
     index: int
     file_index: int | None = Field(default=None, description="position of its file in the request; none for ids")
+    name: str | None = Field(default=None, description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
     id: str | None = Field(default=None, description="the id that was asked for; none for files")
     seen: Literal["no", "record", "group"] | None = Field(
         default=None,
@@ -146,6 +163,7 @@ class Predictions(BaseModel):
         default=None,
         description="how many of the images the probe has seen, and what that means; only where there are any",
     )
+    skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 
 
 class LabelsRequest(Strict):
@@ -164,6 +182,9 @@ class UncertainItem(PredictedItem):
 
     group: str = Field(description="the table's pseudonym of its patient, slide case or field")
     distance: float = Field(description="to the nearest labelled or listed item, of unit vectors: 0 .. 2")
+    columns: dict[str, str | bool | int | float | None] = Field(
+        examples=[{"label": None, "mpp": 0.5}], description="label, and what `lejepa-med embed --columns` kept"
+    )
 
 
 class Uncertain(BaseModel):

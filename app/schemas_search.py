@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat
 
-from app.schemas import Problem, Strict
+from app.schemas import KEY, NAME, SKIPPED, Key, Problem, Skipped, Strict
 from app.vectors import BackendName, Condition
 
 Neighbours = Annotated[int, Field(ge=1, le=1000)]
@@ -52,6 +52,8 @@ class Neighbourhood(BaseModel):
     index: int = Field(description="position among the items of this answer")
     id: str | None = Field(default=None, description="the id that was asked for; it is not its own neighbour")
     file_index: int | None = Field(default=None, description="position of its file in the request")
+    name: str | None = Field(default=None, description=NAME)
+    key: Key | None = Field(default=None, description=KEY)
     hits: list[Hit] = []
     error: Problem | None = None
 
@@ -65,6 +67,7 @@ class SearchAnswer(BaseModel):
     recall: float = Field(description="recall at 10 of the index, measured when it was built; 1 where exact")
     note: str | None = Field(default=None, description="why the answer is exact although the table has an index")
     items: list[Neighbourhood]
+    skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 
 
 class SearchIndex(BaseModel):

@@ -112,7 +112,8 @@ class Settings(BaseSettings):
         if wanted not in ("float32", "auto"):
             raise UserError(
                 f"LEJEPA_PRECISION is '{wanted}', but the precision of vectors is recorded with each encoder.",
-                remedy=f"Run: lejepa-med precision RUN {wanted}; then start without LEJEPA_PRECISION.",
+                remedy="Start without LEJEPA_PRECISION. For less than float32, run before: "
+                "lejepa-med precision RUN bfloat16",
             )
         return self
 

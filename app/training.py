@@ -17,6 +17,7 @@ from app.items import Field, sources
 from app.jobs import Step, Stopped
 from app.labelled import Plan
 from app.library import Library
+from app.run_probes import ID, RunProbes
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
 from app.uploads import Upload
@@ -44,15 +45,29 @@ class Training(JobWork):
     def __init__(self, settings: Settings, store: Store, library: Library, embedding: Embedding) -> None:
         super().__init__(settings, store)
         self._library, self._embedding = library, embedding
+        self.run_probes = RunProbes(settings, library)
         self._loaded: dict[str, Probe] = {}
         self._lock = threading.Lock()
+
+    def find(self, probe_id: str) -> ProbeRow | None:
+        """A probe's row: the service's own, or one that `lejepa-med probe` wrote below the runs directory.
+
+        Raises:
+            ProblemError: 422, its folder below the runs directory is damaged.
+        """
+        row = self._store.probe(probe_id) if ID.fullmatch(probe_id) else None
+        if row is None and (known := self.run_probes.find(probe_id)) is not None:
+            row = known.row
+        return row
 
     def probe(self, probe_id: str) -> Probe:
         """A trained probe, read from its folder.
 
         Raises:
-            ProblemError: 422, written by another release; 500, the folder is damaged.
+            ProblemError: 422, written by another release, or damaged below the runs directory; 500, damaged otherwise.
         """
+        if not ID.fullmatch(probe_id):
+            return self.run_probes.load(probe_id)
         with self._lock:
             if probe_id not in self._loaded:
                 while len(self._loaded) >= LOADED:
@@ -175,8 +190,8 @@ class Training(JobWork):
                     raise ProblemError(
                         422,
                         f"two-{what}s",
-                        f"Files {files[0]} and {files[1]} are the same, but have different {what}s.",
-                        remedy="Send each file once.",
+                        f"Files {files[0]} and {files[1]} are the same (counted from 0), but have different {what}s.",
+                        remedy=f"Send each image once, with the right {what}.",
                         file_index=files[1],
                     )
         rows = list(first.values())

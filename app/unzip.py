@@ -5,12 +5,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from app.settings import Settings
 from app.uploads import safe_suffix
 from data_adapters.errors import BadFileError
+from data_adapters.files import APPLE_DOUBLE, SIDECARS, SYSTEM
 
 PIECE = 1 << 20
 MAX_RATIO = 200  # unpacked bytes for one packed byte; empty scanner slices reach about 100
@@ -19,7 +21,21 @@ MAX_DIRECTORY_ENTRY = 512  # bytes of one entry in the zip's directory, with its
 LOCAL_HEADER = 30  # bytes before an entry's name
 END, LOCATOR, END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")
 TAIL = 65_557 + LOCATOR.size  # bytes at a zip's end that may hold its end record and a comment
-NO_IMAGE = ("dicomdir", "thumbs.db", "desktop.ini")
+LEFT_BEHIND = (*SYSTEM, "dicomdir", "__macosx")  # by operating systems and scanners: files, or folders with all in them
+UTF8 = 1 << 11  # the flag of an entry whose name is UTF-8 (APPNOTE, appendix D)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a zip file, by the names that its maker gave.
+
+    Attributes:
+        names: of the entries that may be images, by the names under which `unzip` unpacks them.
+        skipped: names of the others (tables, README.md, hidden files), which are not unpacked.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
 
 
 def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> int:
@@ -53,7 +69,10 @@ def unzip(archive: Path, folder: Path, *, settings: Settings, budget: int) -> in
             _check_written(sum(entry.file_size for entry in entries), packed, budget)
             wanted = named(entries)
             if not wanted:
-                raise BadFileError("The zip file holds no image.", remedy="Zip the files of one series.")
+                raise BadFileError(
+                    "The zip file holds no image: tables, texts, hidden files and what a system leaves do not count.",
+                    remedy="Zip the images themselves, under names that do not begin with a dot.",
+                )
             for entry, name in wanted:
                 target = folder / name
                 with source.open(entry) as stream, target.open("xb") as out:
@@ -116,8 +135,33 @@ def _check_overlaps(entries: Sequence[zipfile.ZipInfo]) -> None:
 
 def named(entries: Iterable[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, str]]:
     """The entries that may be images, each with the name that it is unpacked under."""
-    wanted = sorted((e for e in entries if not e.is_dir() and _is_image(e.filename)), key=lambda e: e.filename)
-    return [(entry, f"{number:05d}{safe_suffix(entry.filename)}") for number, entry in enumerate(wanted)]
+    wanted = sorted((entry for entry in entries if not entry.is_dir() and _is_image(name_of(entry))), key=name_of)
+    return [(entry, f"{number:05d}{safe_suffix(name_of(entry))}") for number, entry in enumerate(wanted)]
+
+
+def contents(archive: Path, settings: Settings) -> Contents:
+    """The names in a zip file; none where it cannot be read, which `unzip` refuses with a reason."""
+    try:
+        check_directory(archive, settings)
+        with zipfile.ZipFile(archive) as source:
+            entries = source.infolist()
+    except (BadFileError, zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError):
+        return Contents()
+    others = (name_of(entry) for entry in entries if not entry.is_dir() and not _is_image(name_of(entry)))
+    return Contents(
+        names={unpacked: name_of(entry) for entry, unpacked in named(entries)},
+        skipped=sorted(name for name in others if not _is_left_behind(name)),
+    )
+
+
+def name_of(entry: zipfile.ZipInfo) -> str:
+    """An entry's name as its maker sees it: the Finder and others write UTF-8 without the flag that says so."""
+    if entry.flag_bits & UTF8:
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode("utf-8")
+    except ValueError:
+        return entry.filename
 
 
 def _check(entry: zipfile.ZipInfo) -> None:
@@ -144,5 +188,13 @@ def _check_written(written: int, packed: int, budget: int) -> None:
 
 
 def _is_image(name: str) -> bool:
-    parts = name.lower().split("/")
-    return parts[-1] not in NO_IMAGE and not any(part.startswith((".", "__macosx")) for part in parts)
+    hidden = any(part.startswith(".") and part != "." for part in _parts(name))
+    return not (hidden or _is_left_behind(name) or name.lower().endswith(SIDECARS))
+
+
+def _is_left_behind(name: str) -> bool:
+    return any(part in LEFT_BEHIND or part.startswith((APPLE_DOUBLE, "__macosx")) for part in _parts(name.lower()))
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/")

@@ -256,7 +256,12 @@ class _Sink:
         self.name = options.get(b"name", b"").decode("utf-8", "replace")
         if b"filename" not in options:
             if len(self.form.fields) >= MAX_FIELDS:
-                raise ProblemError(422, "too-many-fields", f"A form has at most {MAX_FIELDS} fields.")
+                raise ProblemError(
+                    422,
+                    "too-many-fields",
+                    f"The form has more than {MAX_FIELDS} fields.",
+                    remedy="Send each field once; lists such as 'labels' are one field with a JSON list.",
+                )
             return
         self.file_name = options[b"filename"].decode("utf-8", "replace")
         if self.catalog and self.name == "catalog" and self.form.catalog is None:
@@ -264,7 +269,13 @@ class _Sink:
             self.file = self.path.open("xb")
             return
         if self.name != "files":
-            raise ProblemError(422, "invalid-request", "Files are sent in form fields with the name 'files'.")
+            raise ProblemError(
+                422,
+                "invalid-request",
+                "A file came in a form field of another name than 'files'.",
+                remedy="Send every file in a field 'files', with curl: -F files=@FILE. A catalogue goes with "
+                "POST /v1/uploads alone, in a field 'catalog'.",
+            )
         index = len(self.form.uploads)
         if index >= self.settings.max_files:
             raise ProblemError(

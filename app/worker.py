@@ -31,8 +31,8 @@ def work(settings: Settings) -> None:
     """
     if settings.job_workers == 0:
         raise UserError(
-            "A worker with no jobs at a time does nothing.",
-            remedy="Give --job-workers 1 or more, also where LEJEPA_JOB_WORKERS=0 is meant for the service.",
+            "--job-workers must be at least 1 for a worker process.",
+            remedy="Give --job-workers 1 or more; LEJEPA_JOB_WORKERS=0 is for the service only.",
         )
     logs.configure(level=settings.log_level, format=settings.log_format)
     end = threading.Event()

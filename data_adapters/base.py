@@ -91,6 +91,11 @@ def rejected(path: Path | str, error: Exception) -> Rejected:
     return Rejected(uri=str(path), reason=f"unreadable ({type(error).__name__})", remedy=UNREADABLE)
 
 
+def foreign_format(adapter: str) -> str:
+    """The reason why a file is refused that no reader of the adapter takes: it may be no image at all."""
+    return f"not a format that the {adapter} adapter reads"
+
+
 class BaseAdapter:
     """Scan by suffix, seeded views, and a describe() that rebuilds the adapter. Derive one class per modality."""
 
@@ -213,8 +218,8 @@ class BaseAdapter:
     def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
         """`inspect`, with any failure turned into a Rejected."""
         if not path.name.lower().endswith(self.suffixes):
-            reason = f"not a format that the {self.name} adapter reads"
-            return [Rejected(uri=str(path), reason=reason, remedy=f"Save it as {', '.join(self.suffixes)}.")]
+            remedy = f"Save it as {', '.join(self.suffixes)}."
+            return [Rejected(uri=str(path), reason=foreign_format(self.name), remedy=remedy)]
         try:
             check_content(path)
             return list(self.inspect(path, root))

@@ -160,7 +160,7 @@ class EmbedCommand(Columns):
             if leak is not None:
                 console.print(f"[bold red]LEAK[/] {escape(leak_text(leak))}", highlight=False, soft_wrap=True)
         else:
-            found = scan(encoder.adapter, self.archive, **table, verify=self.verify, console=console)
+            found = scan(encoder.adapter, self.archive, **table, verify=self.verify, of_encoder=True, console=console)
             manifest = found.manifest
         with progress_bar(console, "embed") as bar:
             task = bar.add_task("", total=len(manifest))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from app.errors import ProblemError
 from app.jobs import Step
 from app.library import Library
+from app.run_probes import gone
 from app.settings import Settings
 from app.store import PredictionRow, Store, now
 from app.training import Training
@@ -29,12 +30,16 @@ SINGULAR = {"probabilities": "probability"}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A probe and an archive; `digest` is what the archive held when the job was accepted."""
+    """A probe and an archive; the digests are what they held when the job was accepted.
+
+    Only a probe of the runs directory has one: the operator may train it anew.
+    """
 
     probe: str
     archive: str
     digest: str
     chunk: int
+    probe_digest: str = ""
 
 
 class Applying(JobWork):
@@ -58,8 +63,9 @@ class Applying(JobWork):
     def finish(self, job_id: str) -> None:
         """Register the table and the job's success in one transaction."""
         plan = Plan(**self.read_plan(job_id))
-        probe, job = self._store.probe(plan.probe), self._store.job(job_id)
-        assert probe is not None  # probes are never removed
+        probe, job = self._training.find(plan.probe), self._store.job(job_id)
+        if probe is None:
+            raise gone()
         self._library.see(self._store, probe.fingerprint)
         file = self.table_file(job_id)
         row = PredictionRow(
@@ -82,7 +88,7 @@ class Applying(JobWork):
         Raises:
             ProblemError: 404 or 422, no such archive, or one of another encoder.
         """
-        table, row = self._library.table(archive), self._store.probe(probe_id)
+        table, row = self._library.table(archive), self._training.find(probe_id)
         if row is None or table.encoder != row.fingerprint:
             raise ProblemError(
                 422,
@@ -91,10 +97,20 @@ class Applying(JobWork):
                 remedy="Embed the archive with the probe's encoder: POST /v1/archives, or lejepa-med embed",
             )
         chunk = max(256, min(8192, CELLS // max(1, row.count)))
-        plan = Plan(probe=probe_id, archive=archive, digest=_digest(table), chunk=chunk)
+        plan = Plan(
+            probe=probe_id,
+            archive=archive,
+            digest=_digest(table),
+            chunk=chunk,
+            probe_digest=self._probe_digest(probe_id),
+        )
         draft = self._settings.temporary(job_id)
         draft.parent.mkdir(exist_ok=True)
         self.accept(job_id, draft, asdict(plan))
+
+    def _probe_digest(self, probe_id: str) -> str:
+        known = self._training.run_probes.find(probe_id)
+        return "" if known is None else known.digest
 
     def table_file(self, job_id: str) -> Path:
         """Where the predictions of an application lie."""
@@ -123,6 +139,13 @@ class Applying(JobWork):
         self.tell(job_id, start / len(table.ids), "predicting")
         rows = slice(start, start + plan.chunk)
         probe = self._training.probe(plan.probe)
+        if self._probe_digest(plan.probe) != plan.probe_digest:
+            raise ProblemError(
+                422,
+                "probe-changed",
+                "The probe in the runs directory was trained anew while it was applied.",
+                remedy="Apply it again.",
+            )
         found = columns(probe.predict(table.vectors[rows], ids=table.ids[rows], groups=table.groups[rows]))
         _write(pa.table({"id": pa.array(table.ids[rows], pa.string()), **found}), self._chunk(job_id, start))
 
@@ -143,7 +166,8 @@ class Applying(JobWork):
 def columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
     """Fields of predictions as columns, whatever the kind of the probe.
 
-    A field with a value a class becomes one column a class, `probability CLASS`; fields without any value are left out.
+    A field with a value a class becomes one column a class, `probability CLASS`, and an interval becomes `low` and
+    `high`: the names of `lejepa-med predict`. Fields without any value are left out.
     """
     given: dict[str, pa.Array] = {}
     for field in dataclasses.fields(Prediction):
@@ -152,6 +176,9 @@ def columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
         if isinstance(known, dict):
             for name in known:
                 given[f"{SINGULAR.get(field.name, field.name)} {name}"] = pa.array([value[name] for value in values])
+        elif field.name == "interval" and known is not None:
+            for place, name in enumerate(("low", "high")):
+                given[name] = pa.array([None if value is None else value[place] for value in values], pa.float64())
         elif known is not None:
             given[field.name] = pa.array([list(v) if isinstance(v, tuple) else v for v in values])
     return given

@@ -18,7 +18,7 @@ from app.items import Source
 from app.jobs import Step
 from app.kinds.chunks import failures, read_chunks, write_chunk
 from app.kinds.folders import archive_folder, archives_root
-from app.kinds.scanning import owned, read_manifest, scan
+from app.kinds.scanning import Refusal, owned, read_manifest, scan
 from app.library import Library
 from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
@@ -206,8 +206,9 @@ class Archiving(JobWork):
             raise ProblemError(
                 422,
                 "nothing-readable",
-                "The archive holds nothing that the encoder's adapter reads.",
-                remedy="Give an archive of the encoder's modality; GET /v1/encoders names it.",
+                f"The archive holds no image of the encoder's modality, {adapter.name}"
+                + (f"; most often: {_first(found.refused)}." if found.refused else "."),
+                remedy="Name an encoder of the archive's modality (GET /v1/encoders), or another archive.",
             )
         reasons = Counter(one.reason for one in found.refused)
         write_text(self.folder(job_id) / REFUSED, json.dumps(dict(reasons.most_common())))
@@ -256,6 +257,10 @@ class Archiving(JobWork):
         if (self.folder(job_id) / REFUSED).is_file():
             shutil.copyfile(self.folder(job_id) / REFUSED, self.result_folder(job_id) / ABOUT / REFUSED)
         table.finish()
+
+
+def _first(refused: Sequence[Refusal]) -> str:
+    return Counter(one.reason for one in refused).most_common(1)[0][0]
 
 
 def no_upload() -> ProblemError:

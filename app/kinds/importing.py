@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Set
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,20 @@ from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
 from app.jobs import Step
 from app.kinds.archiving import Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
+from app.names import Names
 from app.sandbox.pool import Sandbox
+from app.schemas import Key, Skipped
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
-from app.unzip import unzip
+from app.unzip import Contents, contents, unzip
 from app.work import JobWork, sync
+from data_adapters.base import foreign_format
 from data_adapters.errors import BadFileError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import FIRST
 from lejepa_med.atomic import write_text
 
-FILES, MANIFEST, REPORT = "files", "manifest.parquet", "report.json"
+FILES, MANIFEST, REPORT, NAMES = "files", "manifest.parquet", "report.json", "names.json"
 REFUSED, SCREENED = "zips.json", "screened.json"
 UNPACK_SHARE = 0.1  # of the progress
 
@@ -35,7 +38,7 @@ UNPACK_SHARE = 0.1  # of the progress
 class Plan:
     """An upload as it was accepted; `files` are (name here, bytes), `adapter` describes how they are read.
 
-    `catalog` holds the fields of `catalogs.Translated`, where a catalogue was sent.
+    `catalog` holds the fields of `catalogs.Translated`, where a catalogue was sent, `keys` the client's keys.
     `embedding` is the id of the job that embeds the upload once it is imported, whose inputs `archive` holds.
     """
 
@@ -48,6 +51,7 @@ class Plan:
     catalog: dict[str, Any] | None = None
     embedding: str | None = None
     archive: dict[str, Any] | None = None
+    keys: list[Any] = field(default_factory=list)
 
     def row(self, upload_id: str, *, key_id: str | None) -> UploadRow:
         """The upload as it is registered."""
@@ -61,6 +65,28 @@ class Plan:
             created=self.received,
             key_id=key_id,
         )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file of an upload came from: place in the request, and in a zip place, name and key."""
+
+    file_index: int
+    entry: int | None = None
+    name: str | None = None
+    key: Key | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The files of an upload by their paths below uploads/<id>/files, and what in its zips is no image."""
+
+    files: dict[str, Place]
+    skipped: list[tuple[int, str]]
+
+    def of(self, path: str) -> Place:
+        """The place of an item's file."""
+        return self.files.get(path) or Place(int(path[:5]))
 
 
 class Importing(JobWork):
@@ -133,6 +159,17 @@ class Importing(JobWork):
         report: dict[str, Any] = json.loads(text)
         return report
 
+    def places(self, upload_id: str) -> Places:
+        """Which file of the request lies where, with the sender's names and keys.
+
+        Raises:
+            ProblemError: 404, it has been removed.
+        """
+        with removed_meanwhile(no_upload()):
+            found = json.loads((self.result_folder(upload_id) / NAMES).read_text(encoding="utf-8"))
+        files = {path: Place(**place) for path, place in found["files"].items()}
+        return Places(files, [(index, name) for index, name in found["skipped"]])
+
     def manifest(self, upload_id: str) -> Manifest:
         """The readable items of an upload.
 
@@ -179,7 +216,7 @@ class Importing(JobWork):
             write_text(folder / REFUSED, json.dumps([vars(one) for one in refused]))
         for name, _ in plan.files:
             if name in zips:
-                (source / name).unlink(missing_ok=True)  # it would keep the entries' names
+                (source / name).unlink(missing_ok=True)
             elif (source / name).is_file():
                 os.rename(source / name, files / name)
         if (source / catalogs.FILE).is_file():
@@ -203,8 +240,12 @@ class Importing(JobWork):
             return Refusal(packed.stem, error.cause, error.remedy)
         for path in (*draft.iterdir(), draft):
             sync(path)
+        write_text(self._names_in(job_id, packed.stem), json.dumps(asdict(contents(packed, self._settings))))
         os.rename(draft, target)
         return None
+
+    def _names_in(self, job_id: str, stem: str) -> Path:
+        return self.folder(job_id) / f"names-{stem}.json"
 
     def _screen(self, job_id: str, plan: Plan) -> None:
         """Remove what no reader may see, such as files that unpack to any size."""
@@ -217,8 +258,9 @@ class Importing(JobWork):
     def _scan(self, job_id: str, plan: Plan) -> None:
         folder = self.result_folder(job_id)
         catalog = folder / catalogs.FILE
+        adapter = data_adapters.from_description(plan.adapter)
         found = scan(
-            data_adapters.from_description(plan.adapter),
+            adapter,
             folder / FILES,
             journal=self.folder(job_id) / "scan",
             settings=self._settings,
@@ -231,6 +273,9 @@ class Importing(JobWork):
         )
         texts = ((folder / name).read_text(encoding="utf-8") for name in (REFUSED, SCREENED))
         refused = [*(Refusal(**one) for text in texts for one in json.loads(text)), *found.refused]
+        foreign = foreign_format(adapter.name)
+        skipped = {one.path for one in refused if one.reason == foreign and "/" in one.path}  # README in a zip
+        refused = [one for one in refused if one.path not in skipped]
         told = {one.path for one in refused}
         for name, _ in plan.files:  # a kill came between the removal of a file and the word of it
             if not (name.endswith(".zip") or name in told or (folder / FILES / name).exists()):
@@ -240,19 +285,41 @@ class Importing(JobWork):
             raise ProblemError(
                 422,
                 "nothing-readable",
-                f"None of the files can be read by the {plan.modality} adapter"
+                f"None of the files is a readable image of the modality {plan.modality}"
                 + (f"; most often: {reason[0][0]}" if reason else "."),
-                remedy="Send files of this modality, complete and of the format that their suffix says.",
+                remedy="Send files of this modality, complete and of the format that their suffix says, or name an "
+                "encoder of the files' modality: GET /v1/encoders",
             )
         manifest = owned(found.manifest, job_id)
         manifest.write(folder / MANIFEST)
+        places = self._places(job_id, plan, skipped)
+        write_text(folder / NAMES, json.dumps(asdict(places)))
         write_text(folder / REPORT, json.dumps(_report(found, manifest, refused, plan)))
 
-
-def place_of(path: str) -> tuple[int, int | None]:
-    """File of the request and entry of the zip, from a path below uploads/<id>/files."""
-    first, _, rest = path.partition("/")
-    return int(first[:5]), int(rest[:5]) if rest[:5].isdigit() else None
+    def _places(self, job_id: str, plan: Plan, skipped: Set[str]) -> Places:
+        """Which file of the request lies where. `skipped`: paths in zips that turned out to be no images."""
+        zips = {
+            index: Contents(**json.loads(told.read_text(encoding="utf-8")))
+            for index, (name, _) in enumerate(plan.files)
+            if (told := self._names_in(job_id, Path(name).stem)).is_file()
+        }
+        names = Names(plan.keys, zips)
+        files: dict[str, Place] = {}
+        others = list(names.skipped)
+        for index, (name, _) in enumerate(plan.files):
+            stem = Path(name).stem
+            files[stem if name.endswith(".zip") else name] = Place(index, key=names.of(index, "")[1])
+            inside = zips[index].names if index in zips else {}
+            entry = 0
+            for unpacked, original in inside.items():
+                path = f"{stem}/{unpacked}"
+                if path in skipped:
+                    others.append(Skipped(file_index=index, name=original))
+                    continue
+                _, key = names.of(index, unpacked)
+                files[path] = Place(index, entry, original, key)
+                entry += 1
+        return Places(files, [(one.file_index, one.name) for one in others])
 
 
 def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan) -> dict[str, Any]:
@@ -268,7 +335,7 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
         "items": len(manifest),
         "groups": len(set(manifest.column("group"))),
         "labels": dict(labels.most_common()),
-        "refused": [[*place_of(one.path), one.reason, one.remedy] for one in refused],
+        "refused": [[one.path, one.reason, one.remedy] for one in refused],
         "duplicates": copies,
         "leak": None if leak is None else {**leak.report(), "first": leak.first},
         "catalog": {} if plan.catalog is None else _catalog(found, catalogs.Translated(**plan.catalog)),

@@ -13,7 +13,9 @@ from app.errors import ProblemError, not_found, removed_meanwhile
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.kinds.archiving import name_taken
 from app.kinds.chunks import failures
+from app.kinds.importing import Place
 from app.library import LIST, LIST_TABLES, modality_of
+from app.limits import is_owner
 from app.routes import Running
 from app.routes.jobs import accepted
 from app.schemas import Job
@@ -103,7 +105,10 @@ def delete_archive(name: str, service: Running) -> Response:
     if row is None:
         if name in service.library.tables():
             raise ProblemError(
-                409, "not-removable", "The archive is the operator's.", remedy="The operator removes its folder."
+                409,
+                "not-removable",
+                "This archive was made with 'lejepa-med embed' and lies in the runs directory, which is only read.",
+                remedy="The operator removes its folder.",
             )
         raise not_found("archive", remedy=LIST_TABLES)
     if any(plan["archive"] == name for plan in service.applying.plans()):
@@ -174,13 +179,35 @@ def list_ids(
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> ArchiveIds:
-    """A page of ids; manifest.parquet on the operator's machine tells which file an id is."""
+    """A page of ids. Of an archive made from an upload, the sender is told each item's name in the zip and its key.
+
+    Of a folder, manifest.parquet on the operator's machine tells which file an id is.
+    """
     table = service.library.table(name)
     end = min(offset + limit, len(table.ids))
+    known = _places(service, name)
     return ArchiveIds(
         archive=name,
         total=len(table.ids),
         offset=offset,
-        items=[ArchiveId(id=table.ids[row], group=table.groups[row]) for row in range(offset, end)],
+        items=[
+            ArchiveId(id=one, group=group, name=known[one].name, key=known[one].key)
+            if one in known
+            else ArchiveId(id=one, group=group)
+            for one, group in zip(table.ids[offset:end], table.groups[offset:end], strict=True)
+        ],
         next=f"/v1/archives/{name}/ids?offset={end}&limit={limit}" if end < len(table.ids) else None,
     )
+
+
+def _places(service: Service, name: str) -> dict[str, Place]:
+    """By id, where the items of an upload's archive came from; empty for who did not send it."""
+    own = own_archive(service, name)
+    row = None if own is None or own.upload_id is None else service.store.upload(own.upload_id)
+    if row is None or not is_owner(row.key_id):
+        return {}
+    try:
+        manifest, places = service.importing.manifest(row.id), service.importing.places(row.id)
+    except ProblemError:
+        return {}  # removed at this moment
+    return {item: places.of(path) for item, path in zip(manifest.column("id"), manifest.column("path"), strict=True)}

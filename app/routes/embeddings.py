@@ -28,8 +28,9 @@ from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.inference import busy
 from app.items import Field, sources
 from app.limits import charge_items
+from app.names import read_names
 from app.routes import Running
-from app.schemas import Embeddings
+from app.schemas import Embeddings, Skipped
 from app.service import Service
 from app.uploads import Form, receive
 from lejepa_med.models.folder import LoadedEncoder
@@ -49,7 +50,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "In the media type that the Accept header asks for; JSON by default. .npy is float32 (vectors, "
         "dim). Lines of JSON, Arrow and Parquet are sent while the vectors are computed; a line is one of the JSON "
-        "answer's items, the tables have the columns index, file_index, part, vector and error (a JSON problem).",
+        "answer's items, the tables have the columns index, file_index, name, key, part, vector and error (a JSON "
+        "problem). X-Skipped-Files counts the files in zips that are no images.",
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (NPY, *STREAMS)},
     },
     406: {
@@ -108,19 +110,33 @@ async def run_waiting(service: Service, function: "partial[T]") -> T:
 
 def start(
     service: Service, form: Form, encoder_id: str | None, field: Field, *, pooled: bool = True, patient: bool = False
-) -> tuple[str, LoadedEncoder, Iterator[Result]]:
-    """The encoder and the results of all items in a form's files, computed as they are taken. Blocks."""
+) -> tuple[str, LoadedEncoder, Iterator[Result], list[Skipped]]:
+    """The encoder and the results of all items in a form's files, computed as they are taken. Blocks.
+
+    What in zips is no image comes last.
+    """
+    names = read_names(form, service.settings)
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    sandbox = service.embedding.sandbox
-    found = sources(encoder.adapter, form.uploads, field, settings=service.settings, sandbox=sandbox, pixels=True)
+    found = sources(
+        encoder.adapter,
+        form.uploads,
+        field,
+        settings=service.settings,
+        sandbox=service.embedding.sandbox,
+        names=names,
+        pixels=True,
+    )
     charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
-    return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient)
+    return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient), names.skipped
 
 
-def embed_form(service: Service, form: Form, encoder_id: str | None, field: Field) -> list[Result]:
-    """Vectors or problems of all items in a form's files. Blocks: call it on a thread."""
-    return list(start(service, form, encoder_id, field)[2])
+def embed_form(
+    service: Service, form: Form, encoder_id: str | None, field: Field
+) -> tuple[list[Result], list[Skipped] | None]:
+    """Vectors or problems of all items in a form's files, and what in zips is none. Blocks: call it on a thread."""
+    _, _, found, skipped = start(service, form, encoder_id, field)
+    return list(found), skipped or None
 
 
 def check_any(results: list[Result], *, every: bool = False) -> None:
@@ -128,22 +144,23 @@ def check_any(results: list[Result], *, every: bool = False) -> None:
     if every or all(result.problem is not None for result in results):
         for index, result in enumerate(results):
             if result.problem is not None:
-                raise first_bad(result.problem, index, result.file_index)
+                raise first_bad(result.problem, index, result.file_index, name=result.name, key=result.key)
 
 
 def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
-    name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
+    name, encoder, found, skipped = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
     results = list(found)
     form.remove()  # on this thread already: another one would cost as much as the removal
     check_any(results, every=kind == NPY)
     head = Head(name, encoder.fingerprint, encoder.precision, encoder.dim)
     rows = [row for index, result in enumerate(results) for row in rows_of(index, result)]
-    content = whole_npy(rows) if kind == NPY else whole_json(head, rows)
-    return Response(content, media_type=kind, headers=None if kind == JSON else _headers(head))
+    content = whole_npy(rows) if kind == NPY else whole_json(head, rows, skipped)
+    return Response(content, media_type=kind, headers=None if kind == JSON else _headers(head, len(skipped)))
 
 
-def _headers(head: Head) -> dict[str, str]:
+def _headers(head: Head, skipped: int) -> dict[str, str]:
     return {
+        **({"X-Skipped-Files": str(skipped)} if skipped else {}),
         "X-Encoder": head.encoder,
         "X-Encoder-Fingerprint": head.fingerprint,
         "X-Encoder-Precision": head.precision,
@@ -152,7 +169,7 @@ def _headers(head: Head) -> dict[str, str]:
 
 async def _stream(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
     """An answer that is sent while it is computed; its status waits for the first item that can be read."""
-    head, pieces = await run_waiting(service, partial(_begin, service, form, field, pooled=pooled, kind=kind))
+    head, pieces, skipped = await run_waiting(service, partial(_begin, service, form, field, pooled=pooled, kind=kind))
 
     async def body() -> AsyncIterator[bytes]:
         try:
@@ -163,14 +180,15 @@ async def _stream(service: Service, form: Form, field: Field, *, pooled: bool, k
             with CancelScope(shield=True):
                 await run_sync(pieces.close)
 
-    return StreamingResponse(body(), media_type=kind, headers=_headers(head))
+    return StreamingResponse(body(), media_type=kind, headers=_headers(head, skipped))
 
 
 def _begin(
     service: Service, form: Form, field: Field, *, pooled: bool, kind: str
-) -> tuple[Head, Generator[bytes, None, None]]:
+) -> tuple[Head, Generator[bytes, None, None], int]:
     # Patient: once bytes are sent, a full queue can no longer be told by the status, so the stream slows down.
-    name, encoder, found = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled, patient=True)
+    encoder_id = form.fields.get("encoder") or None
+    name, encoder, found, skipped = start(service, form, encoder_id, field, pooled=pooled, patient=True)
     head = Head(name, encoder.fingerprint, encoder.precision, encoder.dim)
     first: list[Result] = []
     for result in found:
@@ -178,7 +196,8 @@ def _begin(
         if result.problem is None:
             break
     check_any(first)
-    return head, _pieces(STREAMS[kind](head), (row for i, r in enumerate(chain(first, found)) for row in rows_of(i, r)))
+    rows = (row for index, result in enumerate(chain(first, found)) for row in rows_of(index, result))
+    return head, _pieces(STREAMS[kind](head), rows), len(skipped)
 
 
 def _pieces(answer: Answer, rows: Iterator[Row]) -> Generator[bytes, None, None]:

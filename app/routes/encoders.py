@@ -42,6 +42,7 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
         dims=info["spec"].get("dims", 2),
         channels=info["spec"]["channels"],
         info={key: info[key] for key in PUBLIC if key in info},
+        metrics=service.library.metrics(folder),
     )
 
 

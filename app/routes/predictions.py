@@ -24,7 +24,7 @@ from lejepa_med.evaluation.probe import Prediction
 router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]
 FIELDS = {
-    **{name: TEXT_FIELDS[name] for name in ("region", "mpp")},
+    **{name: TEXT_FIELDS[name] for name in ("region", "mpp", "keys")},
     "groups": {
         "type": "string",
         "description": "JSON list with the patient, slide case or field of each file, as when the probe was trained: "
@@ -62,7 +62,10 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
     probe = service.training.probe(row.id)
     rows = rows_of(wanted.ids, table.ids)
     found = probe.predict(table.vectors[rows], ids=wanted.ids, groups=[table.groups[place] for place in rows])
-    items = [_item(i, given, id=name) for i, (name, given) in enumerate(zip(wanted.ids, found, strict=True))]
+    items = [
+        PredictedItem(index=index, id=name, **answer_of(given))
+        for index, (name, given) in enumerate(zip(wanted.ids, found, strict=True))
+    ]
     return Predictions(probe=row.id, items=items, notes=probe.remarks(found) or None)
 
 
@@ -72,7 +75,7 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     groups = groups_of(form)
     files = [file_id(upload.path) for upload in form.uploads]
-    results = embed_form(service, form, encoder_id, field)
+    results, skipped = embed_form(service, form, encoder_id, field)
     check_any(results)
     probe = service.training.probe(row.id)
     vectors = [result.vector for result in results if result.vector is not None]
@@ -87,21 +90,21 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     )
     found = iter(given)
     items = [
-        PredictedItem(index=index, file_index=result.file_index, error=result.problem)
-        if result.problem is not None
-        else _item(index, next(found), file_index=result.file_index)
+        PredictedItem(
+            index=index,
+            file_index=result.file_index,
+            name=result.name,
+            key=result.key,
+            **({"error": result.problem} if result.problem is not None else answer_of(next(found))),
+        )
         for index, result in enumerate(results)
     ]
-    return Predictions(probe=row.id, items=items, notes=probe.remarks(given) or None)
+    return Predictions(probe=row.id, items=items, notes=probe.remarks(given) or None, skipped=skipped)
 
 
 def _group(given: str | None, own: str, known: set[str]) -> str:
     """As an example's group is stored; `own` is what the file itself says, and those of tables are pseudonyms."""
     return own if given is None else given if given in known else group_id(given)
-
-
-def _item(index: int, given: Prediction, *, file_index: int | None = None, id: str | None = None) -> PredictedItem:
-    return PredictedItem(index=index, file_index=file_index, id=id, **answer_of(given))
 
 
 def answer_of(given: Prediction) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_
 from app.labelled import Plan, pick, plan_of_archive, plan_of_files
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
+from app.run_probes import ID
 from app.schemas import Job
-from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion
+from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion, UnusableProbe
 from app.service import Service, new_id
 from app.store import ProbeRow
 from app.uploads import Form, receive
@@ -25,6 +26,7 @@ router = APIRouter(prefix="/v1/probes", tags=["probes"])
 LABEL_FIELDS: dict[str, dict[str, Any]] = {
     "region": TEXT_FIELDS["region"],
     "mpp": TEXT_FIELDS["mpp"],
+    "keys": {**TEXT_FIELDS["keys"], "description": "as of POST /v1/embeddings; an error about a file names its key"},
     "labels": {
         "type": "string",
         "description": "JSON list with the label of each file, in the order of the files: all texts (classes), all "
@@ -93,10 +95,20 @@ async def add_labels(probe_id: str, request: Request, response: Response, servic
 
 @router.get("", summary="List the probes")
 def list_probes(service: Running, request: Request, offset: Offset = 0, limit: Limit = 100) -> Probes:
-    """A page of the versions of all probes, newest first."""
-    found = service.store.probes(offset=offset, limit=limit + 1)
-    rows, more = page(found, request, offset=offset, limit=limit)
-    return Probes(probes=[Probe(**_facts(row)) for row in rows], next=more)
+    """A page of the versions of all probes, newest first: the service's own, and those of the runs directory.
+
+    The first page also names folders of the runs directory that hold a damaged probe.
+    """
+    known = service.training.run_probes.known()
+    own = service.store.probes(limit=offset + limit + 1)
+    every = sorted([*own, *(one.row for one in known.values() if one.row)], key=lambda row: (-row.created, row.id))
+    rows, more = page(every[offset:], request, offset=offset, limit=limit)
+    unusable = [
+        UnusableProbe(id=name, detail=one.problem.problem.detail, remedy=one.problem.problem.remedy)
+        for name, one in known.items()
+        if one.problem is not None and offset == 0
+    ]
+    return Probes(probes=[Probe(**_facts(service, row)) for row in rows], unusable=unusable, next=more)
 
 
 @router.get("/{probe_id}", summary="One probe with its quality", responses={404: PROBLEM_RESPONSES[404]})
@@ -105,14 +117,44 @@ def get_probe(probe_id: str, service: Running) -> ProbeDetail:
     row = find_probe(service, probe_id)
     versions = [
         ProbeVersion(id=v.id, version=v.version, count=v.count, created=_time(v.created))
-        for v in service.store.versions(row.series)
+        for v in service.store.versions(row.series) or [row]
     ]
-    return ProbeDetail(**_facts(row), metrics=row.metrics, receipt=row.receipt, versions=versions)
+    return ProbeDetail(**_facts(service, row), metrics=row.metrics, receipt=row.receipt, versions=versions)
+
+
+@router.api_route("/{probe_id}", methods=["DELETE", "PATCH", "PUT"], include_in_schema=False)
+def change_probe(probe_id: str, service: Running) -> Response:
+    """No probe is changed or removed: predictions name the version that made them."""
+    row = find_probe(service, probe_id)
+    if is_read_only(row):
+        raise read_only()
+    raise ProblemError(
+        409,
+        "not-changeable",
+        "The versions of a probe are kept as they are, because predictions name the version that made them.",
+        remedy="Add labels to make a new version (POST /v1/probes/{id}/labels), or train another probe.",
+    )
+
+
+def is_read_only(row: ProbeRow) -> bool:
+    """Whether a probe is one of the runs directory."""
+    return not ID.fullmatch(row.id)
+
+
+def read_only() -> ProblemError:
+    """409 for what would change a probe of the runs directory."""
+    return ProblemError(
+        409,
+        "read-only",
+        "This probe was trained with 'lejepa-med probe' and lies in the runs directory, which the service only reads.",
+        remedy="The operator removes its folder, or trains it again with more labels (lejepa-med probe); or train a "
+        "probe of the service's own: POST /v1/probes",
+    )
 
 
 def find_probe(service: Service, probe_id: str) -> ProbeRow:
     """A probe's row, or 404."""
-    row = service.store.probe(probe_id)
+    row = service.training.find(probe_id)
     if row is None:
         raise not_found("probe", remedy="GET /v1/probes lists the probes; one in training is at GET /v1/jobs.")
     return row
@@ -129,9 +171,12 @@ def check_same_encoder(row: ProbeRow, fingerprint: str) -> None:
         )
 
 
-def _facts(row: ProbeRow) -> dict[str, Any]:
+def _facts(service: Service, row: ProbeRow) -> dict[str, Any]:
     names = ("id", "series", "version", "parent", "kind", "name", "encoder", "fingerprint", "labels", "count")
-    return {**{name: getattr(row, name) for name in names}, "created": _time(row.created)}
+    found = {**{name: getattr(row, name) for name in names}, "created": _time(row.created)}
+    if is_read_only(row):
+        found |= {"encoder": service.library.encoder_of(row.fingerprint) or "", "read_only": True}
+    return found
 
 
 def _time(seconds: float) -> datetime:
@@ -181,7 +226,10 @@ def _more_files(service: Service, probe_id: str, form: Form, response: Response)
 
 
 def _newest(service: Service, probe_id: str) -> ProbeRow:
-    return service.store.versions(find_probe(service, probe_id).series)[0]
+    row = find_probe(service, probe_id)
+    if is_read_only(row):
+        raise read_only()
+    return service.store.versions(row.series)[0]
 
 
 def _next(plan: Plan, newest: ProbeRow) -> Plan:

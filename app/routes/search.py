@@ -131,7 +131,7 @@ def _given_vectors(wanted: SearchRequest, base: Base) -> np.ndarray:
         raise ProblemError(
             422,
             "invalid-request",
-            "It is not said which encoder made the vectors.",
+            "The vectors come without the fingerprint of their encoder, so they cannot be compared.",
             remedy="Give 'fingerprint' as POST /v1/embeddings answered it.",
         )
     _require_encoder(base, wanted.fingerprint)
@@ -139,7 +139,7 @@ def _given_vectors(wanted: SearchRequest, base: Base) -> np.ndarray:
         raise ProblemError(
             422,
             "invalid-request",
-            "A vector has no group and no table of its own.",
+            "'leave_out_own_group' and 'ids_of' are for a search by ids: a vector has no group and no table.",
             remedy="Leave out 'leave_out_own_group' and 'ids_of'; a filter with 'not_in' on group leaves out groups.",
         )
     assert wanted.vectors is not None
@@ -148,7 +148,8 @@ def _given_vectors(wanted: SearchRequest, base: Base) -> np.ndarray:
             raise ProblemError(
                 422,
                 "invalid-request",
-                f"The vector at position {index} has not {base.dim} numbers, or they are all zero or beyond 1e30.",
+                f"The vector at position {index} has {len(vector)} numbers where the archive's have {base.dim}, or "
+                "they are all zero or beyond 1e30.",
                 remedy="Send the vector as POST /v1/embeddings answered it.",
                 index=index,
             )
@@ -163,18 +164,24 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     base = service.search.base(name)
     encoder_id = form.fields.get("encoder") or service.library.present(base.encoder)
     _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
-    results = embed_form(service, form, encoder_id, field)
+    results, skipped = embed_form(service, form, encoder_id, field)
     check_any(results)
     good = [(index, result) for index, result in enumerate(results) if result.vector is not None]
     vectors = normalised(np.stack([result.vector for _, result in good if result.vector is not None]))
     answer = _answer(name, base, _query(base, vectors, k, filters), service)
     found = {index: item for (index, _), item in zip(good, answer.items, strict=True)}
     answer.items = [
-        Neighbourhood(index=index, file_index=result.file_index, error=result.problem)
-        if result.problem is not None
-        else found[index].model_copy(update={"index": index, "file_index": result.file_index})
+        Neighbourhood(
+            index=index,
+            file_index=result.file_index,
+            name=result.name,
+            key=result.key,
+            hits=found[index].hits if index in found else [],
+            error=result.problem,
+        )
         for index, result in enumerate(results)
     ]
+    answer.skipped = skipped
     return answer
 
 
@@ -183,7 +190,7 @@ def _require_encoder(base: Base, fingerprint: str) -> None:
         raise ProblemError(
             422,
             "other-encoder",
-            "The archive was embedded with another encoder than what is compared with it.",
+            "The archive was embedded with another encoder than the vectors, ids or files that are compared with it.",
             remedy="GET /v1/archives tells each table's encoder and fingerprint. Embed with that encoder, or search a "
             "table of yours.",
         )
@@ -231,16 +238,15 @@ def _answer(name: str, base: Base, query: Query, service: Service, ids: Sequence
 
 
 def _hits(base: Base, found: Found, index: int) -> list[Hit]:
-    rows = base.table.take(found.rows[index]).to_pylist()
-    return [
-        Hit(
-            id=row.pop("id"),
-            group=row.pop("group"),
-            score=float(score),
-            columns={k: _finite(v) for k, v in row.items()},
-        )
-        for row, score in zip(rows, found.scores[index], strict=True)
-    ]
+    ids, groups = (base.table[name].take(found.rows[index]).to_pylist() for name in ("id", "group"))
+    told = zip(ids, groups, found.scores[index], columns_of(base, found.rows[index]), strict=True)
+    return [Hit(id=item, group=group, score=float(score), columns=kept) for item, group, score, kept in told]
+
+
+def columns_of(base: Base, rows: Sequence[int] | np.ndarray) -> list[dict[str, str | bool | int | float | None]]:
+    """Label, and what `lejepa-med embed --columns` kept, of some rows of a table."""
+    found = base.table.select(list(base.columns)).take(np.asarray(rows, np.int64)).to_pylist()
+    return [{name: _finite(value) for name, value in row.items()} for row in found]
 
 
 def _finite(value: str | bool | int | float | None) -> str | bool | int | float | None:

@@ -9,6 +9,7 @@ from app.forms import PROBLEM_RESPONSES
 from app.routes import Running
 from app.routes.predictions import answer_of
 from app.routes.probes import check_same_encoder, find_probe
+from app.routes.search import columns_of
 from app.schemas_probes import Uncertain, UncertainItem
 from app.service import Service
 from lejepa_med.evaluation.uncertain import most_uncertain
@@ -44,12 +45,16 @@ def _answer(service: Service, probe_id: str, archive: str, limit: int) -> Uncert
     rows = [candidate.row for candidate in chosen]
     ids, groups = [table.ids[row] for row in rows], [table.groups[row] for row in rows]
     found = probe.predict(table.vectors[rows], ids=ids, groups=groups) if chosen else []
+    base = service.search.base(archive)
+    places = {name: row for name, row in zip(ids, base.rows_of(ids), strict=True) if row is not None}
+    columns = dict(zip(places, columns_of(base, list(places.values())), strict=True))
     items = [
         UncertainItem(
             index=index,
             id=ids[index],
             group=groups[index],
             distance=candidate.distance,
+            columns=columns.get(ids[index], {}),  # none where the table was written anew at this moment
             **answer_of(given),
         )
         for index, (candidate, given) in enumerate(zip(chosen, found, strict=True))

@@ -15,12 +15,14 @@ import data_adapters
 from app import catalogs
 from app.errors import ProblemError, as_error, invalid, not_found
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, parse_field
-from app.kinds.importing import Plan, place_of
+from app.kinds.importing import Place, Plan
 from app.library import modality_of
+from app.limits import is_owner
+from app.names import read_names
 from app.routes import Limit, Offset, Running, page
 from app.routes.archives import IN_USE, TAKEN, check_name
 from app.routes.jobs import accepted
-from app.schemas import Job, Name
+from app.schemas import Job, Name, Skipped
 from app.schemas_archives import (
     ArchiveName,
     Duplicate,
@@ -47,6 +49,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "archive": {"type": "string", "description": "name of the archive that `embed` makes; by default `name`"},
     "group_column": {"type": "string", "description": "column of the catalogue that is the group; by default `group`"},
     "label_column": {"type": "string", "description": "column of the catalogue that is the label; by default `label`"},
+    "keys": TEXT_FIELDS["keys"],
 }
 CATALOG: dict[str, Any] = {
     "type": "string",
@@ -86,22 +89,27 @@ def list_uploads(service: Running, request: Request, offset: Offset = 0, limit: 
 
 @router.get("/{upload_id}", summary="One upload", responses={404: PROBLEM_RESPONSES[404]})
 def get_upload(upload_id: str, service: Running) -> UploadDetail:
-    """What the import found; refused items by their position, since names are not kept."""
+    """What the import found. Names in zips and keys are told to the sender alone (and to administrators)."""
     job = service.store.job(_check_id(upload_id))
     if job is not None and job.kind == service.importing.kind and (coming := _importing(job, service)) is not None:
         return UploadDetail(**coming.model_dump())
     row, _ = service.importing.upload(upload_id)
     report = service.importing.report(row.id)
-    reasons = Counter(reason for _, _, reason, _ in report["refused"])
+    places, is_sender = service.importing.places(row.id), is_owner(row.key_id)
+    reasons = Counter(reason for _, reason, _ in report["refused"])
     return UploadDetail(
         **_facts(row),
         **{key: report[key] for key in ("items", "groups", "labels", "embedding")},
         refused=len(report["refused"]),
         reasons=[Reason(reason=reason, count=count) for reason, count in reasons.most_common(100)],
         refused_items=[
-            RefusedItem(file_index=file, entry=entry, reason=reason, remedy=remedy)
-            for file, entry, reason, remedy in report["refused"][:LISTED]
+            RefusedItem(**_place(places.of(path), is_sender=is_sender), reason=reason, remedy=remedy)
+            for path, reason, remedy in report["refused"][:LISTED]
         ],
+        skipped=len(places.skipped),
+        skipped_files=[Skipped(file_index=index, name=name) for index, name in places.skipped[:LISTED]]
+        if is_sender
+        else None,
         duplicates=len(report["duplicates"]),
         leak=report.get("leak"),
         duplicate_items=[Duplicate(id=one, same_as=other) for one, other in report["duplicates"][:LISTED]],
@@ -116,16 +124,26 @@ def list_items(
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> UploadItems:
-    """Which file of the request has which id."""
+    """Which file of the request has which id. Names in zips and keys are told to the sender (and administrators)."""
     row, _ = service.importing.upload(_check_id(upload_id))
     manifest = service.importing.manifest(row.id)
+    places, is_sender = service.importing.places(row.id), is_owner(row.key_id)
     page = manifest.rows.slice(offset, limit).to_pylist()
     end = offset + len(page)
     return UploadItems(
         upload=row.id,
         total=len(manifest),
         offset=offset,
-        items=[UploadItem(**_item(found)) for found in page],
+        items=[
+            UploadItem(
+                **_place(places.of(found["path"]), is_sender=is_sender),
+                id=found["id"],
+                item=found["item"] or None,
+                group=found["group"],
+                label=found["label"],
+            )
+            for found in page
+        ],
         next=f"/v1/uploads/{row.id}/items?offset={end}&limit={limit}" if page and end < len(manifest) else None,
     )
 
@@ -151,6 +169,7 @@ def _missing() -> ProblemError:
 
 
 def _accept(service: Service, form: Form) -> JobRow:
+    names = read_names(form, service.settings)
     catalog = None if form.catalog is None else catalogs.translate(form, service.settings)
     adapter, modality = _adapter(service, form)
     digest = hashlib.sha256()
@@ -166,6 +185,7 @@ def _accept(service: Service, form: Form) -> JobRow:
         sha256=digest.hexdigest(),
         catalog=None if catalog is None else asdict(catalog),
         received=now(),
+        keys=list(names.keys),
     )
     job_id = new_id()
     if not parse_field(form, "embed", bool, False):
@@ -189,11 +209,16 @@ def _adapter(service: Service, form: Form) -> tuple[Adapter, str]:
         return encoder.adapter, modality_of(encoder.info)
     if form.fields.get("encoder") or parse_field(form, "embed", bool, False):
         raise ProblemError(
-            422, "invalid-request", "Files are read as an encoder reads them.", remedy="Leave out 'modality'."
+            422,
+            "invalid-request",
+            "'modality' is for an upload without an encoder, and 'encoder' or 'embed' was given, too.",
+            remedy="Leave out 'modality': the files are then read as the encoder reads them.",
         )
     known = data_adapters.names()
     if modality not in known:  # a name of a module or a file would be loaded as code
-        raise ProblemError(422, "invalid-request", "There is no such modality.", remedy=f"Use {', '.join(known)}.")
+        raise ProblemError(
+            422, "invalid-request", "The service knows no modality of this name.", remedy=f"Use {', '.join(known)}."
+        )
     return data_adapters.create(modality), modality
 
 
@@ -229,13 +254,6 @@ def _facts(row: UploadRow) -> dict[str, Any]:
     }
 
 
-def _item(row: dict[str, Any]) -> dict[str, Any]:
-    file, entry = place_of(row["path"])
-    return {
-        "id": row["id"],
-        "file_index": file,
-        "entry": entry,
-        "item": row["item"] or None,
-        "group": row["group"],
-        "label": row["label"],
-    }
+def _place(place: Place, *, is_sender: bool) -> dict[str, Any]:
+    found = asdict(place)
+    return found if is_sender else {**found, "name": None, "key": None}

@@ -149,7 +149,7 @@ class PredictionRow(Base):
     __tablename__ = "predictions"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)  # of the job that made it
-    probe_id: Mapped[str] = mapped_column(ForeignKey("probes.id"), index=True)
+    probe_id: Mapped[str] = mapped_column(String(300), index=True)  # of the table probes, or of the runs directory
     archive: Mapped[str] = mapped_column(String(200))
     fingerprint: Mapped[str] = mapped_column(String(64))
     count: Mapped[int]

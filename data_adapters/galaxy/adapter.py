@@ -31,7 +31,7 @@ from data_adapters.galaxy.bands import COMPANION_FILE, choose, named_bands, sett
 from data_adapters.galaxy.field import middle
 from data_adapters.galaxy.flux import clean_flux
 from data_adapters.galaxy.learn import learn
-from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
+from data_adapters.galaxy.options import KINDS, MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
 from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
 from data_adapters.record import BY_ROW, BY_SKY
@@ -185,8 +185,9 @@ class GalaxyAdapter(BaseAdapter):
     def _check_kind(self, kind: str) -> None:
         if self.options.kind not in ("auto", kind):
             raise BadFileError(
-                f"holds {kind}, but the archive's kind is {self.options.kind}",
-                remedy="Keep pictures and flux in separate archives, each with an encoder of its own.",
+                f"holds {KINDS[kind]}, but the encoder's (or option's) kind is {KINDS[self.options.kind]}",
+                remedy=f"Use an encoder that was pretrained on {KINDS[kind]}. Pictures and flux need an archive and an "
+                "encoder each.",
             )
 
     def _meta(

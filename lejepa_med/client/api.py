@@ -1,7 +1,8 @@
 """The client: a method for each thing that the service does, but keys and the audit trail, which are the operator's."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ import httpx
 from lejepa_med.client.archives import ArchiveCalls
 from lejepa_med.client.calls import form_fields, given_fields, part
 from lejepa_med.client.errors import BusyError, JobFailedError, UnreachableError
-from lejepa_med.client.files import File
+from lejepa_med.client.files import File, Key, Keys, sent_keys, skipped_names, with_names
 from lejepa_med.client.http import Http
 from lejepa_med.client.models import EmbeddedItem, Embeddings, Encoder, EncoderDetail, Job
 from lejepa_med.client.probes import ProbeCalls
@@ -74,6 +75,7 @@ class Client(ArchiveCalls, ProbeCalls):
         region: tuple[int, int, int, int] | None = None,
         mpp: float | None = None,
         pool: str | None = None,
+        keys: Keys | None = None,
     ) -> Embeddings:
         """The vectors of files, in one request.
 
@@ -83,20 +85,29 @@ class Client(ArchiveCalls, ProbeCalls):
             region: x, y, width, height of a slide, pixels of the largest level.
             mpp: um per pixel of the largest level, where the file does not say.
             pool: 'none' for one vector a slice or tile; the service's default is their mean.
+            keys: the caller's own name of each file, which its items carry as `key`.
         """
-        fields = form_fields(encoder=encoder, region=_region(region), mpp=mpp, pool=pool)
-        return Embeddings.read(self._http.json("POST", "/v1/embeddings", files=files, fields=fields))
+        given = sent_keys(files, keys)
+        fields = form_fields(encoder=encoder, region=_region(region), mpp=mpp, pool=pool, keys=given)
+        found = Embeddings.read(self._http.json("POST", "/v1/embeddings", files=files, fields=fields))
+        return replace(found, items=list(with_names(found.items, files)), skipped=skipped_names(found.skipped, files))
 
     def embed_many(
-        self, files: Iterable[File], *, encoder: str | None = None, pool: str | None = None, batch: int = 32
+        self,
+        files: Iterable[File],
+        *,
+        encoder: str | None = None,
+        pool: str | None = None,
+        keys: Iterable[Key | Mapping[str, Key] | None] | None = None,
+        batch: int = 32,
     ) -> Iterator[EmbeddedItem]:
         """The vectors of any number of files, as they come, in their order; a bad file gives an item with `error`.
 
-        `batch` files go in one request. `index` and `file_index` count over all files. A request whose connection
-        breaks is sent again, and what was given before is not given twice.
+        `batch` files go in one request. `index` and `file_index` count over all files, `keys` go along with them. A
+        request whose connection breaks is sent again, and what was given before is not given twice.
         """
         fields = form_fields(encoder=encoder, pool=pool)
-        return embed_stream(self._http, files, fields=fields, batch=batch)
+        return embed_stream(self._http, files, keys, fields=fields, batch=batch)
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

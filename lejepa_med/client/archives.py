@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
-from lejepa_med.client.files import File, sent_name
+from lejepa_med.client.files import File, Keys, sent_keys, sent_name, with_names
 from lejepa_med.client.models import Archive, ArchiveDetail, ArchiveItem, Job, Upload, UploadDetail, UploadItem
 from lejepa_med.client.models_probes import Neighbours
 
@@ -26,6 +26,7 @@ class ArchiveCalls(Calls):
         archive: str | None = None,
         labels: Sequence[str | None] | None = None,
         groups: Sequence[str | None] | None = None,
+        keys: Keys | None = None,
     ) -> Job:
         """Send files that become an archive, and stay in the service. The upload has the job's id.
 
@@ -38,11 +39,14 @@ class ArchiveCalls(Calls):
             archive: its name.
             labels: one for each file, or None; not for folders and zips, which may hold several items.
             groups: patient, slide case or field of each file, or None; the service stores pseudonyms.
+            keys: the caller's own name of each file, which `upload_items` and `archive_items` give back to this caller;
+                the service stores them as they are.
 
         Raises:
             ValueError: `labels` or `groups` are not one for each file, or are of a folder or zip.
         """
-        fields = form_fields(name=name, encoder=encoder, modality=modality, embed=embed, archive=archive)
+        given = sent_keys(files, keys)
+        fields = form_fields(name=name, encoder=encoder, modality=modality, embed=embed, archive=archive, keys=given)
         catalog = _catalog(files, labels, groups) if labels is not None or groups is not None else None
         sent = self._http.json(
             "POST", "/v1/uploads", files=list(files), fields=fields, catalog=catalog, repeatable=False
@@ -57,10 +61,14 @@ class ArchiveCalls(Calls):
         """One upload with what its import found."""
         return UploadDetail.read(self._http.json("GET", f"/v1/uploads/{part(upload)}"))
 
-    def upload_items(self, upload: str, *, page: int = 1000) -> Iterator[UploadItem]:
-        """The items of an upload, `page` at a time: which file has which id."""
-        for item in self._http.pages(f"/v1/uploads/{part(upload)}/items?limit={page}"):
-            yield UploadItem.read(item)
+    def upload_items(self, upload: str, *, files: Sequence[File] = (), page: int = 1000) -> Iterator[UploadItem]:
+        """The items of an upload, `page` at a time: which file has which id.
+
+        Folders are sent under names of the client's own. With the `files` of `send_upload`, `name` is the path below
+        the folder instead.
+        """
+        found = self._http.pages(f"/v1/uploads/{part(upload)}/items?limit={page}")
+        yield from with_names(map(UploadItem.read, found), files)
 
     def remove_upload(self, upload: str) -> None:
         """Remove an upload's files; archives that were made from it stay.
@@ -125,10 +133,10 @@ class ArchiveCalls(Calls):
         body = {"archive": archive, "vectors": given, "fingerprint": fingerprint, "k": k, **options}
         return neighbours(self._http.json("POST", "/v1/search", body=body))
 
-    def search_files(self, archive: str, *files: File, k: int = 10) -> list[Neighbours]:
-        """The nearest items to files, which the table's encoder embeds."""
-        fields = form_fields(archive=archive, k=k)
-        return neighbours(self._http.json("POST", "/v1/search", files=files, fields=fields))
+    def search_files(self, archive: str, *files: File, k: int = 10, keys: Keys | None = None) -> list[Neighbours]:
+        """The nearest items to files, which the table's encoder embeds; `keys` as of `embed`."""
+        fields = form_fields(archive=archive, k=k, keys=sent_keys(files, keys))
+        return list(with_names(neighbours(self._http.json("POST", "/v1/search", files=files, fields=fields)), files))
 
 
 def neighbours(answer: Any) -> list[Neighbours]:

@@ -4,15 +4,22 @@ import io
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 File: TypeAlias = str | Path | tuple[bytes, str]
 """A path; a folder, which is sent as a zip (a DICOM series); or bytes with their suffix, such as '.nii.gz'."""
 
+Key: TypeAlias = str | int
+"""The caller's own name of a file, which its items carry in the answer."""
+Keys: TypeAlias = Sequence[Key | Mapping[str, Key] | None]
+"""For each file a key or None; for a folder or zip also keys by the names of the files in it."""
+
 Part: TypeAlias = tuple[str, tuple[str, IO[bytes], str]]
+T = TypeVar("T", bound=Any)  # an answer's item, with `file_index` and `name`
 SUFFIX = re.compile(r"(\.(nii|fits|fit|fts|dcm))?\.(?=[0-9]*[a-z])[a-z0-9]{1,8}$", re.IGNORECASE)
 COMPRESSED = (".gz", ".bz2", ".xz", ".fz")
 
@@ -32,6 +39,48 @@ def sent_name(number: int, file: File) -> str:
     if isinstance(file, tuple):
         return f"{number}{file[1]}"
     return f"{number}{'.zip' if Path(file).is_dir() else suffix_of(Path(file).name)}"
+
+
+def names_in(file: File) -> dict[str, str]:
+    """The files of a folder by the names under which they are sent: paths below it. Empty for what is no folder."""
+    if isinstance(file, tuple) or not Path(file).is_dir():
+        return {}
+    return {sent: path.relative_to(file).as_posix() for sent, path in _numbered(Path(file))}
+
+
+def sent_keys(files: Sequence[File], keys: Keys | None) -> list[Any] | None:
+    """The form field `keys`, in which a folder's files have the names under which they are sent.
+
+    Raises:
+        ValueError: not one for each file.
+    """
+    if keys is None:
+        return None
+    if len(keys) != len(files):
+        raise ValueError(f"{len(files)} files and {len(keys)} keys; give one for each file, or None")
+    found: list[Any] = []
+    for file, key in zip(files, keys, strict=True):
+        sent = {path: name for name, path in names_in(file).items()}
+        found.append({sent.get(name, name): one for name, one in key.items()} if isinstance(key, Mapping) else key)
+    return found
+
+
+def with_names(items: Iterable[T], files: Sequence[File]) -> Iterator[T]:
+    """Items of an answer; those of a sent folder get the paths below it back as `name`."""
+    known: dict[int, dict[str, str]] = {}
+    for item in items:
+        index, name = item.file_index, item.name
+        if index is not None and name is not None and index < len(files):
+            if index not in known:
+                known[index] = names_in(files[index])
+            item = replace(item, name=known[index].get(name, name))
+        yield item
+
+
+def skipped_names(skipped: Sequence[Mapping[str, Any]], files: Sequence[File]) -> list[dict[str, Any]]:
+    """What was skipped in an answer, in a sent folder by the paths below it."""
+    known = {index: names_in(files[index]) for index in {one["file_index"] for one in skipped}}
+    return [{**one, "name": known[one["file_index"]].get(one["name"], one["name"])} for one in skipped]
 
 
 def open_all(files: Iterable[File], stack: ExitStack) -> list[Part]:
@@ -56,7 +105,15 @@ def open_all(files: Iterable[File], stack: ExitStack) -> list[Part]:
 def _zipped(folder: Path) -> IO[bytes]:
     stream: IO[bytes] = tempfile.TemporaryFile()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as packed:
-        for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
-            packed.write(path, f"{number:06d}{suffix_of(path.name)}")
+        for name, path in _numbered(folder):
+            packed.write(path, name)
     stream.seek(0)
     return stream
+
+
+def _numbered(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files below a folder, with the names under which they are sent; hidden ones are no images."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    for number, path in enumerate(shown):
+        yield f"{number:06d}{suffix_of(path.name)}", path

@@ -48,6 +48,8 @@ class Problem(Answer):
     remedy: str = ""
     index: int | None = None
     file_index: int | None = None
+    name: str | None = None
+    key: str | int | None = None
     errors: list[dict[str, str]] | None = None
     reference: str | None = None
 
@@ -81,14 +83,21 @@ class EncoderDetail(Encoder):
     dims: int = 2
     precision: str = "float32"
     info: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    """Last records of the run: `training` and `evaluation`; docs/observe.md explains their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedItem(Answer):
-    """The vector (dim,) of one item, or the problem that stands for it. `part` numbers slices or tiles kept apart."""
+    """The vector (dim,) of one item, or the problem that stands for it. `part` numbers slices or tiles kept apart.
+
+    `name` is the path of its file in the zip or folder that was sent, `key` the caller's own.
+    """
 
     index: int
     file_index: int
+    name: str | None = None
+    key: str | int | None = None
     items: int = 0
     part: int | None = None
     vector: list[float] | None = None
@@ -104,6 +113,8 @@ class Embeddings(Answer):
     dim: int
     items: list[EmbeddedItem]
     precision: str = "float32"
+    skipped: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Files in zips and folders that are no images: `file_index` and `name`."""
 
     @classmethod
     def _value(cls, name: str, value: Any) -> Any:
@@ -176,6 +187,8 @@ class UploadDetail(Upload):
     refused: int | None = None
     reasons: list[dict[str, Any]] | None = field(default=None, repr=False)
     refused_items: list[dict[str, Any]] | None = field(default=None, repr=False)
+    skipped: int | None = None
+    skipped_files: list[dict[str, Any]] | None = field(default=None, repr=False)
     duplicates: int | None = None
     duplicate_items: list[dict[str, str]] | None = field(default=None, repr=False)
     leak: dict[str, Any] | None = None
@@ -188,11 +201,16 @@ class UploadDetail(Upload):
 
 @dataclass(frozen=True, kw_only=True)
 class UploadItem(Answer):
-    """One readable item of an upload; `entry` is its place in a zip, `item` which one of several in a file."""
+    """One readable item of an upload; `name` is that of its file in the zip, `item` which one of several in a file.
+
+    `key` is the sender's own. Names and keys are told to the sender alone (and to administrators).
+    """
 
     id: str
     file_index: int
     group: str
+    name: str | None = None
+    key: str | int | None = None
     entry: int | None = None
     item: str | None = None
     label: str | None = None
@@ -200,10 +218,15 @@ class UploadItem(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveItem(Answer):
-    """One item of a table: pseudonyms of its file and of its group (patient, slide case, field)."""
+    """One item of a table: pseudonyms of its file and of its group (patient, slide case, field).
+
+    `name` and `key` are as of `UploadItem`, where the table was made from an upload of the caller.
+    """
 
     id: str
     group: str
+    name: str | None = None
+    key: str | int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ class ProbeVersion(Answer):
 class Probe(Answer):
     """One version of a trained probe. `kind` is classification, multilabel or regression.
 
-    `metrics` and `receipt` (of the cross-validation) and all `versions` come with `Client.probe` alone.
+    `metrics` and `receipt` (of the cross-validation) and all `versions` come with `Client.probe` alone. `read_only`: it
+    was trained with `lejepa-med probe`, and the service neither changes nor removes it.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Probe(Answer):
     series: str = ""
     version: int = 1
     parent: str | None = None
+    read_only: bool = False
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     receipt: dict[str, Any] = field(default_factory=dict, repr=False)
     versions: list[ProbeVersion] = field(default_factory=list, repr=False)
@@ -50,7 +52,8 @@ class Prediction(Answer):
 
     Classes have `label` and `probabilities`, labels of their own `labels` and `probabilities`, quantities `value` and
     the 90 % `interval`; what begins with `knn_` is the nearest labelled images' answer. `novelty`, 0 to 1, says how
-    unlike the labelled images it is, `uncertainty`, 0 to 1, how much its label would teach the probe.
+    unlike the labelled images it is, `uncertainty`, 0 to 1, how much its label would teach the probe. `name` is the
+    path of its file in the zip or folder that was sent, `key` the caller's own.
 
     `seen` is record where the probe learnt from this image, group where it learnt from others of its group, else no.
     What was seen is answered by the part of the cross-validation that has seen neither; where there is no such part,
@@ -59,6 +62,8 @@ class Prediction(Answer):
 
     index: int
     file_index: int | None = None
+    name: str | None = None
+    key: str | int | None = None
     id: str | None = None
     seen: str | None = None
     in_sample: bool | None = None
@@ -83,10 +88,14 @@ class Prediction(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class UncertainItem(Prediction):
-    """An item to label next; `distance` to the nearest labelled or listed item, of unit vectors: 0 to 2."""
+    """An item to label next; `distance` to the nearest labelled or listed item, of unit vectors: 0 to 2.
+
+    `columns` has its label and further metadata.
+    """
 
     group: str
     distance: float
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,8 @@ class Neighbours(Answer):
     index: int
     id: str | None = None
     file_index: int | None = None
+    name: str | None = None
+    key: str | int | None = None
     hits: list[Hit] = field(default_factory=list)
     error: Problem | None = None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
-from lejepa_med.client.files import File
+from lejepa_med.client.files import File, Keys, sent_keys, with_names
 from lejepa_med.client.models import Job
 from lejepa_med.client.models_probes import Application, Prediction, Probe, UncertainItem
 
@@ -22,13 +22,15 @@ class ProbeCalls(Calls):
         encoder: str | None = None,
         name: str | None = None,
         folds: int | None = None,
+        keys: Keys | None = None,
         **options: Any,
     ) -> Job:
         """Train a probe on labelled files: `labels` and `groups` (patient, slide case, field) are one for each file.
 
-        The probe has the job's id. `options` are further fields of the service's form.
+        The probe has the job's id. An error about a file names its key. `options` are further fields of the form.
         """
-        fields = form_fields(encoder=encoder, name=name, folds=folds, labels=list(labels), groups=groups, **options)
+        options |= {"labels": list(labels), "groups": groups, "keys": sent_keys(files, keys)}
+        fields = form_fields(encoder=encoder, name=name, folds=folds, **options)
         sent = self._http.json("POST", "/v1/probes", files=list(files), fields=fields, repeatable=False)
         return Job.read(sent)
 
@@ -51,10 +53,16 @@ class ProbeCalls(Calls):
         return Job.read(self._http.json("POST", "/v1/probes", body=body, repeatable=False))
 
     def add_labels(
-        self, probe: str, files: Sequence[File], labels: Sequence[Any], *, groups: Sequence[str] | None = None
+        self,
+        probe: str,
+        files: Sequence[File],
+        labels: Sequence[Any],
+        *,
+        groups: Sequence[str] | None = None,
+        keys: Keys | None = None,
     ) -> Job:
         """Train the probe's next version on all its labels and those of these files; it has the job's id."""
-        fields = form_fields(labels=list(labels), groups=groups)
+        fields = form_fields(labels=list(labels), groups=groups, keys=sent_keys(files, keys))
         path = f"/v1/probes/{part(probe)}/labels"
         return Job.read(self._http.json("POST", path, files=list(files), fields=fields, repeatable=False))
 
@@ -91,11 +99,16 @@ class ProbeCalls(Calls):
         *,
         mpp: float | None = None,
         groups: Sequence[str | None] | None = None,
+        keys: Keys | None = None,
     ) -> list[Prediction]:
-        """A probe's answers for files. `groups`, one for each file, marks those of groups that it learnt from."""
+        """A probe's answers for files; `keys` as of `embed`.
+
+        `groups`, one for each file, marks those of groups that the probe learnt from.
+        """
         path = f"/v1/probes/{part(probe)}/predictions"
-        found = self._http.json("POST", path, files=list(files), fields=form_fields(mpp=mpp, groups=groups))
-        return [Prediction.read(item) for item in found["items"]]
+        fields = form_fields(mpp=mpp, groups=groups, keys=sent_keys(files, keys))
+        found = self._http.json("POST", path, files=list(files), fields=fields)
+        return list(with_names(map(Prediction.read, found["items"]), files))
 
     def predict_items(self, probe: str, archive: str, ids: Sequence[str]) -> list[Prediction]:
         """A probe's answers for items of a table."""

@@ -1,40 +1,55 @@
 """Vectors of any number of files: a few files a request, and items as they arrive."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import httpx
 
+from lejepa_med.client.calls import form_fields
 from lejepa_med.client.errors import InvalidError
-from lejepa_med.client.files import File
+from lejepa_med.client.files import File, Key, sent_keys, with_names
 from lejepa_med.client.http import Http, pause, unreachable
 from lejepa_med.client.models import EmbeddedItem
 
 LINES = "application/x-ndjson"
 
 
-def embed_stream(http: Http, files: Iterable[File], *, fields: dict[str, str], batch: int) -> Iterator[EmbeddedItem]:
-    """Items of `files` in their order; `index` and `file_index` count over all of them."""
+def embed_stream(
+    http: Http,
+    files: Iterable[File],
+    keys: Iterable[Key | Mapping[str, Key] | None] | None,
+    *,
+    fields: dict[str, str],
+    batch: int,
+) -> Iterator[EmbeddedItem]:
+    """Items of `files` in their order; `index` and `file_index` count over all of them.
+
+    Raises:
+        ValueError: `keys` end before the files.
+    """
     source, sent, given = iter(files), 0, 0
+    told = None if keys is None else iter(keys)
     while group := list(islice(source, batch)):
         count = 0
-        for item in _group(http, group, fields):
+        own = sent_keys(group, None if told is None else list(islice(told, len(group))))
+        for item in with_names(_group(http, group, own, fields), group):
             yield replace(item, index=given + item.index, file_index=sent + item.file_index)
             count = item.index + 1
         sent, given = sent + len(group), given + count
 
 
-def _group(http: Http, group: Sequence[File], fields: dict[str, str]) -> Iterator[EmbeddedItem]:
+def _group(http: Http, group: Sequence[File], keys: list[Any] | None, fields: dict[str, str]) -> Iterator[EmbeddedItem]:
     """Items of one request, which is repeated from where its answer broke off."""
     done = stuck = 0
+    given = {**fields, **form_fields(keys=keys)}
     while True:
         before = done
         try:
             accept = f"{LINES}, application/json;q=0.5"
-            with http.open("POST", "/v1/embeddings", files=group, fields=fields, accept=accept) as answer:
+            with http.open("POST", "/v1/embeddings", files=group, fields=given, accept=accept) as answer:
                 for item in islice(_items(answer), done, None):
                     done += 1
                     yield EmbeddedItem.read(item)
@@ -42,7 +57,7 @@ def _group(http: Http, group: Sequence[File], fields: dict[str, str]) -> Iterato
         except InvalidError as error:
             if error.problem.index is None:
                 raise  # it is not about a file
-            yield from _one_by_one(http, group, fields, error)
+            yield from _one_by_one(http, group, keys, fields, error)
             return
         except httpx.TimeoutException as error:
             raise unreachable(error) from error
@@ -54,16 +69,17 @@ def _group(http: Http, group: Sequence[File], fields: dict[str, str]) -> Iterato
 
 
 def _one_by_one(
-    http: Http, group: Sequence[File], fields: dict[str, str], error: InvalidError
+    http: Http, group: Sequence[File], keys: list[Any] | None, fields: dict[str, str], error: InvalidError
 ) -> Iterator[EmbeddedItem]:
     """A request of which no file could be read names only the first; here each file gets its own problem."""
     if len(group) == 1:
-        yield EmbeddedItem(index=0, file_index=0, error=error.problem)
+        found = error.problem
+        yield EmbeddedItem(index=0, file_index=0, name=found.name, key=found.key, error=found)
         return
     given = 0
     for place, file in enumerate(group):
         count = 0
-        for item in _group(http, [file], fields):
+        for item in _group(http, [file], None if keys is None else [keys[place]], fields):
             yield replace(item, index=given + item.index, file_index=place)
             count = item.index + 1
         given += count

@@ -30,6 +30,17 @@ def few_numbers(count: int) -> list[str]:
     return [f"Few labels: {count} images are measured. Below {FEW_NUMBERS}, scores swing with the examples chosen."]
 
 
+def two_folds(groups: int, what: str) -> list[str]:
+    """A cross-validation that cannot choose the strength of the regularisation. `what`: the value that is used."""
+    cause, remedy = "", "Use three folds or more, with every class in three groups."
+    if groups == 2:
+        cause, remedy = "All labels come from two groups (patients, slides, fields). ", "Label items of a third group."
+    return [
+        f"{cause}Two folds: each model learns from one part and is scored on the other, and no third part is left to "
+        f"choose the strength of the regularisation by. So {what} is used, and the scores are rough. {remedy}"
+    ]
+
+
 def unequal(counts: Mapping[str, int]) -> list[str]:
     """Classes of very different frequency."""
     most, least = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])

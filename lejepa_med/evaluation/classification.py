@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
-from lejepa_med.evaluation.cautions import wide_interval
+from lejepa_med.evaluation.cautions import two_folds, wide_interval
 from lejepa_med.evaluation.crossval import cross_validate
 from lejepa_med.evaluation.examples import Examples
 from lejepa_med.evaluation.folds import Folds, group_folds
@@ -199,5 +199,5 @@ def _fold_warnings(examples: Examples, split: Folds | None, folds: int) -> list[
     if split.count < folds:
         found.append(f"{split.count} folds instead of {folds}: '{scarce[0]}' occurs in {scarce[1]} groups only.")
     if split.count == 2:
-        found.append(f"Two folds leave no labels to choose C by inside a fold: scores are those of C = {MIDDLE}.")
+        found += two_folds(len(np.unique(examples.groups)), f"C = {MIDDLE}")
     return found

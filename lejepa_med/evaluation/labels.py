@@ -443,7 +443,7 @@ def write_predictions(
     writer = csv.writer(stream)
     columns = COLUMNS[probe.kind]
     added = () if names is None else names.columns
-    scored = ["seen", "in_sample", "novelty", "uncertainty", *(f"p({name})" for name in probe.classes)]
+    scored = ["seen", "in_sample", "novelty", "uncertainty", *(f"probability {name}" for name in probe.classes)]
     writer.writerow(["id", *added, *columns, *scored])
     for name, place, p in zip(ids, places, predictions, strict=True):
         low, high = p.interval or ("", "")

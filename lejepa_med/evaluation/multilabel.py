@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.evaluation.calibration import fit_platt, label_calibration
-from lejepa_med.evaluation.cautions import wide_interval
+from lejepa_med.evaluation.cautions import two_folds, wide_interval
 from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
 from lejepa_med.evaluation.examples import Marks
 from lejepa_med.evaluation.folds import Folds, marked_folds
@@ -302,10 +302,12 @@ def _fold_warnings(examples: Marks, scored: NDArray[np.bool_], split: Folds | No
             f"No cross-validation is possible: it needs a label in {APART} groups and {APART} groups without it. The "
             "probe's quality is unknown, and every label counts as present from 50 % on."
         ]
+    found = two_folds(len(np.unique(examples.groups)), "the middle C of the grid") if split.count == 2 else []
     missing = [f"'{name}'" for name, known in zip(examples.classes, scored, strict=True) if not known]
     if not missing:
-        return []
+        return found
     return [
+        *found,
         f"No score for {', '.join(missing)}: a label needs {APART} groups with it and {APART} without it. It counts as "
-        "present from 50 % on."
+        "present from 50 % on.",
     ]

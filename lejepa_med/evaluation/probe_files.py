@@ -63,6 +63,14 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
+def find_probes(runs: Path) -> list[Path]:
+    """Probe folders at most three levels below `runs`, sorted; drafts of a probe that is being written are none."""
+    found = {file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + DOCUMENT)}
+    return sorted(
+        folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(runs).parts)
+    )
+
+
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The document and the arrays that `write_folder` wrote.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.evaluation.cautions import few_numbers, wide_interval
+from lejepa_med.evaluation.cautions import few_numbers, two_folds, wide_interval
 from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
 from lejepa_med.evaluation.examples import Numbers
 from lejepa_med.evaluation.folds import Folds, marked_folds
@@ -136,9 +136,12 @@ def fit_numbers(examples: Numbers, options: Options) -> Fitted:
     if steps <= STEPS:
         warnings.append(f"The labels take {steps} values only. If they are grades, also try them as classes (texts).")
     if split is None:
-        warnings.append("No cross-validation is possible with a single group. The probe's quality is unknown.")
+        warnings.append(
+            "All labels come from a single group (patient, slide, field), so there is no other to score the probe "
+            "on, and its quality is unknown. Label items of further groups."
+        )
     elif split.count == 2:
-        warnings.append("Two folds leave no labels to choose the penalty by: scores are those of a middle one.")
+        warnings += two_folds(len(np.unique(examples.groups)), "the middle penalty of the grid")
     metrics: dict[str, Any] = {
         "range": [float(values.min()), float(values.max())],
         "mean": float(values.mean()),

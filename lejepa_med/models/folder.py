@@ -250,7 +250,7 @@ def _recorded_precision(folder: Path) -> Precision:
 
 
 def fingerprint(info: dict[str, Any]) -> str:
-    """SHA-256 over weights, preprocessing and precision: equal fingerprints give equal vectors."""
+    """SHA-256 over weights, preprocessing and precision: vectors are compared only where it is equal."""
     spec = dict(info["spec"])
     if spec.get("dims") == 2:
         del spec["dims"]  # folders from before 3-D encoders do not say it; theirs and new ones must agree

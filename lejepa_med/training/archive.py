@@ -51,9 +51,12 @@ def scan(
     journal: Path | None = None,
     fresh: bool = False,
     file_seconds: float = FILE_SECONDS,
+    of_encoder: bool = False,
     console: Console,
 ) -> Scan:
     """Scan with a progress bar and a summary table; see `data_adapters.scan.scan_archive`.
+
+    `of_encoder`: the adapter is that of an encoder, so errors advise no other modality.
 
     Raises:
         UserError: the archive does not exist, or nothing in it can be read.
@@ -90,20 +93,25 @@ def scan(
             soft_wrap=True,
         )
     if not len(result):
-        raise _nothing(archive, result)
+        raise _nothing(archive, result, of_encoder=of_encoder)
     return result
 
 
-def _nothing(archive: Path, result: Scan) -> UserError:
+def _nothing(archive: Path, result: Scan, *, of_encoder: bool) -> UserError:
     """Why an archive gives no item: no files, or the reasons with the remedy of the first file."""
     if not result.refused:
         return UserError(f"{archive} holds no files.", remedy="Give the folder that holds the images.")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in result.reasons()[:4])
     first = result.refused[0]
+    other = (
+        "Or give an encoder that was pretrained on such files."
+        if of_encoder
+        else f"Or choose the modality that fits the files: {', '.join(data_adapters.names())}."
+    )
+    what = "the encoder reads files" if of_encoder else "this modality"
     return UserError(
-        f"Nothing in {archive} can be read as this modality: {reasons}.",
-        remedy=f"For {first.uri}: {first.remedy} Or choose the modality that fits the files: "
-        f"{', '.join(data_adapters.names())}.",
+        f"Nothing in {archive} can be read as {what}: {reasons}.",
+        remedy=f"For {first.uri}: {first.remedy} {other}",
     )
 
 

@@ -232,3 +232,11 @@ def test_broken_multipart(client: TestClient, settings: Settings, body: bytes, s
 def test_json_to_the_upload_route(client: TestClient) -> None:
     answer = client.post("/v1/embeddings", json={"files": []})
     assert (answer.status_code, answer.json()["type"]) == (415, "urn:lejepa-med:problem:not-multipart")
+
+
+def test_a_picture_for_an_encoder_of_flux_is_told_what_the_encoder_wants(client: TestClient) -> None:
+    answer = client.post("/v1/embeddings", files=files(png()), data={"encoder": "galaxy"})
+    assert answer.status_code == 422
+    detail, remedy = answer.json()["detail"], answer.json()["remedy"]
+    assert "holds pictures (JPEG, PNG), but the encoder's (or option's) kind is flux (FITS)" in detail
+    assert "an encoder that was pretrained on pictures" in remedy and "modality" not in detail + remedy

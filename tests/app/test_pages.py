@@ -1,4 +1,6 @@
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,20 @@ def test_encoders(client: TestClient, runs: Path) -> None:
     assert (detail["dim"], detail["image_size"], detail["channels"]) == (512, 32, 1)
     assert len(detail["fingerprint"]) == 64
     assert str(runs) not in client.get("/v1/encoders/mri").text
+    assert detail["metrics"] == {"training": {}, "evaluation": {}}, "an encoder without its run"
+
+
+def test_an_encoder_has_the_last_records_of_its_run(client: TestClient, runs: Path) -> None:
+    run = shutil.copytree(runs / "mri", runs / "with-run")
+    records = [{"step": step, "loss": 1 / step, "backbone/effective_rank": 8.5} for step in (100, 200)]
+    text = "".join(json.dumps(one) + "\n" for one in records)
+    (run / "metrics.jsonl").write_text(" " * 100_000 + "\n" + text + '{"step": 300, "lo')  # a run that writes
+    (run / "online.jsonl").write_text(json.dumps({"step": 150, "knn": 0.8}) + "\n")
+    try:
+        found = client.get("/v1/encoders/with-run").json()["metrics"]
+    finally:
+        shutil.rmtree(run)
+    assert found == {"training": records[1], "evaluation": {"step": 150, "knn": 0.8}}
 
 
 def test_damaged_encoder_is_told_and_the_others_work(client: TestClient, runs: Path) -> None:

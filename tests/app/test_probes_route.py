@@ -304,3 +304,20 @@ def test_a_job_whose_workflow_died_is_taken_up_again(
     assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
     service.engine.submit(job, service.training.kind)  # harmless, as often as it is said
     assert wait(client, job)["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("values", [("a", "b"), (1.5, 2.5)])
+def test_a_probe_over_two_groups_says_why_its_scores_are_rough(
+    client: TestClient, table: EmbeddingTable, values: tuple[Any, Any]
+) -> None:
+    labels = [
+        {"id": name, "label": values[row % 2] if not isinstance(values[0], float) else row + values[0]}
+        for row, name in enumerate(table.ids[:16])
+    ]
+    given = [{**one, "group": "left" if row < 8 else "right"} for row, one in enumerate(labels)]
+    job = wait(client, client.post("/v1/probes", json={"archive": "table", "labels": given}).json()["id"])
+    assert job["state"] == "succeeded", job
+    warnings = client.get(job["result"]).json()["metrics"]["warnings"]
+    (told,) = [one for one in warnings if "third" in one]
+    assert "All labels come from two groups (patients, slides, fields)" in told
+    assert told.endswith("Label items of a third group.")

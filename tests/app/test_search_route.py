@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from app.settings import Settings
 from lejepa_med.embed import EmbeddingTable
-from tests.app.helpers import files, picture, png
+from tests.app.helpers import files, picture, png, wait
 from tests.app.tables import facts, write_table
 
 
@@ -200,3 +200,14 @@ def test_the_document_names_what_a_search_takes(client: TestClient) -> None:
     condition = schema["properties"]["filters"]["items"]["properties"]
     assert {"column", "equals", "in", "not_in", "min", "max"} == condition.keys()
     assert "$defs" not in json.dumps(schema)
+
+
+def test_what_to_label_next_comes_with_the_kept_columns(client: TestClient, table: EmbeddingTable) -> None:
+    labels = [{"id": name, "label": "ab"[row % 2]} for row, name in enumerate(table.ids[:8])]
+    body = {"archive": "table", "labels": labels, "folds": 2}
+    probe = wait(client, client.post("/v1/probes", json=body).json()["id"])
+    items = client.get(f"/v1/probes/{probe['id']}/uncertain?archive=marked&limit=24").json()["items"]
+    hits = asked(client, archive="marked", ids=[items[0]["id"]], k=23)["items"][0]["hits"]
+    kept = {hit["id"]: hit["columns"] for hit in hits}
+    assert len(items) == 16 and all(one["columns"] == kept[one["id"]] for one in items[1:])
+    assert items[0]["columns"].keys() == {"label", *facts(1)} - {"labels"}

@@ -105,19 +105,30 @@ def test_upload_tells_what_was_read_and_what_was_refused(
     assert [one["sha256"] for one in listed if one["id"] == upload["id"]] == [upload["sha256"]]
 
 
-def test_names_are_not_kept(client: TestClient, upload: dict[str, Any], settings: Settings) -> None:
+def test_names_are_kept_nowhere_but_with_the_upload(
+    client: TestClient, upload: dict[str, Any], settings: Settings
+) -> None:
+    """Names in zips alone, in one file, which goes with the upload; none of files that came by themselves."""
     job = client.get(f"/v1/jobs/{upload['id']}")
-    text = job.text + str(upload) + client.get(f"/v1/uploads/{upload['id']}/items").text
+    text = job.text + client.get("/v1/uploads").text + client.get("/v1/archives").text
     wait(client, upload["embedding"])
     eventually(lambda: not any(client.get(f"/v1/jobs?state={state}").json()["jobs"] for state in ("queued", "running")))
     eventually(lambda: not list((settings.data / "jobs").iterdir()))
     stored = [path for path in settings.data.rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert any(upload["id"] in str(path) for path in stored)
     assert str(settings.data) not in text
+    told = client.get(f"/v1/uploads/{upload['id']}/items").text + str(upload)
+    assert "inside/Doe_3.png" in told and "inside/Roe_4.png" in told
     for word in ("Doe", "Roe", "Jane", "Mustermann"):
         assert word not in text
+        assert word not in told.replace("inside/Doe_3.png", "").replace("inside/Roe_4.png", "")
         for path in stored:
-            assert word.encode() not in path.read_bytes() and word not in str(path.relative_to(settings.data))
+            assert word not in str(path.relative_to(settings.data))
+            if path.name == "names.json":
+                names = path.read_text(encoding="utf-8")
+                assert word not in names.replace("inside/Doe_3.png", "").replace("inside/Roe_4.png", "")
+            else:
+                assert word.encode() not in path.read_bytes(), path
     eventually(lambda: not (settings.data / "jobs" / upload["id"]).exists())
 
 

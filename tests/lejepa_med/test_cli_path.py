@@ -51,6 +51,7 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     assert "24 other images are of groups that it learnt from (seen: group)" in capsys.readouterr().out
     with (tmp_path / "some-predictions.csv").open(newline="") as stream:
         assert sorted(row["seen"] for row in csv.DictReader(stream)) == ["group"] * 24 + ["record"] * 24
+    assert all(abs(float(row["probability rings"]) + float(row["probability stripes"]) - 1) < 1e-5 for row in rows)
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "probe"), str(tmp_path / "r"), "--out", str(tmp_path / "x.csv")])
     assert "another encoder" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()

@@ -23,14 +23,15 @@ def table():
     return EmbeddingTable(name="t", ids=ids, groups=ids, labels=[None] * 12, vectors=vectors, encoder="e")
 
 
+CHANCES = ["probability a", "probability b"]
 COLUMNS = {
     "classification": (
         ["a", "b"],
-        ["id", "label", "knn_label", "seen", "in_sample", "novelty", "uncertainty", "p(a)", "p(b)"],
+        ["id", "label", "knn_label", "seen", "in_sample", "novelty", "uncertainty", *CHANCES],
     ),
     "multilabel": (
         ["a; b", "[]"],
-        ["id", "labels", "knn_labels", "seen", "in_sample", "novelty", "uncertainty", "p(a)", "p(b)"],
+        ["id", "labels", "knn_labels", "seen", "in_sample", "novelty", "uncertainty", *CHANCES],
     ),
     "regression": (
         ["1.5", "-2e1"],
