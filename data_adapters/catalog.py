@@ -252,8 +252,8 @@ class Catalog:
         found = []
         if (likely := self._table.likely_group) is not None:
             found.append(
-                f"the column '{likely}' looks like what belongs together, and is not used: give --group-column "
-                f"{quote(likely)} to keep the rows with one value of it on one side of every split"
+                f"the column '{likely}' looks like the group (patient, slide, field), and is not used: give "
+                f"--group-column {quote(likely)} to keep its equal values on one side of every split"
             )
         unused, total = self.unused_rows(), len(self)
         if unused:

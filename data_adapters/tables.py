@@ -250,8 +250,8 @@ class Table:
 
     @property
     def likely_group(self) -> str | None:
-        """A column that is likely to hold groups where the table has none that is used as such."""
-        if "group" in self.keys or self.participants:
+        """A column that is likely to hold groups where none is used as such; known once all rows have been read."""
+        if self.participants or ("group" in self.columns and self.columns["group"].values):
             return None
         return next((name for name in self.names if LIKELY_GROUP.fullmatch(re.sub(r"[\W_]", "", name.lower()))), None)
 

@@ -256,9 +256,9 @@ def _likely_group(table: EmbeddingTable, labels: Labels, found: Sequence[tuple[L
     several = sum(len(held) > 1 for held in groups.values())
     if several:
         return [
-            f"the column '{column}' looks like what belongs together, and is not used: images of one {column} lie in "
-            f"several groups ({several:,} of {count(len(groups), 'value')}), so scores may be too high; "
-            f"give --group-column {quote(column)}"
+            f"the column '{column}' looks like the group (patient, slide, field), and is not used: images of one "
+            f"{column} lie in several groups ({several:,} of {count(len(groups), 'value')}), so scores may be too "
+            f"high; give --group-column {quote(column)}"
         ]
     return [f"the column '{column}' is not used as the group: each of its values lies in one group of the table anyway"]
 

@@ -55,7 +55,7 @@ def said(capsys: Capture, *arguments: object, fails: bool = False) -> str:
 def test_scan_takes_the_columns_and_names_the_one_left_out(work: Path, tmp_path: Path, capsys: Capture) -> None:
     command = ["scan", work / "archive", "--modality", "images", "--catalog", work / "table.csv", "--out"]
     shown = said(capsys, *command, tmp_path / "a")
-    assert "24 each file its own" in shown and "the column 'Patient_ID' looks like what belongs together" in shown
+    assert "24 each file its own" in shown and "the column 'Patient_ID' looks like the group" in shown
     assert "give --group-column Patient_ID" in shown
     shown = said(capsys, *command, tmp_path / "b", "--group-column", "patient_id", "--label-column", "age")
     assert "6 by catalogue, column Patient_ID (24 items)" in shown and "looks like" not in shown
@@ -82,7 +82,7 @@ def test_scan_takes_the_columns_and_names_the_one_left_out(work: Path, tmp_path:
 def test_columns_that_look_like_groups(
     work: Path, tmp_path: Path, capsys: Capture, column: str, is_likely: bool
 ) -> None:
-    (tmp_path / "t.csv").write_text(f"path,{column}\n0000.png,a\n")
+    (tmp_path / "t.csv").write_text(f"path,{column},group\n0000.png,a,\n")  # a group that nobody filled in
     command = ["scan", work / "archive", "--modality", "images", "--no-verify", "--catalog", tmp_path / "t.csv"]
     shown = said(capsys, *command, "--out", tmp_path / "s")
     assert (f"--group-column {quote(column)} to keep" in shown) is is_likely
@@ -117,7 +117,7 @@ def test_a_run_keeps_the_columns_and_embed_the_runs_catalogue(work: Path, tmp_pa
 def test_probe_takes_several_labels_from_one_table(work: Path, tmp_path: Path, capsys: Capture) -> None:
     embed = ["embed", work / "encoder", work / "archive", "--workers", "0", "--catalog", work / "table.csv"]
     shown = said(capsys, *embed, "--out", tmp_path / "t", "--columns", "age")
-    assert "the column 'Patient_ID' looks like what belongs together" in shown
+    assert "the column 'Patient_ID' looks like the group" in shown
     probe = ["probe", tmp_path / "t", work / "table.csv", "--archive", work / "archive", "--folds", "2"]
     shown = said(capsys, *probe, "--out", tmp_path / "none", fails=True)
     assert "no column 'label'" in shown and "--label-column" in shown
