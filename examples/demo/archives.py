@@ -60,7 +60,7 @@ def make(modality: str, folder: Path, *, n: int | None = None, seed: int = 0, te
             remedy=f"Use one of {', '.join(MAKERS)}, or give your own images: make demo ARCHIVE=/your/images "
             f"MODALITY={modality}",
         )
-    mark = folder / ".made-by-demo"
+    mark = folder / "made-by-demo.txt"
     if folder.is_dir() and any(folder.iterdir()):
         if not mark.is_file():
             raise UserError(
@@ -68,7 +68,7 @@ def make(modality: str, folder: Path, *, n: int | None = None, seed: int = 0, te
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    mark.write_text("This folder may be emptied by the demo.\n", encoding="utf-8")
     MAKERS[modality](folder, seed=seed, progress=tell, **({} if n is None else {"n": n}))
     return Archive.at(folder, modality)
 

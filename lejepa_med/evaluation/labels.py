@@ -5,7 +5,7 @@ import io
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -14,7 +14,7 @@ from typing import Any
 from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
 from data_adapters.table_paths import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
-from data_adapters.tables import FIRST, NO_LABELS, PARTICIPANT, Table, count, meaning, one_style
+from data_adapters.tables import FIRST, NO_LABELS, NUMBER, PARTICIPANT, Table, count, meaning, one_style
 from lejepa_med.atomic import write_text
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
@@ -22,6 +22,7 @@ from lejepa_med.evaluation.kinds import Kind
 from lejepa_med.evaluation.probe import Label, Prediction, Probe
 from lejepa_med.names import Names
 
+MOST_GRADES = 11  # of a scale that is written in numbers, from 0 to 10
 GAP = 1000  # items of one file in a row that may be missing in a table
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "classification": ("label", "knn_label"),
@@ -231,6 +232,7 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
             *_notes(report, unmatched, labels, kind, finder.prefix),
             *_alike(labels),
             *_likely_group(table, labels, found),
+            *(_likely_quantity({label for _, label, _ in chosen.values()}) if kind == "classification" else []),
         ],
         leak=_leak(table, labels, finder, {i: group for i, (_, _, group) in chosen.items()}),
         relatives={
@@ -261,6 +263,16 @@ def _likely_group(table: EmbeddingTable, labels: Labels, found: Sequence[tuple[L
             f"high; give --group-column {quote(column)}"
         ]
     return [f"the column '{column}' is not used as the group: each of its values lies in one group of the table anyway"]
+
+
+def _likely_quantity(classes: Collection[Label]) -> list[str]:
+    """Name labels that are no classes, such as ages: more different numbers than a scale has."""
+    if len(classes) <= MOST_GRADES or not all(isinstance(name, str) and NUMBER.fullmatch(name) for name in classes):
+        return []
+    return [
+        f"the labels are {len(classes):,} different numbers, each of which is taken as a class; if they are quantities, "
+        "give --kind regression"
+    ]
 
 
 def _alike(labels: Labels) -> list[str]:

@@ -279,6 +279,6 @@ def test_the_command_makes_an_archive(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "galaxies"
     assert archives.main(["galaxy", "--out", str(out), "--n", "2"]) == 0
     assert len(read_labels(out / "labels.csv")) == 2
-    (out / ".made-by-demo").unlink()
+    (out / "made-by-demo.txt").unlink()
     assert archives.main(["galaxy", "--out", str(out), "--n", "2"]) == 1
     assert "--out" in capsys.readouterr().out

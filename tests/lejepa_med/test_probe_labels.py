@@ -66,6 +66,14 @@ def test_a_text_is_no_number(table, tmp_path):
         join(table, read_labels(file), archive=tmp_path, kind="regression")
 
 
+@pytest.mark.parametrize(("values", "said"), [(range(30, 42), True), ([0, 1, 2] * 4, False), ("abcdefghijkl", False)])
+def test_ages_are_not_taken_for_classes_without_a_word(values, said, table, tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text("id,label\n" + "".join(f"id{k},{value}\n" for k, value in enumerate(values)))
+    notes = join(table, read_labels(file), archive=tmp_path).notes
+    assert any("12 different numbers" in note and "--kind regression" in note for note in notes) == said
+
+
 def embedded(paths: Sequence[str]) -> EmbeddingTable:
     """A table of the files with these paths, one group each."""
     vectors = np.random.default_rng(0).normal(size=(len(paths), 4)).astype(np.float32)
