@@ -98,10 +98,9 @@ class InspectCommand(PretrainConfig):
         sheet = inspect_archive(
             _settings(self), encoder=self.encoder, n=self.records, names=self.show_names, console=_console()
         )
-        print(
-            f"{sheet.warned} of {count(len(sheet.looks), 'record', 'has')} a warning\n"
-            f"wrote {sheet.page} and {sheet.picture}"
-        )
+        has = "has" if sheet.warned == 1 else "have"
+        print(f"{sheet.warned} of {count(len(sheet.looks), 'record')} {has} a warning")
+        print(f"wrote {sheet.page} and {sheet.picture}")
 
 
 def _settings(command: "ScanCommand | InspectCommand") -> PretrainConfig:

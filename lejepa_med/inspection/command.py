@@ -87,8 +87,7 @@ def _open(config: PretrainConfig, console: Console) -> tuple[Adapter, Manifest]:
             console=console,
         ).manifest
     fitted = fit_to_archive(resolved, manifest, given=config, processes=1)
-    if fitted.chosen:
-        console.print(fitted.chosen, soft_wrap=True, highlight=False)
+    console.print(f"the views of a run that trains {fitted.course}", soft_wrap=True, highlight=False)
     return fitted.adapter, fitted.manifest
 
 

@@ -188,8 +188,7 @@ def _begin(
         )
         fitted = fit_to_archive(config, result.manifest, given=given, processes=fabric.world_size)
         config, manifest, adapter = fitted.config, fitted.manifest, fitted.adapter
-        if fitted.chosen:
-            console.print(fitted.chosen, soft_wrap=True, highlight=False)
+        console.print(f"training {fitted.course}", soft_wrap=True, highlight=False)
         asked = given.train.precision
         config = check_bf16(config, adapter.spec, asked=asked, world_size=fabric.world_size, console=console)
         result.write(run.root, manifest=manifest)

@@ -156,7 +156,7 @@ def render(data: ReportData) -> str:
         curves=_drawn(CURVES, data.history),
         online=[entry for entry in online if entry[2]],
         plane=Markup(plane(data.history)),
-        spectrum=None if eigenvalues is None or rank is None else Markup(spectrum(eigenvalues, rank)),
+        spectrum=None if eigenvalues is None or rank is None else Markup(spectrum(eigenvalues, rank, most=limit)),
         rank=rank,
         limit=limit,
         online_text=next((online_text(row) for row in reversed(data.online) if row.get("query_groups")), ""),

@@ -60,13 +60,13 @@ def create_adapter(config: PretrainConfig) -> Adapter:
 class Fitted:
     """What a run trains with: settings without open values, the rows, and the adapter that has learnt from them.
 
-    `chosen` says what a small archive has changed, in a sentence; empty where it is large enough.
+    `course` says it in a line, with what a small archive has changed.
     """
 
     config: PretrainConfig
     manifest: Manifest
     adapter: Adapter
-    chosen: str = ""
+    course: str
 
 
 def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: PretrainConfig, processes: int) -> Fitted:
@@ -82,18 +82,19 @@ def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: Pretrai
         UserError: no row of the split, a leak, a batch that does not fit, or an archive that the modality refuses.
     """
     manifest = of_split(manifest, config.data)
-    config, chosen = resolve_samples(config, given=given, samples=sum(manifest.column("samples")), processes=processes)
+    samples = sum(manifest.column("samples"))
+    config, chosen = resolve_samples(config, given=given, samples=samples, processes=processes)
     adapter = create_adapter(config).fit(manifest.records())
     config = resolve_archive(config, items=len(manifest))
     if "log_every" not in given.train.model_fields_set and config.train.epochs:
-        steps = config.train.epochs * (sum(manifest.column("samples")) // (config.train.batch_size or 1))
+        steps = config.train.epochs * (samples // (config.train.batch_size or 1))
         often = max(1, min(config.train.log_every, steps // FEWEST_RECORDS))
         config = config.model_copy(update={"train": config.train.model_copy(update={"log_every": often})})
     return Fitted(
         config=config,
         manifest=dataclasses.replace(manifest, adapter=adapter.describe()),
         adapter=adapter,
-        chosen=chosen,
+        course=course(config, samples=samples, chosen=chosen),
     )
 
 
@@ -184,15 +185,18 @@ def outlook(config: PretrainConfig, found: Scan, *, given: PretrainConfig) -> st
         config, chosen = resolve_samples(config, given=given, samples=samples, processes=1)
     except UserError as error:
         return f"[bold red]pretrain will refuse this:[/] {escape(str(error))}"
+    return f"pretrain will train {course(config, samples=samples, chosen=chosen)}"
+
+
+def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
+    """What is trained, on which views and batches, and what a small archive has changed of that."""
     views, batch = config.views, config.train.batch_size or 1
-    seen = f"{views.n_global} global views of {views.global_size}"
+    seen = f"{views.n_global} global view{'' if views.n_global == 1 else 's'} of {views.global_size}"
     seen += f" and {views.n_local} local ones of {views.local_size}" if views.n_local else ""
     unit = "voxels" if is_monai(config.model.backbone or "") else "px"
     steps = _steps(samples // batch)
-    return (
-        f"pretrain will train {config.model.backbone} with {seen} {unit}, {steps} an epoch of {batch} samples each"
-        + (f": {chosen}" if chosen else "")
-    )
+    text = f"{config.model.backbone} with {seen} {unit}, {steps} an epoch of {batch} samples each"
+    return f"{text}: {chosen}" if chosen else text
 
 
 def check_batch(config: PretrainConfig, *, processes: int) -> None:
@@ -247,7 +251,7 @@ def resolve_samples(
     if epochs is None and config.train.minutes is None:
         epochs = max(EPOCHS, math.ceil(FEWEST_STEPS / (samples // batch)))
         if epochs > EPOCHS:
-            said.append(f"{epochs} epochs (usually {EPOCHS}) with {_steps(samples // batch)} each")
+            said.append(f"{epochs} epochs (usually {EPOCHS}), which is {epochs * (samples // batch)} steps")
     train = config.train.model_copy(update={"batch_size": batch, "epochs": epochs})
     return config.model_copy(update={"views": views, "train": train}), ", ".join(said)
 
