@@ -5,7 +5,7 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
-from data_adapters.errors import BadFileError, MissingExtraError
+from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from data_adapters.files import SIDECARS, Files, check_content, walk
 from data_adapters.record import BY_FILE, BY_FOLDER, Record, Rejected, Spec
+from data_adapters.tables import count
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
 cv2.setNumThreads(0)
@@ -36,6 +37,7 @@ __all__ = [
     "Spec",
     "ViewKind",
     "file_group",
+    "mixed",
     "rejected",
     "to_tensor",
     "walk",
@@ -96,6 +98,16 @@ def foreign_format(adapter: str) -> str:
     return f"not a format that the {adapter} adapter reads"
 
 
+def mixed(uniform: Mapping[str, str], counts: Mapping[str, Mapping[str, int]]) -> UserError | None:
+    """The refusal of an archive whose records differ in a `uniform` fact; `counts[fact]`: records of each value."""
+    for key, remedy in uniform.items():
+        if len(found := counts.get(key, {})) > 1:
+            ordered = sorted(found.items(), key=lambda one: -one[1])
+            listed = "; ".join(f"{value} in {count(number, 'record')}" for value, number in ordered)
+            return UserError(f"The archive mixes {key}: {listed}.", remedy=remedy)
+    return None
+
+
 class BaseAdapter:
     """Scan by suffix, seeded views, and a describe() that rebuilds the adapter. Derive one class per modality."""
 
@@ -107,6 +119,8 @@ class BaseAdapter:
     # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
     mapper: Callable[..., Iterator[Any]] | None = None
     walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
+    # facts of meta that `fit` wants equal in all records, with the remedy where they differ; scan says so beforehand
+    uniform: ClassVar[Mapping[str, str]] = {}
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data_adapters.errors import UserError
+from data_adapters.tables import count
 
 FIRST = 3  # leaks that are shown
 
@@ -53,11 +54,11 @@ class Leak:
     def __str__(self) -> str:
         parts = []
         if self.groups:
-            lie = "group lies" if self.groups == 1 else "groups lie"
-            parts.append(f"{self.groups:,} {lie} in several splits ({self.images:,} images)")
+            parts.append(f"{count(self.groups, 'group', 'lies')} in several splits ({count(self.images, 'image')})")
         if self.copies:
-            lie = "image lies" if self.copies == 1 else "images lie"
-            parts.append(f"{self.copies:,} {lie} in different splits as exact copies under other groups")
+            parts.append(
+                f"{count(self.copies, 'image', 'lies')} in different splits as exact copies under other groups"
+            )
         return " and ".join(parts)
 
     def report(self) -> dict[str, int]:

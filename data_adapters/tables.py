@@ -170,7 +170,9 @@ def escaped(text: str) -> str:
 def count(number: int, noun: str, verb: str = "") -> str:
     """'1 row matches', '3 rows match': a number with its noun, and with the verb given as for one."""
     singular = number == 1
-    several = {"has": "have", "is": "are"}.get(verb, verb.removesuffix("es") if verb.endswith("ches") else verb)
+    several = {"has": "have", "is": "are", "was": "were", "lies": "lie"}.get(
+        verb, verb.removesuffix("es") if verb.endswith("ches") else verb
+    )
     return f"{number:,} {noun}{'' if singular else 's'}" + (f" {verb if singular else several}" if verb else "")
 
 

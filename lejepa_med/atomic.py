@@ -49,6 +49,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             for file in sorted(path for path in draft.rglob("*") if path.is_file()):
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
+            sync_folder(draft)
         previous = target.with_name(f".{target.name}.previous")
         if target.exists():
             shutil.rmtree(previous, ignore_errors=True)

@@ -21,10 +21,11 @@ from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
 
 
-class ScanCommand(Columns):
+class ScanCommand(Columns, PretrainConfig):
     """Look through an archive: write manifest.parquet and rejected.csv, and print what was found.
 
-    Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was.
+    Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was. It reads as
+    pretrain will do on this machine, and takes pretrain's settings, some of which decide how many samples there are.
     """
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
@@ -43,45 +44,80 @@ class ScanCommand(Columns):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        import data_adapters
         from lejepa_med.training.archive import JOURNAL, scan
+        from lejepa_med.training.resolve import create_adapter, device_of, outlook, resolve_machine
 
-        adapter = data_adapters.create(self.modality, **self.options)
-        given = self.model_dump(
-            include={"catalog", *Columns.model_fields, "verify", "workers", "fresh", "file_seconds"}
+        given, console = _settings(self), _console()
+        config = resolve_machine(given, device=device_of(given))
+        found = scan(
+            create_adapter(config),
+            self.archive,
+            **config.data.table(),
+            verify=self.verify and config.data.verify,
+            workers=self.workers,
+            journal=self.out / JOURNAL,
+            fresh=self.fresh,
+            file_seconds=self.file_seconds,
+            split=config.data.split,
+            console=console,
         )
-        found = scan(adapter, self.archive, journal=self.out / JOURNAL, console=_console(), **given)
         found.write(self.out)
+        console.print(outlook(config, found, given=given), soft_wrap=True, highlight=False)
         further = {"duplicates.csv": found.copied.contents, "leaks.csv": found.leak}
         names = ["manifest.parquet", "rejected.csv", *(name for name, there in further.items() if there)]
         print(f"wrote {', '.join(f'{self.out}/{name}' for name in names)}")
 
 
-class InspectCommand(Columns):
-    """Write a contact sheet of what the encoder sees: file, prepared pixels and all views, with facts and warnings."""
+class InspectCommand(Columns, PretrainConfig):
+    """Write a contact sheet of what the encoder sees: file, prepared pixels and all views, with facts and warnings.
+
+    It takes pretrain's settings and settles open ones as pretrain does, so the same options show the very views that
+    the run will draw in its first epoch.
+    """
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images, or a manifest.parquet of scan")
     out: Path = Field(description="folder for inspect.html and inspect.png")
-    modality: str | None = Field(default=None, description="as in scan; a manifest or --encoder tells it otherwise")
+    modality: str = Field(default="", description="as in scan; a manifest or --encoder tells it otherwise")
     encoder: Path | None = Field(default=None, description="run folder: inspect with the preprocessing of its encoder")
-    catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, mpp, ra, dec")
-    options: dict[str, Any] = Field(default={}, description="options of the modality")
+    catalog: Path | None = Field(default=None, description="the same as --data.catalog")
+    options: dict[str, Any] = Field(default={}, description="the same as --data.options")
     records: int = Field(
         default=8,
         ge=1,
         validation_alias=AliasChoices("records", "n"),
         description="how many, drawn evenly over the groups",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the choice and of the views")
+    seed: int = Field(default=0, ge=0, description="the same as --train.seed: of the choice and of the views")
     show_names: bool = Field(default=False, description="show file names instead of pseudonyms only")
 
     def cli_cmd(self) -> None:
         """Run the command."""
+        from data_adapters.tables import count
         from lejepa_med.inspection.command import inspect_archive
 
-        given = self.model_dump(exclude={"show_names", "records"})
-        sheet = inspect_archive(**given, n=self.records, names=self.show_names, console=_console())
-        print(f"{sheet.warned} of {len(sheet.looks)} records have a warning\nwrote {sheet.page} and {sheet.picture}")
+        sheet = inspect_archive(
+            _settings(self), encoder=self.encoder, n=self.records, names=self.show_names, console=_console()
+        )
+        has = "has" if sheet.warned == 1 else "have"
+        print(f"{sheet.warned} of {count(len(sheet.looks), 'record')} {has} a warning")
+        print(f"wrote {sheet.page} and {sheet.picture}")
+
+
+def _settings(command: "ScanCommand | InspectCommand") -> PretrainConfig:
+    """The settings of pretrain that were given, with the command's own short names for some of them."""
+    own = set(type(command).model_fields) - set(PretrainConfig.model_fields)
+    given = command.model_dump(exclude_unset=True, exclude=own)
+    data = dict(given.get("data", {}))
+    for name in ("catalog", *Columns.model_fields):
+        if getattr(command, name) is not None:
+            data[name] = getattr(command, name)
+    if command.options:
+        data["options"] = {**command.options, **data.get("options", {})}
+    train = dict(given.get("train", {}))
+    if "seed" in command.model_fields_set and isinstance(command, InspectCommand):
+        train["seed"] = command.seed
+    sections = {name: values for name, values in (("data", data), ("train", train)) if values}
+    return PretrainConfig(**{"modality": command.modality, **given, **sections})
 
 
 class PretrainCommand(PretrainConfig):
@@ -96,6 +132,7 @@ class PretrainCommand(PretrainConfig):
 
     def cli_cmd(self) -> None:
         """Run the command; exit code 3 says that the run was stopped and can be resumed."""
+        from lejepa_med.training.folder import weight_text
         from lejepa_med.training.loop import pretrain
 
         given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite"})
@@ -106,6 +143,7 @@ class PretrainCommand(PretrainConfig):
         if not result.finished:
             sys.exit(STOPPED)
         print(f"encoder: {result.folder}/encoder\nreport:  {result.folder}/report.html")
+        print(f"disk:    {weight_text(result.folder)}")
 
 
 class EmbedCommand(Columns):

@@ -49,6 +49,10 @@ class DataConfig(Columns):
     options: dict[str, Any] = {}
     """options of the modality, such as bands=g,r,z or mpp=0.5"""
 
+    def table(self) -> dict[str, Any]:
+        """The catalogue and its columns, as `scan` takes them."""
+        return self.model_dump(include={"catalog", *Columns.model_fields})
+
 
 class ViewsConfig(Section):
     """The views of one sample; None: chosen by architecture and machine."""
@@ -171,12 +175,13 @@ class TrainConfig(Section):
     """The run."""
 
     epochs: int | None = Field(default=None, ge=0)
-    """passes over the archive; 0 writes a randomly initialised encoder; None: by minutes, or 100"""
+    """passes over the archive; 0 writes a randomly initialised encoder; None: by minutes, or 100 (more for archives of
+    less than three batches)"""
     minutes: float | None = Field(default=None, gt=0)
     """instead of epochs: train for so long, evaluations and report included, the scan not; the steps follow the pace"""
     batch_size: int | None = Field(default=None, ge=2)
     """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64; a small archive as
-    a whole"""
+    a whole, with 8 views of each sample where it is at most half of that"""
     accumulate: int = Field(default=1, ge=1)
     """parts a batch is cut into to save memory; the objective then sees one part at a time: not the same method"""
     seed: int = Field(default=0, ge=0)
@@ -193,7 +198,7 @@ class TrainConfig(Section):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """device kind"""
     log_every: int = Field(default=10, ge=1)
-    """steps between two records of metrics.jsonl"""
+    """steps between two records of metrics.jsonl; left out, fewer in runs of less than 200 steps"""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """time between two checkpoints; also one at the end and at Ctrl-C or SIGTERM"""
 
@@ -233,7 +238,7 @@ class PretrainConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
 
 
-def save_config(config: PretrainConfig, file: Path) -> None:
+def save_config(config: PretrainConfig, file: Path, *, only_local: bool = False) -> None:
     """Write config.yaml, and the settings that name places of this machine into local.yaml beside it."""
     settings = config.model_dump(mode="json")
     local = {name: settings.pop(name) for name in ("archive", "out")}
@@ -241,8 +246,8 @@ def save_config(config: PretrainConfig, file: Path) -> None:
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
     local["model"] = {"init": settings["model"].pop("init")}
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
-    # config.yaml last: where it stands, the run has begun
-    for target, tree in ((file.with_name(LOCAL), local), (file, settings)):
+    # config.yaml last: where it stands, the run can be resumed
+    for target, tree in ((file.with_name(LOCAL), local), *(() if only_local else ((file, settings),))):
         write_text(target, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 

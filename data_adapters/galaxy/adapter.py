@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,12 +30,13 @@ from data_adapters.galaxy import fits, hdf5
 from data_adapters.galaxy.bands import COMPANION_FILE, choose, named_bands, settle
 from data_adapters.galaxy.field import middle
 from data_adapters.galaxy.flux import clean_flux
-from data_adapters.galaxy.learn import learn
-from data_adapters.galaxy.options import KINDS, MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
+from data_adapters.galaxy.learn import UNIFORM, learn
+from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
 from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
 from data_adapters.record import BY_ROW, BY_SKY
 
+KINDS = {"flux": "flux (FITS or HDF5)", "picture": "pictures (JPEG, PNG or RGB)"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -50,6 +51,7 @@ class GalaxyAdapter(BaseAdapter):
     name: ClassVar[str] = "galaxy"
     suffixes: ClassVar[tuple[str, ...]] = (*fits.SUFFIXES, *hdf5.SUFFIXES, *raster.SUFFIXES)
     Options: ClassVar[type[GalaxyOptions]] = GalaxyOptions
+    uniform: ClassVar[Mapping[str, str]] = UNIFORM
     # 2: the field; the stretch computes asinh by the logarithm. 3: BLANK of unsigned integers, fill values of HDF5
     version: ClassVar[int] = 3
 
@@ -185,9 +187,9 @@ class GalaxyAdapter(BaseAdapter):
     def _check_kind(self, kind: str) -> None:
         if self.options.kind not in ("auto", kind):
             raise BadFileError(
-                f"holds {KINDS[kind]}, but the encoder's (or option's) kind is {KINDS[self.options.kind]}",
-                remedy=f"Use an encoder that was pretrained on {KINDS[kind]}. Pictures and flux need an archive and an "
-                "encoder each.",
+                f"holds {KINDS[kind]}, but the encoder, or the option kind, is for {KINDS[self.options.kind]}",
+                remedy="Pictures and flux need an encoder each: take the one that was trained on files like these, or "
+                "pretrain one on them (without the option kind).",
             )
 
     def _meta(

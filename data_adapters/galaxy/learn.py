@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_adapters.base import Record
+from data_adapters.base import Record, mixed
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.galaxy.field import source_fraction
 from data_adapters.galaxy.options import GalaxyOptions
@@ -18,6 +18,10 @@ PERCENTILE = 99.5
 # Factors on nanomaggies of the Legacy Surveys viewer, for pixels of .262 arcsec.
 VIEWER_SCALES = {"g": 6.0, "r": 3.4, "i": 3.0, "z": 2.2}
 VIEWER_PIXEL = 0.262  # arcsec
+UNIFORM = {
+    "kind": "Set the option kind to flux or picture, or split the archive.",
+    "bands": "Set the option bands to one of these lists, or split the archive by bands.",
+}
 NANOMAGGIES = ("nanomaggy", "nanomaggies", "nanomaggie", "nmgy")
 
 
@@ -44,8 +48,10 @@ def learn(options: GalaxyOptions, records: Sequence[Record], read: Callable[[Rec
 def _kind_and_scales(
     options: GalaxyOptions, records: Sequence[Record], read: Callable[[Record], np.ndarray]
 ) -> dict[str, Any]:
-    kind = _only(records, "kind", remedy="Set the option kind to flux or picture, or split the archive.")
-    bands = _only(records, "bands", remedy="Set the option bands to one of these lists, or split the archive by bands.")
+    counts = {key: Counter(str(record.meta[key]) for record in records) for key in UNIFORM}
+    if (refusal := mixed(UNIFORM, counts)) is not None:
+        raise refusal
+    kind, bands = (next(iter(counts[key])) for key in ("kind", "bands"))
     known = [record.meta["pixel_scale"] for record in records if "pixel_scale" in record.meta]
     pixel_scale = options.pixel_scale or (float(f"{median(known):.4g}") if known else None)
     found = {"kind": kind, "bands": bands, "pixel_scale": pixel_scale}
@@ -64,14 +70,6 @@ def _kind_and_scales(
         area = (VIEWER_PIXEL / (pixel_scale or VIEWER_PIXEL)) ** 2  # a larger pixel collects more flux
         return {**found, "scales": tuple(float(f"{VIEWER_SCALES[name] * area:.4g}") for name in names)}
     return {**found, "scales": _measure(records, read, names)}
-
-
-def _only(records: Sequence[Record], key: str, *, remedy: str) -> str:
-    counts = Counter(str(record.meta[key]) for record in records)
-    if len(counts) > 1:
-        listed = "; ".join(f"{value} in {count} records" for value, count in counts.most_common())
-        raise UserError(f"The archive mixes {key}: {listed}.", remedy=remedy)
-    return next(iter(counts))
 
 
 def _field(records: Sequence[Record], read: Callable[[Record], np.ndarray], size: int) -> float:

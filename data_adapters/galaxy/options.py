@@ -8,7 +8,6 @@ from data_adapters.base import AdapterOptions
 
 UNNAMED = "unnamed"  # the band of a two-dimensional image whose header names none
 PICTURE_BANDS = {1: ("grey",), 3: ("r", "g", "b")}  # of JPEG, PNG and 8-bit HDF5, which hold display colours
-KINDS = {"flux": "flux (FITS)", "picture": "pictures (JPEG, PNG)"}  # in the words of an error; HDF5 holds either
 MIN_SIDE = 16  # pixels; smaller images show no structure
 MAX_ASPECT = 4.0  # longer frames are strips, not cut-outs
 

@@ -41,7 +41,10 @@ class Changes:
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts over the readable items. `bytes` counts each file once; `facts[key]`: values of meta with their counts."""
+    """Counts over the readable items. `bytes` counts each file once; `facts[key]`: values of meta with their counts.
+
+    `parts`: samples of each split.
+    """
 
     items: int
     groups: int
@@ -49,6 +52,7 @@ class Figures:
     bytes: int
     labels: Counter[str]
     splits: Counter[str]
+    parts: Counter[str]
     facts: dict[str, Counter[str]]
 
 
@@ -164,14 +168,14 @@ class Scan:
         sql = "SELECT reason, COUNT(*) FROM items WHERE run = ? AND refused GROUP BY reason ORDER BY 2 DESC, 1"
         return list(self._journal.query(sql, self._run))  # type: ignore[arg-type]
 
-    def figures(self, keys: Iterable[str]) -> Figures:
-        """Counts of items, and of the values that `keys` of meta have, as JSON text."""
+    def figures(self, keys: Iterable[str], *, split: str | None = None) -> Figures:
+        """Counts of items, and of the values that `keys` of meta have, as JSON text; of one split, the facts."""
         items, groups, samples = self._one(
             f'SELECT COUNT(*), COUNT(DISTINCT "group"), COALESCE(SUM(samples), 0) {READABLE}'
         )
         (size,) = self._one(f"SELECT COALESCE(SUM(b), 0) FROM (SELECT MAX(bytes) b {READABLE} GROUP BY path)")
         facts: dict[str, Counter[str]] = {key: Counter() for key in keys}
-        for (meta,) in self._journal.query(f"SELECT meta {READABLE}", self._run):
+        for (meta,) in self._journal.query(f"SELECT meta {READABLE} AND split = COALESCE(?, split)", self._run, split):
             known = json.loads(meta)
             for key in facts.keys() & known.keys():
                 facts[key][json.dumps(known[key])] += 1
@@ -182,6 +186,7 @@ class Scan:
             bytes=size,
             labels=self._counts("label"),
             splits=self._counts("split"),
+            parts=self._counts("split", "SUM(samples)"),
             facts=facts,
         )
 
@@ -206,8 +211,8 @@ class Scan:
         """
         return int(next(self._journal.query(sql, self._run, rule))[0])
 
-    def _counts(self, column: str) -> Counter[str]:
-        sql = f"SELECT {column}, COUNT(*) {READABLE} AND {column} != '' GROUP BY {column} ORDER BY 2 DESC, MIN(path)"
+    def _counts(self, column: str, what: str = "COUNT(*)") -> Counter[str]:
+        sql = f"SELECT {column}, {what} {READABLE} AND {column} != '' GROUP BY {column} ORDER BY 2 DESC, MIN(path)"
         return Counter(dict(self._journal.query(sql, self._run)))  # type: ignore[arg-type]
 
     def copies(self) -> Iterator[Copy]:

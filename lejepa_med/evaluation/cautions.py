@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FEW = 10  # labels of a class below which a probe is mostly luck of the draw
+from lejepa_med.evaluation.enough import FEW
+
 FEW_NUMBERS = 30  # measured images below which the same holds for a quantity
 SKEW = 10  # ratio of the most to the least frequent class that is worth a word
 ONE_SIDED = 0.8  # share of a class's labels in one group from which on it may be that group that is learnt

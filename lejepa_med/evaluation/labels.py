@@ -270,8 +270,8 @@ def _likely_quantity(classes: Collection[Label]) -> list[str]:
     if len(classes) <= MOST_GRADES or not all(isinstance(name, str) and NUMBER.fullmatch(name) for name in classes):
         return []
     return [
-        f"the labels are {len(classes):,} different numbers, each of which is taken as a class; if they are quantities, "
-        "give --kind regression"
+        f"the labels are {len(classes):,} different numbers, each of which is taken as a class; if they are "
+        "quantities, give --kind regression"
     ]
 
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-import data_adapters
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
 from lejepa_med.config import PretrainConfig, Section, save_config
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric
-from lejepa_med.training.resolve import resolve_archive, resolve_machine
+from lejepa_med.training.resolve import create_adapter, resolve_archive, resolve_machine
 
 RECORDS = 20  # of a run at least, where it has so many steps: fewer give no verdict
 OFTEN = 2  # steps between two records of a cell by minutes, whose steps are not known before
@@ -88,8 +87,7 @@ def set_up(
         minutes: where `steps` is None.
     """
     config = resolve_machine(config, device=make_fabric(config).device.type)
-    adapter = data_adapters.create(config.modality, **{**config.views.model_dump(), **config.data.options})
-    adapter = adapter.fit(manifest.records())
+    adapter = create_adapter(config).fit(manifest.records())
     manifest = dataclasses.replace(manifest, adapter=adapter.describe())
     config = resolve_archive(config, items=len(manifest))
     epoch = max(1, sum(manifest.column("samples")) // (config.train.batch_size or 1))  # in steps

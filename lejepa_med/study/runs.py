@@ -11,7 +11,7 @@ import numpy as np
 from lejepa_med.config import load_config
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.folder import read_info
-from lejepa_med.training.folder import RunFolder, read_lines
+from lejepa_med.training.folder import RunFolder, read_lines, weight
 from lejepa_med.training.observe.verdict import Verdict, judge
 
 FINAL = 0.1  # part of the records whose mean stands for the end of a run
@@ -32,6 +32,7 @@ class RunSummary:
         online: the last record of online.jsonl; empty where there is none.
         verdict: on the whole run.
         finished: whether all steps were done.
+        bytes: of the run folder.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class RunSummary:
     online: Mapping[str, Any]
     verdict: Verdict
     finished: bool
+    bytes: int
 
     def number(self, key: str) -> float | None:
         """A figure of the last evaluation, or else of the last batches; None where neither has it."""
@@ -96,6 +98,7 @@ def read_run(folder: Path) -> RunSummary:
         online=online[-1] if online else {},
         verdict=judge(history, online),
         finished=training["step"] == training["steps"],
+        bytes=sum(weight(folder).values()),
     )
 
 

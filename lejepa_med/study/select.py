@@ -24,10 +24,13 @@ from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
+from lejepa_med.evaluation.enough import FEW as ACCURATE
+from lejepa_med.evaluation.enough import records_for, too_few
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.study.correlation import FEW, Correlation, spearman
 from lejepa_med.study.page import render
 from lejepa_med.study.runs import RunSummary, find_runs, read_run
+from lejepa_med.training.evaluate import LEAST_RANK, LEAST_RANK_SHARE
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.observe.sample import FixedSample
 from lejepa_med.training.svg import Series, plot
@@ -150,6 +153,7 @@ def select(
     within = _agreement(runs, listed, strata=[run.architecture for run in runs]) if several else {}
     if agreement and (most := max(found.runs for found in agreement.values())) < FEW:
         warnings.append(f"{most} runs with an accuracy: below {FEW}, a rank correlation is mostly chance.")
+    warnings += _few_records(runs)
     warnings += [f"{run.folder.name} is not finished." for run in runs if not run.finished]
     warnings += [f"{run.folder.name}: {run.verdict.text}." for run in runs if run.verdict.alarming]
     return Selection(runs=runs, scores=listed, agreement=agreement, within=within, warnings=warnings)
@@ -168,6 +172,18 @@ def _agreement(
                 low, high = sorted((sign * found.low, sign * found.high))
                 agreement[score.key, key] = replace(found, value=sign * found.value + 0.0, low=low, high=high)
     return agreement
+
+
+def _few_records(runs: Sequence[RunSummary]) -> list[str]:
+    """Runs that were evaluated on too few records for what the table shows of them."""
+    found = []
+    for run in runs:
+        records, dim, fewest = (run.online.get(key) for key in ("records", "backbone/dim", "fewest"))
+        if records is not None and records < (needed := records_for(max(LEAST_RANK, LEAST_RANK_SHARE * (dim or 0)))):
+            found.append(f"{run.folder.name}, ranks: {too_few(records, needed)}.")
+        if fewest is not None and fewest < ACCURATE:
+            found.append(f"{run.folder.name}, accuracies: {too_few(fewest, ACCURATE, what='image')} of each class.")
+    return found
 
 
 def _differences(runs: Sequence[RunSummary], *, mixed: bool) -> list[str]:

@@ -37,6 +37,9 @@ def print_selection(selection: Selection, *, console: Console | None = None) -> 
             if measured
             else "No accuracy to compare with: give --labels, or train with a catalogue that has labels."
         )
+    console.print(
+        f"disk: {', '.join(f'{run.folder.name} {run.bytes / 1e6:,.0f} MB' for run in selection.runs)}", highlight=False
+    )
     for warning in selection.warnings:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import data_adapters
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
 from lejepa_med.atomic import write_text
@@ -29,7 +28,7 @@ from lejepa_med.study.stability_page import write_pages
 from lejepa_med.training.archive import JOURNAL, of_split, scan
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric, pretrain
-from lejepa_med.training.resolve import resolve_machine
+from lejepa_med.training.resolve import create_adapter, resolve_machine
 from lejepa_med.training.stop import StopSignal
 
 STATE = "cells.json"
@@ -190,14 +189,10 @@ class Grid:
     def _scan(self) -> tuple[Scan, Manifest]:
         """The archive, once for all cells; a repeated command reads what has changed."""
         config = self.base
-        views = self.axes.cells()[0].config(config, config.out).views.model_dump()
-        adapter = data_adapters.create(config.modality, **{**views, **config.data.options})
         found = scan(
-            adapter,
+            create_adapter(self.axes.cells()[0].config(config, config.out)),
             config.archive,
-            catalog=config.data.catalog,
-            group_column=config.data.group_column,
-            label_column=config.data.label_column,
+            **config.data.table(),
             verify=config.data.verify,
             journal=self.root / JOURNAL,
             console=self.console,

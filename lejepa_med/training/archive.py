@@ -12,17 +12,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import data_adapters
-from data_adapters.base import Adapter
+from data_adapters.base import Adapter, BaseAdapter, mixed
 from data_adapters.catalog import Catalog
 from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
 from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
+from data_adapters.scan.result import Figures
 from data_adapters.tables import count
-from lejepa_med.config import LOCAL, Columns, DataConfig, load_config
+from lejepa_med.config import LOCAL, DataConfig, load_config
 from lejepa_med.errors import ConfigError, UserError
 
 JOURNAL = ".scan"  # inside --out: what the next scan need not read again
+
+
+def check_exists(archive: Path, catalog: Path | None = None) -> None:
+    """Refuse an archive or a catalogue that is not there, before anything else is done.
+
+    Raises:
+        UserError: with what to give.
+    """
+    if not archive.exists():
+        raise UserError(f"The archive {archive} does not exist.", remedy="Give the folder that holds the images.")
+    if catalog is not None and not catalog.is_file():
+        Catalog(catalog)  # its own error
 
 
 def progress_bar(console: Console, text: str) -> Progress:
@@ -52,11 +65,13 @@ def scan(
     fresh: bool = False,
     file_seconds: float = FILE_SECONDS,
     of_encoder: bool = False,
+    split: str | None = None,
     console: Console,
 ) -> Scan:
     """Scan with a progress bar and a summary table; see `data_adapters.scan.scan_archive`.
 
-    `of_encoder`: the adapter is that of an encoder, so errors advise no other modality.
+    With `of_encoder` the adapter is that of a trained encoder, so the modality is no choice. `split` is the one that
+    the command is about to use.
 
     Raises:
         UserError: the archive does not exist, or nothing in it can be read.
@@ -81,7 +96,7 @@ def scan(
             file_seconds=file_seconds,
             progress=lambda seen, total: bar.update(task, completed=seen, total=total),
         )
-    console.print(summary(result, remembered=journal is not None))
+    console.print(summary(result, remembered=journal is not None, split=split))
     for note in result.catalog_notes:
         console.print(f"[yellow]catalogue:[/] {escape(note)}", highlight=False, soft_wrap=True)
     participants = archive / "participants.tsv"
@@ -101,17 +116,17 @@ def _nothing(archive: Path, result: Scan, *, of_encoder: bool) -> UserError:
     """Why an archive gives no item: no files, or the reasons with the remedy of the first file."""
     if not result.refused:
         return UserError(f"{archive} holds no files.", remedy="Give the folder that holds the images.")
-    reasons = "; ".join(f"{reason} ({count})" for reason, count in result.reasons()[:4])
+    reasons = "; ".join(f"{reason} ({number:,})" for reason, number in result.reasons()[:4])
     first = result.refused[0]
-    other = (
-        "Or give an encoder that was pretrained on such files."
-        if of_encoder
-        else f"Or choose the modality that fits the files: {', '.join(data_adapters.names())}."
-    )
-    what = "the encoder reads files" if of_encoder else "this modality"
+    if of_encoder:
+        return UserError(
+            f"Nothing in {archive} can be read as the encoder needs it: {reasons}.",
+            remedy=f"For {first.uri}: {first.remedy}",
+        )
     return UserError(
-        f"Nothing in {archive} can be read as {what}: {reasons}.",
-        remedy=f"For {first.uri}: {first.remedy} {other}",
+        f"Nothing in {archive} can be read as this modality: {reasons}.",
+        remedy=f"For {first.uri}: {first.remedy} Or choose the modality that fits the files: "
+        f"{', '.join(data_adapters.names())}.",
     )
 
 
@@ -126,35 +141,46 @@ FACTS = (
 )
 
 
-def summary(result: Scan, *, remembered: bool = False) -> Table:
-    """What scan found, as a table; with what changed since the last scan where that is `remembered`."""
+def summary(result: Scan, *, remembered: bool = False, split: str | None = None) -> Table:
+    """What scan found, as a table; with what changed since the last scan where that is `remembered`.
+
+    `split`: that is about to be used; its samples are those of an epoch.
+    """
     figures = result.figures(key for key, _, _ in FACTS)
     table = Table(title="archive", show_header=False, title_justify="left")
-    table.add_row("items", f"{figures.items:,} in {figures.groups:,} groups, {figures.bytes / 2**20:,.1f} MiB")
+    table.add_row("items", f"{figures.items:,} in {count(figures.groups, 'group')}, {figures.bytes / 2**20:,.1f} MiB")
     _add_groups(table, result)
     if remembered:
         c = result.changes
         table.add_row("files", f"{c.new:,} new, {c.changed:,} changed, {c.same:,} as before, {c.removed:,} removed")
-    table.add_row("samples an epoch", f"{figures.samples:,}")
+    table.add_row("samples an epoch", escape(_samples(figures, split)))
     for key, title, unit in FACTS:
         counts: Counter[str] = Counter()
-        for value, times in figures.facts[key].items():
-            counts[_text(json.loads(value))] += times
+        for value, number in figures.facts[key].items():
+            counts[_text(json.loads(value))] += number
         if counts:
-            shown = ", ".join(f"{value}{unit} ({count:,})" for value, count in counts.most_common(4))
+            shown = ", ".join(f"{value}{unit} ({number:,})" for value, number in counts.most_common(4))
             table.add_row(title, shown + (f", and {len(counts) - 4} more" if len(counts) > 4 else ""))
     for name, values in (("label", figures.labels), ("split", figures.splits)):
         if values:
-            table.add_row(name, ", ".join(f"{value} ({count:,})" for value, count in values.most_common(8)))
+            table.add_row(name, ", ".join(f"{value} ({number:,})" for value, number in values.most_common(8)))
     _add_duplicates(table, result)
     _add_leak(table, result, figures.splits)
-    table.add_row("refused", f"{sum(count for _, count in result.reasons()):,}")
-    for reason, times in result.reasons()[:12]:
-        table.add_row("", f"{times:,} x {reason}")
+    table.add_row("refused", f"{sum(number for _, number in result.reasons()):,}")
+    for reason, number in result.reasons()[:12]:
+        table.add_row("", f"{number:,} x {reason}")
     if result.passed:
         beside = sorted(result.passed.items(), key=lambda one: (-one[1], one[0]))
-        table.add_row("beside images", ", ".join(f"{count:,} {what}" for what, count in beside) + " (not read)")
+        table.add_row("beside images", ", ".join(f"{number:,} {what}" for what, number in beside) + " (not read)")
     return table
+
+
+def _samples(figures: Figures, split: str | None) -> str:
+    """What an epoch of training draws: of the whole archive, or of the split that is used."""
+    if split is not None:
+        return f"{figures.parts[split]:,} of the split {split} ({figures.samples:,} in all)"
+    parts = ", ".join(f"{name} {number:,}" for name, number in figures.parts.most_common(8))
+    return f"{figures.samples:,}" + (f" ({parts})" if parts else "")
 
 
 def _add_groups(table: Table, result: Scan) -> None:
@@ -169,7 +195,7 @@ def _add_groups(table: Table, result: Scan) -> None:
             files, folders = count(one.items, "file"), count(one.folders, "folder")
             told.append(f"{files} in {folders} were taken for {count(one.groups, 'group')}, by folder")
         else:
-            told.append(f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({one.items:,} items)")
+            told.append(f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({count(one.items, 'item')})")
     table.add_row("groups", "; ".join(told))
     for one in found:
         if len(found) == one.groups == 1 < one.items:
@@ -178,23 +204,25 @@ def _add_groups(table: Table, result: Scan) -> None:
         elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
             table.add_row(
                 "[yellow]groups",
-                f"{one.groups:,} groups by folder are few. Where folders are classes or sites and not patients, give "
-                "a catalogue with a column 'group', or say which column it is (--group-column)",
+                f"{one.groups:,} by folder {'is' if one.groups == 1 else 'are'} few. Where folders are classes or sites "
+                "and not patients, give a catalogue with a column 'group', or say which column it is (--group-column)",
             )
         if one.rule in BY_NAME and one.apart:
             table.add_row(
                 "[yellow]groups",
-                f"{one.apart:,} groups by {one.rule} have items in several folders. Where equal names are different "
-                "patients, give a catalogue with a column 'group'",
+                f"{count(one.apart, 'group', 'has')} items in several folders (by {one.rule}). Where equal names are "
+                "different patients, give a catalogue with a column 'group'",
             )
 
 
 def _add_duplicates(table: Table, result: Scan) -> None:
     copied = result.copied
     if copied.contents:
-        table.add_row("[yellow]duplicates", f"{copied.contents:,} images lie in several groups (duplicates.csv)")
+        table.add_row(
+            "[yellow]duplicates", f"{count(copied.contents, 'image', 'lies')} in several groups (duplicates.csv)"
+        )
     if copied.within:
-        text = f"{copied.within:,} images are there more than once in one group, as copies or by links"
+        text = f"{count(copied.within, 'image', 'is')} there more than once in one group, as copies or by links"
         table.add_row("[yellow]duplicates", text)
 
 
@@ -243,7 +271,14 @@ def run_catalog(encoder: Path, archive: Path) -> dict[str, Any]:
             f"The run {run} was trained with the catalogue {config.data.catalog}, which is not there any more.",
             remedy=f"Give its new place as --catalog, or embed {run}/manifest.parquet in place of the archive.",
         )
-    return {"catalog": config.data.catalog, **config.data.model_dump(include=set(Columns.model_fields))}
+    return config.data.table()
+
+
+def refusal(adapter: Adapter, result: Scan, *, split: str | None) -> UserError | None:
+    """Why training will not start on what was scanned, as far as the modality knows it from headers."""
+    uniform = adapter.uniform if isinstance(adapter, BaseAdapter) else {}
+    counts = result.figures(uniform, split=split).facts if uniform else {}
+    return mixed(uniform, {key: {str(json.loads(v)): n for v, n in found.items()} for key, found in counts.items()})
 
 
 def of_split(manifest: Manifest, data: DataConfig) -> Manifest:

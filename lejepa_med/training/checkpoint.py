@@ -13,8 +13,7 @@ from torch import Tensor
 from lejepa_med.atomic import new_folder
 from lejepa_med.errors import TrainingError
 
-KEEP = 2
-PATTERN = "step-*"
+PATTERN, STATE = "step-*", "state.json"
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,12 @@ class Snapshot:
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
-    """Write `folder`/step-XXXXXXXX, then remove all but the two newest.
+    """Write `folder`/step-XXXXXXXX beside the older checkpoint, and remove that one when the new one is on the disk.
+
+    So at every instant one whole checkpoint is there. One of this very step is kept as it is.
 
     Raises:
-        TrainingError: a weight is not finite; the older checkpoints stay.
+        TrainingError: a weight is not finite; the older checkpoint stays.
     """
     step, optimizer = snapshot.step, snapshot.optimizer
     tensors = {f"model.{name}": _plain(tensor) for name, tensor in snapshot.model.items()}
@@ -53,6 +54,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
         tensors |= {f"optimizer.{index}.{name}": _plain(torch.as_tensor(value)) for name, value in values.items()}
     tensors |= {f"average.{name}": _plain(tensor) for name, tensor in snapshot.average.items()}
     target = folder / f"step-{step:08d}"
+    if target in checkpoints(folder):  # replacing it would leave an instant without one
+        return target
     with new_folder(target) as draft:
         save_file(tensors, draft / "tensors.safetensors")
         state = {
@@ -61,9 +64,11 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
             "scaler": snapshot.scaler,
             "plan": snapshot.plan,
         }
-        (draft / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for old in checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        (draft / STATE).write_text(json.dumps(state, indent=1) + "\n")
+    for old in folder.iterdir():  # drafts of killed processes, too
+        if old != target:
+            (old / STATE).unlink(missing_ok=True)  # first, so that a half that is left is never taken for a whole
+            shutil.rmtree(old)
     return target
 
 
@@ -78,7 +83,7 @@ def not_finite(step: int) -> TrainingError:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first; drafts of a killed process have other names."""
-    return sorted(path for path in folder.glob(PATTERN) if (path / "state.json").is_file())
+    return sorted(path for path in folder.glob(PATTERN) if (path / STATE).is_file())
 
 
 def load_checkpoint(folder: Path) -> Snapshot | None:
@@ -86,7 +91,7 @@ def load_checkpoint(folder: Path) -> Snapshot | None:
     found = checkpoints(folder)
     if not found:
         return None
-    state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text())
+    state: dict[str, Any] = json.loads((found[-1] / STATE).read_text())
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
     for key, tensor in load_file(found[-1] / "tensors.safetensors").items():
         part, name = key.split(".", 1)

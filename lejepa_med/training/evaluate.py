@@ -2,6 +2,7 @@
 
 import functools
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from data_adapters.manifest import Manifest
+from data_adapters.tables import count
 from lejepa_med.config import PretrainConfig
 from lejepa_med.errors import UserError
+from lejepa_med.evaluation.cautions import few_labels
+from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
@@ -27,6 +31,7 @@ from lejepa_med.training.report import ReportData, write_report
 
 QUERIES = 8
 NEIGHBOURS = 7
+LEAST_RANK, LEAST_RANK_SHARE = 3.0, 0.02  # an encoder that uses fewer directions, of its dimension, is near collapse
 PATCH_SIDE = 512  # pixels to which images are enlarged for the patch colours of a CNN
 
 
@@ -35,8 +40,8 @@ def write_run_report(
 ) -> None:
     """Write report.html: curves, spectrum, neighbours, patch colours, and a probe where the catalogue has labels."""
     encoder = load_encoder(run.encoder, device=device)
-    count = min(config.monitor.sample, len(manifest))
-    rows = np.unique(np.linspace(0, len(manifest) - 1, count).round().astype(int)).tolist()
+    size = min(config.monitor.sample, len(manifest))
+    rows = np.unique(np.linspace(0, len(manifest) - 1, size).round().astype(int)).tolist()
     sample = manifest.select(rows)
     workers = min(loader_workers(config.data.workers), 2)
     with progress_bar(console, "report") as bar:
@@ -45,19 +50,22 @@ def write_run_report(
         _, control = _embed(randomised(encoder), sample, workers, lambda: bar.advance(task))
     eigenvalues, rank = eigen_spectrum(vectors) if len(vectors) > 1 else (None, 0.0)
     control_rank = eigen_spectrum(control)[1] if len(control) > 1 else 0.0
+    spectrum = Spread(rank=rank, control=control_rank, dim=encoder.dim, records=len(vectors))
     history, online = read_lines(run.metrics), read_lines(run.online)
     judged = judge(history, online)
-    verdict = _verdict(
-        judged, rank, control_rank, encoder.dim, finished=finished, step=encoder.info["training"]["step"]
-    )
-    probe = _probe(sample, kept, vectors)
-    control_probe = _probe(sample, kept, control)
+    verdict = _verdict(judged, spectrum, finished=finished, step=encoder.info["training"]["step"])
+    probe, refused = _probe(sample, kept, vectors)
+    control_probe, _ = _probe(sample, kept, control)
     if probe and control_probe and probe["linear"] and control_probe["linear"]:
         verdict.append(
             f"On the catalogue's labels, cross-validated by group, a linear probe reaches a balanced accuracy of "
-            f"{probe['linear']['balanced_accuracy']:.3f}; on the same encoder without training, "
-            f"{control_probe['linear']['balanced_accuracy']:.3f}."
+            f"{_with_interval(probe['linear'])}; on the same encoder without training, "
+            f"{_with_interval(control_probe['linear'])} (95 % intervals)."
         )
+        verdict += few_labels({name: int(number) for name, number in probe["counts"].items()})
+    elif refused or probe:
+        why = refused or " ".join(probe["warnings"] if probe else ())
+        verdict.append(f"The catalogue's labels are too few to score the encoder. {why}")
     write_report(
         run.report,
         ReportData(
@@ -69,6 +77,7 @@ def write_run_report(
             history=history,
             online=online,
             eigenvalues=eigenvalues,
+            vectors=len(vectors),
             neighbours=_neighbour_sheet(encoder, sample, kept, vectors),
             pca=_pca_sheet(encoder, sample, kept),
             probe=probe,
@@ -102,30 +111,64 @@ def _embed(encoder: LoadedEncoder, sample: Manifest, workers: int, tick: Any) ->
     return kept, np.stack(vectors) if vectors else np.empty((0, encoder.dim), np.float32)
 
 
-def _verdict(judged: Verdict, rank: float, control: float, dim: int, *, finished: bool, step: int) -> list[str]:
-    lines = [] if judged.state == "early" else [f"The curves say: {judged.text}."]
+@dataclass(frozen=True)
+class Spread:
+    """Effective ranks of embeddings of so many records: of the trained encoder, and of it without training."""
+
+    rank: float
+    control: float
+    dim: int
+    records: int
+
+    @property
+    def limit(self) -> float:
+        """The effective rank below which an encoder is close to collapse; our own choice."""
+        return max(LEAST_RANK, LEAST_RANK_SHARE * self.dim)
+
+    def sentences(self) -> list[str]:
+        """How many directions are used, and whether that is close to collapse, or why nobody can tell."""
+        lines = []
+        if self.records > 1:
+            lines.append(
+                f"The embeddings of {count(self.records, 'record')} use {self.rank:.1f} effective directions of at "
+                f"most {most_directions(self.records, self.dim)} (the same encoder without training: "
+                f"{self.control:.1f})."
+            )
+        low = below(self.rank, self.limit, records=self.records) if self.records > 1 else None
+        if low:
+            lines.append("That is close to collapse.")
+        elif low is None:
+            tell = "whether the encoder is close to collapse"
+            lines.append(f"{too_few(self.records, records_for(self.limit), tell=tell)}.")
+        return lines
+
+
+def _verdict(judged: Verdict, spread: Spread, *, finished: bool, step: int) -> list[str]:
+    lines = [f"The curves say: {judged.text}."]
     lines += [f"{note[0].upper()}{note[1:]}." for note in judged.notes]
     if not finished:
         lines.append(f"The run was stopped at step {step}; this page shows the encoder as it is now.")
-    lines.append(
-        f"The embeddings of the archive use {rank:.1f} effective directions of {dim} (the same encoder without "
-        f"training: {control:.1f})."
-    )
-    if rank < 0.02 * dim or rank < 3:
-        lines.append("That is close to collapse.")
+    lines += spread.sentences()
     return [*lines, judged.advice] if judged.advice else lines
 
 
-def _probe(sample: Manifest, kept: list[int], vectors: NDArray[Any]) -> dict[str, Any] | None:
-    """Metrics of a probe on the catalogue's labels; None where there are too few labels to train one."""
+def _with_interval(scores: dict[str, Any]) -> str:
+    low, high = scores["balanced_accuracy_interval"]
+    return f"{scores['balanced_accuracy']:.3f} ({low:.2f} to {high:.2f})"
+
+
+def _probe(sample: Manifest, kept: list[int], vectors: NDArray[Any]) -> tuple[dict[str, Any] | None, str]:
+    """Metrics of a probe on the catalogue's labels, or why there is none; neither where nothing is labelled."""
     labels, groups = sample.column("label"), sample.column("group")
     labelled = [i for i, row in enumerate(kept) if labels[row]]
+    if not labelled:
+        return None, ""
     try:
         return fit_probe(
             vectors[labelled], [labels[kept[i]] for i in labelled], [groups[kept[i]] for i in labelled]
-        ).metrics
-    except UserError:
-        return None
+        ).metrics, ""
+    except UserError as error:
+        return None, error.cause
 
 
 def _archive_rows(manifest: Manifest) -> list[list[str]]:
@@ -191,5 +234,5 @@ def _pca_sheet(
     return [(_picture(item), colours) for item, colours in zip(prepared, pca_rgb(features), strict=True)]
 
 
-def _spread(count: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(QUERIES, count)).round().astype(int)).tolist() if count else []
+def _spread(size: int) -> list[int]:
+    return np.unique(np.linspace(0, size - 1, min(QUERIES, size)).round().astype(int)).tolist() if size else []

@@ -5,9 +5,12 @@ local.yaml manifest.parquet rejected.csv   paths of this machine, see docs/priva
 bad_files.jsonl                            the same, and only when reads failed during training
 .scan/                                     the same, until the first session ends
 encoder-average/                           only with --optim.average
+.lock                                      while a process trains here
 """
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,13 @@ from lejepa_med.atomic import recover
 from lejepa_med.config import PretrainConfig, continued, differences, load_config
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.archive import JOURNAL
+from lejepa_med.training.checkpoint import checkpoints
+
+LOCK = ".lock"
+EVENTS = "events.out.tfevents"
+# what a run writes before its first checkpoint
+EARLY = ("config.yaml", "local.yaml", "manifest.parquet", "rejected.csv", "metrics.jsonl", "online.jsonl",
+         "bad_files.jsonl", "checkpoints", "encoder", "encoder-average", JOURNAL, LOCK)  # fmt: skip
 
 
 class RunFolder:
@@ -34,27 +44,73 @@ class RunFolder:
         self.report = root / "report.html"
         self.journal = root / JOURNAL
         self._started = False
+        self._lock: int | None = None
 
-    def start(self, *, overwrite: bool) -> None:
+    def lock(self) -> None:
+        """Keep other processes from training in this folder until `release`, or the end of this process.
+
+        Raises:
+            ConfigError: another one does.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # not flock: workers that this process forks would hold it on after a kill -9
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ConfigError(
+                f"Another command is at work in the run folder {self.root}.",
+                remedy="Wait until it ends, or give another --out.",
+            ) from error
+        except OSError:  # a drive without locks
+            pass
+        self._lock = handle
+
+    def release(self) -> None:
+        """Let others train here, and remove an empty folder that `lock` made."""
+        if self._lock is not None:
+            (self.root / LOCK).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+        if self.root.is_dir() and not any(self.root.iterdir()):
+            self.root.rmdir()
+
+    def start(self, *, overwrite: bool) -> bool:
         """Make the folder for a new run; what a scan for a run without steps has found out is kept for the next scan.
+
+        Returns:
+            Whether the leftovers of a run without a checkpoint, after `kill -9` say, were removed.
 
         Raises:
             ConfigError: it is not empty and `overwrite` is not given, or it holds something that is no run.
         """
-        if self.root.exists() and any(path != self.journal for path in self.root.iterdir()):
-            if not overwrite:
-                raise ConfigError(
-                    f"The run folder {self.root} is not empty.",
-                    remedy="Continue that run with --resume, replace it with --overwrite, or give another --out.",
-                )
-            if not self.config.is_file() and not self.manifest.is_file():
+        there = {path.name for path in self.root.iterdir()} - {JOURNAL, LOCK} if self.root.is_dir() else set()
+        # local.yaml comes first, and only runs have one: a manifest alone may be that of a scan
+        leftovers = "local.yaml" in there and all(map(_early, there)) and not checkpoints(self.checkpoints)
+        if leftovers:
+            self._clear()
+        elif there and not overwrite:
+            raise self._in_use(there)
+        elif there:
+            if not self.config.is_file():
                 raise ConfigError(
                     f"{self.root} is not empty and holds no run, so --overwrite will not delete it.",
                     remedy="Give another --out, or delete what lies in that folder.",
                 )
-            shutil.rmtree(self.root)
+            self._clear(journal=True)
         self.root.mkdir(parents=True, exist_ok=True)
         self._started = True
+        return leftovers
+
+    def _in_use(self, there: set[str]) -> ConfigError:
+        if self.config.is_file():
+            cause = f"The run folder {self.root} is not empty."
+            return ConfigError(
+                cause, remedy="Continue that run with --resume, replace it with --overwrite, or give another --out."
+            )
+        what = "a scan" if self.manifest.name in there else "something that is no run"
+        return ConfigError(f"The folder {self.root} holds {what}.", remedy="Give the run an --out of its own.")
 
     def withdraw(self) -> None:
         """Remove what `start` began, after an error before the first step, so that the corrected command can start.
@@ -62,11 +118,13 @@ class RunFolder:
         The scan's journal stays: the next scan reads only what is new.
         """
         if self._started and not self.checkpoints.exists():
-            for path in self.root.iterdir():
-                if path.is_dir() and path != self.journal:
-                    shutil.rmtree(path)
-                elif path != self.journal:
-                    path.unlink()
+            self._clear()
+
+    def _clear(self, *, journal: bool = False) -> None:
+        for path in self.root.iterdir():
+            if path.name == LOCK or (path == self.journal and not journal):
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def reopen(self, given: PretrainConfig) -> PretrainConfig:
         """The saved settings of a run to resume; where and how fast it runs may be given anew (`MAY_CHANGE`).
@@ -102,6 +160,32 @@ class RunFolder:
                 draft = file.with_name(f".{file.name}.draft")
                 draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
                 draft.replace(file)
+
+
+def weight(root: Path) -> dict[str, int]:
+    """Bytes of what lies in a run folder, by its files and folders, the largest first."""
+    sizes = {
+        path.name: sum(part.stat().st_size for part in (path.rglob("*") if path.is_dir() else [path]) if part.is_file())
+        for path in root.iterdir()
+    }
+    return dict(sorted(sizes.items(), key=lambda one: -one[1]))
+
+
+def weight_text(root: Path) -> str:
+    """'96 MB: checkpoints 50 MB, encoder 45 MB, the rest 1 MB', in units of 10^6 bytes as `ls` and shops use."""
+    sizes = weight(root)
+    total, large = (
+        sum(sizes.values()),
+        {name: size for name, size in sizes.items() if size >= 0.02 * sum(sizes.values())},
+    )
+    parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in large.items()]
+    rest = total - sum(large.values())
+    return f"{total / 1e6:,.1f} MB ({', '.join([*parts, *([f'the rest {rest / 1e6:,.1f} MB'] if rest else [])])})"
+
+
+def _early(name: str) -> bool:
+    """Whether a run may write a file of this name before its first checkpoint; drafts included."""
+    return name in EARLY or name.startswith((EVENTS, *(f".{known}." for known in EARLY)))
 
 
 def _as_saved(changed: list[str], saved: PretrainConfig) -> str:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from lejepa_med.training.observe.verdict import Verdict
+from lejepa_med.evaluation.enough import most_directions
+from lejepa_med.training.observe.verdict import Verdict, online_text
 from lejepa_med.training.plan import Plan
 
 PLAIN_SECONDS = 15  # between two lines where the output is no terminal
@@ -21,7 +22,6 @@ STATUS = (
     ("loss", "loss {:.4f}"),
     ("sigreg", "SIGReg {:.2f}"),
     ("invariance", "invariance {:.4f}"),
-    ("backbone/effective_rank", "rank {:.0f}"),
     ("images_per_second", "{:.0f} img/s"),
     ("data_wait", "data-wait {:.0%}"),
 )
@@ -84,7 +84,11 @@ class RunLog:
         self._file.write(json.dumps(plain(values), allow_nan=False) + "\n")
         self._file.flush()
         self._scalars("train", values)
-        status = "  ".join(form.format(values[key]) for key, form in STATUS if values.get(key) is not None)
+        parts = [form.format(values[key]) for key, form in STATUS if values.get(key) is not None]
+        if values.get("backbone/effective_rank") is not None:
+            most = most_directions(values["backbone/rows"], values["backbone/dim"])
+            parts.insert(-2, f"rank {values['backbone/effective_rank']:.0f} of at most {most}")  # of one batch: rough
+        status = "  ".join(parts)
         if verdict is not None:
             status += f"  {verdict.text}"
             if verdict.text != self._verdict:
@@ -112,11 +116,7 @@ class RunLog:
             return
         self._scalars("online", values)
         if values.get("knn") is not None:
-            self.say(
-                f"epoch {values['epoch']:.1f}: k-NN {values['knn']:.3f}, linear probe {values['linear']:.3f} "
-                f"(balanced accuracy, chance {values['chance']:.3f}), effective rank "
-                f"{values['backbone/effective_rank']:.1f} of {values['backbone/dim']}"
-            )
+            self.say(f"epoch {values['epoch']:.1f}: {online_text(values)}")
 
     def _scalars(self, group: str, values: dict[str, Any]) -> None:
         for name, value in values.items():

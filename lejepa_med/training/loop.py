@@ -1,6 +1,5 @@
 """pretrain: archive -> run folder. Read `pretrain`, then `fit`, then `train_step`: that is the whole of it."""
 
-import dataclasses
 import os
 import shutil
 import time
@@ -9,10 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import lightning_fabric as lightning
-import torch
 from rich.console import Console
 
-import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
@@ -25,7 +22,7 @@ from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.models.start import compile_backbone
 from lejepa_med.threads import Threads, loader_workers
-from lejepa_med.training.archive import of_split, open_archive, scan
+from lejepa_med.training.archive import check_exists, open_archive, scan
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
@@ -38,8 +35,15 @@ from lejepa_med.training.monitor import RunningMean
 from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.plan import Plan, Planner
 from lejepa_med.training.precision import check_bf16
-from lejepa_med.training.resolve import resolve_archive, resolve_batch, resolve_machine, warnings
-from lejepa_med.training.save import Saver, State, restore
+from lejepa_med.training.resolve import (
+    check_batch,
+    create_adapter,
+    device_of,
+    fit_to_archive,
+    resolve_machine,
+    warnings,
+)
+from lejepa_med.training.save import Saver, State, raw_optimizer, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
 from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.step import train_step
@@ -87,6 +91,19 @@ def pretrain(
         config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
     fabric = make_fabric(config)
     console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
+    try:
+        if fabric.is_global_zero:
+            run.lock()
+        return _pretrain(fabric, run, config, resume=resume, overwrite=overwrite, console=console)
+    finally:
+        if fabric.is_global_zero:
+            run.release()
+
+
+def _pretrain(
+    fabric: lightning.Fabric, run: RunFolder, config: PretrainConfig, *, resume: bool, overwrite: bool, console: Console
+) -> RunResult:
+    check_batch(config, processes=fabric.world_size)
     state = None
     try:
         if resume:
@@ -94,19 +111,19 @@ def pretrain(
         else:
             config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
             fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
-        for warning in warnings(config, world_size=fabric.world_size):
+        for warning in warnings(config, samples=sum(manifest.column("samples"))):
             console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
         state = build_state(fabric, config, adapter)
         saved = load_checkpoint(run.checkpoints) if resume else None
         if saved is not None:
             restore(fabric, state, saved)
         fit(fabric, config, run, state, manifest, adapter, console=console)
-    except Exception:
+    except BaseException:  # Ctrl-C included: the corrected command must start in this folder
         if state is None or state.step == 0:
             run.withdraw()
         raise
     result = RunResult(folder=run.root, step=state.step, steps=state.plan.steps)
-    if fabric.is_global_zero:
+    if fabric.is_global_zero and (result.step or result.finished):
         shutil.rmtree(run.journal, ignore_errors=True)
         with at_most(None if result.finished else REPORT_SECONDS):
             write_run_report(
@@ -122,14 +139,7 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     """Devices and precision; under torchrun, one process each of its ranks."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = ranks_here()
-    accelerator = config.train.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    elif accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "PyTorch sees no CUDA device.",
-            remedy="Use --train.accelerator cpu, or see what lejepa-med doctor says about the GPU.",
-        )
+    accelerator = device_of(config)
     resolved = resolve_machine(config, device=accelerator)
     if accelerator == "cpu" and resolved.train.precision == "16-mixed":
         raise ConfigError(
@@ -159,30 +169,27 @@ def _begin(
                 "A run has a length in epochs or in minutes, not both.",
                 remedy="Leave out --train.epochs or --train.minutes.",
             )
-        run.start(overwrite=overwrite)
-        asked, given_batch = config.train.precision, config.train.batch_size
+        given = config
         config = resolve_machine(config, device=fabric.device.type)
-        views = config.views.model_dump()
-        adapter = data_adapters.create(config.modality, **{**views, **config.data.options})
+        adapter = create_adapter(config)  # before `start`: a wrong setting must not cost the run that is replaced
+        check_exists(config.archive, config.data.catalog)
+        if run.start(overwrite=overwrite):
+            said = f"{run.root} held a run that ended before its first checkpoint; it starts anew."
+            console.print(said, soft_wrap=True, highlight=False)
+        save_config(config, run.config, only_local=True)
         result = scan(
             adapter,
             config.archive,
-            catalog=config.data.catalog,
-            group_column=config.data.group_column,
-            label_column=config.data.label_column,
+            **config.data.table(),
             verify=config.data.verify,
             journal=run.journal,
+            split=config.data.split,
             console=console,
         )
-        manifest = of_split(result.manifest, config.data)
-        adapter = adapter.fit(manifest.records())
-        manifest = dataclasses.replace(manifest, adapter=adapter.describe())
-        samples = sum(manifest.column("samples"))
-        usual = config.train.batch_size
-        config = resolve_batch(config, given=given_batch, samples=samples, processes=fabric.world_size)
-        if config.train.batch_size != usual:
-            console.print(f"a batch of {config.train.batch_size}, since the archive gives {samples} samples an epoch")
-        config = resolve_archive(config, items=len(manifest))
+        fitted = fit_to_archive(config, result.manifest, given=given, processes=fabric.world_size)
+        config, manifest, adapter = fitted.config, fitted.manifest, fitted.adapter
+        console.print(f"training {fitted.course}", soft_wrap=True, highlight=False)
+        asked = given.train.precision
         config = check_bf16(config, adapter.spec, asked=asked, world_size=fabric.world_size, console=console)
         result.write(run.root, manifest=manifest)
         save_config(config, run.config)
@@ -241,6 +248,8 @@ def fit(
         if state.step == plan.steps:  # of a run without steps, or one that was killed at its end
             save.now()
             return
+        if state.step and not raw_optimizer(state.optimizer).state:
+            log.say("This run was finished, and its settings have changed since: the optimiser starts anew.")
         planner = Planner(fabric, plan, ending=watch.ending, say=log.say)
         loader = make_loader(dataset, batches, workers=_workers(fabric, config), pin=_on_gpu(fabric))
         timed = TimedBatches(loader, partial(stop.at_once, fabric))
@@ -284,7 +293,9 @@ def fit(
             if finished:
                 break
         loader.close()
-        if state.step < plan.steps:  # stopped, after a step or while it waited for a batch
+        if state.step == 0:
+            log.say("Stopped before the first step; nothing is lost. Start the command again.")
+        elif state.step < plan.steps:  # stopped, after a step or while it waited for a batch
             save.now()
             log.say(f"Stopped at step {state.step} of {plan.steps}; everything is saved. Continue with --resume.")
 

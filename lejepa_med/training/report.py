@@ -10,8 +10,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from lejepa_med.atomic import write_text
+from lejepa_med.evaluation.enough import most_directions
 from lejepa_med.evaluation.metrics import effective_rank
 from lejepa_med.page import render_page
+from lejepa_med.training.observe.verdict import online_text
 from lejepa_med.training.report_plots import Scale, curves, data_uri, plane, spectra, spectrum
 
 Pixels = NDArray[np.uint8]
@@ -87,7 +89,12 @@ ONLINE: Curves = (
         "plain",
         "Balanced accuracy on the half of the sample's groups that the probe never saw.",
     ),
-    ("Effective rank", _both("effective_rank"), "zero", "Of the whole sample, so higher than that of a batch."),
+    (
+        "Effective rank",
+        _both("effective_rank"),
+        "zero",
+        "Of the whole sample, so higher than that of a batch; at most its records less one.",
+    ),
     ("RankMe", _both("rankme"), "zero", "The rank without centring; the label-free score of arXiv 2210.02885."),
 )
 
@@ -110,6 +117,8 @@ class ReportData:
     """Records of online.jsonl: step, epoch, and any of the keys in `ONLINE`, with spectra."""
     eigenvalues: NDArray[np.float64] | None = None
     """Of the embedding's covariance, largest first (`evaluation.metrics.eigen_spectrum`)."""
+    vectors: int | None = None
+    """How many embeddings these are of."""
     neighbours: Sequence[tuple[Pixels, Sequence[tuple[Pixels, float]]]] = ()
     """Query image, and its nearest images with their cosine, nearest first."""
     pca: Sequence[tuple[Pixels, Pixels]] = ()
@@ -132,6 +141,7 @@ def write_report(path: Path, data: ReportData) -> None:
 def render(data: ReportData) -> str:
     """The page as HTML. All text is escaped: a label or file name cannot become markup."""
     eigenvalues = data.eigenvalues
+    limit = None if eigenvalues is None or data.vectors is None else most_directions(data.vectors, len(eigenvalues))
     rank = None if eigenvalues is None else effective_rank(np.sqrt(np.maximum(eigenvalues, 0)))
     chance = next((row["chance"] for row in data.online if row.get("chance") is not None), None)
     online = _drawn(ONLINE, data.online, against="epoch", first_levels=[(chance, "chance")] if chance else ())
@@ -146,8 +156,10 @@ def render(data: ReportData) -> str:
         curves=_drawn(CURVES, data.history),
         online=[entry for entry in online if entry[2]],
         plane=Markup(plane(data.history)),
-        spectrum=None if eigenvalues is None or rank is None else Markup(spectrum(eigenvalues, rank)),
+        spectrum=None if eigenvalues is None or rank is None else Markup(spectrum(eigenvalues, rank, most=limit)),
         rank=rank,
+        limit=limit,
+        online_text=next((online_text(row) for row in reversed(data.online) if row.get("query_groups")), ""),
         neighbours=[
             (data_uri(query), [(data_uri(image), cosine) for image, cosine in found])
             for query, found in data.neighbours

@@ -44,8 +44,11 @@ def curves(
     )
 
 
-def spectrum(eigenvalues: NDArray[Any], effective_rank: float) -> str:
-    """SVG of the eigenvalues (largest first) on a logarithmic axis, with the effective rank marked."""
+def spectrum(eigenvalues: NDArray[Any], effective_rank: float, *, most: int | None = None) -> str:
+    """SVG of the eigenvalues (largest first) on a logarithmic axis, with the effective rank marked.
+
+    `most`: directions that the embeddings can show, where they are fewer than the dimensions.
+    """
     largest = float(eigenvalues.max(initial=0.0))
     # below 1e-12 is rounding, as is all beyond the number of vectors; a collapsed embedding has nothing to show
     shares = eigenvalues / largest if largest > 0 else np.ones(1)
@@ -56,7 +59,7 @@ def spectrum(eigenvalues: NDArray[Any], effective_rank: float) -> str:
         x_label="direction, most variance first",
         y_label="variance / largest",
         y_log=True,
-        marks=[(effective_rank, f"effective rank {effective_rank:.1f} of {len(eigenvalues)}")],
+        marks=[(effective_rank, f"effective rank {effective_rank:.1f} of {most or len(eigenvalues)}")],
     )
 
 

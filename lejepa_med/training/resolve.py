@@ -1,16 +1,101 @@
 """Settings left open become numbers: from the machine before the scan, from the archive after it."""
 
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from rich.markup import escape
+
+import data_adapters
+from data_adapters.base import Adapter
+from data_adapters.manifest import Manifest
 from data_adapters.registry import load_class
+from data_adapters.scan import Scan
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.sampler import too_few
-from lejepa_med.errors import ConfigError
+from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.methods.settings import check_objective, head_of, weight_of
 from lejepa_med.models.architectures import check_name, check_vit_options, is_convolutional, is_monai
+from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
 
 # Where nothing is given: by dimensions (2, 3), then by device (cpu, cuda).
 BACKBONES = (("resnet18", "vit_small_patch16_224"), ("monai:resnet10", "monai:vit_small"))
 BATCH = ((64, 256), (16, 64))
+EPOCHS = 100
+# Our own choices for archives that give less than one usual batch (not published):
+MANY_VIEWS = 8  # of each sample, where the batch is at most half the usual one: a step then compares as many images
+FEWEST_RECORDS = 20  # of a short run, so that its curves can be judged
+FEWEST_STEPS = 300  # of a run whose epochs nobody chose; 100 epochs of one step would end in the warm-up's shadow
+
+
+def device_of(config: PretrainConfig) -> str:
+    """Where the run would train here: 'cpu' or 'cuda'.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    wanted = config.train.accelerator
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "PyTorch sees no CUDA device.",
+            remedy="Use --train.accelerator cpu, or see what lejepa-med doctor says about the GPU.",
+        )
+    return wanted
+
+
+def create_adapter(config: PretrainConfig) -> Adapter:
+    """The adapter that a run with these resolved settings reads the archive with, before it is fitted.
+
+    Raises:
+        UserError: an unknown modality, or options that it does not accept.
+    """
+    return data_adapters.create(config.modality, **{**config.views.model_dump(), **config.data.options})
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run trains with: settings without open values, the rows, and the adapter that has learnt from them.
+
+    `course` says it in a line, with what a small archive has changed.
+    """
+
+    config: PretrainConfig
+    manifest: Manifest
+    adapter: Adapter
+    course: str
+
+
+def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: PretrainConfig, processes: int) -> Fitted:
+    """Settle what the archive decides: the one way from a scan to what is trained on, and to what `inspect` shows.
+
+    Args:
+        config: of `resolve_machine`.
+        manifest: all rows of the scan.
+        given: what the user chose, and nothing else.
+        processes: that share a batch.
+
+    Raises:
+        UserError: no row of the split, a leak, a batch that does not fit, or an archive that the modality refuses.
+    """
+    manifest = of_split(manifest, config.data)
+    samples = sum(manifest.column("samples"))
+    config, chosen = resolve_samples(config, given=given, samples=samples, processes=processes)
+    adapter = create_adapter(config).fit(manifest.records())
+    config = resolve_archive(config, items=len(manifest))
+    if "log_every" not in given.train.model_fields_set and config.train.epochs:
+        steps = config.train.epochs * (samples // (config.train.batch_size or 1))
+        often = max(1, min(config.train.log_every, steps // FEWEST_RECORDS))
+        config = config.model_copy(update={"train": config.train.model_copy(update={"log_every": often})})
+    return Fitted(
+        config=config,
+        manifest=dataclasses.replace(manifest, adapter=adapter.describe()),
+        adapter=adapter,
+        course=course(config, samples=samples, chosen=chosen),
+    )
 
 
 def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
@@ -84,24 +169,101 @@ def _local_size(global_size: int, *, volumes: bool) -> int:
     return max(16, round(global_size * (1 / 2 if volumes else 3 / 7) / 16) * 16)
 
 
-def resolve_batch(config: PretrainConfig, *, given: int | None, samples: int, processes: int) -> PretrainConfig:
-    """Make the default batch as small as a small archive needs; a batch that was `given` must fit.
+def outlook(config: PretrainConfig, found: Scan, *, given: PretrainConfig) -> str:
+    """What `pretrain` with these settings would do here with what a scan found, in a line; or why it would not start.
 
     Args:
-        config: with a batch size.
-        given: the batch size that the user chose, or None.
+        config: of `resolve_machine`.
+        found: the scan.
+        given: what the user chose.
+    """
+    samples = found.figures(()).parts[config.data.split] if config.data.split else found.figures(()).samples
+    try:
+        if (error := refusal(create_adapter(config), found, split=config.data.split)) is not None:
+            raise error
+        check_batch(given, processes=1)
+        config, chosen = resolve_samples(config, given=given, samples=samples, processes=1)
+    except UserError as error:
+        return f"[bold red]pretrain will refuse this:[/] {escape(str(error))}"
+    return f"pretrain will train {course(config, samples=samples, chosen=chosen)}"
+
+
+def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
+    """What is trained, on which views and batches, and what a small archive has changed of that."""
+    views, batch = config.views, config.train.batch_size or 1
+    seen = f"{views.n_global} global view{'' if views.n_global == 1 else 's'} of {views.global_size}"
+    seen += f" and {views.n_local} local ones of {views.local_size}" if views.n_local else ""
+    unit = "voxels" if is_monai(config.model.backbone or "") else "px"
+    steps = _steps(samples // batch)
+    text = f"{config.model.backbone} with {seen} {unit}, {steps} an epoch of {batch} samples each"
+    return f"{text}: {chosen}" if chosen else text
+
+
+def check_batch(config: PretrainConfig, *, processes: int) -> None:
+    """Refuse a chosen batch that does not divide over its parts and processes; called before the archive is read.
+
+    Raises:
+        ConfigError: with the next batch that does.
+    """
+    batch, multiple = config.train.batch_size or 0, processes * config.train.accumulate
+    if batch % multiple:
+        raise ConfigError(
+            f"A batch of {batch} does not divide into {config.train.accumulate} parts on {processes} processes.",
+            remedy=f"Set --train.batch-size {max(multiple, batch - batch % multiple)}, or another multiple of "
+            f"{multiple}.",
+        )
+
+
+def resolve_samples(
+    config: PretrainConfig, *, given: PretrainConfig, samples: int, processes: int
+) -> tuple[PretrainConfig, str]:
+    """Fit batch, views and epochs to an archive that gives less than a usual batch, as far as nobody chose them.
+
+    The batch is no larger than the archive. Where it is at most half the usual one, LeJEPA takes 8 views of each
+    sample. Where an epoch has one or two steps, there are more epochs, so that the run has `FEWEST_STEPS`.
+
+    Args:
+        config: with a batch size and numbers of views.
+        given: what the user chose.
         samples: that the archive gives in an epoch.
         processes: that share a batch.
+
+    Returns:
+        The settings, and a line that says what was chosen and why; empty where nothing was.
 
     Raises:
         ConfigError: the batch that was given, or the smallest possible one, is larger than the archive.
     """
     assert config.train.batch_size is not None
-    multiple = processes * config.train.accumulate
-    batch = given or min(config.train.batch_size, samples - samples % multiple)
+    chosen, multiple = given.train.batch_size, processes * config.train.accumulate
+    usual = config.train.batch_size if chosen else max(multiple, config.train.batch_size // multiple * multiple)
+    batch = chosen or min(usual, samples - samples % multiple)
     if batch > samples or batch < 2:
-        raise too_few(samples, batch_size=given or max(2, multiple), multiple=multiple)
-    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch})})
+        raise too_few(samples, batch_size=chosen or max(2, multiple), multiple=multiple)
+    said = [] if batch == usual else [f"a batch of {batch}, since the archive gives {samples} samples an epoch"]
+    views, epochs = config.views, config.train.epochs
+    if 2 * batch <= usual and config.objective.method == "lejepa" and not _views_given(given):
+        added = MANY_VIEWS - (views.n_global or 0) - (views.n_local or 0)
+        if added > 0:
+            name = "n_local" if views.n_local else "n_global"
+            views = views.model_copy(update={name: getattr(views, name) + added})
+            said.append(f"{MANY_VIEWS} views of each (usually {MANY_VIEWS - added})")
+    if epochs is None and config.train.minutes is None:
+        epochs = max(EPOCHS, math.ceil(FEWEST_STEPS / (samples // batch)))
+        if epochs > EPOCHS:
+            said.append(f"{epochs} epochs (usually {EPOCHS}), which is {epochs * (samples // batch)} steps")
+    train = config.train.model_copy(update={"batch_size": batch, "epochs": epochs})
+    return config.model_copy(update={"views": views, "train": train}), ", ".join(said)
+
+
+def _views_given(given: PretrainConfig) -> bool:
+    """Whether the user chose a number of views, as a setting or as an option of the modality."""
+    names = ("n_global", "n_local")
+    return any(getattr(given.views, name) is not None or name in given.data.options for name in names)
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
@@ -111,7 +273,7 @@ def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
     seen = batch // config.train.accumulate  # by the objective at a time
     epochs = config.train.epochs
     if epochs is None and config.train.minutes is None:
-        epochs = 100
+        epochs = EPOCHS
     hidden = _first(config.model.projector_hidden, 1024 if items <= 5000 else 2048)
     weight = weight_of(config.objective, per_view=default_lambda(views, seen), views=max(1, views), items=items)
     return config.model_copy(
@@ -123,28 +285,25 @@ def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
     )
 
 
-def warnings(config: PretrainConfig, *, world_size: int) -> list[str]:
-    """What a resolved run should know about its statistics.
+def warnings(config: PretrainConfig, *, samples: int) -> list[str]:
+    """What a resolved run on `samples` an epoch should know about its statistics.
 
     SIGReg's gradient grows with the samples that it sees at once, so a small batch makes it noisy and weak. 64 is our
     own limit: the paper finds no loss down to 128 (Table 1c), and its bias argument is for 16.
-
-    Raises:
-        ConfigError: a batch that does not divide into its parts.
     """
     batch, count = config.train.batch_size or 0, config.train.accumulate
-    if batch % (count * world_size):
-        raise ConfigError(
-            f"A batch of {batch} does not divide into {count} parts on {world_size} processes.",
-            remedy=f"Set --train.batch-size to a multiple of {count * world_size}.",
-        )
     lines = []
     if count > 1:
         lines.append(
             f"--train.accumulate {count}: the objective compares {batch // count} samples at a time, not {batch}. "
             "Memory is saved, but it is not training with the larger batch; --model.checkpointing saves memory and is."
         )
-    if batch // count < 64 and not is_monai(config.model.backbone or ""):
+    if batch // count < 64 and samples < min(64, 2 * batch):
+        lines.append(
+            f"The archive gives {samples} samples an epoch. A run on so few shows that everything works; an encoder "
+            "that is worth using needs some hundreds."
+        )
+    elif batch // count < 64 and not is_monai(config.model.backbone or ""):
         lines.append(
             f"The objective sees {batch // count} samples at a time: below 64 its directions are noisy. Use a larger "
             "--train.batch-size, or smaller views, where memory permits."

@@ -1,6 +1,7 @@
 """What changes during a run, and how it is written: checkpoint and encoder folders together."""
 
 import copy
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
 
 
 class Saver:
-    """Checkpoint and encoder folders, together."""
+    """Checkpoint and encoder folders, together. The checkpoint of a finished run is without the optimiser's state."""
 
     def __init__(
         self,
@@ -112,6 +113,9 @@ class Saver:
     def now(self) -> None:
         """Write all; rank 0 writes, the others help to gather and wait."""
         whole = snapshot(self.fabric, self.state)
+        if self.state.step == self.state.plan.steps:
+            # two thirds of a checkpoint, which nothing continues from
+            whole = dataclasses.replace(whole, optimizer={**whole.optimizer, "state": {}})
         if self.fabric.is_global_zero:
             save_checkpoint(self.run.checkpoints, whole)
             details = self._details(whole.step)

@@ -59,6 +59,8 @@ def scatter(
 ) -> None:
     """The reverse of `gather`; every rank gives the whole state."""
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))
+    if not state["state"]:  # of a finished run
+        return
     names = {place: name for name, place in _places(module, optimizer).items()}
     whole: dict[str, Any] = {
         "state": {names[place]: values for place, values in state["state"].items()},

@@ -63,7 +63,7 @@ def test_nanomaggies_on_larger_pixels_get_smaller_scales(tmp_path):
 def test_mixed_archives_are_refused_with_counts(tmp_path):
     flux_archive(tmp_path, 3)
     make.write_cube(tmp_path / "other.fits", make.source(bands="gr"), bands="gr")
-    with pytest.raises(UserError, match="g,r,z in 3 records; g,r in 1 records") as caught:
+    with pytest.raises(UserError, match="g,r,z in 3 records; g,r in 1 record") as caught:
         fitted(tmp_path)
     assert "option bands" in caught.value.remedy
     adapter, records = fitted(tmp_path, bands="g,r")
@@ -174,7 +174,7 @@ def test_a_fitted_adapter_refuses_uploads_of_other_bands(tmp_path):
     assert "differ from the archive's g,r,z" in other.reason
     make.write_pictures(tmp_path / "pictures", count=1)
     (picture,) = adapter.scan(tmp_path / "pictures")
-    assert "kind is flux" in picture.reason
+    assert "the option kind, is for flux" in picture.reason
 
 
 def test_handles_and_pipelines_do_not_cross_processes(tmp_path):

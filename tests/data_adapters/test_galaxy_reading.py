@@ -545,7 +545,7 @@ def test_kind_option_refuses_the_other_kind(tmp_path):
     assert [type(item) for item in flux] == [Record, Rejected]
     picture = scan(tmp_path, kind="picture")
     assert [type(item) for item in picture] == [Rejected, Record]
-    assert "kind is picture" in picture[0].reason
+    assert "the option kind, is for pictures" in picture[0].reason
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_equal_subjects_of_two_data_sets_are_told(tmp_path: Path) -> None:
         write_nifti(tmp_path / place / f"{place.split('/')[1]}_T1w.nii", volume)
     shown = printed(tmp_path, "mri")
     assert "groups 2 by BIDS subject (4 items)" in shown
-    assert "1 groups by BIDS subject have items in several folders" in shown
+    assert "1 group has items in several folders (by BIDS subject)" in shown
 
 
 def test_what_stands_beside_images_is_counted(folders: Path) -> None:

@@ -19,7 +19,7 @@ from lejepa_med.models.folder import find_encoders, load_encoder, randomised, sa
 from lejepa_med.training import loop
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.loop import build_state, make_data, make_fabric, make_loader, pretrain
-from lejepa_med.training.resolve import resolve_archive, resolve_machine, warnings
+from lejepa_med.training.resolve import check_batch, resolve_archive, resolve_machine, warnings
 from lejepa_med.training.schedule import learning_rate, make_optimizer
 from lejepa_med.training.step import train_step
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
@@ -124,18 +124,18 @@ def test_parts_of_a_batch_give_the_mean_gradient_of_the_parts(pictures: Path, tm
 
 
 def test_warnings_say_what_parts_and_small_batches_cost() -> None:
-    lines = warnings(resolved(train={"accumulate": 4}), world_size=1)
+    lines = warnings(resolved(train={"accumulate": 4}), samples=500)
     assert "compares 2 samples at a time, not 8" in lines[0] and "below 64" in lines[1]
-    assert warnings(resolved(train={"batch_size": 128}), world_size=1) == []
+    assert warnings(resolved(train={"batch_size": 128}), samples=500) == []
     chosen = resolved(objective={"test": "bhep"}, model={"projector_dim": 64}, train={"batch_size": 128})
-    lines = warnings(chosen, world_size=1)
+    lines = warnings(chosen, samples=500)
     assert "belongs to the test epps_pulley" in lines[0] and "sees nothing in 64 dimensions" in lines[1]
     weak = resolved(objective={"lamb": 0.01}, train={"batch_size": 64})
-    assert any("lambda 0.01 is weak with 64 samples" in line for line in warnings(weak, world_size=1))
+    assert any("lambda 0.01 is weak with 64 samples" in line for line in warnings(weak, samples=500))
     enough = resolved(objective={"lamb": 0.01}, train={"batch_size": 128})
-    assert warnings(enough, world_size=1) == []
+    assert warnings(enough, samples=500) == []
     with pytest.raises(ConfigError, match="multiple of 6"):
-        warnings(resolved(train={"accumulate": 3}), world_size=2)
+        check_batch(resolved(train={"accumulate": 3}), processes=2)
     assert resolved(train={"accumulate": 4, "batch_size": 256}).objective.lamb == pytest.approx(0.01 * 256 / 64)
 
 

@@ -76,7 +76,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, pictures: Path, tm
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path.cwd(), capture_output=True, timeout=200)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    assert len(checkpoints(out / "checkpoints")) == min(2, step)
+    assert len(checkpoints(out / "checkpoints")) == 1
     result = pretrain(config, resume=True)
     assert result.finished
     assert losses(out) == losses(whole)

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import BadFileError
+from lejepa_med.evaluation.enough import FEW
 from lejepa_med.evaluation.folds import group_folds
 from lejepa_med.evaluation.knn import Neighbours
 from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
 from lejepa_med.evaluation.metrics import eigen_spectrum
-from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
+from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, group_interval
 from lejepa_med.evaluation.spread import spread
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import embed_items
 
 REFERENCE, QUERY, NEITHER = 0, 1, -1
 NEIGHBOURS = 20
+DRAWS = 500  # of the bootstrap: an evaluation during training must be quick
 BATCH = 64  # slices or tiles in one forward pass
 SPECTRUM_POINTS = 32
 
@@ -39,6 +41,8 @@ class FixedSample:
     def __init__(self, manifest: Manifest, adapter: Adapter, *, size: int, cache_bytes: int, seed: int = 0) -> None:
         self.manifest, self.adapter, self.cache_bytes = manifest, adapter, cache_bytes
         self.rows, self.labels, self.sides, self.classes = _plan(manifest, size=size, seed=seed)
+        names = manifest.column("group")
+        self.groups = np.unique(np.array([names[row] for row in self.rows], dtype=str), return_inverse=True)[1]
         self.tensors: list[Tensor] = []
         self.kept: list[int] = []  # positions in `rows` of `tensors`
         self._next = self._bytes = 0
@@ -81,17 +85,19 @@ class FixedSample:
             ]
         return np.concatenate(parts) if parts else np.empty((0, encoder.dim), np.float32)
 
-    def accuracies(self, vectors: NDArray[np.float32]) -> dict[str, float | int | None]:
+    def accuracies(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
         """Balanced accuracies on the query half of what was learnt from the reference half; None without labels.
 
         knn: 20 neighbours by cosine, at most half as many as the reference half has of a class on average.
         linear: logistic regression with C = 0.1 on standardised vectors. Classes that the reference half lacks are
-        left out of the queries.
+        left out of the queries. `..._interval`: 95 %, by bootstrap over the groups that were queried; None where they
+        are too few to tell, that is one group, or fewer than 10 queries of a class. `fewest`: queries of the rarest
+        class.
         """
         sides, labels = self.sides[self.kept], self.labels[self.kept]
         known = np.unique(labels[sides == REFERENCE])
         query = (sides == QUERY) & np.isin(labels, known)
-        nothing: dict[str, float | int | None] = {"knn": None, "linear": None, "chance": None, "queries": 0}
+        nothing: dict[str, Any] = {"knn": None, "linear": None, "chance": None, "queries": 0}
         if len(known) < 2 or not query.any() or not np.isfinite(vectors).all():
             return nothing
         code = np.full(len(self.classes), -1)
@@ -102,8 +108,15 @@ class FixedSample:
             linear = fit_path(references, learnt, strengths=[MIDDLE])[0].probabilities(queries).argmax(1)
         most = min(NEIGHBOURS, max(1, len(learnt) // (2 * len(known))))  # of a tiny half, 20 would be the majority
         knn = Neighbours.fit(references, learnt, most=most, balanced=False).vote(queries).winners
-        score = [float(balanced_accuracy(confusion_matrix(truth, p, len(known)))) for p in (knn, linear)]
-        return {"knn": score[0], "linear": score[1], "chance": 1 / len(known), "queries": int(query.sum())}
+        groups = np.unique(self.groups[self.kept][query], return_inverse=True)[1]
+        several, fewest = int(groups.max()) + 1, int(np.bincount(truth, minlength=len(known)).min())
+        found: dict[str, Any] = {"chance": 1 / len(known), "queries": int(query.sum()), "fewest": fewest}
+        for key, guessed in (("knn", knn), ("linear", linear)):
+            found[key] = float(balanced_accuracy(confusion_matrix(truth, guessed, len(known))))
+            enough = several > 1 and fewest >= FEW
+            given = group_interval(truth, guessed, groups, classes=len(known), seed=0, draws=DRAWS) if enough else None
+            found[f"{key}_interval"] = None if given is None else list(given)
+        return {**found, "query_groups": several}
 
 
 @torch.no_grad()
