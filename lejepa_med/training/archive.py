@@ -204,8 +204,8 @@ def _add_groups(table: Table, result: Scan) -> None:
         elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
             table.add_row(
                 "[yellow]groups",
-                f"{one.groups:,} by folder {'is' if one.groups == 1 else 'are'} few. Where folders are classes or sites "
-                "and not patients, give a catalogue with a column 'group', or say which column it is (--group-column)",
+                "few, by folder: where folders are classes or sites and not patients, give a catalogue with a column "
+                "'group', or say which column it is (--group-column)",
             )
         if one.rule in BY_NAME and one.apart:
             table.add_row(
