@@ -48,7 +48,7 @@ def test_each_rule_is_named_with_its_groups(folders: Path, tmp_path: Path) -> No
 def test_few_groups_of_folders_are_doubted(folders: Path) -> None:
     shown = printed(folders, "images", group_by="folder")
     assert "groups 40 files in 2 folders were taken for 2 groups, by folder" in shown
-    assert "2 groups by folder are few" in shown and "catalogue with a column 'group'" in shown
+    assert "few, by folder" in shown and "catalogue with a column 'group'" in shown
     shutil.rmtree(folders / "spiral")
     assert "all items are one group, so none can be held out" in printed(folders, "mri", group_by="folder")
 
