@@ -9,19 +9,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    CliSuppress,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, NamesCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
 from lejepa_med.cli_study import SelectCommand, StabilityCommand
-from lejepa_med.config import Columns, PretrainConfig, Section, issues
+from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
 
 
-class ScanCommand(Columns, PretrainConfig):
+class Looking(Columns, PretrainConfig):
+    """Settings of commands that read an archive as pretrain will; those without influence are taken, but not listed."""
+
+    objective: CliSuppress[ObjectiveConfig] = ObjectiveConfig()
+    optim: CliSuppress[OptimConfig] = OptimConfig()
+    monitor: CliSuppress[MonitorConfig] = MonitorConfig()
+    catalog: Path | None = Field(default=None, description="the same as --data.catalog")
+    options: dict[str, Any] = Field(default={}, description="the same as --data.options")
+
+
+class ScanCommand(Looking):
     """Look through an archive: write manifest.parquet and rejected.csv, and print what was found.
 
     Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was. It reads as
@@ -31,7 +49,6 @@ class ScanCommand(Columns, PretrainConfig):
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
     modality: str = Field(description="mri, mri3d, histology, galaxy, images, a plug-in, or ./file.py:Class")
     out: Path = Field(description="folder for manifest.parquet, rejected.csv and duplicates.csv")
-    catalog: Path | None = Field(default=None, description="CSV or Parquet: path, group, label, split, mpp, ra, dec")
     verify: bool = Field(default=True, description="decode every file once")
     workers: int | None = Field(
         default=None, ge=0, description="reading processes; None: usable cores; 0: this process"
@@ -40,7 +57,6 @@ class ScanCommand(Columns, PretrainConfig):
     file_seconds: float = Field(
         default=300.0, gt=0, description="after so long on one file a reading process is killed and the file refused"
     )
-    options: dict[str, Any] = Field(default={}, description="options of the modality")
 
     def cli_cmd(self) -> None:
         """Run the command."""
@@ -68,7 +84,7 @@ class ScanCommand(Columns, PretrainConfig):
         print(f"wrote {', '.join(f'{self.out}/{name}' for name in names)}")
 
 
-class InspectCommand(Columns, PretrainConfig):
+class InspectCommand(Looking):
     """Write a contact sheet of what the encoder sees: file, prepared pixels and all views, with facts and warnings.
 
     It takes pretrain's settings and settles open ones as pretrain does, so the same options show the very views that
@@ -79,8 +95,6 @@ class InspectCommand(Columns, PretrainConfig):
     out: Path = Field(description="folder for inspect.html and inspect.png")
     modality: str = Field(default="", description="as in scan; a manifest or --encoder tells it otherwise")
     encoder: Path | None = Field(default=None, description="run folder: inspect with the preprocessing of its encoder")
-    catalog: Path | None = Field(default=None, description="the same as --data.catalog")
-    options: dict[str, Any] = Field(default={}, description="the same as --data.options")
     records: int = Field(
         default=8,
         ge=1,
@@ -103,7 +117,7 @@ class InspectCommand(Columns, PretrainConfig):
         print(f"wrote {sheet.page} and {sheet.picture}")
 
 
-def _settings(command: "ScanCommand | InspectCommand") -> PretrainConfig:
+def _settings(command: Looking) -> PretrainConfig:
     """The settings of pretrain that were given, with the command's own short names for some of them."""
     own = set(type(command).model_fields) - set(PretrainConfig.model_fields)
     given = command.model_dump(exclude_unset=True, exclude=own)
