@@ -4,13 +4,14 @@ VENV ?= $(or $(LEJEPA_VENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.lejepa-med-ready
 
-.PHONY: demo test test-postgres test-machines test-all check bench help clean
+.PHONY: demo test test-postgres test-machines test-pages test-all check bench help clean
 
 help:
 	@echo "make demo    pretrain on a made archive (or ARCHIVE=... MODALITY=mri|histology|galaxy|images), probe it, serve it"
 	@echo "make test    lint, types and tests"
 	@echo "make test-postgres   the service's tests with PostgreSQL in place of SQLite"
 	@echo "make test-machines   tests as on other processors: bf16 or none, AVX2 only, one core"
+	@echo "make test-pages   the commands of README and of the walks in docs/, as they are printed"
 	@echo "make check   lint and types only"
 	@echo "make test-all   tests with the slow ones"
 	@echo "make bench   every number that the README quotes (hours)"
@@ -37,18 +38,23 @@ check: $(READY)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
 
 test: check
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not pages"
 
 # The service's tests once more, with their state in a real PostgreSQL (a wheel; nothing of the machine's own is used).
 test-postgres: $(READY)
-	$(PYTEST) -m "not slow and not gpu" --database postgres tests/app
+	$(PYTEST) -m "not slow and not gpu and not pages" --database postgres tests/app
 
 # The tests once more as on other machines: one that has bf16 (emulated here), and a small one with AVX2 and one core.
-# What depends on the processor must show in a setting that is saved, never in a result.
+# What depends on the processor must show in a setting that is saved, never in a result. The other folders' tests compute
+# nothing in bf16.
 test-machines: $(READY)
-	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu" tests/lejepa_med tests/app tests/examples
+	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu and not pages" tests/lejepa_med tests/app tests/examples
 	LEJEPA_CPU_BF16=off ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	  $(PYTEST) -m "not slow and not gpu" --one-core
+	  $(PYTEST) -m "not slow and not gpu and not pages" --one-core
+
+# The commands of README and of the walks in docs/, as they are printed there.
+test-pages: $(READY)
+	$(PYTEST) -m pages tests/pages
 
 test-all: check
 	$(PYTEST) -m "not gpu"
@@ -59,7 +65,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.adapters --out benchmarks/results/adapters.md
 	$(BIN)/python -m benchmarks.normality --out benchmarks/results/normality.md
 	$(BIN)/python -m benchmarks.cpu_settings --out benchmarks/results/cpu-settings.md
-	$(BIN)/python -m benchmarks.contention --out benchmarks/results/contention-cpu.md
+	$(BIN)/python -m benchmarks.contention training --out benchmarks/results/contention-cpu.md
+	$(BIN)/python -m benchmarks.contention embedding --out benchmarks/results/contention-embedding-cpu.md
+	$(BIN)/python -m benchmarks.contention serving --out benchmarks/results/contention-serving-cpu.md
 	$(BIN)/python -m benchmarks.train --out benchmarks/results/train-cpu.md
 	$(BIN)/python -m benchmarks.minutes --out benchmarks/results/minutes-cpu.md
 	$(BIN)/python -m benchmarks.search --out benchmarks/results/search-cpu.md
