@@ -19,17 +19,19 @@ from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, sc
 from app.names import Names
 from app.sandbox.pool import Sandbox
 from app.schemas import Key, Skipped
+from app.sealing import seal, unseal
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
 from app.unzip import Contents, contents, unzip
 from app.work import JobWork, sync
 from data_adapters.base import foreign_format
 from data_adapters.errors import BadFileError
+from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
 from data_adapters.tables import FIRST
 from lejepa_med.atomic import write_text
 
-FILES, MANIFEST, REPORT, NAMES = "files", "manifest.parquet", "report.json", "names.json"
+FILES, MANIFEST, REPORT, NAMES = "files", "manifest.parquet", "report.json", "names.sealed"
 REFUSED, SCREENED = "zips.json", "screened.json"
 UNPACK_SHARE = 0.1  # of the progress
 
@@ -106,6 +108,7 @@ class Importing(JobWork):
     ) -> None:
         super().__init__(settings, store)
         self._archiving, self._sandbox, self._submit = archiving, sandbox, submit
+        self._secret = salt()
 
     def steps(self, job_id: str) -> Iterator[Step]:
         """Unpacking, screening, then one scan that goes on where it was interrupted."""
@@ -160,15 +163,19 @@ class Importing(JobWork):
         return report
 
     def places(self, upload_id: str) -> Places:
-        """Which file of the request lies where, with the sender's names and keys.
+        """Which file of the request lies where, with the sender's names and keys; none under another salt.
 
         Raises:
             ProblemError: 404, it has been removed.
         """
         with removed_meanwhile(no_upload()):
-            found = json.loads((self.result_folder(upload_id) / NAMES).read_text(encoding="utf-8"))
-        files = {path: Place(**place) for path, place in found["files"].items()}
-        return Places(files, [(index, name) for index, name in found["skipped"]])
+            text = unseal((self.result_folder(upload_id) / NAMES).read_text(encoding="ascii"), self._secret)
+        known = json.loads(text) if text is not None else {"names": {}, "skipped": []}
+        files = {
+            path: Place(index, entry, *known["names"].get(path, (None, None)))
+            for path, (index, entry) in self.report(upload_id)["places"].items()
+        }
+        return Places(files, [(index, name) for index, name in known["skipped"]])
 
     def manifest(self, upload_id: str) -> Manifest:
         """The readable items of an upload.
@@ -293,8 +300,13 @@ class Importing(JobWork):
         manifest = owned(found.manifest, job_id)
         manifest.write(folder / MANIFEST)
         places = self._places(job_id, plan, skipped)
-        write_text(folder / NAMES, json.dumps(asdict(places)))
-        write_text(folder / REPORT, json.dumps(_report(found, manifest, refused, plan)))
+        names = {path: (place.name, place.key) for path, place in places.files.items()}
+        write_text(folder / NAMES, seal(json.dumps({"names": names, "skipped": places.skipped}), self._secret))
+        listed = {
+            "places": {path: (place.file_index, place.entry) for path, place in places.files.items()},
+            "skipped": len(places.skipped),
+        }
+        write_text(folder / REPORT, json.dumps(_report(found, manifest, refused, plan) | listed))
 
     def _places(self, job_id: str, plan: Plan, skipped: Set[str]) -> Places:
         """Which file of the request lies where. `skipped`: paths in zips that turned out to be no images."""

@@ -106,7 +106,7 @@ def get_upload(upload_id: str, service: Running) -> UploadDetail:
             RefusedItem(**_place(places.of(path), is_sender=is_sender), reason=reason, remedy=remedy)
             for path, reason, remedy in report["refused"][:LISTED]
         ],
-        skipped=len(places.skipped),
+        skipped=report["skipped"],
         skipped_files=[Skipped(file_index=index, name=name) for index, name in places.skipped[:LISTED]]
         if is_sender
         else None,

@@ -40,7 +40,7 @@ class ArchiveCalls(Calls):
             labels: one for each file, or None; not for folders and zips, which may hold several items.
             groups: patient, slide case or field of each file, or None; the service stores pseudonyms.
             keys: the caller's own name of each file, which `upload_items` and `archive_items` give back to this caller;
-                the service stores them as they are.
+                the service stores them sealed.
 
         Raises:
             ValueError: `labels` or `groups` are not one for each file, or are of a folder or zip.

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.sealing import seal, unseal
 from app.settings import Settings
+from data_adapters.identity import salt
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.models.folder import load_encoder
 from tests.app.helpers import eventually, files, png, wait
@@ -105,10 +107,10 @@ def test_upload_tells_what_was_read_and_what_was_refused(
     assert [one["sha256"] for one in listed if one["id"] == upload["id"]] == [upload["sha256"]]
 
 
-def test_names_are_kept_nowhere_but_with_the_upload(
+def test_names_are_readable_nowhere_and_those_in_zips_told_to_the_sender(
     client: TestClient, upload: dict[str, Any], settings: Settings
 ) -> None:
-    """Names in zips alone, in one file, which goes with the upload; none of files that came by themselves."""
+    """They lie sealed with the upload, and go with it; names of files that came by themselves are not kept at all."""
     job = client.get(f"/v1/jobs/{upload['id']}")
     text = job.text + client.get("/v1/uploads").text + client.get("/v1/archives").text
     wait(client, upload["embedding"])
@@ -117,6 +119,10 @@ def test_names_are_kept_nowhere_but_with_the_upload(
     stored = [path for path in settings.data.rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert any(upload["id"] in str(path) for path in stored)
     assert str(settings.data) not in text
+    sealed = (settings.data / "uploads" / upload["id"] / "names.sealed").read_text(encoding="ascii")
+    changed = sealed[:60] + ("A" if sealed[60] != "A" else "B") + sealed[61:]
+    assert unseal(sealed, b"another salt") is None and unseal(changed, salt()) is None
+    assert unseal(seal("Doe ä", b"one"), b"one") == "Doe ä"
     told = client.get(f"/v1/uploads/{upload['id']}/items").text + str(upload)
     assert "inside/Doe_3.png" in told and "inside/Roe_4.png" in told
     for word in ("Doe", "Roe", "Jane", "Mustermann"):
@@ -124,11 +130,7 @@ def test_names_are_kept_nowhere_but_with_the_upload(
         assert word not in told.replace("inside/Doe_3.png", "").replace("inside/Roe_4.png", "")
         for path in stored:
             assert word not in str(path.relative_to(settings.data))
-            if path.name == "names.json":
-                names = path.read_text(encoding="utf-8")
-                assert word not in names.replace("inside/Doe_3.png", "").replace("inside/Roe_4.png", "")
-            else:
-                assert word.encode() not in path.read_bytes(), path
+            assert word.encode() not in path.read_bytes(), path
     eventually(lambda: not (settings.data / "jobs" / upload["id"]).exists())
 
 
