@@ -14,7 +14,8 @@ from lejepa_med.training.folder import read_lines
 from lejepa_med.training.stop import StopSignal, at_most
 
 BLOCKED = (
-    "import hashlib, sys, time\n"
+    "import hashlib, signal, sys, time\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job is born without it
     "from lejepa_med import ending\n"
     "ending.set_limit(1.0, status=STATUS)\n"
     "try:\n"
