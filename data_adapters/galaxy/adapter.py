@@ -188,8 +188,8 @@ class GalaxyAdapter(BaseAdapter):
         if self.options.kind not in ("auto", kind):
             raise BadFileError(
                 f"holds {KINDS[kind]}, but the encoder, or the option kind, is for {KINDS[self.options.kind]}",
-                remedy=f"Use an encoder that was pretrained on {KINDS[kind]}, or pretrain one on such files (without the "
-                "option kind): pictures and flux need an encoder each.",
+                remedy=f"Use an encoder that was pretrained on {KINDS[kind]}, or pretrain one on such files (without "
+                "the option kind): pictures and flux need an encoder each.",
             )
 
     def _meta(

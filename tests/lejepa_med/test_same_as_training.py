@@ -180,7 +180,7 @@ def test_an_encoder_of_pictures_says_what_flux_needs(tmp_path: Path, capsys: pyt
         main(["embed", str(tmp_path / "run"), str(flux), "--out", str(tmp_path / "table")])
     said = " ".join(capsys.readouterr().err.split())
     assert "holds flux (FITS or HDF5), but the encoder, or the option kind, is for pictures" in said
-    assert "choose the modality" not in said and "take the one that was trained on files like these" in said
+    assert "choose the modality" not in said and "Use an encoder that was pretrained on" in said
 
 
 def test_numbers_have_their_grammar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
