@@ -86,7 +86,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Adapter, Manifest, int]
     return seen
 
 
-@pytest.mark.parametrize("case", [*CASES])
+LONG = ("options", "multi-crop", "galaxies", "cubes")
+
+
+@pytest.mark.parametrize("case", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in CASES])
 def test_inspect_shows_the_views_of_training(
     case: str,
     tmp_path: Path,

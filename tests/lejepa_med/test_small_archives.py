@@ -153,7 +153,10 @@ PLACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", [*PLACES])
+FEW = ("after the scan", "in the first checkpoint")
+
+
+@pytest.mark.parametrize("place", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in PLACES])
 def test_a_run_that_was_killed_early_does_not_block_the_corrected_command(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
