@@ -22,6 +22,7 @@ CUT_OFF = 0.05  # of the pixels at an end of the range
 NARROW = 0.1  # of the range [0, 1]
 EMPTY = 0.15  # of the prepared image's own range: a view below shows background only
 ALIKE = 0.99  # correlation of two views
+ROUNDING = 1e-5  # of float32 arithmetic at the ends of [0, 1]
 ENLARGED = 2.0  # prepared pixels per stored pixel
 GRID = 24  # views are compared at this size, which shape fills and noise does not
 
@@ -57,7 +58,7 @@ def contract(prepared: Tensor, views: Sequence[Tensor], spec: Spec) -> list[str]
     for name, tensors in (("prepare", [prepared]), ("a view", views)):
         if any(not bool(t.isfinite().all()) for t in tensors):
             said.append(f"broken contract: NaN or infinite values in {name}.")
-        elif any(t.is_floating_point() and (float(t.min()) < 0 or float(t.max()) > 1) for t in tensors):
+        elif any(t.is_floating_point() and float((t - 0.5).abs().max()) > 0.5 + ROUNDING for t in tensors):
             said.append(f"broken contract: values outside [0, 1] in {name}.")
     return said
 

@@ -172,3 +172,10 @@ def test_bands_are_told_and_volumes_shown_in_three_planes():
 def test_values_are_shares_of_the_pixels():
     values = findings.Values.of([np.asarray([[[0.0, 0.0, 0.5, 1.0]]], np.float32)])
     assert (values.black, values.saturated) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(("most", "said"), [(1 + 2e-7, 0), (1.001, 1)])
+def test_rounding_breaks_no_contract(most, said):
+    spec = data_adapters.create("images", global_size=16, n_global=2, n_local=0).spec
+    prepared = torch.full((1, spec.channels, 16, 16), most)
+    assert len(findings.contract(prepared, [torch.zeros(spec.channels, 16, 16)] * 2, spec)) == said
