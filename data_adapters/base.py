@@ -4,7 +4,6 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 (one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -199,12 +198,7 @@ class BaseAdapter:
                 pass
             yield from left_out
         for found in self.inspect_all(self.walk(root), root):
-            if isinstance(found, Record) and catalog is not None:
-                told = catalog.apply(found, root)
-                by = found.grouped_by if told.group == found.group else catalog.grouped_by
-                yield dataclasses.replace(told, grouped_by=by)
-            else:
-                yield found
+            yield catalog.apply(found, root) if isinstance(found, Record) and catalog is not None else found
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """Inspect file by file; override where several files make one record (a DICOM series).

@@ -219,6 +219,7 @@ class Catalog:
         return dataclasses.replace(
             record,
             group=group or record.group,
+            grouped_by=self.grouped_by if group else record.grouped_by,
             label=self._table.class_name("label", row.get("label", "")) or record.label,
             split=row.get("split") or record.split,
             meta={**record.meta, **extra},

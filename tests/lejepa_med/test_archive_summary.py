@@ -53,6 +53,14 @@ def test_few_groups_of_folders_are_doubted(folders: Path) -> None:
     assert "all items are one group, so none can be held out" in printed(folders, "mri", group_by="folder")
 
 
+def test_a_catalogue_that_agrees_with_the_folders_counts_as_one(folders: Path, tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    files = [path.relative_to(folders) for path in sorted(folders.rglob("*.png"))]
+    table.write_text("path,group\n" + "".join(f"{path},{path.parent}\n" for path in files))
+    shown = printed(folders, "images", group_by="folder", catalog=table)
+    assert "groups 2 by catalogue" in shown and "few, by folder" not in shown
+
+
 def test_sites_of_mri_are_doubted(tmp_path: Path) -> None:
     volume = np.random.default_rng(0).normal(100, 20, (24, 24, 24)).astype(np.float32)
     for site in "ab":

@@ -100,16 +100,16 @@ class Watch:
 
         Every call prepares further records of the sample, so it is no lost work where the run evaluates.
         """
-        prepare, embed = self._record_cost()
+        prepare, embed, images = self._record_cost()
         monitor, (manifest, _) = self.config.monitor, self._plan
-        read, embedded = report_records(self.config, manifest)
-        seconds = read * prepare + embedded * embed
+        read, coloured = report_records(self.config, manifest)
+        seconds = read * (prepare + embed) + coloured * embed / images
         if not monitor.online or self.sharded:
             return seconds
         return seconds + min(LAST_SECONDS, len(self.sample) * prepare) + len(self.sample) * embed
 
-    def _record_cost(self) -> tuple[float, float]:
-        """Seconds to prepare a record and to embed it, from the next few of the sample."""
+    def _record_cost(self) -> tuple[float, float, float]:
+        """Seconds to prepare a record and to embed it, from the next few of the sample, and its images (slices)."""
         started = time.perf_counter()
         sample = self.sample  # planned here, which takes its own time in a large archive
         known = len(sample.tensors)
@@ -123,7 +123,9 @@ class Watch:
             self.spacing.estimate(embedded - started, share=sample.progress)
         if len(sample.tensors) > known:  # else all of a small sample is prepared, and the last cost holds
             self._prepare_cost = (prepared - planned) / (len(sample.tensors) - known)
-        return self._prepare_cost, (embedded - prepared) / max(1, len(sample.tensors))
+        records = max(1, len(sample.tensors))
+        images = sum(map(len, sample.tensors)) / records
+        return self._prepare_cost, (embedded - prepared) / records, max(1.0, images)
 
     def _evaluate(self, log: RunLog, *, epoch: float, last: bool) -> None:
         started = time.perf_counter()
