@@ -54,7 +54,7 @@ test-machines: $(READY)
 
 # The commands of README and of the walks in docs/, as they are printed there.
 test-pages: $(READY)
-	$(PYTEST) -m pages tests/pages
+	$(PYTEST) --dist load -m pages tests/pages
 
 test-all: check
 	$(PYTEST) -m "not gpu"
