@@ -34,7 +34,8 @@ def start_from(encoder: Encoder, init: Path) -> None:
         ConfigError: another architecture, or a file that holds too little of this one.
     """
     source = open_source(init, backbone=encoder.name)
-    given, origin = source.tensors()
+    with torch.random.fork_rng(devices=[]):  # heads get the weights that they have in a run without a source
+        given, origin = source.tensors()
     own = encoder.backbone.state_dict()
     notes: list[str] = []
     if source.ours and (is_monai(encoder.name) or "conv_stem" in {**encoder.model_args, **source.arguments}):
@@ -106,7 +107,7 @@ def _adapted(encoder: Encoder, source: Source, given: dict[str, Tensor], notes: 
             state = dict(convert(dict(state), encoder.backbone))
         except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, TypeError) as error:
             raise ConfigError(
-                f"The weights in {source.place} cannot be made to fit the {encoder.name} of this run: {error}",
+                f"The weights in {source.place} cannot be made to fit this run's {encoder.name} ({error}).",
                 remedy="Give --model.registers and --views.global-size as the weights have them, or check that they "
                 f"are those of a {encoder.name}.",
             ) from error
