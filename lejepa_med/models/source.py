@@ -34,7 +34,7 @@ class Source:
         mean: of each channel's values in [0, 1]; empty where nobody says it.
         std: likewise.
         name: of the weights, without a folder: ARCHITECTURE.TAG, a run or a file.
-        tag: timm's tag of the weights, or empty.
+        tag: timm's tag of the weights, or empty; lejepa_med where `ours`.
         licence: as their configuration has it, or empty.
         earlier: what these weights were themselves started from, the oldest first.
     """
@@ -133,7 +133,8 @@ def _of_ours(path: Path, *, place: str) -> Source:
         arguments=info["model_args"],
         mean=tuple(info["spec"]["mean"]),
         std=tuple(info["spec"]["std"]),
-        name=f"lejepa-med encoder {name.parent.name if name.name == 'encoder' else name.name}",
+        name=f"encoder {name.parent.name if name.name == 'encoder' else name.name}",
+        tag="lejepa_med",
         earlier=tuple(info.get("origin", ())),
     )
 

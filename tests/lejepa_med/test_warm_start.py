@@ -123,10 +123,12 @@ def test_a_run_follows_the_weights_and_records_them(pictures: Path, tmp_path: Pa
     # continued: its own origin comes first, its normalisation and rate stay
     pretrain(tiny(pictures, tmp_path / "second", model={**open_model, "init": tmp_path / "first"}, train={"epochs": 0}))
     second = load_encoder(tmp_path / "second")
-    assert second.info["origin"][0] == origin and second.info["origin"][1]["name"] == "lejepa-med encoder first"
+    assert second.info["origin"][0] == origin and second.info["origin"][1]["name"] == "encoder first"
     assert second.info["origin"][1]["sha256"] == first.info["weights_sha256"]
     assert second.adapter.spec.mean == (0.4, 0.5, 0.6)
-    assert "| and then | lejepa-med encoder first" in (tmp_path / "second" / "encoder" / "README.md").read_text()
+    assert (
+        "| and then | encoder first (resnet10t), SHA-256" in (tmp_path / "second" / "encoder" / "README.md").read_text()
+    )
     # vectors are those of timm's model on pixels normalised by the weights' own numbers
     manifest = data_adapters.scan.scan_archive(first.adapter, pictures).manifest
     pixels = first.adapter.prepare(manifest.record(0)).float() / 255
