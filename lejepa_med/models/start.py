@@ -1,14 +1,15 @@
 """Before the first step: weights that exist already, and what the backward pass keeps."""
 
+import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from torch import Tensor
 
@@ -94,7 +95,8 @@ def _adapted(encoder: Encoder, source: Source, given: dict[str, Tensor], notes: 
     own = encoder.backbone.state_dict()
     state: dict[str, Tensor] = clean_state_dict(given)
     entries = adaptation(encoder.name, 0)
-    heads = [f"{name}." for name in _names(entries.get("classifier")) if not any(k.startswith(f"{name}.") for k in own)]
+    classifiers = _names(entries.get("classifier")) or ("fc", "head", "head.fc", "classifier")
+    heads = [f"{name}." for name in classifiers if not any(k.startswith(f"{name}.") for k in own)]
     dropped = [name for name in state if name.startswith(tuple(heads))] if heads else []
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     if dropped:
@@ -111,6 +113,9 @@ def _adapted(encoder: Encoder, source: Source, given: dict[str, Tensor], notes: 
                 remedy="Give --model.registers and --views.global-size as the weights have them, or check that they "
                 f"are those of a {encoder.name}.",
             ) from error
+        for name, tensor in state.items():
+            if name.endswith("pos_embed") and name in own:
+                state[name] = _positions(tensor, own[name].shape)
         resized = [
             f"{name} from {_shape(before[name])} to {_shape(tensor.shape)}"
             for name, tensor in state.items()
@@ -120,11 +125,24 @@ def _adapted(encoder: Encoder, source: Source, given: dict[str, Tensor], notes: 
     for name in (f"{layer}.weight" for layer in _names(entries.get("first_conv"))):
         if name not in state or name not in own or state[name].ndim != own[name].ndim:
             continue
-        have, want = state[name].shape[1], own[name].shape[1]
+        want = encoder.normalize.mean.numel()
+        # stems that take blocks of pixels as channels have all channels of one pixel side by side
+        have, pixels = state[name].shape[1] * want // own[name].shape[1], max(1, own[name].shape[1] // want)
         if have != want and state[name].shape[2:] == own[name].shape[2:] and state[name].ndim == 4:
-            state[name] = adapt_channels(state[name], want)
+            parts = state[name].chunk(pixels, dim=1)
+            state[name] = torch.cat([adapt_channels(part, want) for part in parts], dim=1)
             notes.append(f"adapted: {name} from {have} to {want} channel{'s' if want > 1 else ''}")
     return state
+
+
+def _positions(tensor: Tensor, wanted: torch.Size) -> Tensor:
+    """Learnt positions (1, prefix + rows * rows, dim) for another grid, where timm's module does not resize them."""
+    if tensor.ndim == 3 == len(wanted) and tensor.shape != wanted and tensor.shape[2] == wanted[2]:
+        for prefix in (0, 1, 2):
+            rows = [math.isqrt(shape[1] - prefix) for shape in (tensor.shape, wanted)]
+            if [side * side + prefix for side in rows] == [tensor.shape[1], wanted[1]]:
+                return resample_abs_pos_embed(tensor, [rows[1]] * 2, [rows[0]] * 2, num_prefix_tokens=prefix)  # type: ignore[no-any-return]
+    return tensor
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
@@ -207,7 +225,7 @@ def _on_normalisation(encoder: Encoder, source: Source) -> str:
     return f"{text}, the average of the weights' {len(source.mean)} channels" if same else f"{text}, this data's own"
 
 
-def _names(entry: Any) -> Iterable[str]:
+def _names(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 

@@ -73,6 +73,21 @@ def test_a_timm_folder_starts_an_encoder_as_timm_adapts_it(name: str, channels: 
     assert ("resized: pos_embed from 1 x 197 x 192 to 1 x 17 x 192" in said) == (name == VIT)
 
 
+def test_stems_of_pixel_blocks_and_positions_that_timm_does_not_resize(tmp_path: Path) -> None:
+    folder = timm_folder(tmp_path / "blocks", "tresnet_m")
+    grey = started("tresnet_m", folder, channels=1)
+    assert "adapted: body.conv1.conv.weight from 3 to 1 channel" in grey.notes
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, in_chans=1)
+    assert torch.allclose(grey.backbone.body.conv1.conv.weight, theirs.body.conv1.conv.weight, atol=1e-6)
+    grown = started("tresnet_m", folder, channels=6).backbone  # twice the three channels, so half of each response
+    whole = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(grown.eval()(pixels.repeat(1, 2, 1, 1)), whole.eval()(pixels), atol=1e-4)
+    encoder = started("cait_xxs24_224", timm_folder(tmp_path / "cait", "cait_xxs24_224"))
+    assert "resized: pos_embed from 1 x 196 x 192 to 1 x 16 x 192" in encoder.notes
+
+
 def test_channels_are_adapted_as_timm_does_and_from_any_number() -> None:
     weight = torch.randn(4, 3, 5, 5)
     for channels in (1, 2, 4, 5, 7):
