@@ -4,6 +4,7 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 (one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -24,6 +25,8 @@ from data_adapters.tables import count
 cv2.setNumThreads(0)
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "SIDECARS",
     "Adapter",
     "AdapterOptions",
@@ -43,6 +46,8 @@ __all__ = [
 ]
 
 Found = TypeVar("Found")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def to_tensor(image: Image) -> Tensor:
@@ -166,8 +171,20 @@ class BaseAdapter:
     # --- what it gets -----------------------------------------------------------------------------------------------
 
     def make_spec(self, *, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Spec:
-        """A Spec with the options' sizes and view counts."""
+        """A Spec with the options' sizes and view counts, and with their mean and std where they have them.
+
+        Raises:
+            UserError: those are of another number of channels.
+        """
         o = self.options
+        if o.mean is not None:
+            mean, std = o.mean, o.std
+        if len(mean) != channels:
+            raise UserError(
+                f"The options mean and std have {count(len(mean), 'number')}, but the images have "
+                f"{count(channels, 'channel')}.",
+                remedy="Give one number for each channel, or leave out mean and std.",
+            )
         return Spec(
             channels=channels,
             mean=mean,
@@ -178,6 +195,29 @@ class BaseAdapter:
             local_size=o.local_size,
             dims=self.dims,
         )
+
+    def normalised_as(self, mean: Sequence[float], std: Sequence[float]) -> "BaseAdapter":
+        """The adapter with the normalisation of weights that training starts from; call it after `fit`.
+
+        As many channels as the weights: their own numbers, channel by channel. Another number: their average for every
+        channel, so that black and white keep the values that the weights know. Unchanged stays an adapter whose mean
+        and std were chosen, or measured on its own kind of data: then they are neither .5 nor ImageNet's.
+
+        Args:
+            mean: of values in [0, 1], one for each channel of the weights.
+            std: likewise.
+        """
+        now = self.spec
+        usual = ((0.5,) * now.channels, (0.5,) * now.channels), (IMAGENET_MEAN, IMAGENET_STD)
+        if self.options.mean is not None or (now.mean, now.std) not in usual:
+            return self
+        if len(mean) != now.channels:
+            mean, std = [sum(mean) / len(mean)] * now.channels, [sum(std) / len(std)] * now.channels
+        taken = copy.copy(self)  # through __getstate__, so without pipelines and open files
+        # eight digits: an average of .456, .456 and .456 is .456
+        update = {"mean": tuple(round(m, 8) for m in mean), "std": tuple(round(s, 8) for s in std)}
+        taken.options = self.options.model_copy(update=update)
+        return taken
 
     def verify(self, record: Record) -> None:
         """Decode the record once, so that scan finds damage that headers hide. Raise BadFileError.
@@ -251,11 +291,15 @@ class BaseAdapter:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """The adapter's reference, pipeline version and options as JSON."""
+        """The adapter's reference, pipeline version and options as JSON; without mean and std where they are unset.
+
+        So a description, and what is recognised by it, equals that of a release without these two.
+        """
+        unset = {name for name in ("mean", "std") if getattr(self.options, name) is None}
         return {
             "adapter": self.reference,
             "version": self.version,
-            "options": self.options.model_dump(mode="json"),
+            "options": self.options.model_dump(mode="json", exclude=unset),
         }
 
     def local_options(self) -> dict[str, Any]:

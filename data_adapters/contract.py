@@ -5,10 +5,10 @@ Import these names from `data_adapters.base`, which also has BaseAdapter to deri
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from data_adapters.catalog import Catalog
@@ -28,6 +28,18 @@ class AdapterOptions(BaseModel):
     n_local: int = Field(default=6, ge=0, description="local views of each sample")
     global_size: int = Field(default=224, ge=16, description="side of a global view and of embedding, pixels")
     local_size: int = Field(default=96, ge=16, description="side of a local view, pixels")
+    mean: tuple[FiniteFloat, ...] | None = Field(
+        default=None, description="of each channel's values in [0, 1]; unset: the modality's, or that of --model.init"
+    )
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
+        default=None, description="standard deviations that belong to mean"
+    )
+
+    @model_validator(mode="after")
+    def _normalisation_is_whole(self) -> "AdapterOptions":
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std belong together: one number for each channel in both")
+        return self
 
 
 @runtime_checkable

@@ -71,10 +71,11 @@ class ModelConfig(Section):
     """Encoder and projector."""
 
     backbone: str | None = None
-    """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: resnet18
-    or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
+    """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: that of
+    init, else resnet18 or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
     init: Path | None = None
-    """run or encoder folder of the same architecture whose weights start this one: continued pretraining"""
+    """weights to start from: a run or encoder folder, a folder of timm's, a .safetensors file, or timm:NAME, which is
+    fetched from the hub; None: random ones"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
     registers: int = Field(default=0, ge=0)
@@ -154,7 +155,7 @@ class OptimConfig(Section):
     """AdamW, linear warm-up, cosine decay, clipping by norm."""
 
     lr: float | None = Field(default=None, gt=0)
-    """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT"""
+    """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT; from existing weights 5e-4 and 3e-4"""
     weight_decay: float | None = Field(default=None, ge=0)
     """not applied to norms and biases; None: 5e-4 for CNN, 5e-2 for ViT"""
     warmup: float = Field(default=0.05, ge=0, le=1)

@@ -14,6 +14,8 @@ from data_adapters import raster
 from data_adapters.augment import physical
 from data_adapters.augment.resize import middle_square
 from data_adapters.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Augment,
     BaseAdapter,
     Record,
@@ -37,7 +39,6 @@ from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
 from data_adapters.record import BY_ROW, BY_SKY
 
 KINDS = {"flux": "flux (FITS or HDF5)", "picture": "pictures (JPEG, PNG or RGB)"}
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class GalaxyAdapter(BaseAdapter):

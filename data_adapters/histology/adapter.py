@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from data_adapters.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     AdapterOptions,
     Augment,
     BaseAdapter,
@@ -60,7 +62,7 @@ class HistologyAdapter(BaseAdapter):
     @property
     def spec(self) -> Spec:
         """RGB with ImageNet's statistics, which initial checkpoints expect."""
-        return self.make_spec(channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        return self.make_spec(channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     # --- scan -------------------------------------------------------------------------------------------------------
 

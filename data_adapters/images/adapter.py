@@ -9,14 +9,22 @@ from torch import Tensor
 
 from data_adapters import raster
 from data_adapters.augment.resize import middle_square
-from data_adapters.base import Augment, BaseAdapter, Record, Spec, ViewKind, file_group, to_tensor
+from data_adapters.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    BaseAdapter,
+    Record,
+    Spec,
+    ViewKind,
+    file_group,
+    to_tensor,
+)
 from data_adapters.errors import BadFileError
 from data_adapters.images import arrays
 from data_adapters.images.intensity import map_intensity, require_policy
 from data_adapters.images.options import MIN_SIDE, ImagesOptions
 from data_adapters.images.recipe import Recipe
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImagesAdapter(BaseAdapter):

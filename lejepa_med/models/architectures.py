@@ -71,19 +71,21 @@ def check_name(name: str, *, dims: int) -> None:
 
 
 def _check_timm_name(name: str) -> None:
-    """Refuse a name that timm does not know, and one that names weights: every encoder starts from random ones."""
+    """Refuse a name that timm does not know, and one that names weights, which are another setting."""
     plain = re.sub(r"^[\w-]+:", "", name).rpartition("/")[2]
-    plain = (timm.models.get_deprecated_models().get(plain) or plain).partition(".")[0]
+    weights = timm.models.get_deprecated_models().get(plain) or plain
+    plain = weights.partition(".")[0]
     if plain != name and plain in timm.list_models():
         raise ConfigError(
-            f"'{name}' names pretrained weights, but training starts from random ones.",
-            remedy=f"Give the architecture alone: --model.backbone {plain}",
+            f"'{name}' names pretrained weights, but --model.backbone takes an architecture.",
+            remedy=f"To start from those weights, give --model.init timm:{weights}; to start from random ones, "
+            f"give the architecture alone: --model.backbone {plain}",
         )
     if "/" in name or ":" in name:
         raise ConfigError(
             f"'{name}' is not the name of an architecture.",
             remedy="Give a name such as --model.backbone resnet18; "
-            "to start from the weights of a run of lejepa-med, add --model.init RUN.",
+            "to start from weights that exist, give --model.init RUN, FOLDER, FILE.safetensors or timm:NAME.",
         )
     if name not in timm.list_models():  # `is_model` also accepts names that timm has removed
         raise ConfigError(f"timm has no architecture '{name}'.", remedy=_closest(name))

@@ -43,6 +43,8 @@ class Encoder(nn.Module):
         self.backbone: Any = backbone
         self.normalize = Normalize(spec.mean, spec.std, dims=spec.dims)
         self.dims = spec.dims
+        self.origin: list[dict[str, Any]] = []  # of the weights that training started from, the oldest first
+        self.notes: list[str] = []  # how those weights were adapted, in sentences
         self.name = name
         self.model_args = model_args
         # some architectures put a hidden layer between pooling and head, and that is what they return without a head

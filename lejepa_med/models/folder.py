@@ -62,6 +62,7 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         "spec": dataclasses.asdict(spec),
         "adapter": adapter.describe(),
         "precision": _recorded_precision(folder),
+        **({"origin": encoder.origin} if encoder.origin else {}),
         **(details or {}),
     }
     with new_folder(folder) as draft:

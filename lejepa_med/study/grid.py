@@ -16,7 +16,7 @@ from lejepa_med.config import PretrainConfig, Section, save_config
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric
-from lejepa_med.training.resolve import create_adapter, resolve_archive, resolve_machine
+from lejepa_med.training.resolve import fitted_adapter, resolve_archive, resolve_machine
 
 RECORDS = 20  # of a run at least, where it has so many steps: fewer give no verdict
 OFTEN = 2  # steps between two records of a cell by minutes, whose steps are not known before
@@ -87,7 +87,7 @@ def set_up(
         minutes: where `steps` is None.
     """
     config = resolve_machine(config, device=make_fabric(config).device.type)
-    adapter = create_adapter(config).fit(manifest.records())
+    adapter = fitted_adapter(config, manifest)
     manifest = dataclasses.replace(manifest, adapter=adapter.describe())
     config = resolve_archive(config, items=len(manifest))
     epoch = max(1, sum(manifest.column("samples")) // (config.train.batch_size or 1))  # in steps

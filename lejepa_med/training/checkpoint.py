@@ -27,6 +27,7 @@ class Snapshot:
         average: of the encoder's weights, or empty.
         scaler: of 16-bit gradients, or empty.
         plan: of a run by minutes, or empty.
+        origin: of the weights that the run started from, or empty.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Snapshot:
     average: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    origin: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
@@ -63,6 +65,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
             "groups": optimizer["param_groups"],
             "scaler": snapshot.scaler,
             "plan": snapshot.plan,
+            "origin": snapshot.origin,
         }
         (draft / STATE).write_text(json.dumps(state, indent=1) + "\n")
     for old in folder.iterdir():  # drafts of killed processes, too
@@ -107,6 +110,7 @@ def load_checkpoint(folder: Path) -> Snapshot | None:
         average=parts["average"],
         scaler=state.get("scaler", {}),
         plan=state.get("plan", {}),
+        origin=state.get("origin", []),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning_fabric as lightning
 from rich.console import Console
+from rich.markup import escape
 
 from data_adapters.base import Adapter
 from data_adapters.errors import naming
@@ -34,7 +35,7 @@ from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.monitor import RunningMean
 from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.plan import Plan, Planner
-from lejepa_med.training.precision import check_bf16
+from lejepa_med.training.precision import best_precision, check_bf16
 from lejepa_med.training.resolve import (
     check_batch,
     create_adapter,
@@ -86,9 +87,14 @@ def pretrain(
         UserError: bad settings, an unreadable archive, too many bad files, or numbers that stopped being finite.
     """
     config = config.model_copy(update={"archive": config.archive.resolve()})  # so that --resume works from any folder
+    if config.model.init is not None and config.model.init.exists():
+        init = config.model.init.resolve()
+        config = config.model_copy(update={"model": config.model.model_copy(update={"init": init})})
     run = RunFolder(config.out)
     if resume:
         config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
+    else:
+        resolve_machine(config, device=device_of(config))  # by every rank: a wrong setting must end all of them
     fabric = make_fabric(config)
     console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
     try:
@@ -113,8 +119,10 @@ def _pretrain(
             fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
         for warning in warnings(config, samples=sum(manifest.column("samples"))):
             console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
-        state = build_state(fabric, config, adapter)
         saved = load_checkpoint(run.checkpoints) if resume else None
+        state = build_state(fabric, config, adapter, started=saved is not None)
+        for note in state.module.encoder.notes:
+            console.print(f"weights: {escape(note)}", soft_wrap=True, highlight=False)
         if saved is not None:
             restore(fabric, state, saved)
         fit(fabric, config, run, state, manifest, adapter, console=console)
@@ -140,8 +148,8 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = ranks_here()
     accelerator = device_of(config)
-    resolved = resolve_machine(config, device=accelerator)
-    if accelerator == "cpu" and resolved.train.precision == "16-mixed":
+    precision = config.train.precision or best_precision(accelerator)
+    if accelerator == "cpu" and precision == "16-mixed":
         raise ConfigError(
             "16-mixed precision needs a GPU.",
             remedy="Continue this run on a machine with one, or start a new run with --train.precision 32-true.",
@@ -153,7 +161,7 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
         devices=local,
         num_nodes=max(1, world // local),
         strategy="auto" if world == 1 else fsdp_strategy(world) if config.train.strategy == "fsdp" else "ddp",
-        precision=resolved.train.precision,
+        precision=precision,
     )
     fabric.launch()
     return fabric
@@ -198,10 +206,14 @@ def _begin(
     return saved, *open_archive(run.manifest)
 
 
-def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter) -> State:
-    """Model and optimiser at step 0, a function of the seed; the time of a run by minutes starts here."""
+def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter, *, started: bool = False) -> State:
+    """Model and optimiser at step 0, a function of the seed; the time of a run by minutes starts here.
+
+    A run that `started` before takes its weights from a checkpoint: those of `--model.init` may be gone by now.
+    """
     plan = Plan(config.train.minutes if config.train.epochs is None else None)
-    module = build_method(config, adapter.spec)
+    begun = config.model_copy(update={"model": config.model.model_copy(update={"init": None})}) if started else config
+    module = build_method(begun, adapter.spec)
     if fabric.world_size > 1:
         module = convert_batchnorm(module)  # type: ignore[assignment]
     if config.train.compile:

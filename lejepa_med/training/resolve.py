@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.markup import escape
 
 import data_adapters
-from data_adapters.base import Adapter
+from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.manifest import Manifest
 from data_adapters.registry import load_class
 from data_adapters.scan import Scan
@@ -17,6 +18,7 @@ from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.methods.settings import check_objective, head_of, weight_of
 from lejepa_med.models.architectures import check_name, check_vit_options, is_convolutional, is_monai
+from lejepa_med.models.source import open_source
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
 
@@ -24,6 +26,9 @@ from lejepa_med.training.precision import best_precision
 BACKBONES = (("resnet18", "vit_small_patch16_224"), ("monai:resnet10", "monai:vit_small"))
 BATCH = ((64, 256), (16, 64))
 EPOCHS = 100
+# Peak learning rates (ViT, CNN). From existing weights: 3e-4 to 5e-4 at full depth ended above the same network frozen,
+# 1e-4 with layer decay below it (EfficientNet-Lite0 on three archives); for a ViT the lower one, which is not measured.
+RATES, WARM_RATES = (5e-4, 2e-3), (3e-4, 5e-4)
 # Our own choices for archives that give less than one usual batch (not published):
 MANY_VIEWS = 8  # of each sample, where the batch is at most half the usual one: a step then compares as many images
 FEWEST_RECORDS = 20  # of a short run, so that its curves can be judged
@@ -56,6 +61,19 @@ def create_adapter(config: PretrainConfig) -> Adapter:
     return data_adapters.create(config.modality, **{**config.views.model_dump(), **config.data.options})
 
 
+def fitted_adapter(config: PretrainConfig, manifest: Manifest) -> Adapter:
+    """The adapter of resolved settings, with what it learns from the archive and from the weights of `model.init`.
+
+    Raises:
+        UserError: an archive that the modality refuses, or weights that are not there.
+    """
+    adapter = create_adapter(config).fit(manifest.records())
+    if config.model.init is None or not isinstance(adapter, BaseAdapter):
+        return adapter
+    source = open_source(config.model.init, backbone=config.model.backbone)
+    return adapter.normalised_as(source.mean, source.std) if source.mean else adapter
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What a run trains with: settings without open values, the rows, and the adapter that has learnt from them.
@@ -84,7 +102,7 @@ def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: Pretrai
     manifest = of_split(manifest, config.data)
     samples = sum(manifest.column("samples"))
     config, chosen = resolve_samples(config, given=given, samples=samples, processes=processes)
-    adapter = create_adapter(config).fit(manifest.records())
+    adapter = fitted_adapter(config, manifest)
     config = resolve_archive(config, items=len(manifest))
     if "log_every" not in given.train.model_fields_set and config.train.epochs:
         steps = config.train.epochs * (samples // (config.train.batch_size or 1))
@@ -115,8 +133,10 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     on_cpu = device == "cpu"
     dims = getattr(load_class(config.modality), "dims", 2)
     volumes = dims == 3
+    if config.model.backbone is not None:
+        check_name(config.model.backbone, dims=dims)  # now, and not after a scan of hours
+    config = _following_weights(config, dims=dims)
     backbone = config.model.backbone or BACKBONES[volumes][not on_cpu]
-    check_name(backbone, dims=dims)  # now, and not after a scan of hours
     check_vit_options(backbone, registers=config.model.registers, conv_stem=config.model.conv_stem)
     cnn = is_convolutional(backbone)
     if volumes and not on_cpu:
@@ -133,7 +153,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     views.setdefault("local_size", _local_size(views["global_size"], volumes=volumes))
     chosen_model = {"backbone": backbone, "drop_path": _first(config.model.drop_path, 0.0 if cnn else 0.1)}
     chosen_optim = {
-        "lr": _first(config.optim.lr, 2e-3 if cnn else 5e-4),
+        "lr": _first(config.optim.lr, (RATES if config.model.init is None else WARM_RATES)[cnn]),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
     }
     chosen_model |= head_of(config.model, config.objective.method)
@@ -159,6 +179,30 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
             ),
         }
     )
+
+
+def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
+    """The settings with the architecture of the weights in `model.init`, as far as nobody chose another one.
+
+    Raises:
+        UserError: no such weights, or weights of another architecture or of other dimensions than were chosen.
+    """
+    model = config.model
+    if model.init is None:
+        return config
+    source = open_source(model.init, backbone=model.backbone)
+    if is_monai(source.backbone) != (dims == 3):
+        theirs, wanted = ("2-D images", "volumes") if dims == 3 else ("volumes", "2-D images")
+        raise ConfigError(
+            f"The weights in {model.init} are those of a {source.backbone}, which is for {theirs}; the modality "
+            f"'{config.modality}' gives {wanted}.",
+            remedy=f"Leave out --model.init, or use a modality that gives {theirs}.",
+        )
+    same: dict[str, Any] = {"backbone": source.backbone}
+    for name, argument in (("registers", "reg_tokens"), ("conv_stem", "conv_stem")):
+        if name not in model.model_fields_set:
+            same[name] = type(getattr(model, name))(source.arguments.get(argument) or 0)
+    return config.model_copy(update={"model": model.model_copy(update=same)})
 
 
 def _local_size(global_size: int, *, volumes: bool) -> int:
@@ -195,7 +239,11 @@ def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
     seen += f" and {views.n_local} local ones of {views.local_size}" if views.n_local else ""
     unit = "voxels" if is_monai(config.model.backbone or "") else "px"
     steps = _steps(samples // batch)
-    text = f"{config.model.backbone} with {seen} {unit}, {steps} an epoch of {batch} samples each"
+    weights = ""
+    if config.model.init is not None:
+        source = open_source(config.model.init, backbone=config.model.backbone)
+        weights = f" from {escape(source.name)} at learning rate {config.optim.lr:g}"
+    text = f"{config.model.backbone}{weights} with {seen} {unit}, {steps} an epoch of {batch} samples each"
     return f"{text}: {chosen}" if chosen else text
 
 

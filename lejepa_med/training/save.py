@@ -55,6 +55,7 @@ def snapshot(fabric: lightning.Fabric, state: State) -> Snapshot:
         average=state.average.state_dict() if state.average is not None else {},
         scaler=fabric._precision.state_dict(),
         plan=state.plan.state_dict(),
+        origin=state.module.encoder.origin,
     )
 
 
@@ -77,6 +78,7 @@ def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
     if saved.scaler:
         fabric._precision.load_state_dict(saved.scaler)
     state.plan.load_state_dict(saved.plan)
+    state.module.encoder.origin = saved.origin
     state.step = saved.step
 
 
@@ -136,7 +138,9 @@ class Saver:
         live = self.state.module.encoder
         backbone = build(live.name, copy.deepcopy(live.model_args))
         backbone.load_state_dict(weights, strict=True)
-        return Encoder(backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec)
+        encoder = Encoder(backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec)
+        encoder.origin = live.origin
+        return encoder
 
     def _details(self, step: int) -> dict[str, Any]:
         train, steps = self.config.train, self.state.plan.steps

@@ -7,9 +7,9 @@ import torch
 
 from data_adapters.augment import physical
 from data_adapters.augment.resize import middle_square
-from data_adapters.base import Record
+from data_adapters.base import IMAGENET_MEAN, Record
 from data_adapters.errors import UserError
-from data_adapters.galaxy.adapter import IMAGENET_MEAN, GalaxyAdapter
+from data_adapters.galaxy.adapter import GalaxyAdapter
 from data_adapters.galaxy.hdf5 import CHUNK_CACHE
 from data_adapters.registry import create, from_description
 from tests.data import galaxy as make

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_adapters.base import Record, Rejected
+from data_adapters.base import IMAGENET_MEAN, Record, Rejected
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
-from data_adapters.images.adapter import IMAGENET_MEAN, ImagesAdapter
+from data_adapters.images.adapter import ImagesAdapter
 from data_adapters.registry import create, from_description
 from tests.data.images import scene, write_archive, write_deep_png, write_image, write_tiff
 

@@ -260,8 +260,9 @@ def test_the_command_that_lists_architectures_prints_them() -> None:
         ("vit_base_patch16_224_in21k", "vit_base_patch16_224"),
     ],
 )
-def test_names_of_weights_are_refused_since_weights_are_random(name: str, plain: str) -> None:
-    assert refusal(name).endswith(f"--model.backbone {plain}")
+def test_names_of_weights_are_refused_with_the_setting_that_takes_them(name: str, plain: str) -> None:
+    said = refusal(name)
+    assert said.endswith(f"--model.backbone {plain}") and f"--model.init timm:{plain}" in said
 
 
 def test_unfit_architectures_and_paths_say_what_to_do() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import data_adapters
 from lejepa_med.config import ModelConfig, OptimConfig, PretrainConfig
-from lejepa_med.errors import ConfigError, EncoderError
+from lejepa_med.errors import ConfigError
 from lejepa_med.methods import build_method
 from lejepa_med.methods.build import build_encoder
 from lejepa_med.models.encoder import create_encoder
@@ -192,7 +192,7 @@ def test_a_run_starts_from_another_runs_weights(pictures: Path, tmp_path: Path) 
     assert info["training"]["model"]["continued"] is True
     with pytest.raises(ConfigError, match=r"is a resnet10t, this run's is a resnet14t"):
         pretrain(tiny(pictures, tmp_path / "third", model={"backbone": "resnet14t", "init": tmp_path / "first"}))
-    with pytest.raises(EncoderError, match="is not an encoder folder"):
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
         pretrain(tiny(pictures, tmp_path / "fourth", model={"init": tmp_path / "nowhere"}))
 
 
