@@ -47,7 +47,7 @@ from lejepa_med.training.step import train_step
 FEWEST_TIMED, MOST_STEPS, TRIAL_SECONDS = 4, 60, 20.0  # of the trial: timed steps at least, steps and time at most
 FASTER, SLOWER = 0.9, 1.2  # factors of the pace that the range holds at least: a run is longer than its trial
 RECORD_BYTES, REPORT_BYTES = 3_000, 2_000_000  # of a record in metrics.jsonl and TensorBoard; of report.html, 1 to 3 MB
-UNKNOWN = "not recorded (a run of an earlier release)"
+UNKNOWN = "not recorded"  # by an earlier release
 
 
 @dataclass(frozen=True, kw_only=True)
