@@ -9,6 +9,7 @@ import yaml
 
 from lejepa_med.cli import main
 from lejepa_med.config import ARCHIVE, BUILT_IN, GIVEN, MACHINE, MODALITY, load_config, origins_of, read_settings
+from lejepa_med.training import dry_run
 from lejepa_med.training.dry_run import Rehearsal
 from lejepa_med.training.folder import weight
 from lejepa_med.training.loop import pretrain
@@ -25,6 +26,7 @@ def command(archive: Path, out: Path, *flags: str) -> list[str]:
 def planned(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What a dry run prints on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(dry_run, "MOST_STEPS", 12)
     capsys.readouterr()
     main([*arguments, "--dry-run"])
     return capsys.readouterr().out
@@ -124,7 +126,7 @@ def test_a_run_that_is_there_stays(
     assert steps
     about, low, high = (int(number.replace(",", "")) for number in steps.groups())
     assert 100 < low < about < high
-    assert row(shown, "time").startswith("2.0 min after the scan, as asked by --train.minutes (60 timed steps")
+    assert row(shown, "time").startswith("2.0 min after the scan, as asked by --train.minutes (12 timed steps")
     (out / ".dry-run").mkdir()  # of a dry run that was killed
     (out / ".dry-run" / "local.yaml").write_text("")
     main(command(pictures, out, "--train.epochs", "1", "--overwrite"))
