@@ -23,7 +23,7 @@ from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, NamesCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
-from lejepa_med.cli_study import SelectCommand, StabilityCommand
+from lejepa_med.cli_study import DiffCommand, SelectCommand, StabilityCommand
 from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
@@ -140,6 +140,11 @@ class PretrainCommand(PretrainConfig):
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
     resume: bool = Field(default=False, description="continue the run in --out: repeat the command with this flag")
     overwrite: bool = Field(default=False, description="delete the run in --out first")
+    dry_run: bool = Field(
+        default=False,
+        description="train nothing: print every setting with its origin, steps, expected time, memory and disk, from a "
+        "few timed steps; the scan is remembered for the run; with --resume, what is left",
+    )
     allow_leak: bool = Field(default=False, description="the same as --data.allow-leak")
     group_column: str | None = Field(default=None, description="the same as --data.group-column")
     label_column: str | None = Field(default=None, description="the same as --data.label-column")
@@ -149,11 +154,14 @@ class PretrainCommand(PretrainConfig):
         from lejepa_med.training.folder import weight_text
         from lejepa_med.training.loop import pretrain
 
-        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite"})
+        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite", "dry_run"})
         same = {name: given.pop(name) for name in ("allow_leak", *Columns.model_fields) if name in given}
         if same:
             given["data"] = {**given.get("data", {}), **same}
-        result = pretrain(PretrainConfig(**given), resume=self.resume, overwrite=self.overwrite)
+        config = PretrainConfig(**given)
+        result = pretrain(config, resume=self.resume, overwrite=self.overwrite, dry_run=self.dry_run)
+        if self.dry_run:
+            return
         if not result.finished:
             sys.exit(STOPPED)
         print(f"encoder: {result.folder}/encoder\nreport:  {result.folder}/report.html")
@@ -378,6 +386,7 @@ class Cli(BaseSettings):
     predict: CliSubCommand[PredictCommand]
     names: CliSubCommand[NamesCommand]
     select: CliSubCommand[SelectCommand]
+    diff: CliSubCommand[DiffCommand]
     stability: CliSubCommand[StabilityCommand]
     serve: CliSubCommand[ServeCommand]
     work: CliSubCommand[WorkCommand]

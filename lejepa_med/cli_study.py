@@ -1,4 +1,4 @@
-"""Commands about many runs: select and stability. Heavy imports wait for the command."""
+"""Commands about many runs: select, diff and stability. Heavy imports wait for the command."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from lejepa_med.config import Columns, PretrainConfig
+from lejepa_med.config import Columns, PretrainConfig, Section
 
 
 class SelectCommand(Columns):
@@ -34,6 +34,26 @@ class SelectCommand(Columns):
         print_selection(found)
         if self.out is not None:
             write_selection(self.out, found)
+            print(f"wrote {self.out}")
+
+
+class DiffCommand(Section):
+    """Show what differs between two runs: settings and their origins, data, software, and curves at equal steps."""
+
+    one: CliPositionalArg[Path] = Field(description="run folder, finished or not")
+    other: CliPositionalArg[Path] = Field(description="the run folder to compare it with")
+    out: Path | None = Field(default=None, description="also write a page with the curves (.html)")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.study.diff import check_page, diff, print_diff, write_diff
+
+        if self.out is not None:
+            check_page(self.out)
+        found = diff(self.one, self.other)
+        print_diff(found)
+        if self.out is not None:
+            write_diff(self.out, found)
             print(f"wrote {self.out}")
 
 

@@ -4,6 +4,7 @@ A value of None is chosen from the machine and the archive by `resolve`, printed
 train.threads stay None: they belong to the machine and its load, not to the run.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,10 @@ from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
 
 LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown to others
+PLACES = ("archive", "model.init", "data.catalog")  # settings that are always paths
+ORIGINS = "origins"  # key of config.yaml: names of settings by their origin; left out: built-in defaults
+GIVEN, MACHINE, ARCHIVE = "given", "chosen for this machine", "chosen for this archive"
+MODALITY, BUILT_IN = "modality's default", "built-in default"
 
 
 class Section(BaseModel):
@@ -239,14 +244,22 @@ class PretrainConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
 
 
-def save_config(config: PretrainConfig, file: Path, *, only_local: bool = False) -> None:
-    """Write config.yaml, and the settings that name places of this machine into local.yaml beside it."""
+def save_config(
+    config: PretrainConfig, file: Path, *, origins: Mapping[str, str] | None = None, only_local: bool = False
+) -> None:
+    """Write config.yaml, and the settings that name places of this machine into local.yaml beside it.
+
+    `origins`: where the values came from, by the names of `flat`; kept for `origins_of`, without influence.
+    """
     settings = config.model_dump(mode="json")
     local = {name: settings.pop(name) for name in ("archive", "out")}
     options = settings["data"]["options"]
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
     local["model"] = {"init": settings["model"].pop("init")}
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
+    if origins is not None:
+        kinds = (GIVEN, MACHINE, ARCHIVE)
+        settings[ORIGINS] = {kind: [name for name, of in origins.items() if of == kind] for kind in kinds}
     # config.yaml last: where it stands, the run can be resumed
     for target, tree in ((file.with_name(LOCAL), local), *(() if only_local else ((file, settings),))):
         write_text(target, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -259,10 +272,10 @@ def load_config(file: Path) -> PretrainConfig:
         ConfigError: all issues of the files at once.
     """
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        beside = file.with_name(LOCAL)
-        local = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        return PretrainConfig.model_validate(_merged(local, settings))
+        tree = read_settings(file)
+        if isinstance(tree, dict):
+            tree.pop(ORIGINS, None)
+        return PretrainConfig.model_validate(tree)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{file} cannot be read: {error}.", remedy="Give the folder of a run of: lejepa-med pretrain"
@@ -271,6 +284,43 @@ def load_config(file: Path) -> PretrainConfig:
         raise ConfigError(
             f"{file} has wrong settings: {issues(error)}.", remedy=f"Correct these settings in {file}."
         ) from error
+
+
+def read_settings(file: Path) -> Any:
+    """The tree of config.yaml and local.yaml as it stands there, of whatever release; OSError or YAMLError."""
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    beside = file.with_name(LOCAL)
+    return _merged(yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else {}, settings)
+
+
+def origins_of(tree: Mapping[str, Any]) -> dict[str, str] | None:
+    """Where each setting of a tree of `read_settings` came from; None where an earlier release wrote it."""
+    kinds = tree.get(ORIGINS)
+    if not isinstance(kinds, dict):
+        return None
+    said = {str(name): str(kind) for kind, names in kinds.items() for name in names or ()}
+    return {name: said.get(name, BUILT_IN) for name in {**flat(tree), **said} if not name.startswith(f"{ORIGINS}.")}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as one level: `optim.lr` and the like."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def setting_text(name: str, value: Any) -> str:
+    """A value as it is shown: short, nothing as a dash, and no place on this machine but `out` (docs/privacy.md)."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(setting_text(name, part) for part in value) or "none"
+    text = str(value)
+    typed = "/" in text and (name.startswith("data.options.") or ".py" in text or text[0] in "./~")
+    return "(a place, not shown)" if name in PLACES or (typed and name != "out") else text
 
 
 def _merged(local: Any, settings: Any) -> Any:

@@ -109,6 +109,9 @@ def printed(work: Path, archives: dict[str, Path], environment: dict[str, str]) 
             ["probe", str(table), labels, "--archive", str(archive), "--out", str(probe), "--folds", "2"],
             ["predict", str(probe), str(table), "--out", str(work / "predictions" / f"{modality}.csv")],
         ]
+    dry = ["--out", str(work / "dry"), *catalog, *verify, *TINY, "--dry-run"]
+    page = ["--out", str(work / "predictions" / "diff.html")]
+    steps += [["pretrain", *base, *dry], ["diff", *(str(work / "runs" / name) for name in ("images", "mri")), *page]]
     # a process of its own, so that what C libraries print is heard too
     command = [sys.executable, "-c", COMMANDS]
     done = subprocess.run(command, input=json.dumps(steps).encode(), env=environment, capture_output=True, cwd=ROOT)

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
-from lejepa_med.config import PretrainConfig
+from lejepa_med.config import PretrainConfig, flat
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.cautions import few_labels
 from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
@@ -72,7 +72,7 @@ def write_run_report(
             title=f"{run.root.resolve().name}: {encoder.info['backbone']} on {config.modality}",
             verdict=verdict,
             alarm=judged.alarming,
-            settings=_flat(config.model_dump(mode="json", exclude={"archive", "out", "data"})),
+            settings=flat(config.model_dump(mode="json", exclude={"archive", "out", "data"})),
             archive=_archive_rows(manifest),
             history=history,
             online=online,
@@ -179,13 +179,6 @@ def _archive_rows(manifest: Manifest) -> list[list[str]]:
     ]
     labels = Counter(label for label in manifest.column("label") if label)
     return [*rows, ["labels", ", ".join(f"{k} ({v:,})" for k, v in labels.most_common(12))]] if labels else rows
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _picture(pixels: Tensor) -> NDArray[np.uint8]:

@@ -6,12 +6,14 @@ bad_files.jsonl                            the same, and only when reads failed 
 .scan/                                     the same, until the first session ends
 encoder-average/                           only with --optim.average
 .lock                                      while a process trains here
+.dry-run/                                  while `pretrain --dry-run` measures; never read, removed by the next start
 """
 
 import fcntl
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.training.archive import JOURNAL
 from lejepa_med.training.checkpoint import checkpoints
 
-LOCK = ".lock"
+LOCK, DRAFT = ".lock", ".dry-run"
 EVENTS = "events.out.tfevents"
 # what a run writes before its first checkpoint
 EARLY = ("config.yaml", "local.yaml", "manifest.parquet", "rejected.csv", "metrics.jsonl", "online.jsonl",
@@ -85,23 +87,29 @@ class RunFolder:
         Raises:
             ConfigError: it is not empty and `overwrite` is not given, or it holds something that is no run.
         """
-        there = {path.name for path in self.root.iterdir()} - {JOURNAL, LOCK} if self.root.is_dir() else set()
-        # local.yaml comes first, and only runs have one: a manifest alone may be that of a scan
-        leftovers = "local.yaml" in there and all(map(_early, there)) and not checkpoints(self.checkpoints)
-        if leftovers:
-            self._clear()
-        elif there and not overwrite:
-            raise self._in_use(there)
-        elif there:
-            if not self.config.is_file():
-                raise ConfigError(
-                    f"{self.root} is not empty and holds no run, so --overwrite will not delete it.",
-                    remedy="Give another --out, or delete what lies in that folder.",
-                )
-            self._clear(journal=True)
+        there, leftovers = self.content(overwrite=overwrite)
+        self._clear(journal=bool(there) and not leftovers)
         self.root.mkdir(parents=True, exist_ok=True)
         self._started = True
         return leftovers
+
+    def content(self, *, overwrite: bool) -> tuple[set[str], bool]:
+        """What a new run would replace here, and whether it is only the leftovers of a run without a checkpoint.
+
+        Raises:
+            ConfigError: as `start`.
+        """
+        there = {path.name for path in self.root.iterdir()} - {JOURNAL, LOCK, DRAFT} if self.root.is_dir() else set()
+        # local.yaml comes first, and only runs have one: a manifest alone may be that of a scan
+        leftovers = "local.yaml" in there and all(map(_early, there)) and not checkpoints(self.checkpoints)
+        if there and not leftovers and not overwrite:
+            raise self._in_use(there)
+        if there and not leftovers and not self.config.is_file():
+            raise ConfigError(
+                f"{self.root} is not empty and holds no run, so --overwrite will not delete it.",
+                remedy="Give another --out, or delete what lies in that folder.",
+            )
+        return there, leftovers
 
     def _in_use(self, there: set[str]) -> ConfigError:
         if self.config.is_file():
@@ -121,7 +129,7 @@ class RunFolder:
             self._clear()
 
     def _clear(self, *, journal: bool = False) -> None:
-        for path in self.root.iterdir():
+        for path in self.root.iterdir() if self.root.is_dir() else ():
             if path.name == LOCK or (path == self.journal and not journal):
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -162,6 +170,31 @@ class RunFolder:
                 draft.replace(file)
 
 
+class DraftFolder(RunFolder):
+    """Where a dry run writes what a run would, inside of the folder of that `run`, whose own files it leaves alone."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__(run.root / DRAFT)
+        self.run = run
+
+    def start(self, *, overwrite: bool) -> bool:
+        """Refuse what a run would refuse here. The scan is remembered where a run that fails early would leave it."""
+        there, leftovers = self.run.content(overwrite=overwrite)
+        if not there or leftovers:
+            self.journal = self.run.journal
+        self.open()
+        return False
+
+    def open(self) -> None:
+        """Make the folder, empty."""
+        self.withdraw()
+        self.root.mkdir(parents=True)
+
+    def withdraw(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
 def weight(root: Path) -> dict[str, int]:
     """Bytes of what lies in a run folder, by its files and folders, the largest first."""
     sizes = {
@@ -171,13 +204,15 @@ def weight(root: Path) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda one: -one[1]))
 
 
-def weight_text(root: Path) -> str:
+def weight_text(root: Path, *, without: str = "") -> str:
     """'96 MB: checkpoints 50 MB, encoder 45 MB, the rest 1 MB', in units of 10^6 bytes as `ls` and shops use."""
-    sizes = weight(root)
-    total, large = (
-        sum(sizes.values()),
-        {name: size for name, size in sizes.items() if size >= 0.02 * sum(sizes.values())},
-    )
+    return sizes_text({name: size for name, size in weight(root).items() if name != without})
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """`weight_text` of sizes in bytes, by name."""
+    total = sum(sizes.values())
+    large = {name: size for name, size in sizes.items() if size >= 0.02 * total}
     parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in large.items()]
     rest = total - sum(large.values())
     return f"{total / 1e6:,.1f} MB ({', '.join([*parts, *([f'the rest {rest / 1e6:,.1f} MB'] if rest else [])])})"

@@ -28,8 +28,9 @@ from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.distributed import ranks_here
+from lejepa_med.training.dry_run import print_plan, rehearse
 from lejepa_med.training.evaluate import write_run_report
-from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.folder import DraftFolder, RunFolder
 from lejepa_med.training.log import RunLog
 from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.monitor import RunningMean
@@ -41,6 +42,7 @@ from lejepa_med.training.resolve import (
     create_adapter,
     device_of,
     fit_to_archive,
+    origins,
     resolve_machine,
     warnings,
 )
@@ -73,7 +75,12 @@ class RunResult:
 
 
 def pretrain(
-    config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
 ) -> RunResult:
     """Pretrain an encoder on an archive.
 
@@ -81,6 +88,7 @@ def pretrain(
         config: settings; None values are chosen from the machine and the archive.
         resume: continue the run in `config.out`, bit for bit.
         overwrite: delete the run in `config.out` first.
+        dry_run: instead of training, print the plan on standard output and leave no run behind.
         console: where progress is shown.
 
     Raises:
@@ -100,7 +108,8 @@ def pretrain(
     try:
         if fabric.is_global_zero:
             run.lock()
-        return _pretrain(fabric, run, config, resume=resume, overwrite=overwrite, console=console)
+        target = DraftFolder(run) if dry_run else run
+        return _pretrain(fabric, target, config, resume=resume, overwrite=overwrite, console=console)
     finally:
         if fabric.is_global_zero:
             run.release()
@@ -110,21 +119,23 @@ def _pretrain(
     fabric: lightning.Fabric, run: RunFolder, config: PretrainConfig, *, resume: bool, overwrite: bool, console: Console
 ) -> RunResult:
     check_batch(config, processes=fabric.world_size)
-    state = None
+    state, there = None, run.run if isinstance(run, DraftFolder) else run
     try:
         if resume:
-            manifest, adapter = open_archive(run.manifest)
+            manifest, adapter = open_archive(there.manifest)
         else:
             config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
             fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
         for warning in warnings(config, samples=sum(manifest.column("samples"))):
             console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
-        saved = load_checkpoint(run.checkpoints) if resume else None
+        saved = load_checkpoint(there.checkpoints) if resume else None
         state = build_state(fabric, config, adapter, started=saved is not None)
         for note in state.module.encoder.notes:
             console.print(f"weights: {escape(note)}", soft_wrap=True, highlight=False)
         if saved is not None:
             restore(fabric, state, saved)
+        if isinstance(run, DraftFolder):
+            return _plan(fabric, config, run, state, manifest, adapter, resume=resume)
         fit(fabric, config, run, state, manifest, adapter, console=console)
     except BaseException:  # Ctrl-C included: the corrected command must start in this folder
         if state is None or state.step == 0:
@@ -178,7 +189,7 @@ def _begin(
                 remedy="Leave out --train.epochs or --train.minutes.",
             )
         given = config
-        config = resolve_machine(config, device=fabric.device.type)
+        config = machine = resolve_machine(config, device=fabric.device.type)
         adapter = create_adapter(config)  # before `start`: a wrong setting must not cost the run that is replaced
         check_exists(config.archive, config.data.catalog)
         if run.start(overwrite=overwrite):
@@ -200,7 +211,7 @@ def _begin(
         asked = given.train.precision
         config = check_bf16(config, adapter.spec, asked=asked, world_size=fabric.world_size, console=console)
         result.write(run.root, manifest=manifest)
-        save_config(config, run.config)
+        save_config(config, run.config, origins=origins(config, given=given, machine=machine, fitted=fitted))
     fabric.barrier()
     saved = run.reopen(config)
     return saved, *open_archive(run.manifest)
@@ -310,6 +321,39 @@ def fit(
         elif state.step < plan.steps:  # stopped, after a step or while it waited for a batch
             save.now()
             log.say(f"Stopped at step {state.step} of {plan.steps}; everything is saved. Continue with --resume.")
+
+
+def _plan(
+    fabric: lightning.Fabric,
+    config: PretrainConfig,
+    draft: DraftFolder,
+    state: State,
+    manifest: Manifest,
+    adapter: Adapter,
+    *,
+    resume: bool,
+) -> RunResult:
+    """Print what `fit` would do from here, after a few of its steps whose results are thrown away."""
+    step = state.step
+    dataset, batches = make_data(fabric, config, manifest, adapter, first_step=step)
+    if state.plan.minutes is None:
+        state.plan.fix(batches.steps_per_epoch * batches.epochs)
+    if fabric.is_global_zero and resume:
+        draft.open()
+    try:
+        workers = _workers(fabric, config)
+        loader = make_loader(dataset, batches, workers=workers, pin=_on_gpu(fabric))
+        with Threads(config.train.threads, active=not _on_gpu(fabric), ranks=ranks_here()) as threads:
+            found = rehearse(
+                fabric, config, draft, state, manifest, adapter, loader=loader, workers=workers, threads=threads
+            )
+        loader.close()
+        if fabric.is_global_zero:
+            print_plan(config, draft, manifest, adapter, found, workers=workers, threads=threads.count, resume=resume)
+    finally:
+        if fabric.is_global_zero:
+            draft.withdraw()
+    return RunResult(folder=draft.run.root, step=step, steps=found.steps(config))
 
 
 def make_data(

@@ -155,6 +155,11 @@ def steps_that_fit(*, done: int, planned: int, seconds: float, pace: float) -> i
     return done + max(1, landing, round(seconds / pace))
 
 
+def seconds_for_steps(minutes: float, *, left: float, ending: float) -> float:
+    """Of the seconds `left` of a run of so many minutes, those that steps may take; its end takes `ending` seconds."""
+    return left - (1 - AIM) * 60 * minutes - min(ending, ENDING_SHARE * minutes * 60)
+
+
 class Planner:
     """Revises the plan of a run by minutes. Rank 0 measures and decides; all ranks change their plan at one step.
 
@@ -203,7 +208,7 @@ class Planner:
         if len(plan.endings) < ENDINGS and self.pace.warm:
             plan.endings.append(self._measure_ending() / pace)
         ending = statistics.median(plan.endings) * pace if plan.endings else 0.0
-        left = plan.seconds_left - (1 - AIM) * 60 * plan.minutes - min(ending, ENDING_SHARE * plan.minutes * 60)
+        left = seconds_for_steps(plan.minutes, left=plan.seconds_left, ending=ending)
         steps = steps_that_fit(done=step, planned=plan.steps, seconds=left, pace=pace)
         provisional = len(plan.revisions) == 1
         close = abs(steps - plan.steps) <= TOLERANCE * (plan.steps - step)

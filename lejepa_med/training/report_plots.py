@@ -44,6 +44,18 @@ def curves(
     )
 
 
+def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, *, scale: Scale = "plain") -> str:
+    """SVG of one metric of several runs against the step, by their names; empty when no record holds it."""
+    return plot(
+        [
+            Series(points=_points(history, "step", key), label=name, colour=colour)
+            for (name, history), colour in zip(runs.items(), COLOURS, strict=False)
+        ],
+        y_log=scale == "log" and all(_positive(history, {key: ""}) for history in runs.values()),
+        y_zero=scale == "zero",
+    )
+
+
 def spectrum(eigenvalues: NDArray[Any], effective_rank: float, *, most: int | None = None) -> str:
     """SVG of the eigenvalues (largest first) on a logarithmic axis, with the effective rank marked.
 

@@ -13,7 +13,7 @@ from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.manifest import Manifest
 from data_adapters.registry import load_class
 from data_adapters.scan import Scan
-from lejepa_med.config import PretrainConfig
+from lejepa_med.config import ARCHIVE, BUILT_IN, GIVEN, MACHINE, MODALITY, PretrainConfig, flat
 from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.methods.settings import check_objective, head_of, weight_of
@@ -114,6 +114,33 @@ def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: Pretrai
         adapter=adapter,
         course=course(config, samples=samples, chosen=chosen),
     )
+
+
+def origins(final: PretrainConfig, *, given: PretrainConfig, machine: PretrainConfig, fitted: Fitted) -> dict[str, str]:
+    """Where each setting came from, by the names of `flat`, with those of the modality as `data.options.NAME`.
+
+    Args:
+        final: what is trained with.
+        given: what the user chose.
+        machine: of `resolve_machine`.
+        fitted: of `fit_to_archive`; where `final` differs from it, the machine's arithmetic was the reason.
+    """
+    typed = flat(given.model_dump(mode="json", exclude_unset=True))
+    stages = [flat(config.model_dump(mode="json")) for config in (given, machine, fitted.config, final)]
+    found = {}
+    for name, value in stages[-1].items():
+        start, here, archive, last = (stage.get(name) for stage in stages)
+        if last != archive or (archive == here != start):
+            found[name] = MACHINE
+        elif archive != here:
+            found[name] = ARCHIVE
+        else:
+            found[name] = GIVEN if typed.get(name) is not None and value is not None else BUILT_IN
+    options, before = (adapter.describe()["options"] for adapter in (fitted.adapter, create_adapter(machine)))
+    own = options.keys() - type(final.views).model_fields.keys() - final.data.options.keys()
+    return found | {
+        f"data.options.{name}": ARCHIVE if options[name] != before[name] else MODALITY for name in sorted(own)
+    }
 
 
 def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:

@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import platform
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import lightning_fabric as lightning
+import timm
 import torch
 
 from data_adapters.base import Adapter
@@ -103,6 +105,11 @@ class Saver:
             "groups": len(set(manifest.column("group"))),
             "fingerprint": archive_digest(manifest),
         }
+        self.software = {"Python": platform.python_version(), "PyTorch": torch.__version__, "timm": timm.__version__}
+        on_gpu = fabric.device.type == "cuda"
+        self.software["device"] = (
+            torch.cuda.get_device_name(fabric.device) if on_gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+        )
         self.last = time.perf_counter()
 
     def due(self, fabric: lightning.Fabric) -> bool:
@@ -159,4 +166,5 @@ class Saver:
                 "model": model | {"continued": self.config.model.init is not None},
             },
             "data": self.data,
+            "software": self.software,
         }
