@@ -319,6 +319,8 @@ def setting_text(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(setting_text(name, part) for part in value) or "none"
     text = str(value)
+    if name == "model.init" and text.startswith("timm:"):  # a name of the hub
+        return text
     typed = "/" in text and (name.startswith("data.options.") or ".py" in text or text[0] in "./~")
     return "(a place, not shown)" if name in PLACES or (typed and name != "out") else text
 

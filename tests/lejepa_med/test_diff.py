@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lejepa_med.cli import main
+from lejepa_med.config import setting_text
 from lejepa_med.study.diff import diff
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
@@ -164,3 +165,8 @@ def test_what_is_no_run_is_refused(
     for other in (tmp_path / "nowhere", pictures):
         said = failed(["diff", str(runs[0]), str(other)], capsys)
         assert "holds no run. Give two run folders of: lejepa-med pretrain" in said
+
+
+def test_a_name_of_the_hub_is_no_place() -> None:
+    assert setting_text("model.init", Path("timm:resnet18.a1_in1k")) == "timm:resnet18.a1_in1k"
+    assert setting_text("model.init", Path("runs/heads")) == "(a place, not shown)"
