@@ -18,7 +18,7 @@ LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown
 PLACES = ("archive", "model.init", "data.catalog")  # settings that are always paths
 ORIGINS = "origins"  # key of config.yaml: names of settings by their origin; left out: built-in defaults
 GIVEN, MACHINE, ARCHIVE = "given", "chosen for this machine", "chosen for this archive"
-MODALITY, BUILT_IN = "modality's default", "built-in default"
+WEIGHTS, MODALITY, BUILT_IN = "from the weights", "modality's default", "built-in default"
 
 
 class Section(BaseModel):
@@ -258,7 +258,7 @@ def save_config(
     local["model"] = {"init": settings["model"].pop("init")}
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
     if origins is not None:
-        kinds = (GIVEN, MACHINE, ARCHIVE)
+        kinds = (GIVEN, MACHINE, ARCHIVE, WEIGHTS)
         settings[ORIGINS] = {kind: [name for name, of in origins.items() if of == kind] for kind in kinds}
     # config.yaml last: where it stands, the run can be resumed
     for target, tree in ((file.with_name(LOCAL), local), *(() if only_local else ((file, settings),))):

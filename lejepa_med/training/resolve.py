@@ -13,7 +13,7 @@ from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.manifest import Manifest
 from data_adapters.registry import load_class
 from data_adapters.scan import Scan
-from lejepa_med.config import ARCHIVE, BUILT_IN, GIVEN, MACHINE, MODALITY, PretrainConfig, flat
+from lejepa_med.config import ARCHIVE, BUILT_IN, GIVEN, MACHINE, MODALITY, WEIGHTS, PretrainConfig, flat
 from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.methods.settings import check_objective, head_of, weight_of
@@ -29,6 +29,15 @@ EPOCHS = 100
 # Peak learning rates (ViT, CNN). From existing weights: 3e-4 to 5e-4 at full depth ended above the same network frozen,
 # 1e-4 with layer decay below it (EfficientNet-Lite0 on three archives); for a ViT the lower one, which is not measured.
 RATES, WARM_RATES = (5e-4, 2e-3), (3e-4, 5e-4)
+# settings that follow existing weights where the user leaves them open
+OF_WEIGHTS = (
+    "model.backbone",
+    "model.registers",
+    "model.conv_stem",
+    "optim.lr",
+    "data.options.mean",
+    "data.options.std",
+)
 # Our own choices for archives that give less than one usual batch (not published):
 MANY_VIEWS = 8  # of each sample, where the batch is at most half the usual one: a step then compares as many images
 FEWEST_RECORDS = 20  # of a short run, so that its curves can be judged
@@ -138,9 +147,12 @@ def origins(final: PretrainConfig, *, given: PretrainConfig, machine: PretrainCo
             found[name] = GIVEN if typed.get(name) is not None and value is not None else BUILT_IN
     options, before = (adapter.describe()["options"] for adapter in (fitted.adapter, create_adapter(machine)))
     own = options.keys() - type(final.views).model_fields.keys() - final.data.options.keys()
-    return found | {
-        f"data.options.{name}": ARCHIVE if options[name] != before[name] else MODALITY for name in sorted(own)
-    }
+    for name in sorted(own):
+        found[f"data.options.{name}"] = ARCHIVE if options[name] != before.get(name) else MODALITY
+    if final.model.init is not None:
+        followed = [name for name in OF_WEIGHTS if found.get(name) in (MACHINE, ARCHIVE)]
+        found |= dict.fromkeys(followed, WEIGHTS)
+    return found
 
 
 def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:

@@ -50,7 +50,7 @@ def test_pretrain_on_a_leaking_split_needs_a_word(
     assert "lejepa-med split" in said and "--allow-leak" in said
 
     begun = []
-    monkeypatch.setattr(loop, "build_state", lambda fabric, config, adapter: begun.append(config) or 1 / 0)
+    monkeypatch.setattr(loop, "build_state", lambda fabric, config, *_, **__: begun.append(config) or 1 / 0)
     for number, allow in enumerate((["--allow-leak"], ["--data.allow-leak"])):
         with pytest.raises(ZeroDivisionError):  # where the training would begin
             main([*map(str, command), "--out", str(tmp_path / f"allowed{number}"), *allow])

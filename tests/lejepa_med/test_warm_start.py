@@ -20,7 +20,7 @@ import data_adapters
 from benchmarks.convert_weights import main as convert
 from data_adapters.base import AdapterOptions, BaseAdapter, Spec
 from data_adapters.errors import UserError
-from lejepa_med.config import PretrainConfig
+from lejepa_med.config import PretrainConfig, origins_of, read_settings
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.encoder import Encoder, create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
@@ -127,6 +127,9 @@ def test_a_run_follows_the_weights_and_records_them(pictures: Path, tmp_path: Pa
     assert first.info["backbone"] == "resnet10t"
     assert first.adapter.spec.mean == (0.4, 0.5, 0.6) and first.adapter.spec.std == (0.2, 0.3, 0.4)
     assert first.info["training"]["optim"]["lr"] == 5e-4
+    of = origins_of(read_settings(tmp_path / "first" / "config.yaml")) or {}
+    followed = ("model.backbone", "optim.lr", "data.options.mean", "data.options.std")
+    assert {of[name] for name in followed} == {"from the weights"}
     given = load_file(folder / "model.safetensors")
     kept = load_file(tmp_path / "first" / "encoder" / "model.safetensors")
     assert kept.keys() == given.keys() - {"fc.weight", "fc.bias"}
