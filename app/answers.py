@@ -27,6 +27,7 @@ class Head(NamedTuple):
     fingerprint: str
     precision: str
     dim: int
+    cautions: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,12 @@ class ArrowStream:
                 pa.field("vector", pa.list_(pa.float32(), head.dim)),
                 pa.field("error", pa.string()),
             ],
-            metadata={"encoder": head.encoder, "fingerprint": head.fingerprint, "precision": head.precision},
+            metadata={
+                "encoder": head.encoder,
+                "fingerprint": head.fingerprint,
+                "precision": head.precision,
+                **({"cautions": json.dumps(head.cautions)} if head.cautions else {}),
+            },
         )
         self._dim = head.dim
         self._rows: list[Row] = []
@@ -195,7 +201,7 @@ def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> 
     # Ids, fingerprints and precisions are made of letters that JSON need not escape.
     return (
         f'{{"encoder":"{head.encoder}","fingerprint":"{head.fingerprint}","precision":"{head.precision}",'
-        f'"dim":{head.dim},"items":[{items}]{told}}}'
+        f'"dim":{head.dim},"cautions":{json.dumps(head.cautions)},"items":[{items}]{told}}}'
     )
 
 

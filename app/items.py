@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,10 +15,14 @@ from app.schemas import Key, Problem, Skipped
 from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import Upload
-from data_adapters.base import Adapter, Record, foreign_format
+from data_adapters.base import Adapter, BaseAdapter, Record, foreign_format
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import group_id
 from data_adapters.record import FROM_CONTENT
+from data_adapters.tables import FIRST
+
+
+LONGEST = 80  # characters of a name or key in a caution, which also goes into a header
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,36 @@ def sources(
     return found
 
 
+def cautions_of(adapter: Adapter, found: Sequence[Source], *, named: bool = True) -> list[str]:
+    """What the sender must know before using the vectors of `found`: a text for each kind of trouble, not each file.
+
+    With `named`, the text has the first files by their keys and names in zips, as the items of an answer do; without,
+    by position: what is kept, or told to others, holds no names.
+    """
+    read = [source for source in found if source.record is not None]
+    records = [source.record for source in read if source.record is not None]
+    texts = []
+    for caution in adapter.cautions(records) if isinstance(adapter, BaseAdapter) else []:
+        give = "Give the form field '{fact}' (it holds for all files of the request)"
+        if caution.fact not in {one.name for one in fields(Field)}:
+            give = "Send the files to POST /v1/uploads, with a catalogue that has a column '{fact}'"
+        places = [read[row] for row in caution.rows]
+        told = list(dict.fromkeys(_which(one, named=named) for one in places))
+        which = "Files" if len(told) <= FIRST else "The first files"
+        texts.append(f"{caution.text(give=give)}. {which} (by position, from 0): {', '.join(told[:FIRST])}")
+    return texts
+
+
+def _which(source: Source, *, named: bool) -> str:
+    """A file by its position in the request, with the sender's key or its name in the zip."""
+    if not named or (source.key is None and source.name is None):
+        return str(source.file_index)
+    own = source.name if source.key is None else source.key
+    if isinstance(own, str):
+        own = repr(own if len(own) <= LONGEST else f"...{own[-LONGEST:]}")
+    return f"{source.file_index} {'' if source.key is None else 'key '}{own}"
+
+
 def _read(adapter: Adapter, path: Path, index: int, sandbox: Sandbox) -> list[Source]:
     found, pixels = sandbox.read(adapter, path)
     if not found:
@@ -153,8 +187,8 @@ def _scan(
 ) -> Iterator[Source | Skipped]:
     if root.is_file() and field != Field() and adapter.name == "histology":
         # A scan would judge the whole slide first (its own mpp, its tissue), which a stated region does not need.
-        sandbox.screen(adapter, root)
-        yield Source(index, record=_aim(Record(uri=str(root), group="upload"), field), key=names.of(index, "")[1])
+        record = sandbox.complete(adapter, _aim(Record(uri=str(root), group="upload"), field))
+        yield Source(index, record=record, key=names.of(index, "")[1])
         return
     is_zip = root.is_dir()
     for item in sandbox.scan(adapter, root):

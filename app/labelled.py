@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import ProblemError, file_of, first_bad
 from app.forms import parse_field
-from app.items import Field, sources
+from app.items import Field, cautions_of, sources
 from app.library import Library
 from app.names import read_names
 from app.sandbox.pool import Sandbox
@@ -49,6 +49,7 @@ class Plan:
         relatives: group by id of items that were named with a group and without a label.
         series: the probe that gets these labels; None makes a new one.
         table: what of the given labels was used, and what was missing; it becomes a part of the probe's metrics.
+        cautions: what to know of the images before using the probe, without names; likewise.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Plan:
     mpp: float | None = None
     series: str | None = None
     table: dict[str, Any] | None = None
+    cautions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Picked:
     table_groups: list[str]
     relatives: dict[str, str]
     table: dict[str, Any]
+    cautions: list[str]
 
 
 def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_leak: bool) -> Picked:
@@ -133,6 +136,7 @@ def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_l
         table_groups=table_groups,
         relatives=named,
         table=report,
+        cautions=table.info.get("cautions", []),
     )
 
 
@@ -181,12 +185,17 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
         seed=wanted.seed,
         balanced=wanted.balanced,
         table=picked.table,
+        cautions=picked.cautions,
     )
     return plan, picked.vectors
 
 
-def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: Form, *, encoder: str | None) -> Plan:
-    """The plan for a form's files; headers are read now, so that a wrong file is refused at once.
+def plan_of_files(
+    library: Library, settings: Settings, sandbox: Sandbox, form: Form, *, encoder: str | None
+) -> tuple[Plan, list[str]]:
+    """The plan for a form's files, and its cautions with the sender's own names of the files.
+
+    Headers are read now, so that a wrong file is refused at once.
 
     Raises:
         ProblemError: labels or groups that do not fit the files, a file that cannot be read or holds several items.
@@ -218,7 +227,8 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
     own = {source.file_index: source.group for source in found}
     named = [group_id(group) if (group := groups[place]) is not None else own[place] for place in places]
     files = [form.uploads[place] for place in places]
-    return Plan(
+    used = [source for source in found if source.file_index in set(places)]
+    plan = Plan(
         name=_name(form, encoder_id),
         encoder=encoder_id,
         fingerprint=loaded.fingerprint,
@@ -233,7 +243,9 @@ def plan_of_files(library: Library, settings: Settings, sandbox: Sandbox, form: 
         region=place.region,
         mpp=place.mpp,
         table=report,
+        cautions=cautions_of(loaded.adapter, used, named=False),
     )
+    return plan, cautions_of(loaded.adapter, used)
 
 
 def groups_of(form: Form) -> list[str | None]:

@@ -21,6 +21,10 @@ JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "dea
 
 NAME = "name of its file in the zip that was sent, of a series its first file; none outside of a zip"
 KEY = "the client's own key of the file, as the form field `keys` gave it"
+CAUTIONS = (
+    "what to know before using the vectors, one text for each kind of trouble: tiles without mpp, for example, with "
+    "their number, the first files and the remedy"
+)
 SKIPPED = "files in zips that are no images of the modality (tables, README): they are not read and count nowhere"
 
 
@@ -111,6 +115,7 @@ class Embeddings(BaseModel):
     fingerprint: str
     precision: str = Field(default="float32", examples=["float32"], description="arithmetic of the vectors")
     dim: int = Field(examples=[512])
+    cautions: list[str] = Field(default=[], description=CAUTIONS)
     items: list[EmbeddedItem]
     skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 
@@ -136,6 +141,9 @@ class Job(BaseModel):
     finished: datetime | None = None
     attempts: int = Field(description="how often it was started; more than one after a restart of the service")
     result: str | None = Field(default=None, examples=["/v1/probes/0b8c"], description="link, once it succeeded")
+    cautions: list[str] | None = Field(
+        default=None, description=f"{CAUTIONS}; only in the answer to POST, what is made has them, too"
+    )
     error: Problem | None = None
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from app.schemas import KEY, NAME, SKIPPED, Key, Skipped, Strict
+from app.schemas import CAUTIONS, KEY, NAME, SKIPPED, Key, Skipped, Strict
 
 ARCHIVE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}"
 ArchiveName = Annotated[str, StringConstraints(pattern=f"^{ARCHIVE_NAME}$")]
@@ -14,6 +14,7 @@ Column = Annotated[str, StringConstraints(pattern="^[A-Za-z][A-Za-z0-9_]{0,39}$"
 Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
 
 
+NOTES = "which table among the files was taken as the catalogue, or was not, and what became of its rows"
 ENTRY = "position of its file among the images in the zip, by name; use `name` to tell which it is"
 
 
@@ -29,6 +30,9 @@ class Archive(BaseModel):
         default=None, description="when the service made it; none for the runs directory's"
     )
     upload: str | None = Field(default=None, description="the upload that it was made from")
+    cautions: list[str] = Field(
+        default=[], description=f"{CAUTIONS}; or a column of the catalogue that looks like the group and is not used"
+    )
 
 
 class Archives(BaseModel):
@@ -136,6 +140,11 @@ class UploadDetail(Upload):
         description="by column, the words of the catalogue that were taken as missing, and in how many rows",
     )
     catalog_without_row: int | None = Field(default=None, description="items that have no row in the catalogue")
+    cautions: list[str] = Field(
+        default=[],
+        description="what to know before using the groups: a column of the catalogue looks like them, and is not used",
+    )
+    notes: list[str] = Field(default=[], description=NOTES)
     embedding: str | None = Field(default=None, description="id of the job that embeds it, where that was asked for")
 
 
@@ -173,6 +182,26 @@ class ArchiveRequest(Strict):
     folder: str | None = Field(
         default=None, min_length=1, max_length=1000, description="folder below the one that the operator has opened"
     )
+    catalog: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        examples=["participants.tsv"],
+        description="table in `folder` with groups and labels of its files; by default the participants.tsv of a BIDS "
+        "dataset. An upload has its own",
+    )
+    group_column: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="column of the catalogue that is the group; by default `group`",
+    )
+    label_column: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="column of the catalogue that is the label; by default `label`",
+    )
     columns: list[Column] = Field(
         default=[],
         max_length=20,
@@ -188,9 +217,7 @@ class ArchiveDetail(Archive):
     groups: int = Field(examples=[180])
     labels: dict[str, int] = Field(description="items by label of the catalogue")
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
-    cautions: list[str] = Field(
-        default=[], description="what to know before using the vectors, such as tiles without mpp"
-    )
+    notes: list[str] = Field(default=[], description=f"{NOTES}; of a folder")
 
 
 class ApplicationRequest(Strict):
@@ -211,6 +238,7 @@ class Application(BaseModel):
         description="`counts` by label, or the spread of the `value`; `unlike`: share of items unlike the labelled "
         "ones; `seen`: items that the probe has seen, and those that are in-sample; `notes`: what that means"
     )
+    cautions: list[str] = Field(default=[], description=CAUTIONS)
     created: datetime
 
 

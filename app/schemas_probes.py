@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.schemas import KEY, NAME, SKIPPED, GivenLabel, Key, Name, ProbeKind, Problem, Skipped, Strict
+from app.schemas import CAUTIONS, KEY, NAME, SKIPPED, GivenLabel, Key, Name, ProbeKind, Problem, Skipped, Strict
 
 AllowLeak = Annotated[
     bool,
@@ -64,6 +64,7 @@ class Probe(BaseModel):
     )
     count: int = Field(examples=[200], description="labelled items that it was trained on")
     created: datetime
+    cautions: list[str] = Field(default=[], description=f"{CAUTIONS}, as they were when it was trained")
     read_only: bool = Field(
         default=False, description="trained with `lejepa-med probe`: it lies in the runs directory, which is only read"
     )
@@ -163,6 +164,7 @@ class Predictions(BaseModel):
         default=None,
         description="how many of the images the probe has seen, and what that means; only where there are any",
     )
+    cautions: list[str] = Field(default=[], description=CAUTIONS)
     skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 
 
@@ -192,4 +194,5 @@ class Uncertain(BaseModel):
 
     probe: str
     archive: str
+    cautions: list[str] = Field(default=[], description=CAUTIONS)
     items: list[UncertainItem]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat
 
-from app.schemas import KEY, NAME, SKIPPED, Key, Problem, Skipped, Strict
+from app.schemas import CAUTIONS, KEY, NAME, SKIPPED, Key, Problem, Skipped, Strict
 from app.vectors import BackendName, Condition
 
 Neighbours = Annotated[int, Field(ge=1, le=1000)]
@@ -66,6 +66,7 @@ class SearchAnswer(BaseModel):
     backend: BackendName
     recall: float = Field(description="recall at 10 of the index, measured when it was built; 1 where exact")
     note: str | None = Field(default=None, description="why the answer is exact although the table has an index")
+    cautions: list[str] = Field(default=[], description=f"{CAUTIONS}; of files")
     items: list[Neighbourhood]
     skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sqlalchemy.exc import IntegrityError
@@ -149,10 +150,12 @@ class Training(JobWork):
 
     def _fit(self, job_id: str, plan: Plan) -> None:
         examples, parent, version = self._given(job_id, plan), None, 1
+        before: list[str] = []  # cautions on the examples of the parent
         if plan.series is not None:
             newest = self._store.versions(plan.series)[0]
             examples = self.probe(newest.id).examples.updated(examples)
             parent, version = newest.id, newest.version + 1
+            before = newest.metrics.get("cautions", [])
         done = EMBED_SHARE if plan.files else 0.0
         probe = fit_probe(
             examples.vectors,
@@ -167,8 +170,10 @@ class Training(JobWork):
             table_groups=examples.table_groups,
             relatives=examples.relatives,
         )
-        if plan.table is not None:
-            probe = dataclasses.replace(probe, metrics={**probe.metrics, "table": plan.table})
+        told: dict[str, Any] = {} if plan.table is None else {"table": plan.table}
+        cautions = list(dict.fromkeys([*before, *plan.cautions]))
+        told |= {"cautions": cautions} if cautions else {}
+        probe = dataclasses.replace(probe, metrics={**probe.metrics, **told})
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)
         probe.save(target)

@@ -154,6 +154,26 @@ def contents(archive: Path, settings: Settings) -> Contents:
     )
 
 
+def read_entry(archive: Path, name: str, *, most: int) -> bytes:
+    """The content of one file in a zip that `contents` could read, by its name there.
+
+    Raises:
+        BadFileError: it cannot be read, or is larger than `most` bytes.
+    """
+    remedy = "Zip the files again, without a password."
+    try:
+        with zipfile.ZipFile(archive) as source:
+            entry = next(one for one in source.infolist() if name_of(one) == name)
+            _check(entry)
+            with source.open(entry) as stream:
+                found = stream.read(most + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise BadFileError(f"A table in the zip file is damaged ({type(error).__name__}).", remedy=remedy) from None
+    if len(found) > most:
+        raise BadFileError(f"A table in the zip file is larger than {most} bytes.", remedy="Send a smaller one.")
+    return found
+
+
 def name_of(entry: zipfile.ZipInfo) -> str:
     """An entry's name as its maker sees it: the Finder and others write UTF-8 without the flag that says so."""
     if entry.flag_bits & UTF8:

@@ -18,7 +18,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from data_adapters.files import SIDECARS, Files, check_content, walk
-from data_adapters.record import BY_FILE, BY_FOLDER, Record, Rejected, Spec
+from data_adapters.record import BY_FILE, BY_FOLDER, Caution, Record, Rejected, Spec
 from data_adapters.tables import count
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
@@ -32,6 +32,7 @@ __all__ = [
     "AdapterOptions",
     "Augment",
     "BaseAdapter",
+    "Caution",
     "Files",
     "Image",
     "Record",
@@ -164,9 +165,17 @@ class BaseAdapter:
         """
         return self
 
-    def cautions(self, records: Sequence[Record]) -> list[str]:
-        """What a user must hear of these records before their vectors are used, in sentences with the remedy."""
+    def cautions(self, records: Sequence[Record]) -> list[Caution]:
+        """What a user must know of these records before using their vectors, one entry for each kind of trouble."""
         return []
+
+    def complete(self, record: Record) -> Record:
+        """A record that no scan made, because its file came alone with a place in it, with what the headers say.
+
+        Raises:
+            BadFileError: the file cannot be read.
+        """
+        return record
 
     # --- what it gets -----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from data_adapters.errors import UserError
@@ -35,6 +34,9 @@ FIND = "SELECT path, item, cells, number, used FROM rows WHERE path = ? AND item
 FIND_FOLDED = """
 SELECT path, item, cells, number, used FROM rows WHERE (path = ? OR fold = ?) AND item IN (?, '') ORDER BY item = ''
 """
+PARTICIPANTS = "participants.tsv"  # at the root of a BIDS dataset
+NEEDS = (("path", PARTICIPANT),)
+"""Columns of which a catalogue has one."""
 SMALL = "Unicode form (NFC, NFD), the case of the suffix or '\\' for '/'"
 Found = tuple[str, str, str, int, str]
 
@@ -49,13 +51,21 @@ class Catalog:
     The rows lie in temporary files, not in memory. One thread may use an object.
     """
 
-    def __init__(self, file: Path, *, group_column: str | None = None, label_column: str | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        group_column: str | None = None,
+        label_column: str | None = None,
+        public: bool = False,
+    ) -> None:
         """Read `file`.
 
         Args:
             file: the table; in a BIDS participants.tsv, a row stands for every file of its participant.
             group_column: the column that is the group; None: `group`, and of participants.tsv the participant.
             label_column: the column that is the label; None: `label`.
+            public: messages are for clients of the service, so they hold no path and name its parameters.
 
         Raises:
             UserError: it is missing or no table, lacks a column, or has two different rows for one path.
@@ -66,8 +76,7 @@ class Catalog:
         self._sql.execute("PRAGMA journal_mode = OFF")
         self._sql.execute(SCHEMA)
         self._sql.execute(FOLDED)
-        needs = (("path", PARTICIPANT),)
-        self._table = Table(self.file, needs=needs, group_column=group_column, label_column=label_column)
+        self._table = Table(self.file, needs=NEEDS, public=public, group_column=group_column, label_column=label_column)
         self._columns = self._table.keys
         self._participants = self._table.participants
         self.grouped_by = BY_CATALOG
@@ -106,9 +115,9 @@ class Catalog:
             "SELECT cells, number FROM rows WHERE path = ? AND item = ?", (path, item)
         ).fetchone()
         if {**self._cells(before), "path": ""} != {**row.cells, "path": ""}:
+            which = "one path" if self._table.public else f"the path '{path}'"
             raise UserError(
-                f"The catalogue {self.file} has two different rows for the path '{path}' "
-                f"(rows {number} and {row.number}).",
+                f"{self._table.name} has two different rows for {which} (rows {number} and {row.number}).",
                 remedy="Keep one row for each file.",
             )
 
@@ -248,14 +257,15 @@ class Catalog:
         """How many items were looked up and have no row."""
         return self._count_without
 
+    def group_note(self) -> str | None:
+        """What `notes` says of a column that looks like the group and is not used; None where there is none."""
+        return self._table.group_note()
+
     def notes(self) -> list[str]:
         """What a user must hear after a scan, in sentences: rows without files, files without rows, missing cells."""
         found = []
-        if (likely := self._table.likely_group) is not None:
-            found.append(
-                f"the column '{likely}' looks like the group (patient, slide, field), and is not used: give "
-                f"--group-column {quote(likely)} to keep its equal values on one side of every split"
-            )
+        if (likely := self.group_note()) is not None:
+            found.append(likely)
         unused, total = self.unused_rows(), len(self)
         if unused:
             # By number, not by path: what a command prints may be shared, and the table is at hand.
@@ -283,6 +293,12 @@ class Catalog:
                 else "the folder in which Windows paths of the table begin is taken as the archive's"
             )
         return [*found, *self.missing.notes()]
+
+
+def participants_of(archive: Path) -> Path | None:
+    """The participants.tsv of a BIDS dataset at `archive`, or None."""
+    file = archive / PARTICIPANTS
+    return file if file.is_file() else None
 
 
 def _id(uri: str, item: str, root: Path) -> str:

@@ -1,6 +1,6 @@
-"""What a modality tells: of its archive (Record, Rejected) and of what the encoder receives (Spec)."""
+"""What a modality tells: of its archive (Record, Rejected, Caution) and of what the encoder receives (Spec)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,3 +69,25 @@ class Rejected:
     uri: str
     reason: str
     remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caution:
+    """One kind of trouble that a user must know before using the vectors of some records.
+
+    Attributes:
+        cause: what it is, in sentences with the counts; without the last full stop.
+        rows: positions of the records that it is about.
+        remedy: an action that helps however the files were given; empty where `fact` is the remedy.
+        fact: the missing fact, by its name in `Record.meta`, which is also the name of a catalogue's column.
+    """
+
+    cause: str
+    rows: Sequence[int]
+    remedy: str = ""
+    fact: str = ""
+
+    def text(self, *, give: str = "Give a catalogue with a column '{fact}'") -> str:
+        """Cause and remedy as the sentences that a user reads; `give` says how the caller's user supplies the fact."""
+        missing = f"{give.format(fact=self.fact)}, so that this is checked" if self.fact else ""
+        return ". ".join(part for part in (self.cause, self.remedy, missing) if part)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,17 @@ class Table:
         if self.participants or ("group" in self.columns and self.columns["group"].values):
             return None
         return next((name for name in self.names if LIKELY_GROUP.fullmatch(re.sub(r"[\W_]", "", name.lower()))), None)
+
+    def group_note(self) -> str | None:
+        """The sentence about a `likely_group`, with the option that makes it the group; None where there is none."""
+        name = self.likely_group
+        if name is None:
+            return None
+        option = quote(f"group_column={name}") if self.public else f"--group-column {quote(name)}"
+        return (
+            f"the column '{name}' looks like the group (patient, slide, field), and is not used: give {option} to keep "
+            "its equal values on one side of every split"
+        )
 
     def _keys_of(self, name: str) -> tuple[str, ...]:
         """Under which names the cells of a column are found: its own, and what an option makes of it."""

@@ -316,8 +316,9 @@ class ProbeCommand(Columns):
                 table_groups=[table.groups[row] for row in given.rows],
                 relatives=given.relatives,
             )
-        leak = {} if given.leak is None else {"leak": given.leak.report()}
-        probe = replace(probe, metrics={**probe.metrics, "table": given.report, **leak})
+        told = {} if given.leak is None else {"leak": given.leak.report()}
+        told |= {"cautions": cautions} if (cautions := table.info.get("cautions")) else {}
+        probe = replace(probe, metrics={**probe.metrics, "table": given.report, **told})
         probe.save(self.out)
         print_probe(probe.metrics)
         print(f"wrote {self.out}")

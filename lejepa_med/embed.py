@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_adapters.base import Adapter, BaseAdapter
+from data_adapters.base import Adapter, BaseAdapter, Record
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import UserError
@@ -156,7 +156,7 @@ def embed_archive(
         UserError: `out` holds the table of another encoder or archive, nothing could be embedded, or a column is
             not there or tells where a file lies.
     """
-    cautions = cautions_of(encoder.adapter, manifest)
+    cautions = cautions_of(encoder.adapter, manifest.records())
     for text in cautions:
         if caution is not None:
             caution(text)
@@ -182,9 +182,10 @@ def embed_archive(
     return table.finish()
 
 
-def cautions_of(adapter: Adapter, manifest: Manifest) -> list[str]:
-    """What the adapter has to say of the rows before their vectors are used."""
-    return adapter.cautions(manifest.records()) if isinstance(adapter, BaseAdapter) else []
+def cautions_of(adapter: Adapter, records: Sequence[Record], *, give: str | None = None) -> list[str]:
+    """What a user must know of the records before using their vectors, in sentences; `give` as in `Caution.text`."""
+    found = adapter.cautions(records) if isinstance(adapter, BaseAdapter) else []
+    return [one.text() if give is None else one.text(give=give) for one in found]
 
 
 def _told(features: Iterable[Feature], start: int, total: int, progress: Progress | None) -> Iterator[Feature]:

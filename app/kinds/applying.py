@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ SINGULAR = {"probabilities": "probability"}
 class Plan:
     """A probe and an archive; the digests are what they held when the job was accepted.
 
-    Only a probe of the runs directory has one: the operator may train it anew.
+    Only a probe of the runs directory has one: the operator may train it anew. `cautions` are those of the archive.
     """
 
     probe: str
@@ -40,6 +40,7 @@ class Plan:
     digest: str
     chunk: int
     probe_digest: str = ""
+    cautions: list[str] = field(default_factory=list)
 
 
 class Applying(JobWork):
@@ -74,7 +75,7 @@ class Applying(JobWork):
             archive=plan.archive,
             fingerprint=probe.fingerprint,
             count=pq.read_metadata(file).num_rows,
-            summary=summary(file, self._training.probe(plan.probe)),
+            summary=summary(file, self._training.probe(plan.probe)) | {"cautions": plan.cautions},
             created=now(),
             key_id=None if job is None else job.key_id,
         )
@@ -103,6 +104,7 @@ class Applying(JobWork):
             digest=_digest(table),
             chunk=chunk,
             probe_digest=self._probe_digest(probe_id),
+            cautions=table.info.get("cautions", []),
         )
         draft = self._settings.temporary(job_id)
         draft.parent.mkdir(exist_ok=True)
@@ -170,17 +172,17 @@ def columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
     `high`: the names of `lejepa-med predict`. Fields without any value are left out.
     """
     given: dict[str, pa.Array] = {}
-    for field in dataclasses.fields(Prediction):
-        values = [getattr(one, field.name) for one in found]
+    for one in dataclasses.fields(Prediction):
+        values = [getattr(prediction, one.name) for prediction in found]
         known = next((value for value in values if value is not None), None)
         if isinstance(known, dict):
             for name in known:
-                given[f"{SINGULAR.get(field.name, field.name)} {name}"] = pa.array([value[name] for value in values])
-        elif field.name == "interval" and known is not None:
+                given[f"{SINGULAR.get(one.name, one.name)} {name}"] = pa.array([value[name] for value in values])
+        elif one.name == "interval" and known is not None:
             for place, name in enumerate(("low", "high")):
                 given[name] = pa.array([None if value is None else value[place] for value in values], pa.float64())
         elif known is not None:
-            given[field.name] = pa.array([list(v) if isinstance(v, tuple) else v for v in values])
+            given[one.name] = pa.array([list(v) if isinstance(v, tuple) else v for v in values])
     return given
 
 

@@ -17,14 +17,17 @@ from app.errors import ProblemError, as_error, not_found
 from app.items import Source
 from app.jobs import Step
 from app.kinds.chunks import failures, read_chunks, write_chunk
-from app.kinds.folders import archive_folder, archives_root
+from app.kinds.folders import archive_folder, archive_table, archives_root
 from app.kinds.scanning import Refusal, owned, read_manifest, scan
 from app.library import Library
 from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
 from app.work import JobWork
 from data_adapters.base import Adapter
+from data_adapters.catalog import NEEDS, Catalog, participants_of
+from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
+from data_adapters.tables import Table
 from lejepa_med.atomic import write_text
 from lejepa_med.embed import cautions_of, read_info
 from lejepa_med.evaluation.features import Feature
@@ -33,12 +36,16 @@ from lejepa_med.table_writer import ABOUT, TableWriter, about
 SHARD_ROWS = 2048
 LARGEST_CHUNK = 128  # rows of a step; a divisor of SHARD_ROWS
 SCAN_SHARE = 0.05  # of the progress
-MANIFEST, REFUSED = "manifest.parquet", "refused.json"
+MANIFEST, REFUSED, REPORT = "manifest.parquet", "refused.json", "report.json"
+CATALOG = "catalog.json"  # of a job or table: what became of its catalogue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is embedded, with what, and under which name: an upload, or a folder below the operator's archives."""
+    """What is embedded, with what, and under which name: an upload, or a folder below the operator's archives.
+
+    `catalog` is a table in the folder; without, its participants.tsv is the catalogue.
+    """
 
     name: str
     encoder: str
@@ -48,6 +55,9 @@ class Plan:
     upload: str | None = None
     folder: str | None = None
     columns: tuple[str, ...] = ()
+    catalog: str | None = None
+    group_column: str | None = None
+    label_column: str | None = None
 
 
 def chunk_of(adapter: Adapter) -> int:
@@ -83,7 +93,7 @@ class Archiving(JobWork):
             dim=plan.dim,
             shard_rows=SHARD_ROWS,
             columns=plan.columns,
-            cautions=cautions_of(self._adapter(plan), manifest),
+            cautions=self._cautions(job_id, plan, manifest),
         )
         for start in range(0, len(manifest), plan.chunk):
             yield partial(self._embed, job_id, plan, manifest, table, start)
@@ -115,29 +125,37 @@ class Archiving(JobWork):
     def plan(
         self,
         name: str,
-        encoder_id: str | None,
+        encoder: str | None,
         *,
         upload: str | None = None,
         folder: str | None = None,
         columns: Sequence[str] = (),
+        catalog: str | None = None,
+        group_column: str | None = None,
+        label_column: str | None = None,
     ) -> Plan:
         """The plan of a job, checked against what is there.
 
         Raises:
-            ProblemError: 404 or 422, no such encoder or folder.
+            ProblemError: 404 or 422, no such encoder, folder, table or column.
         """
-        encoder_id, encoder, _ = self._library.encoder(encoder_id)
+        encoder_id, loaded, _ = self._library.encoder(encoder)
         plan = Plan(
             name=name,
             encoder=encoder_id,
-            fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-            chunk=chunk_of(encoder.adapter),
+            fingerprint=loaded.fingerprint,
+            dim=loaded.dim,
+            chunk=chunk_of(loaded.adapter),
             upload=upload,
             folder=folder,
             columns=tuple(columns),
+            catalog=catalog,
+            group_column=group_column,
+            label_column=label_column,
         )
-        if folder is not None:
+        if catalog or group_column or label_column:
+            self._check_table(plan)
+        elif folder is not None:
             self._root(plan)
         return plan
 
@@ -155,6 +173,11 @@ class Archiving(JobWork):
         """Reasons why files were no items of an archive that the service made; those of an upload it tells itself."""
         file = about(self.result_folder(archive_id), REFUSED)
         return Counter(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else Counter()
+
+    def notes(self, archive_id: str) -> list[str]:
+        """What became of the catalogue of a folder, in sentences."""
+        file = about(self.result_folder(archive_id), CATALOG)
+        return list(json.loads(file.read_text(encoding="utf-8"))["notes"]) if file.is_file() else []
 
     def upload(self, upload_id: str) -> tuple[UploadRow, Path]:
         """An imported upload and its folder.
@@ -176,6 +199,63 @@ class Archiving(JobWork):
         assert plan.folder is not None
         return archive_folder(self._settings, plan.folder)
 
+    def _table(self, plan: Plan) -> Path | None:
+        """The catalogue of a folder."""
+        if plan.upload is not None:
+            return None
+        root = self._root(plan)
+        return participants_of(root) if plan.catalog is None else archive_table(self._settings, root, plan.catalog)
+
+    def _check_table(self, plan: Plan) -> None:
+        if plan.upload is not None:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                "'catalog', 'group_column' and 'label_column' are for a folder: an upload's catalogue came with it.",
+                remedy="Send the files again with the right catalogue and columns: POST /v1/uploads",
+            )
+        file = self._table(plan)
+        if file is None:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                "'group_column' and 'label_column' are columns of a catalogue, and the folder has no participants.tsv.",
+                remedy="Name a table in the folder in 'catalog'.",
+            )
+        try:
+            Table(file, needs=NEEDS, public=True, group_column=plan.group_column, label_column=plan.label_column)
+        except UserError as error:
+            raise ProblemError(422, "bad-catalog", error.cause, remedy=error.remedy) from None
+
+    def _catalog(self, plan: Plan) -> tuple[Catalog | None, list[str]]:
+        """The catalogue of a folder, and why it is one, or what is wrong with a participants.tsv nobody asked for.
+
+        Raises:
+            ProblemError: 422, the table that the request names cannot be read.
+        """
+        file = self._table(plan)
+        if file is None:
+            return None, []
+        chosen = plan.catalog is not None or plan.group_column is not None or plan.label_column is not None
+        try:
+            found = Catalog(file, group_column=plan.group_column, label_column=plan.label_column, public=True)
+        except UserError as error:
+            if chosen:
+                raise ProblemError(422, "bad-catalog", error.cause, remedy=error.remedy) from None
+            return None, [catalogs.unusable(error.cause, error.remedy)]
+        return found, [] if plan.catalog is not None else [
+            catalogs.taken(group=plan.group_column, label=plan.label_column)
+        ]
+
+    def _cautions(self, job_id: str, plan: Plan, manifest: Manifest) -> list[str]:
+        """What to know before using the vectors and the groups of a table."""
+        give = "Give a table with a column '{fact}' as the request's 'catalog'"
+        if plan.upload is not None:
+            give = "Send the upload again with a catalogue that has a column '{fact}' (form field 'catalog')"
+        file = self.folder(job_id) / CATALOG
+        told = json.loads(file.read_text(encoding="utf-8"))["cautions"] if file.is_file() else []
+        return [*cautions_of(self._adapter(plan), manifest.records(), give=give), *told]
+
     def _adapter(self, plan: Plan) -> Adapter:
         return self._library.with_fingerprint(plan.fingerprint)[1].adapter
 
@@ -184,12 +264,17 @@ class Archiving(JobWork):
         if target.is_file():
             return
         adapter, root = self._adapter(plan), self._root(plan)
+        catalog, notes = self._catalog(plan)
+        said: dict[str, list[str]] = {"notes": notes, "cautions": []}
         if plan.upload is not None:
+            report = json.loads((root.parent / REPORT).read_text(encoding="utf-8"))
+            write_text(self.folder(job_id) / CATALOG, json.dumps(said | {"cautions": report.get("cautions", [])}))
+            file = root.parent / catalogs.FILE
+            catalog = Catalog(file, public=True) if file.is_file() else None
             known = read_manifest(root.parent / MANIFEST, root)
             if known.adapter == adapter.describe():
                 known.write(target)
                 return
-        catalog = root.parent / catalogs.FILE
         found = scan(
             adapter,
             root,
@@ -198,7 +283,7 @@ class Archiving(JobWork):
             sandbox=self._embedding.sandbox,
             verify=False,  # the embedding reads every pixel, and tells what cannot be read
             files=1 << 20 if plan.upload is None else 0,
-            catalog=catalog if plan.upload is not None and catalog.is_file() else None,
+            catalog=catalog,
             inside=root.resolve() if plan.upload is not None else archives_root(self._settings),
             tell=lambda share: self.tell(job_id, SCAN_SHARE * share, "scanning"),
         )
@@ -210,6 +295,12 @@ class Archiving(JobWork):
                 + (f"; most often: {_first(found.refused)}." if found.refused else "."),
                 remedy="Name an encoder of the archive's modality (GET /v1/encoders), or another archive.",
             )
+        if plan.upload is None and catalog is not None:
+            group = catalog.group_note()
+            said["notes"] += [note for note in catalog.notes() if note != group]
+            said["cautions"] = [] if group is None else [f"In the catalogue, {group}"]
+        if plan.upload is None:
+            write_text(self.folder(job_id) / CATALOG, json.dumps(said))
         reasons = Counter(one.reason for one in found.refused)
         write_text(self.folder(job_id) / REFUSED, json.dumps(dict(reasons.most_common())))
         (found.manifest if plan.upload is None else owned(found.manifest, plan.upload)).write(target)
@@ -254,8 +345,9 @@ class Archiving(JobWork):
                 f"Not one item of the archive could be embedded; most often: {reasons.most_common(1)[0][0]}",
                 remedy="Check the files in another program.",
             )
-        if (self.folder(job_id) / REFUSED).is_file():
-            shutil.copyfile(self.folder(job_id) / REFUSED, self.result_folder(job_id) / ABOUT / REFUSED)
+        for name in (REFUSED, CATALOG):
+            if (self.folder(job_id) / name).is_file():
+                shutil.copyfile(self.folder(job_id) / name, self.result_folder(job_id) / ABOUT / name)
         table.finish()
 
 

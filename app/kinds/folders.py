@@ -25,6 +25,24 @@ def archive_folder(settings: Settings, relative: str) -> Path:
     return folder
 
 
+def archive_table(settings: Settings, folder: Path, relative: str) -> Path:
+    """A table in a folder of the operator's archives, links resolved.
+
+    Raises:
+        ProblemError: 404, no such table, or one outside of the archives.
+    """
+    missing = not_found("table in the folder", remedy="Name a table by its path below the folder.")
+    if "\x00" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise missing
+    try:
+        file = (folder / relative).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise missing from None
+    if not (file.is_relative_to(archives_root(settings)) and file.is_file()):
+        raise missing
+    return file
+
+
 def archives_root(settings: Settings) -> Path:
     """Where all archives of the operator lie.
 

@@ -14,7 +14,7 @@ import data_adapters
 from app import catalogs
 from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
 from app.jobs import Step
-from app.kinds.archiving import Archiving, no_upload
+from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
 from app.names import Names
 from app.sandbox.pool import Sandbox
@@ -25,13 +25,14 @@ from app.store import Store, UploadRow, new_job, now
 from app.unzip import Contents, contents, unzip
 from app.work import JobWork, sync
 from data_adapters.base import foreign_format
+from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
 from data_adapters.tables import FIRST
 from lejepa_med.atomic import write_text
 
-FILES, MANIFEST, REPORT, NAMES = "files", "manifest.parquet", "report.json", "names.sealed"
+FILES, NAMES = "files", "names.sealed"
 REFUSED, SCREENED = "zips.json", "screened.json"
 UNPACK_SHARE = 0.1  # of the progress
 
@@ -40,7 +41,7 @@ UNPACK_SHARE = 0.1  # of the progress
 class Plan:
     """An upload as it was accepted; `files` are (name here, bytes), `adapter` describes how they are read.
 
-    `catalog` holds the fields of `catalogs.Translated`, where a catalogue was sent, `keys` the client's keys.
+    `catalog` holds the fields of `catalogs.Translated`, `keys` the client's keys.
     `embedding` is the id of the job that embeds the upload once it is imported, whose inputs `archive` holds.
     """
 
@@ -274,7 +275,7 @@ class Importing(JobWork):
             sandbox=self._sandbox,
             verify=True,
             files=len(plan.files),
-            catalog=catalog if catalog.is_file() else None,
+            catalog=Catalog(catalog, public=True) if catalog.is_file() else None,
             inside=(folder / FILES).resolve(),
             tell=lambda share: self.tell(job_id, UNPACK_SHARE + (1 - UNPACK_SHARE) * share, "scanning"),
         )
@@ -343,6 +344,7 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
             copies.append([manifest.value("id", row), manifest.value("id", first)])
     labels = Counter(label for label in manifest.column("label") if label)
     leak = manifest.leak()
+    catalog = catalogs.Translated(**(plan.catalog or {"used": False}))
     return {
         "items": len(manifest),
         "groups": len(set(manifest.column("group"))),
@@ -350,16 +352,23 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
         "refused": [[one.path, one.reason, one.remedy] for one in refused],
         "duplicates": copies,
         "leak": None if leak is None else {**leak.report(), "first": leak.first},
-        "catalog": {} if plan.catalog is None else _catalog(found, catalogs.Translated(**plan.catalog)),
+        "catalog": _catalog(found, catalog) if catalog.used else {},
+        "cautions": catalog.cautions,
+        "notes": catalog.notes,
         "embedding": plan.embedding,
     }
 
 
 def _catalog(found: Found, catalog: catalogs.Translated) -> dict[str, Any]:
     """What became of the catalogue, as UploadDetail has it."""
+    unused, first = found.unused, found.first_unused
+    if catalog.rows:  # a participant's row is unused where no file of the participant can be read
+        read = {catalog.rows.get(path) for path in found.manifest.column("path")}
+        first = sorted(set(catalog.rows.values()) - read)
+        unused = len(first)
     return {
-        "catalog_unused": catalog.unused + found.unused,
-        "catalog_unused_rows": sorted({*catalog.first, *found.first_unused})[:FIRST],
+        "catalog_unused": catalog.unused + unused,
+        "catalog_unused_rows": sorted({*catalog.first, *first})[:FIRST],
         "catalog_missing": catalog.missing,
         "catalog_without_row": found.without_row,
     }

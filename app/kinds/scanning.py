@@ -60,7 +60,7 @@ def scan(
     sandbox: Sandbox,
     verify: bool,
     files: int,
-    catalog: Path | None = None,
+    catalog: Catalog | None = None,
     inside: Path,
     tell: Callable[[float], None],
 ) -> Found:
@@ -76,7 +76,7 @@ def scan(
         sandbox: where the processes come from.
         verify: decode every item once.
         files: about how many there are, for the number of processes.
-        catalog: groups and labels by path below `root`.
+        catalog: groups and labels of the files.
         inside: folder that no file may lie outside of, links followed.
         tell: gets the share that is done; may raise Stopped.
 
@@ -88,7 +88,7 @@ def scan(
         found = scan_archive(
             adapter,
             root,
-            catalog=None if catalog is None else Catalog(catalog),
+            catalog=catalog,
             verify=verify,
             progress=lambda done, total: tell(done / max(1, total)),
             workers=max(1, min(settings.cores, files // FILES_OF_A_PROCESS)),

@@ -88,12 +88,15 @@ def _gone() -> ProblemError:
 
 
 def _application(row: PredictionRow) -> Application:
+    summary = dict(row.summary)
+    cautions = summary.pop("cautions", [])  # none of an earlier release
     return Application(
         id=row.id,
         probe=row.probe_id,
         archive=row.archive,
         fingerprint=row.fingerprint,
         count=row.count,
-        summary=row.summary,
+        summary=summary,
+        cautions=cautions,
         created=datetime.fromtimestamp(row.created, UTC),
     )

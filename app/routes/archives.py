@@ -67,9 +67,7 @@ def _accept(service: Service, wanted: ArchiveRequest, response: Response) -> Job
     if wanted.upload is not None:
         upload, _ = service.archiving.upload(wanted.upload)
         modality = upload.modality
-    plan = service.archiving.plan(
-        wanted.name, wanted.encoder, upload=wanted.upload, folder=wanted.folder, columns=wanted.columns
-    )
+    plan = service.archiving.plan(**wanted.model_dump())
     if wanted.upload is not None:
         check_modality(service, plan.encoder, modality)
     job_id = new_id()
@@ -94,7 +92,7 @@ def get_archive(name: str, service: Running) -> ArchiveDetail:
         groups=len(set(table.groups)),
         labels=dict(Counter(label for label in table.labels if label).most_common(1000)),
         leak=None if (leak := table.leak()) is None else Leak(**leak.report(), first=list(leak.first)),
-        cautions=table.info.get("cautions", []),
+        notes=[] if own is None else service.archiving.notes(own.id),
     )
 
 
@@ -169,6 +167,7 @@ def _facts(service: Service, name: str, info: dict[str, Any], own: ArchiveRow | 
         "encoder": service.library.encoder_of(info["encoder"]),
         "created": None if own is None else datetime.fromtimestamp(own.created, UTC),
         "upload": None if own is None else own.upload_id,
+        "cautions": info.get("cautions", []),
     }
 
 

@@ -1,9 +1,10 @@
 """POST /v1/embeddings: files in, vectors out."""
 
+import json
 from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from itertools import chain
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
@@ -26,14 +27,13 @@ from app.embedding import Result
 from app.errors import ProblemError, first_bad
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.inference import busy
-from app.items import Field, sources
+from app.items import Field, cautions_of, sources
 from app.limits import charge_items
 from app.names import read_names
 from app.routes import Running
 from app.schemas import Embeddings, Skipped
 from app.service import Service
 from app.uploads import Form, receive
-from lejepa_med.models.folder import LoadedEncoder
 
 router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
 FIELDS = {
@@ -51,7 +51,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "In the media type that the Accept header asks for; JSON by default. .npy is float32 (vectors, "
         "dim). Lines of JSON, Arrow and Parquet are sent while the vectors are computed; a line is one of the JSON "
         "answer's items, the tables have the columns index, file_index, name, key, part, vector and error (a JSON "
-        "problem). X-Skipped-Files counts the files in zips that are no images.",
+        "problem). X-Skipped-Files counts the files in zips that are no images, X-Cautions is the JSON answer's list "
+        "`cautions`; the tables have it in their metadata as well.",
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (NPY, *STREAMS)},
     },
     406: {
@@ -60,6 +61,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     },
 }
 T = TypeVar("T")
+
+
+class Started(NamedTuple):
+    """Embedding under way: what holds for all items, their results as they are taken, and what in zips is no image."""
+
+    head: Head
+    results: Iterator[Result]
+    skipped: list[Skipped]
 
 
 async def accepted(request: Request) -> str:
@@ -110,11 +119,8 @@ async def run_waiting(service: Service, function: "partial[T]") -> T:
 
 def start(
     service: Service, form: Form, encoder_id: str | None, field: Field, *, pooled: bool = True, patient: bool = False
-) -> tuple[str, LoadedEncoder, Iterator[Result], list[Skipped]]:
-    """The encoder and the results of all items in a form's files, computed as they are taken. Blocks.
-
-    What in zips is no image comes last.
-    """
+) -> Started:
+    """Begin to embed all items in a form's files: headers are read, vectors are computed as they are taken. Blocks."""
     names = read_names(form, service.settings)
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
     found = sources(
@@ -128,15 +134,23 @@ def start(
     )
     charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
-    return encoder_id, encoder, service.embedding.run(encoder.adapter, entrance, found, patient=patient), names.skipped
+    cautions = cautions_of(encoder.adapter, found)
+    head = Head(encoder_id, encoder.fingerprint, encoder.precision, encoder.dim, cautions)
+    return Started(head, service.embedding.run(encoder.adapter, entrance, found, patient=patient), names.skipped)
 
 
-def embed_form(
-    service: Service, form: Form, encoder_id: str | None, field: Field
-) -> tuple[list[Result], list[Skipped] | None]:
-    """Vectors or problems of all items in a form's files, and what in zips is none. Blocks: call it on a thread."""
-    _, _, found, skipped = start(service, form, encoder_id, field)
-    return list(found), skipped or None
+class Embedded(NamedTuple):
+    """Vectors or problems of all items of a request, what in its zips is no image, and what to know of the vectors."""
+
+    results: list[Result]
+    skipped: list[Skipped] | None
+    cautions: list[str]
+
+
+def embed_form(service: Service, form: Form, encoder_id: str | None, field: Field) -> Embedded:
+    """Embed all items in a form's files. Blocks: call it on a thread."""
+    head, found, skipped = start(service, form, encoder_id, field)
+    return Embedded(list(found), skipped or None, list(head.cautions))
 
 
 def check_any(results: list[Result], *, every: bool = False) -> None:
@@ -148,11 +162,10 @@ def check_any(results: list[Result], *, every: bool = False) -> None:
 
 
 def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
-    name, encoder, found, skipped = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
+    head, found, skipped = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
     results = list(found)
     form.remove()  # on this thread already: another one would cost as much as the removal
     check_any(results, every=kind == NPY)
-    head = Head(name, encoder.fingerprint, encoder.precision, encoder.dim)
     rows = [row for index, result in enumerate(results) for row in rows_of(index, result)]
     content = whole_npy(rows) if kind == NPY else whole_json(head, rows, skipped)
     return Response(content, media_type=kind, headers=None if kind == JSON else _headers(head, len(skipped)))
@@ -161,6 +174,7 @@ def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: st
 def _headers(head: Head, skipped: int) -> dict[str, str]:
     return {
         **({"X-Skipped-Files": str(skipped)} if skipped else {}),
+        **({"X-Cautions": json.dumps(head.cautions)} if head.cautions else {}),
         "X-Encoder": head.encoder,
         "X-Encoder-Fingerprint": head.fingerprint,
         "X-Encoder-Precision": head.precision,
@@ -188,8 +202,7 @@ def _begin(
 ) -> tuple[Head, Generator[bytes, None, None], int]:
     # Patient: once bytes are sent, a full queue can no longer be told by the status, so the stream slows down.
     encoder_id = form.fields.get("encoder") or None
-    name, encoder, found, skipped = start(service, form, encoder_id, field, pooled=pooled, patient=True)
-    head = Head(name, encoder.fingerprint, encoder.precision, encoder.dim)
+    head, found, skipped = start(service, form, encoder_id, field, pooled=pooled, patient=True)
     first: list[Result] = []
     for result in found:
         first.append(result)

@@ -66,7 +66,8 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
         PredictedItem(index=index, id=name, **answer_of(given))
         for index, (name, given) in enumerate(zip(wanted.ids, found, strict=True))
     ]
-    return Predictions(probe=row.id, items=items, notes=probe.remarks(found) or None)
+    notes, cautions = probe.remarks(found) or None, table.info.get("cautions", [])
+    return Predictions(probe=row.id, items=items, notes=notes, cautions=cautions)
 
 
 def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
@@ -75,7 +76,7 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
     groups = groups_of(form)
     files = [file_id(upload.path) for upload in form.uploads]
-    results, skipped = embed_form(service, form, encoder_id, field)
+    results, skipped, cautions = embed_form(service, form, encoder_id, field)
     check_any(results)
     probe = service.training.probe(row.id)
     vectors = [result.vector for result in results if result.vector is not None]
@@ -99,7 +100,8 @@ def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
         )
         for index, result in enumerate(results)
     ]
-    return Predictions(probe=row.id, items=items, notes=probe.remarks(given) or None, skipped=skipped)
+    notes = probe.remarks(given) or None
+    return Predictions(probe=row.id, items=items, notes=notes, cautions=cautions, skipped=skipped)
 
 
 def _group(given: str | None, own: str, known: set[str]) -> str:

@@ -1,6 +1,7 @@
 """/v1/probes: a handful of labels becomes a trained probe, and more labels its next version."""
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -174,6 +175,7 @@ def check_same_encoder(row: ProbeRow, fingerprint: str) -> None:
 def _facts(service: Service, row: ProbeRow) -> dict[str, Any]:
     names = ("id", "series", "version", "parent", "kind", "name", "encoder", "fingerprint", "labels", "count")
     found = {**{name: getattr(row, name) for name in names}, "created": _time(row.created)}
+    found["cautions"] = row.metrics.get("cautions", [])
     if is_read_only(row):
         found |= {"encoder": service.library.encoder_of(row.fingerprint) or "", "read_only": True}
     return found
@@ -190,12 +192,12 @@ def _from_archive(service: Service, wanted: ProbeRequest, response: Response) ->
 
 
 def _from_files(service: Service, form: Form, response: Response) -> Job:
-    plan = _plan_of_files(service, form, form.fields.get("encoder") or None)
+    plan, cautions = _plan_of_files(service, form, form.fields.get("encoder") or None)
     check_labels(plan.labels)
-    return _accept(service, plan, response, form=form)
+    return _accept(service, plan, response, form=form, cautions=cautions)
 
 
-def _plan_of_files(service: Service, form: Form, encoder: str | None) -> Plan:
+def _plan_of_files(service: Service, form: Form, encoder: str | None) -> tuple[Plan, list[str]]:
     sandbox = service.embedding.sandbox
     return plan_of_files(service.library, service.settings, sandbox, form, encoder=encoder)
 
@@ -215,14 +217,15 @@ def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, res
         relatives=picked.relatives,
         folds=wanted.folds,
         table=picked.table,
+        cautions=picked.cautions,
     )
     return _accept(service, _next(plan, newest), response, vectors=picked.vectors)
 
 
 def _more_files(service: Service, probe_id: str, form: Form, response: Response) -> Job:
     newest = _newest(service, probe_id)
-    plan = _plan_of_files(service, form, service.library.present(newest.fingerprint))
-    return _accept(service, _next(plan, newest), response, form=form)
+    plan, cautions = _plan_of_files(service, form, service.library.present(newest.fingerprint))
+    return _accept(service, _next(plan, newest), response, form=form, cautions=cautions)
 
 
 def _newest(service: Service, probe_id: str) -> ProbeRow:
@@ -253,9 +256,17 @@ def _next(plan: Plan, newest: ProbeRow) -> Plan:
 
 
 def _accept(
-    service: Service, plan: Plan, response: Response, *, vectors: np.ndarray | None = None, form: Form | None = None
+    service: Service,
+    plan: Plan,
+    response: Response,
+    *,
+    vectors: np.ndarray | None = None,
+    form: Form | None = None,
+    cautions: Sequence[str] | None = None,
 ) -> Job:
+    """Queue the job. `cautions` name files in the sender's words, which are answered and not kept."""
     job_id = new_id()
     draft = form.folder if form is not None else service.settings.temporary(job_id)
     service.training.accept(job_id, draft, dataclasses.asdict(plan), vectors=vectors)
-    return accepted(service.queue_job(job_id, service.training.kind), response)
+    job = accepted(service.queue_job(job_id, service.training.kind), response)
+    return job.model_copy(update={"cautions": list(plan.cautions if cautions is None else cautions)})

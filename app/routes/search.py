@@ -164,7 +164,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     base = service.search.base(name)
     encoder_id = form.fields.get("encoder") or service.library.present(base.encoder)
     _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
-    results, skipped = embed_form(service, form, encoder_id, field)
+    results, skipped, cautions = embed_form(service, form, encoder_id, field)
     check_any(results)
     good = [(index, result) for index, result in enumerate(results) if result.vector is not None]
     vectors = normalised(np.stack([result.vector for _, result in good if result.vector is not None]))
@@ -181,7 +181,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
         )
         for index, result in enumerate(results)
     ]
-    answer.skipped = skipped
+    answer.skipped, answer.cautions = skipped, cautions
     return answer
 
 

@@ -59,4 +59,4 @@ def _answer(service: Service, probe_id: str, archive: str, limit: int) -> Uncert
         )
         for index, (candidate, given) in enumerate(zip(chosen, found, strict=True))
     ]
-    return Uncertain(probe=row.id, archive=archive, items=items)
+    return Uncertain(probe=row.id, archive=archive, cautions=table.info.get("cautions", []), items=items)

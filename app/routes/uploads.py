@@ -54,7 +54,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 CATALOG: dict[str, Any] = {
     "type": "string",
     "format": "binary",
-    "description": "CSV with the column path (file names as sent, or names in the zip), and group, label, split, mpp",
+    "description": "CSV with the column path (file names as sent, or names in the zip), and group, label, split, mpp; "
+    "or a BIDS participants.tsv, which is also found among the files",
 }
 
 
@@ -112,6 +113,8 @@ def get_upload(upload_id: str, service: Running) -> UploadDetail:
         else None,
         duplicates=len(report["duplicates"]),
         leak=report.get("leak"),
+        cautions=report.get("cautions", []),
+        notes=report.get("notes", []),
         duplicate_items=[Duplicate(id=one, same_as=other) for one, other in report["duplicates"][:LISTED]],
         **report.get("catalog", {}),
     )
@@ -170,7 +173,7 @@ def _missing() -> ProblemError:
 
 def _accept(service: Service, form: Form) -> JobRow:
     names = read_names(form, service.settings)
-    catalog = None if form.catalog is None else catalogs.translate(form, service.settings)
+    catalog = catalogs.translate(form, service.settings)
     adapter, modality = _adapter(service, form)
     digest = hashlib.sha256()
     for upload in form.uploads:
@@ -183,7 +186,7 @@ def _accept(service: Service, form: Form) -> JobRow:
         adapter=adapter.describe(),
         files=[(upload.path.name, upload.size) for upload in form.uploads],
         sha256=digest.hexdigest(),
-        catalog=None if catalog is None else asdict(catalog),
+        catalog=asdict(catalog),
         received=now(),
         keys=list(names.keys),
     )

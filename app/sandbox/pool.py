@@ -134,6 +134,21 @@ class Sandbox:
                 Path(found.uri).unlink(missing_ok=True)
         return refused
 
+    def complete(self, adapter: Adapter, record: Record) -> Record:
+        """`adapter.complete(record)` in a worker, after its file was screened.
+
+        Raises:
+            BadFileError: the file is refused, cannot be read, or its reader died.
+            UserError: the adapter cannot work here.
+        """
+        request = {"do": "complete", "adapter": _described(adapter), "record": _plain(record)}
+        with self._worker() as worker:
+            _, last = worker.ask({**request, "whole": is_whole(adapter)})
+            found = _found(last.header)
+            if not isinstance(found, Record):
+                raise self._blame(LostError("died"))
+            return found
+
     def prepare(self, adapter: Adapter, record: Record) -> Tensor:
         """`adapter.prepare(record)` in a worker: (n, C, H, W) or (n, C, D, H, W), uint8 or float32.
 

@@ -3,6 +3,7 @@
 Requests and their answers, of which the last has "end"; {"beat"} in between says that the work goes on:
 
 - screen (path, whole) -> refused: the files that must not be given to a reader, as Rejected
+- complete (adapter, record, whole) -> found: the Record of a lone file with what its headers say, once it was screened
 - scan (adapter, path) -> found: a Record, or rejected: a Rejected, for each item
 - prepare (adapter, record) -> dtype, shape, and the pixels as the frame's body
 - read (adapter, path, whole, pixels) -> all of it for one file: screened, then scanned, then, where pixels are wanted
@@ -66,7 +67,13 @@ class Desk:
         self._adapters: dict[str, Adapter] = {}
         self._began = address_space()
         self._spoke = time.monotonic()
-        self._work = {"screen": self._screen, "scan": self._scan, "prepare": self._prepare, "read": self._read}
+        self._work = {
+            "screen": self._screen,
+            "complete": self._complete,
+            "scan": self._scan,
+            "prepare": self._prepare,
+            "read": self._read,
+        }
 
     @property
     def tired(self) -> bool:
@@ -98,6 +105,14 @@ class Desk:
     def _check(self, path: Path, *, whole: bool) -> None:
         with allowance(path.stat().st_size, self.limits.max_decode_bytes):
             screen.check(path, self.limits, whole=whole)
+
+    def _complete(self, request: dict[str, Any]) -> Answer:
+        adapter, record = self._adapter(request["adapter"]), RECORD.validate_python(request["record"])
+        path = Path(record.uri)
+        self._check(path, whole=request["whole"])
+        with allowance(path.stat().st_size + screen.listing_bytes(path), self.limits.max_decode_bytes):
+            found = adapter.complete(record) if isinstance(adapter, BaseAdapter) else record
+        return {"found": json.loads(encode(found))}, None
 
     def _scan(self, request: dict[str, Any]) -> Answer:
         for _ in self._found(self._adapter(request["adapter"]), Path(request["path"])):

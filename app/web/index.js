@@ -69,6 +69,12 @@ function draw(name, rows, next) {
       else if (typeof value === "object") { cell.textContent = value.text; cell.className = "wide"; }
       else cell.textContent = value;
     }
+    for (const text of item.cautions ?? []) {
+      const note = table.insertRow().insertCell();
+      note.colSpan = head.length;
+      note.className = "caution";
+      note.textContent = `${text}.`;
+    }
   }
   place.replaceChildren(table);
 }

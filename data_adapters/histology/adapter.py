@@ -18,6 +18,7 @@ from data_adapters.base import (
     AdapterOptions,
     Augment,
     BaseAdapter,
+    Caution,
     Record,
     Rejected,
     Spec,
@@ -215,37 +216,52 @@ class HistologyAdapter(BaseAdapter):
         fitted.options = self.options.model_copy(update={"known_scale": known})
         return fitted
 
-    def cautions(self, records: Sequence[Record]) -> list[str]:
-        """Tiles of an unknown scale, or of another one than the encoder was trained at."""
+    def cautions(self, records: Sequence[Record]) -> list[Caution]:
+        """Tiles, and marked regions of slides, of an unknown scale or another one than the encoder was trained at."""
         o = self.options
         if o.mpp is None or o.known_scale is False:
             return []
         low, high = o.mpp_range or (min(o.mpp_choices or (o.mpp,)), max(o.mpp_choices or (o.mpp,)))
-        tiles = unknown = other = 0
-        for record in records:
-            if record.meta[files.KEY]["kind"] == "slide":
+        kinds: list[str] = []
+        unknown: list[int] = []
+        other: list[int] = []
+        for row, record in enumerate(records):
+            of_slide, marked = record.meta[files.KEY]["kind"] == "slide", record.meta.get("region")
+            try:
+                native = scale.native_mpp(record.meta)
+            except BadFileError:  # of a request: `prepare` refuses the item
                 continue
-            tiles += 1
-            native = scale.native_mpp(record.meta)
+            if of_slide and (native is not None or not isinstance(marked, list | tuple)):
+                continue  # it is read at the encoder's mpp
+            kinds.append("region" if of_slide else "tile")
             if native is None:
-                unknown += 1
+                unknown.append(row)
                 continue
-            shown = native * min(record.meta["size"]) / o.global_size
-            other += not low / scale.ENLARGE <= shown <= high * scale.ENLARGE
+            side = min(marked[2:] if isinstance(marked, list | tuple) else record.meta["size"])
+            if not low / scale.ENLARGE <= native * side / o.global_size <= high * scale.ENLARGE:
+                other.append(row)
+        names = sorted(set(kinds), reverse=True)
+        one, all_of_them = " or ".join(names), f"{len(kinds):,} {' and '.join(f'{name}s' for name in names)}"
         found = []
         if unknown:
-            found.append(
-                f"{unknown:,} of {tiles:,} tiles have no mpp (um per pixel), and the encoder was trained at {o.mpp:g}. "
-                f"A tile is resized to {o.global_size} pixels whatever it shows, so these vectors may be of another "
-                "scale. Give a catalogue with a column 'mpp', so that this is checked"
+            cause = (
+                f"{len(unknown):,} of {all_of_them} have no mpp (um per pixel), and the encoder was trained at "
+                f"{o.mpp:g}. A {one} is resized to {o.global_size} pixels whatever it shows, so these vectors may be "
+                "of another scale"
             )
+            found.append(Caution(cause=cause, rows=unknown, fact="mpp"))
         if other:
-            found.append(
-                f"{other:,} of {tiles:,} tiles, resized to {o.global_size} pixels, lie outside of the {low:g} to "
-                f"{high:g} um per pixel that the encoder was trained at. Cut tiles that are about "
-                f"{o.global_size * o.mpp:.0f} um wide"
+            cause = (
+                f"{len(other):,} of {all_of_them}, resized to {o.global_size} pixels, lie outside of the {low:g} to "
+                f"{high:g} um per pixel that the encoder was trained at"
             )
+            remedy = f"Cut tiles that are about {o.global_size * o.mpp:.0f} um wide"
+            found.append(Caution(cause=cause, rows=other, remedy=remedy))
         return found
+
+    def complete(self, record: Record) -> Record:
+        """A slide or tile that came alone, with the header's facts and, where no region is marked, its tissue."""
+        return dataclasses.replace(record, meta=self._meta(record, tissue="region" not in record.meta))
 
     # --- embedding --------------------------------------------------------------------------------------------------
 
@@ -264,6 +280,7 @@ class HistologyAdapter(BaseAdapter):
         meta = self._meta(record, tissue=not marked)
         own = meta[files.KEY]
         if own["kind"] != "slide":
+            scale.native_mpp(meta)  # a scan checks it, but a request may bring its own
             pixels = self._tile(record, own)
             fields = [_fit(_cut(pixels, regions.marked_region(meta, pixels.shape[1::-1])), out)]
         else:

@@ -25,6 +25,7 @@ from lejepa_med.client.errors import (
     TooLargeError,
     UnreachableError,
 )
+from lejepa_med.client.files import CautionWarning
 from lejepa_med.client.models import (
     Archive,
     ArchiveDetail,
@@ -47,6 +48,7 @@ __all__ = [
     "ArchiveDetail",
     "ArchiveItem",
     "BusyError",
+    "CautionWarning",
     "Client",
     "ClientError",
     "ConflictError",

@@ -13,7 +13,7 @@ import httpx
 from lejepa_med.client.archives import ArchiveCalls
 from lejepa_med.client.calls import form_fields, given_fields, part
 from lejepa_med.client.errors import BusyError, JobFailedError, UnreachableError
-from lejepa_med.client.files import File, Key, Keys, sent_keys, skipped_names, with_names
+from lejepa_med.client.files import File, Key, Keys, sent_keys, skipped_names, warned, with_names
 from lejepa_med.client.http import Http
 from lejepa_med.client.models import EmbeddedItem, Embeddings, Encoder, EncoderDetail, Job
 from lejepa_med.client.probes import ProbeCalls
@@ -90,13 +90,19 @@ class Client(ArchiveCalls, ProbeCalls):
         given = sent_keys(files, keys)
         fields = form_fields(encoder=encoder, region=_region(region), mpp=mpp, pool=pool, keys=given)
         found = Embeddings.read(self._http.json("POST", "/v1/embeddings", files=files, fields=fields))
-        return replace(found, items=list(with_names(found.items, files)), skipped=skipped_names(found.skipped, files))
+        return replace(
+            found,
+            items=list(with_names(found.items, files)),
+            skipped=skipped_names(found.skipped, files),
+            cautions=warned(found.cautions, files),
+        )
 
     def embed_many(
         self,
         files: Iterable[File],
         *,
         encoder: str | None = None,
+        mpp: float | None = None,
         pool: str | None = None,
         keys: Iterable[Key | Mapping[str, Key] | None] | None = None,
         batch: int = 32,
@@ -104,9 +110,10 @@ class Client(ArchiveCalls, ProbeCalls):
         """The vectors of any number of files, as they come, in their order; a bad file gives an item with `error`.
 
         `batch` files go in one request. `index` and `file_index` count over all files, `keys` go along with them. A
-        request whose connection breaks is sent again, and what was given before is not given twice.
+        request whose connection breaks is sent again, and what was given before is not given twice. A kind of caution
+        is warned of once, with the numbers of its first request.
         """
-        fields = form_fields(encoder=encoder, pool=pool)
+        fields = form_fields(encoder=encoder, mpp=mpp, pool=pool)
         return embed_stream(self._http, files, keys, fields=fields, batch=batch)
 
     # --- jobs -------------------------------------------------------------------------------------------------------

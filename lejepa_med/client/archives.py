@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
-from lejepa_med.client.files import File, Keys, sent_keys, sent_name, with_names
+from lejepa_med.client.files import File, Keys, sent_keys, sent_name, warned, with_names
 from lejepa_med.client.models import Archive, ArchiveDetail, ArchiveItem, Job, Upload, UploadDetail, UploadItem
 from lejepa_med.client.models_probes import Neighbours
 
@@ -94,13 +94,20 @@ class ArchiveCalls(Calls):
         folder: str | None = None,
         encoder: str | None = None,
         columns: Sequence[str] = (),
+        catalog: str | None = None,
+        group_column: str | None = None,
+        label_column: str | None = None,
     ) -> Job:
         """Embed an upload, or a folder that the operator has opened, as the archive `name`.
+
+        `catalog` is a table in the folder; without, a participants.tsv there is the catalogue. `group_column` and
+        `label_column` name its columns.
 
         Raises:
             ConflictError: the name is taken.
         """
-        body = given_fields(name=name, upload=upload, folder=folder, encoder=encoder, columns=list(columns))
+        table = {"catalog": catalog, "group_column": group_column, "label_column": label_column}
+        body = given_fields(name=name, upload=upload, folder=folder, encoder=encoder, columns=list(columns), **table)
         return Job.read(self._http.json("POST", "/v1/archives", body=body, repeatable=False))
 
     def download_archive(self, archive: str, to: str | Path) -> Path:
@@ -133,10 +140,14 @@ class ArchiveCalls(Calls):
         body = {"archive": archive, "vectors": given, "fingerprint": fingerprint, "k": k, **options}
         return neighbours(self._http.json("POST", "/v1/search", body=body))
 
-    def search_files(self, archive: str, *files: File, k: int = 10, keys: Keys | None = None) -> list[Neighbours]:
-        """The nearest items to files, which the table's encoder embeds; `keys` as of `embed`."""
-        fields = form_fields(archive=archive, k=k, keys=sent_keys(files, keys))
-        return list(with_names(neighbours(self._http.json("POST", "/v1/search", files=files, fields=fields)), files))
+    def search_files(
+        self, archive: str, *files: File, k: int = 10, mpp: float | None = None, keys: Keys | None = None
+    ) -> list[Neighbours]:
+        """The nearest items to files, which the table's encoder embeds; `mpp` and `keys` as of `embed`."""
+        fields = form_fields(archive=archive, k=k, mpp=mpp, keys=sent_keys(files, keys))
+        found = self._http.json("POST", "/v1/search", files=files, fields=fields)
+        warned(found.get("cautions", []), files)
+        return list(with_names(neighbours(found), files))
 
 
 def neighbours(answer: Any) -> list[Neighbours]:

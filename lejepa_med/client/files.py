@@ -3,6 +3,7 @@
 import io
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,10 @@ Keys: TypeAlias = Sequence[Key | Mapping[str, Key] | None]
 Part: TypeAlias = tuple[str, tuple[str, IO[bytes], str]]
 T = TypeVar("T", bound=Any)  # an answer's item, with `file_index` and `name`
 SUFFIX = re.compile(r"(\.(nii|fits|fit|fts|dcm))?\.(?=[0-9]*[a-z])[a-z0-9]{1,8}$", re.IGNORECASE)
+LISTED = re.compile(r"\. (Files|The first files) \(by position, from 0\): ")  # before a caution's list of files
+SENT = re.compile(
+    r"""(\d+)(?: key ('[^']*'|"[^"]*"|\d+)| ['"]([^'"]*)['"])?"""
+)  # one of them: position, key, name in a zip
 COMPRESSED = (".gz", ".bz2", ".xz", ".fz")
 
 
@@ -81,6 +86,46 @@ def skipped_names(skipped: Sequence[Mapping[str, Any]], files: Sequence[File]) -
     """What was skipped in an answer, in a sent folder by the paths below it."""
     known = {index: names_in(files[index]) for index in {one["file_index"] for one in skipped}}
     return [{**one, "name": known[one["file_index"]].get(one["name"], one["name"])} for one in skipped]
+
+
+class CautionWarning(UserWarning):
+    """What to know before using vectors or predictions, as the service says it; see docs/service.md, "Cautions"."""
+
+
+def warned(
+    cautions: Sequence[str], files: Sequence[File] = (), *, said: set[str] | None = None, level: int = 3
+) -> list[str]:
+    """Warn of the cautions of an answer, and give them with the caller's names of `files` in place of the sent ones.
+
+    `said` are kinds of caution that were warned of before, by their texts without counts and files; it gets the new.
+    The warning is at the caller's line, `level` calls up.
+    """
+    texts = [_with_own_names(caution, files) for caution in cautions]
+    for caution, text in zip(cautions, texts, strict=True):
+        kind = re.sub(r"\d[\d,]*", "", LISTED.split(caution)[0])
+        if said is None or kind not in said:
+            warnings.warn(f"{text}.", CautionWarning, stacklevel=level)
+        if said is not None:
+            said.add(kind)
+    return texts
+
+
+def _with_own_names(caution: str, files: Sequence[File]) -> str:
+    found = LISTED.search(caution)
+    if found is None or not files:
+        return caution
+
+    def own(entry: re.Match[str]) -> str:
+        place, key, name = int(entry[1]), entry[2], entry[3]
+        file = files[place]
+        if key is not None or isinstance(file, tuple):
+            return f"file {place}" if key is None else f"key {key}"
+        if name is None:
+            return f"'{file}'"
+        inside = names_in(file).get(name)
+        return f"'{name}' in '{file}'" if inside is None else f"'{Path(file) / inside}'"
+
+    return f"{caution[: found.start()]}. {found[1]}: {SENT.sub(own, caution[found.end() :])}"
 
 
 def open_all(files: Iterable[File], stack: ExitStack) -> list[Part]:

@@ -113,6 +113,8 @@ class Embeddings(Answer):
     dim: int
     items: list[EmbeddedItem]
     precision: str = "float32"
+    cautions: list[str] = field(default_factory=list)
+    """What to know before using the vectors, one text for each kind of trouble; `Client.embed` warns of them, too."""
     skipped: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Files in zips and folders that are no images: `file_index` and `name`."""
 
@@ -136,7 +138,10 @@ class Embeddings(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(Answer):
-    """An embedding table of the service; `encoder` is None where its encoder is not there."""
+    """An embedding table of the service; `encoder` is None where its encoder is not there.
+
+    `cautions` say what to know before using it: tiles have no mpp, or a column that looks like the group is not used.
+    """
 
     name: str
     count: int
@@ -145,6 +150,7 @@ class Archive(Answer):
     encoder: str | None = None
     created: datetime | None = None
     upload: str | None = None
+    cautions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +158,7 @@ class ArchiveDetail(Archive):
     """A table with what it holds; `failures` have `reason` and `count`, `labels` items by label.
 
     `leak` counts `groups`, `images` and `copies` in several splits of the catalogue; None where there are none.
-    `cautions` are sentences about the vectors, such as that tiles have no mpp.
+    `notes` say what became of the catalogue of a folder.
     """
 
     failed: int
@@ -160,7 +166,7 @@ class ArchiveDetail(Archive):
     failures: list[dict[str, Any]] = field(default_factory=list, repr=False)
     labels: dict[str, int] = field(default_factory=dict, repr=False)
     leak: dict[str, Any] | None = None
-    cautions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +185,11 @@ class Upload(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class UploadDetail(Upload):
-    """An upload with what its import found; None while it is imported. `embedding` is the id of the job, if any."""
+    """An upload with what its import found; None while it is imported. `embedding` is the id of the job, if any.
+
+    `cautions` name a column of the catalogue that looks like the group and is not used; `notes` say which table among
+    the files was taken as the catalogue, or was not.
+    """
 
     items: int | None = None
     groups: int | None = None
@@ -196,6 +206,8 @@ class UploadDetail(Upload):
     catalog_unused_rows: list[int] | None = field(default=None, repr=False)
     catalog_missing: dict[str, dict[str, int]] | None = field(default=None, repr=False)
     catalog_without_row: int | None = None
+    cautions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     embedding: str | None = None
 
 
@@ -231,7 +243,10 @@ class ArchiveItem(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Answer):
-    """Long work of the service. `result` is a link, once it has succeeded."""
+    """Long work of the service. `result` is a link, once it has succeeded.
+
+    `cautions` come with the answer to the request that asked for it, and with what it makes.
+    """
 
     id: str
     kind: str
@@ -244,6 +259,7 @@ class Job(Answer):
     finished: datetime | None = None
     attempts: int = 0
     result: str | None = None
+    cautions: list[str] | None = None
     error: Problem | None = None
     events: list[dict[str, Any]] = field(default_factory=list, repr=False)
 

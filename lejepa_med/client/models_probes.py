@@ -22,7 +22,8 @@ class Probe(Answer):
     """One version of a trained probe. `kind` is classification, multilabel or regression.
 
     `metrics` and `receipt` (of the cross-validation) and all `versions` come with `Client.probe` alone. `read_only`: it
-    was trained with `lejepa-med probe`, and the service neither changes nor removes it.
+    was trained with `lejepa-med probe`, and the service neither changes nor removes it. `cautions` say what to know of
+    the images that it learnt from.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Probe(Answer):
     series: str = ""
     version: int = 1
     parent: str | None = None
+    cautions: list[str] = field(default_factory=list)
     read_only: bool = False
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     receipt: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -108,6 +110,7 @@ class Application(Answer):
     fingerprint: str
     count: int
     created: datetime
+    cautions: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
 
 

@@ -1,11 +1,12 @@
 """Probes: trained on labels, improved by more, applied to files, items and whole archives."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
-from lejepa_med.client.files import File, Keys, sent_keys, with_names
+from lejepa_med.client.files import File, Keys, sent_keys, warned, with_names
 from lejepa_med.client.models import Job
 from lejepa_med.client.models_probes import Application, Prediction, Probe, UncertainItem
 
@@ -22,6 +23,7 @@ class ProbeCalls(Calls):
         encoder: str | None = None,
         name: str | None = None,
         folds: int | None = None,
+        mpp: float | None = None,
         keys: Keys | None = None,
         **options: Any,
     ) -> Job:
@@ -30,9 +32,9 @@ class ProbeCalls(Calls):
         The probe has the job's id. An error about a file names its key. `options` are further fields of the form.
         """
         options |= {"labels": list(labels), "groups": groups, "keys": sent_keys(files, keys)}
-        fields = form_fields(encoder=encoder, name=name, folds=folds, **options)
+        fields = form_fields(encoder=encoder, name=name, folds=folds, mpp=mpp, **options)
         sent = self._http.json("POST", "/v1/probes", files=list(files), fields=fields, repeatable=False)
-        return Job.read(sent)
+        return _warned(Job.read(sent), files)
 
     def train_probe_on(
         self,
@@ -50,7 +52,7 @@ class ProbeCalls(Calls):
         """
         items = _labelled(labels, groups)
         body = given_fields(archive=archive, labels=items, name=name, folds=folds, **options)
-        return Job.read(self._http.json("POST", "/v1/probes", body=body, repeatable=False))
+        return _warned(Job.read(self._http.json("POST", "/v1/probes", body=body, repeatable=False)))
 
     def add_labels(
         self,
@@ -59,12 +61,15 @@ class ProbeCalls(Calls):
         labels: Sequence[Any],
         *,
         groups: Sequence[str] | None = None,
+        mpp: float | None = None,
         keys: Keys | None = None,
     ) -> Job:
         """Train the probe's next version on all its labels and those of these files; it has the job's id."""
-        fields = form_fields(labels=list(labels), groups=groups, keys=sent_keys(files, keys))
+        fields = form_fields(labels=list(labels), groups=groups, mpp=mpp, keys=sent_keys(files, keys))
         path = f"/v1/probes/{part(probe)}/labels"
-        return Job.read(self._http.json("POST", path, files=list(files), fields=fields, repeatable=False))
+        return _warned(
+            Job.read(self._http.json("POST", path, files=list(files), fields=fields, repeatable=False)), files
+        )
 
     def add_labels_on(
         self,
@@ -77,12 +82,15 @@ class ProbeCalls(Calls):
     ) -> Job:
         """Train the probe's next version on all its labels and these, by id; it has the job's id."""
         body = {"archive": archive, "labels": _labelled(labels, groups), "allow_leak": allow_leak}
-        return Job.read(self._http.json("POST", f"/v1/probes/{part(probe)}/labels", body=body, repeatable=False))
+        path = f"/v1/probes/{part(probe)}/labels"
+        return _warned(Job.read(self._http.json("POST", path, body=body, repeatable=False)))
 
     def uncertain(self, probe: str, archive: str, *, limit: int = 50) -> list[UncertainItem]:
         """The items of a table whose labels would teach the probe most, the first one first."""
         path, params = f"/v1/probes/{part(probe)}/uncertain", {"archive": archive, "limit": limit}
-        return [UncertainItem.read(item) for item in self._http.json("GET", path, params=params)["items"]]
+        found = self._http.json("GET", path, params=params)
+        warned(found.get("cautions", []))
+        return [UncertainItem.read(item) for item in found["items"]]
 
     def probes(self) -> list[Probe]:
         """All versions of all probes, newest first."""
@@ -108,12 +116,14 @@ class ProbeCalls(Calls):
         path = f"/v1/probes/{part(probe)}/predictions"
         fields = form_fields(mpp=mpp, groups=groups, keys=sent_keys(files, keys))
         found = self._http.json("POST", path, files=list(files), fields=fields)
+        warned(found.get("cautions", []), files)
         return list(with_names(map(Prediction.read, found["items"]), files))
 
     def predict_items(self, probe: str, archive: str, ids: Sequence[str]) -> list[Prediction]:
         """A probe's answers for items of a table."""
         path = f"/v1/probes/{part(probe)}/predictions"
         found = self._http.json("POST", path, body={"archive": archive, "ids": list(ids)})
+        warned(found.get("cautions", []))
         return [Prediction.read(item) for item in found["items"]]
 
     def apply_probe(self, probe: str, archive: str) -> Job:
@@ -147,3 +157,8 @@ def _labelled(labels: Mapping[str, Any], groups: Mapping[str, str] | None) -> li
         {"id": item, "label": label, **({"group": groups[item]} if item in groups else {})}
         for item, label in labels.items()
     ]
+
+
+def _warned(job: Job, files: Sequence[File] = ()) -> Job:
+    """A job that was accepted, with its cautions in the caller's names; warns of them."""
+    return replace(job, cautions=warned(job.cautions or [], files, level=4))

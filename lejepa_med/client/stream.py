@@ -10,7 +10,7 @@ import httpx
 
 from lejepa_med.client.calls import form_fields
 from lejepa_med.client.errors import InvalidError
-from lejepa_med.client.files import File, Key, sent_keys, with_names
+from lejepa_med.client.files import File, Key, sent_keys, warned, with_names
 from lejepa_med.client.http import Http, pause, unreachable
 from lejepa_med.client.models import EmbeddedItem
 
@@ -32,16 +32,19 @@ def embed_stream(
     """
     source, sent, given = iter(files), 0, 0
     told = None if keys is None else iter(keys)
+    said: set[str] = set()  # kinds of caution: one warning each, whichever request it comes with
     while group := list(islice(source, batch)):
         count = 0
         own = sent_keys(group, None if told is None else list(islice(told, len(group))))
-        for item in with_names(_group(http, group, own, fields), group):
+        for item in with_names(_group(http, group, own, fields, said), group):
             yield replace(item, index=given + item.index, file_index=sent + item.file_index)
             count = item.index + 1
         sent, given = sent + len(group), given + count
 
 
-def _group(http: Http, group: Sequence[File], keys: list[Any] | None, fields: dict[str, str]) -> Iterator[EmbeddedItem]:
+def _group(
+    http: Http, group: Sequence[File], keys: list[Any] | None, fields: dict[str, str], said: set[str]
+) -> Iterator[EmbeddedItem]:
     """Items of one request, which is repeated from where its answer broke off."""
     done = stuck = 0
     given = {**fields, **form_fields(keys=keys)}
@@ -50,6 +53,7 @@ def _group(http: Http, group: Sequence[File], keys: list[Any] | None, fields: di
         try:
             accept = f"{LINES}, application/json;q=0.5"
             with http.open("POST", "/v1/embeddings", files=group, fields=given, accept=accept) as answer:
+                warned(json.loads(answer.headers.get("x-cautions", "[]")), group, said=said, level=5)
                 for item in islice(_items(answer), done, None):
                     done += 1
                     yield EmbeddedItem.read(item)
@@ -57,7 +61,7 @@ def _group(http: Http, group: Sequence[File], keys: list[Any] | None, fields: di
         except InvalidError as error:
             if error.problem.index is None:
                 raise  # it is not about a file
-            yield from _one_by_one(http, group, keys, fields, error)
+            yield from _one_by_one(http, group, keys, fields, said, error)
             return
         except httpx.TimeoutException as error:
             raise unreachable(error) from error
@@ -69,7 +73,12 @@ def _group(http: Http, group: Sequence[File], keys: list[Any] | None, fields: di
 
 
 def _one_by_one(
-    http: Http, group: Sequence[File], keys: list[Any] | None, fields: dict[str, str], error: InvalidError
+    http: Http,
+    group: Sequence[File],
+    keys: list[Any] | None,
+    fields: dict[str, str],
+    said: set[str],
+    error: InvalidError,
 ) -> Iterator[EmbeddedItem]:
     """A request of which no file could be read names only the first; here each file gets its own problem."""
     if len(group) == 1:
@@ -79,7 +88,7 @@ def _one_by_one(
     given = 0
     for place, file in enumerate(group):
         count = 0
-        for item in _group(http, [file], None if keys is None else [keys[place]], fields):
+        for item in _group(http, [file], None if keys is None else [keys[place]], fields, said):
             yield replace(item, index=given + item.index, file_index=place)
             count = item.index + 1
         given += count

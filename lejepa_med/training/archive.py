@@ -13,7 +13,7 @@ from rich.table import Table
 
 import data_adapters
 from data_adapters.base import Adapter, BaseAdapter, mixed
-from data_adapters.catalog import Catalog
+from data_adapters.catalog import Catalog, participants_of
 from data_adapters.leaks import Leak, alike
 from data_adapters.manifest import Manifest
 from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
@@ -81,8 +81,7 @@ def scan(
             f"--{'group' if group_column else 'label'}-column names a column of a catalogue, and none is given.",
             remedy="Give the table, too: --catalog FILE (of pretrain: --data.catalog FILE).",
         )
-    columns = {"group_column": group_column, "label_column": label_column}
-    table = None if catalog is None else Catalog(catalog, **columns)
+    table = None if catalog is None else Catalog(catalog, group_column=group_column, label_column=label_column)
     with progress_bar(console, "scan") as bar:
         task = bar.add_task("", total=None)
         result = scan_archive(
@@ -99,8 +98,8 @@ def scan(
     console.print(summary(result, remembered=journal is not None, split=split))
     for note in result.catalog_notes:
         console.print(f"[yellow]catalogue:[/] {escape(note)}", highlight=False, soft_wrap=True)
-    participants = archive / "participants.tsv"
-    if catalog is None and participants.is_file():
+    participants = participants_of(archive)
+    if catalog is None and participants is not None:
         console.print(
             f"[yellow]catalogue:[/] the archive has a participants.tsv, which is not used: --catalog "
             f"{escape(str(participants))} --label-column COLUMN takes its labels, and its participants as groups",

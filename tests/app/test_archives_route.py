@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from app.kinds.folders import archive_folder
 from app.service import Service
 from app.settings import Settings
 from app.vectors.base import table_key
+from data_adapters.identity import group_id
 from lejepa_med.embed import EmbeddingTable
 from tests.app.helpers import eventually, picture, png, wait
 from tests.data.histology import write_tiles
@@ -87,7 +90,118 @@ def test_tiles_of_unknown_scale_are_told(client: TestClient, settings: Settings)
     assert job["state"] == "succeeded", job
     (caution,) = client.get("/v1/archives/tiles").json()["cautions"]
     assert caution.startswith("4 of 4 tiles have no mpp (um per pixel), and the encoder was trained at 0.5")
+    assert "Give a table with a column 'mpp' as the request's 'catalog', so that this is checked" in caution
+    listed = {one["name"]: one["cautions"] for one in client.get("/v1/archives").json()["archives"]}
+    assert (listed["tiles"], listed["table"]) == ([caution], [])
+    # What is made from the table says it, too. Files are named by key, and that to their sender only.
+    ids = [one["id"] for one in client.get("/v1/archives/tiles/ids").json()["items"]]
+    labels = [{"id": name, "label": "ab"[place // 2]} for place, name in enumerate(ids)]
+    probe = client.post("/v1/probes", json={"archive": "tiles", "labels": labels, "folds": 2}).json()
+    assert probe["cautions"] == [caution] and wait(client, probe["id"])["state"] == "succeeded"
+    address = f"/v1/probes/{probe['id']}"
+    told = client.post(f"{address}/predictions", json={"archive": "tiles", "ids": ids}).json()
+    assert told["cautions"] == client.get(f"{address}/uncertain?archive=tiles").json()["cautions"] == [caution]
+    job = wait(client, client.post(f"{address}/applications", json={"archive": "tiles"}).json()["id"])
+    assert client.get(job["result"]).json()["cautions"] == [caution]
+    tiles = [path.read_bytes() for path in sorted((settings.archives_dir / "tiles").rglob("*.png"))]
+    parts: list[Any] = [("files", (f"Doe {number}.png", tile)) for number, tile in enumerate(tiles)]
+    own, keys = "1 of 1 tiles have no mpp", '["Doe"]'
+    for path, data in ((f"{address}/predictions", {"keys": keys}), ("/v1/search", {"archive": "tiles", "keys": keys})):
+        (found,) = client.post(path, files=parts[:1], data=data).json()["cautions"]
+        assert found.startswith(own) and found.endswith(": 0 key 'Doe'") and "form field 'mpp'" in found
+        assert client.post(path, files=parts[:1], data={**data, "mpp": "0.2"}).json()["cautions"] == []
+    data = {"encoder": "histology", "labels": '["a", "a", "b", "b"]', "folds": "2", "keys": '["Doe", null, null, null]'}
+    sent = client.post("/v1/probes", files=parts, data=data).json()
+    assert sent["cautions"][0].endswith("Files (by position, from 0): 0 key 'Doe', 1, 2, 3")
+    assert wait(client, sent["id"])["state"] == "succeeded"
+    (kept,) = client.get(f"/v1/probes/{sent['id']}").json()["cautions"]
+    assert kept.endswith("Files (by position, from 0): 0, 1, 2, 3") and "Doe" not in kept
+    sent = client.post(
+        f"/v1/probes/{sent['id']}/labels", files=parts[:1], data={"labels": '["a"]', "mpp": "0.2"}
+    ).json()
+    assert sent["cautions"] == [] and wait(client, sent["id"])["state"] == "succeeded"
+    assert client.get(f"/v1/probes/{sent['id']}").json()["cautions"] == [kept], "of the older examples"
     assert client.delete("/v1/archives/tiles").status_code == 204
+
+
+@pytest.fixture
+def bids(settings: Settings) -> Iterator[Path]:
+    """Three participants with two sessions each, and their table, whose `group` is a diagnosis."""
+    assert settings.archives_dir is not None
+    root = settings.archives_dir / "ds"
+    for number, (subject, session) in enumerate(product("123", "12")):
+        folder = root / f"sub-0{subject}" / f"ses-{session}"
+        folder.mkdir(parents=True)
+        (folder / f"sub-0{subject}_ses-{session}.png").write_bytes(png(number))
+    (root / "participants.tsv").write_text("participant_id\tsex\tgroup\nsub-01\tF\tc\n02\tM\tp\n03\tM\tp\n9\tF\tc\n")
+    rows = [f"{path.relative_to(root).as_posix()},{path.parent.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (root / "table.csv").write_text("\n".join(["path,Subject ID", *rows]))
+    yield root
+    shutil.rmtree(root)
+
+
+def embedded(client: TestClient, **wanted: str) -> tuple[dict[str, Any], list[str]]:
+    """The archive 'ds' of the folder, which is removed again, and its groups."""
+    body = {"name": "ds", "folder": "ds", "encoder": "images", **wanted}
+    job = wait(client, client.post("/v1/archives", json=body).json()["id"], seconds=60)
+    assert job["state"] == "succeeded", job
+    groups = [one["group"] for one in client.get("/v1/archives/ds/ids").json()["items"]]
+    found: dict[str, Any] = client.get("/v1/archives/ds").json()
+    assert client.delete("/v1/archives/ds").status_code == 204
+    return found, groups
+
+
+def test_participants_of_a_folder_are_its_catalogue_as_for_the_command(client: TestClient, bids: Path) -> None:
+    expected = [group_id(f"sub-0{number}") for number in (1, 1, 2, 2, 3, 3)]
+    found, groups = embedded(client)
+    assert (groups, found["labels"], found["cautions"]) == (expected, {}, [])
+    assert found["notes"] == [
+        "participants.tsv is taken as the catalogue, and its participants as the groups; give label_column=COLUMN to "
+        "take labels from it",
+        "1 of 4 rows match no readable file; a participant's files have sub-XX in the name of a folder or file. The "
+        "first: row 5 of participants.tsv",
+    ]
+    found, groups = embedded(client, label_column="sex")
+    assert (groups, found["labels"]) == (expected, {"F": 2, "M": 4})
+    (bids / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\tx\n")
+    found, groups = embedded(client)
+    assert len(set(groups)) == 6 and found["notes"][0].startswith("participants.tsv is not used as the catalogue: ")
+    assert "row 2 has 3 cells" in found["notes"][0] and str(bids.parent) not in str(found)
+
+
+def test_a_folders_table_with_a_likely_group_that_is_not_used(client: TestClient, bids: Path) -> None:
+    found, groups = embedded(client, catalog="table.csv")
+    assert len(set(groups)) == 6 and found["notes"] == []
+    assert found["cautions"] == [
+        "In the catalogue, the column 'Subject ID' looks like the group (patient, slide, field), and is not used: give "
+        "'group_column=Subject ID' to keep its equal values on one side of every split"
+    ]
+    found, groups = embedded(client, catalog="table.csv", group_column="subject id")
+    assert groups == [group_id(f"sub-0{number}") for number in (1, 1, 2, 2, 3, 3)] and found["cautions"] == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "cause"),
+    [
+        ({"folder": "ds", "catalog": "gone.csv"}, 404, "no such table"),
+        ({"folder": "ds", "catalog": "../wing/x.csv"}, 404, "no such table"),
+        ({"folder": "ds", "catalog": "out.csv"}, 404, "no such table"),
+        (
+            {"folder": "ds", "catalog": "table.csv", "label_column": "Doe"},
+            422,
+            "no column of the name that label_column",
+        ),
+        ({"folder": "ds/sub-01", "label_column": "sex"}, 422, "the folder has no participants.tsv"),
+    ],
+)
+def test_refused_catalogues(
+    client: TestClient, bids: Path, tmp_path: Path, wanted: dict[str, str], status: int, cause: str
+) -> None:
+    (tmp_path / "out.csv").write_text("path\n")
+    (bids / "out.csv").symlink_to(tmp_path / "out.csv")
+    answer = client.post("/v1/archives", json={"name": "ds", "encoder": "images", **wanted})
+    assert answer.status_code == status and cause in answer.json()["detail"] and answer.json()["remedy"], answer.text
+    assert "Doe" not in answer.text and str(bids) not in answer.text
 
 
 def test_download(client: TestClient, made: dict[str, Any], settings: Settings) -> None:

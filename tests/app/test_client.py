@@ -1,8 +1,10 @@
 """The typed client against the real app behind a real server, and through a proxy that breaks connections."""
 
+import re
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from app.service import Service
 from lejepa_med import client as package
 from lejepa_med.client import (
     BusyError,
+    CautionWarning,
     Client,
     ClientError,
     ConflictError,
@@ -126,6 +129,44 @@ def test_embed_many_counts_over_all_files_and_goes_on_after_bad_ones(service: Cl
     np.testing.assert_allclose([item.vector for item in found[:3]], whole, atol=1e-5)
     with pytest.raises(NotFoundError):
         next(service.embed_many(pictures, encoder="none"))
+
+
+def test_cautions_are_warnings_in_the_callers_names(service: Client, tmp_path: Path) -> None:
+    """One for each kind of trouble, whatever the number of files and requests; none where the scale is stated."""
+    from tests.data.histology import write_tiles
+
+    tiles = write_tiles(tmp_path / "own", slides=["s1", "s2"], per_slide=3)
+
+    def warns(count: int, named: list[str], *, more: str = "Files") -> Any:
+        """Exactly one, of so many tiles, which names these files."""
+        listed = re.escape(", ".join(named))
+        return pytest.warns(CautionWarning, match=f"^{count} of {count} tiles .*'mpp' .* {more}: {listed}\\.$")
+
+    names = [f"'{tile}'" for tile in tiles]
+    with warns(2, names[:2]) as told:
+        found = service.embed(*tiles[:2], encoder="histology")
+    assert len(told) == 1 and told[0].filename == __file__ and f"{found.cautions[0]}." == str(told[0].message)
+    with warns(2, names[:2]) as told:
+        assert len(list(service.embed_many(tiles, encoder="histology", batch=2))) == 6
+    assert len(told) == 1 and told[0].filename == __file__
+    with warns(4, [names[0], *names[3:]]):
+        service.embed(tiles[0], tmp_path / "own" / "s2", encoder="histology")
+    with warns(3, ["key 'A 1, 2'", "key 7", "file 2"]):
+        sent = (tiles[2].read_bytes(), ".png")
+        service.embed(*tiles[:2], sent, encoder="histology", keys=["A 1, 2", 7, None])
+    with warns(6, names[:5], more="The first files") as told:
+        job = service.train_probe(tiles, [*"ababab"], encoder="histology", folds=2)
+    assert told[0].filename == __file__
+    assert job.cautions and service.wait(job, timeout=60).state == "succeeded"
+    (kept,) = service.probe(job.id).cautions
+    assert kept.endswith("The first files (by position, from 0): 0, 1, 2, 3, 4")
+    with warns(1, names[:1]):
+        service.predict_files(job.id, tiles[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CautionWarning)
+        assert service.embed(*tiles[:2], encoder="histology", mpp=0.2).cautions == []
+        assert len(list(service.embed_many(tiles[:2], encoder="histology", mpp=0.2))) == 2
+        service.predict_files(job.id, tiles[:1], mpp=0.2)
 
 
 def test_probe_from_files_to_prediction(service: Client, pictures: list[Path]) -> None:

@@ -1,12 +1,17 @@
 import io
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+from app.answers import ARROW, PARQUET
 from app.settings import Settings
 from data_adapters.base import Record
 from lejepa_med.models.folder import load_encoder
@@ -240,3 +245,95 @@ def test_a_picture_for_an_encoder_of_flux_is_told_what_the_encoder_wants(client:
     detail, remedy = answer.json()["detail"], answer.json()["remedy"]
     assert "holds pictures (JPEG, PNG or RGB), but the encoder, or the option kind, is for flux (FITS" in detail
     assert "an encoder that was pretrained on pictures" in remedy and "modality" not in detail + remedy
+
+
+# --- cautions -------------------------------------------------------------------------------------------------------
+
+UNKNOWN = "tiles have no mpp (um per pixel), and the encoder was trained at 0.5. A tile is resized to 32 pixels"
+GIVE = "Give the form field 'mpp' (it holds for all files of the request), so that this is checked"
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    from tests.data.histology import write_tiles
+
+    paths = write_tiles(tmp_path_factory.mktemp("tiles"), slides=["a"], per_slide=7)
+    return [path.read_bytes() for path in paths]
+
+
+def cautions(client: TestClient, parts: list[tuple[str, tuple[str, bytes]]], **fields: str) -> list[str]:
+    answer = client.post("/v1/embeddings", files=parts, data={"encoder": "histology", **fields})
+    assert answer.status_code == 200, answer.text
+    found: list[str] = answer.json()["cautions"]
+    return found
+
+
+def test_tiles_without_mpp_are_one_caution_with_count_names_and_remedy(client: TestClient, tiles: list[bytes]) -> None:
+    parts = [("files", (f"night {number}/tile.png", tile)) for number, tile in enumerate(tiles)]
+    (caution,) = cautions(client, parts)
+    assert caution.startswith(f"7 of 7 {UNKNOWN}") and GIVE in caution
+    assert caution.endswith(". The first files (by position, from 0): 0, 1, 2, 3, 4"), "names of files are never told"
+    (caution,) = cautions(client, parts[:2], keys='["A-17", 18]')
+    assert caution.startswith(f"2 of 2 {UNKNOWN}") and caution.endswith(
+        "Files (by position, from 0): 0 key 'A-17', 1 key 18"
+    )
+    (caution,) = cautions(client, parts[:1])
+    assert caution.startswith("1 of 1 tiles") and caution.endswith(". Files (by position, from 0): 0")
+    (caution,) = cautions(client, [*files(b"no tile"), *parts[:1]])
+    assert caution.startswith("1 of 1 tiles") and caution.endswith("Files (by position, from 0): 1")
+
+
+def test_tiles_in_zips_are_named_as_in_the_zip(client: TestClient, tiles: list[bytes]) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        target.writestr("s 1/b.png", tiles[0])
+        target.writestr("README.md", b"x")
+    (caution,) = cautions(client, files(packed.getvalue(), name="a.zip"))
+    assert caution.endswith("Files (by position, from 0): 0 's 1/b.png'")
+    (caution,) = cautions(client, [*files(tiles[1], name="x.png"), *files(packed.getvalue(), name="a.zip")])
+    assert caution.startswith("2 of 2 tiles") and caution.endswith("Files (by position, from 0): 0, 1 's 1/b.png'")
+
+
+def test_a_stated_mpp_is_taken_and_checked(client: TestClient, tiles: list[bytes]) -> None:
+    """A tile of 96 pixels at 0.2 um is 19.2 um wide: at 32 pixels 0.6 um per pixel, which training saw."""
+    assert cautions(client, files(*tiles[:2]), mpp="0.2") == []
+    (caution,) = cautions(client, files(*tiles[:2], name="t.png"), mpp="2")
+    assert caution.startswith("2 of 2 tiles, resized to 32 pixels, lie outside of the 0.4 to 1.1 um per pixel")
+    assert "Cut tiles that are about 16 um wide" in caution and "'mpp'" not in caution
+    assert cautions(client, files(tiles[0]), mpp="0.6", region="10,10,32,40") == [], "it is the region that is shown"
+    (caution,) = cautions(client, files(tiles[0], name="t.png"), region="10,10,32,40")
+    assert caution.startswith(f"1 of 1 {UNKNOWN}")
+    answer = client.post("/v1/embeddings", files=files(tiles[0]), data={"encoder": "histology", "mpp": "60"})
+    assert answer.status_code == 422 and "mpp out of range" in answer.json()["detail"]
+
+
+def test_a_region_of_a_slide_without_mpp(client: TestClient, tmp_path: Path) -> None:
+    from tests.data.histology import write_slide
+
+    for name, mpp in (("silent", None), ("slide", 0.5)):
+        write_slide(tmp_path / f"{name}.tif", width=600, height=500, mpp=mpp)
+    silent, slide = ((tmp_path / f"{name}.tif").read_bytes() for name in ("silent", "slide"))
+    (caution,) = cautions(client, files(silent, name="silent.tif"), region="100,120,96,64")
+    assert caution.startswith("1 of 1 regions have no mpp") and GIVE in caution
+    assert cautions(client, files(silent, name="silent.tif"), region="100,120,96,64", mpp="0.5") == []
+    assert cautions(client, files(slide, name="slide.tif"), region="100,120,96,64") == []
+    assert cautions(client, files(slide, name="slide.tif")) == []
+    assert cautions(client, files(silent, name="silent.tif"), mpp="0.5") == []
+
+
+def test_cautions_in_every_form_of_the_answer(client: TestClient, tiles: list[bytes]) -> None:
+    def ask(accept: str, *contents: bytes, encoder: str = "histology") -> Any:
+        data, headers = {"encoder": encoder}, {"Accept": accept}
+        data |= {"keys": json.dumps(["ä"] * len(contents))}
+        return client.post("/v1/embeddings", files=files(*contents), data=data, headers=headers)
+
+    for accept in ("application/x-npy", "application/x-ndjson", ARROW, PARQUET):
+        answer = ask(accept, *tiles[:2])
+        (caution,) = json.loads(answer.headers["x-cautions"])
+        assert caution.startswith(f"2 of 2 {UNKNOWN}") and caution.endswith(": 0 key 'ä', 1 key 'ä'")
+        if accept in (ARROW, PARQUET):
+            read = pq.read_table if accept == PARQUET else lambda stream: pa.ipc.open_stream(stream).read_all()
+            metadata = read(io.BytesIO(answer.content)).schema.metadata
+            assert json.loads(metadata[b"cautions"]) == [caution]
+        assert "x-cautions" not in ask(accept, png(), encoder="images").headers
+    assert ask("application/json", png(), encoder="images").json()["cautions"] == []

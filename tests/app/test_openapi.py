@@ -22,7 +22,7 @@ from app.service import Service, new_id
 from app.settings import Settings
 from app.store import AuditRow, KeyRow
 from tests.app.helpers import png, wait
-from tests.data.histology import he_picture, write_pyramid
+from tests.data.histology import he_picture, write_pyramid, write_tiles
 from tests.data.mri import phantom, write_nifti, write_series
 
 DOCUMENTS = [
@@ -31,6 +31,7 @@ DOCUMENTS = [
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
 VARIABLES = {name.upper().removesuffix("_ID"): name for name in ("probe_id", "upload_id", "application_id", "job_id")}
+PARTICIPANTS = "participant_id\tsex\nsub-01\tF\n"
 MULTIPART = "multipart/form-data"
 SUCCESS = range(200, 300)
 
@@ -131,6 +132,13 @@ def write(path: Path) -> None:
     """A volume, series or slide, by the file's suffix."""
     if path.name.endswith(".nii.gz"):
         write_nifti(path, phantom())
+    elif path.name == "ds.zip":
+        with ZipFile(path, "w") as packed:
+            write(head := path.with_name("head.nii.gz"))
+            packed.write(head, "ds/sub-01/anat/sub-01_T1w.nii.gz")
+            packed.writestr("ds/participants.tsv", PARTICIPANTS)
+    elif path.suffix == ".png":
+        write_tiles(path.parent / "tiles", slides=["s"], per_slide=1)[0].rename(path)
     elif path.suffix == ".zip":
         with ZipFile(path, "w") as packed:
             for one in write_series(path.with_suffix(""), phantom()):
@@ -154,6 +162,10 @@ def place(
     is_new = not east.exists()
     east.mkdir(parents=True, exist_ok=True)
     write(east / "head.nii.gz")
+    dataset = settings.archives_dir / "ds"
+    (dataset / "sub-01").mkdir(parents=True)
+    write(dataset / "sub-01" / "sub-01_T1w.nii.gz")
+    (dataset / "participants.tsv").write_text(PARTICIPANTS)
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     before = {row.name for row in service.store.archives()}
     _, key = make_key(service.store, name="examples", scopes=["admin"])
@@ -172,6 +184,7 @@ def place(
                 session.execute(delete(table))
         service.keys.refresh(at_once=True)
         (east / "head.nii.gz").unlink()
+        shutil.rmtree(dataset)
         if is_new:
             shutil.rmtree(east)
         for name in RUNS:

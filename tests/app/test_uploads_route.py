@@ -19,6 +19,7 @@ from lejepa_med.embed import EmbeddingTable
 from lejepa_med.models.folder import load_encoder
 from tests.app.helpers import eventually, files, png, wait
 
+IMAGES = {"modality": "images"}
 CATALOG = b"""path,label,group,mpp,patient
 Doe_1.png,bright,Doe,0.5,Jane
 Doe_2.png,dark,Doe,,Jane
@@ -186,7 +187,21 @@ def test_a_catalogue_with_columns_of_its_own(client: TestClient) -> None:
     rows = ["path,Patient,age,label", "1.png,p,40,x", "2.png,p,41,x", "3.png,q,41,x"]
     catalog = ("catalog", ("c.csv", "\n".join(rows).encode()))
     found = send(client, [*parts, catalog], modality="images", group_column="patient", label_column="age")
-    assert (found["groups"], found["labels"]) == (2, {"40": 1, "41": 2})
+    assert (found["groups"], found["labels"], found["cautions"]) == (2, {"40": 1, "41": 2}, [])
+    found = send(client, [*parts, catalog], encoder="images", embed="true", archive="ungrouped")
+    (caution,) = found["cautions"]
+    assert found["groups"] == 3 and caution == (
+        "In the catalogue, the column 'Patient' looks like the group (patient, slide, field), and is not used: give "
+        "group_column=Patient to keep its equal values on one side of every split"
+    )
+    assert wait(client, found["embedding"])["state"] == "succeeded"
+    assert client.get("/v1/archives/ungrouped").json()["cautions"] == [caution]
+    ids = [one["id"] for one in client.get("/v1/archives/ungrouped/ids").json()["items"]]
+    labels = [{"id": name, "label": float(place)} for place, name in enumerate(ids)]
+    job = client.post("/v1/probes", json={"archive": "ungrouped", "labels": labels}).json()
+    assert job["cautions"] == [caution] and wait(client, job["id"])["state"] == "succeeded"
+    assert client.get(f"/v1/probes/{job['id']}").json()["cautions"] == [caution]
+    assert client.delete("/v1/archives/ungrouped").status_code == 204
     data = {"modality": "images", "group_column": "Doe"}
     answer = client.post("/v1/uploads", files=[*parts, catalog], data=data)
     assert answer.status_code == 422 and "no column of the name that group_column gives" in answer.json()["detail"]
@@ -233,7 +248,7 @@ def test_folders_that_a_zip_or_browser_adds_or_leaves_out(client: TestClient) ->
         (b"path,label\nDoe.png,a\n./Doe.png,b\n", "Rows 2 and 3 are two different rows"),
         (b"PK\x03\x04", "an Excel workbook"),
         (b'path,mpp\nDoe.png,"1,234"\n', "'mpp' (row 2): a decimal comma or thousands?"),
-        (b"Doe,label\nDoe.png,a\n", "no column 'path'."),
+        (b"Doe,label\nDoe.png,a\n", "no column 'path' or 'participant_id'."),
     ],
 )
 def test_a_refused_catalogue_says_why_without_names(client: TestClient, catalog: bytes, cause: str) -> None:
@@ -298,3 +313,86 @@ def test_uploads_expire_where_the_operator_says_so(
     assert client.get("/v1/uploads").json()["uploads"] == []
     assert not list((settings.data / "uploads").iterdir())
     assert client.get("/v1/archives/sent-heads").status_code == 200, "the archive stays"
+
+
+# --- participants.tsv of BIDS ---------------------------------------------------------------------------------------
+
+PARTICIPANTS = b"participant_id\tsex\tgroup\nsub-01\tF\tc\n02\tM\tp\nsub-03\tn/a\tp\nsub-99\tF\tc\n"
+SESSIONS = [
+    f"sub-0{subject}/ses-{session}/sub-0{subject}_ses-{session}.png" for subject in (1, 2, 3) for session in "12"
+]
+
+
+def dataset(*, top: str = "", **others: bytes) -> bytes:
+    """A zip of three participants with two sessions each, and the tables of `others`."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        for number, name in enumerate(SESSIONS):
+            target.writestr(top + name, png(number))
+        for name, content in others.items():
+            target.writestr(top + name.replace("__", "/") + ".tsv", content)
+    return packed.getvalue()
+
+
+def groups_and_labels(client: TestClient, upload: dict[str, Any]) -> tuple[list[int], list[str | None]]:
+    """Of the items in their order, groups numbered as they come."""
+    items = client.get(f"/v1/uploads/{upload['id']}/items").json()["items"]
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(one["group"], len(numbers)) for one in items], [one.get("label") for one in items]
+
+
+def test_participants_in_a_zip_are_the_catalogue(client: TestClient) -> None:
+    older = b"participant_id\nsub-01\n"
+    content = dataset(top="ds/", participants=PARTICIPANTS, derivatives__old__participants=older)
+    found = send(client, files(content, name="ds.zip"), modality="images", label_column="sex")
+    assert groups_and_labels(client, found) == ([0, 0, 1, 1, 2, 2], ["F", "F", "M", "M", None, None])
+    assert (found["catalog_unused"], found["catalog_unused_rows"], found["catalog_without_row"]) == (1, [5], 0)
+    assert found["catalog_missing"] == {"label": {"n/a": 1}}
+    assert found["notes"] == ["participants.tsv is taken as the catalogue, and its participants as the groups"]
+    assert found["cautions"] == [] and found["skipped"] == 2
+    found = send(client, files(content, name="ds.zip"), modality="images")
+    assert found["groups"] == 3 and found["labels"] == {}, "the column group is a diagnosis"
+    assert found["notes"][0].endswith("; give label_column=COLUMN to take labels from it")
+
+
+def test_participants_as_the_catalogue_of_files(client: TestClient) -> None:
+    parts = [("files", (name.rpartition("/")[2], png(number))) for number, name in enumerate(SESSIONS)]
+    parts[4] = ("files", ("sub-03_ses-1.png", b"damaged"))
+    parts[5] = ("files", ("sub-03_ses-2.png", b"damaged"))
+    catalog = ("catalog", ("participants.tsv", PARTICIPANTS))
+    found = send(client, [*parts, catalog], modality="images", label_column="group")
+    assert groups_and_labels(client, found) == ([0, 0, 1, 1], ["c", "c", "p", "p"])
+    assert (found["catalog_unused"], found["catalog_unused_rows"]) == (2, [4, 5]), "none of sub-03 can be read"
+    assert found["notes"] == []
+    found = send(client, [*parts, ("files", ("participants.tsv", PARTICIPANTS))], modality="images")
+    assert found["groups"] == 2 and "is taken as the catalogue" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("others", "note"),
+    [
+        ({"participants": b"name\nDoe\n"}, "is not used as the catalogue: The catalogue has no column 'path' or 'part"),
+        ({"participants": b"\xff\xfe\x00"}, "participants.tsv is not used as the catalogue: The catalogue"),
+        ({"a__participants": b"participant_id\n1\n", "b__participants": b"participant_id\n2\n"}, "hold 2 different"),
+        ({"participants": b"participant_id\nsub-9\n"}, "no file has a participant's sub-XX in the name"),
+        ({"Doe": b"path\tlabel\n"}, "1 table lies among the files, and is not read. Send the table in the form field"),
+    ],
+)
+def test_tables_in_a_zip_that_are_no_catalogue_are_told(
+    client: TestClient, others: dict[str, bytes], note: str
+) -> None:
+    content = dataset(**others)
+    found = send(client, files(content, name="ds.zip"), modality="images")
+    assert found["groups"] == 6 and len(found["notes"]) == 1 and note in found["notes"][0], found["notes"]
+    assert "Doe" not in found["notes"][0] and found["catalog_unused"] is None
+    answer = client.post("/v1/uploads", files=files(content, name="ds.zip"), data={"label_column": "Roe", **IMAGES})
+    assert answer.status_code == 422 and answer.json()["remedy"], "a column was asked for"
+
+
+def test_a_column_of_no_catalogue_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/uploads", files=files(png()), data={"group_column": "patient", **IMAGES})
+    assert answer.status_code == 422 and "none was sent" in answer.json()["detail"]
+    upload = send(client, files(png()), modality="images")["id"]
+    body = {"name": "x", "upload": upload, "encoder": "images", "label_column": "sex"}
+    answer = client.post("/v1/archives", json=body)
+    assert answer.status_code == 422 and "an upload's catalogue came with it" in answer.json()["detail"]

@@ -19,6 +19,7 @@ from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
 from lejepa_med.embed import EmbeddingTable, embed_archive, find_tables
 from lejepa_med.evaluation.labels import join, read_labels
+from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised, save_encoder
 from tests.conftest import write_pictures
@@ -252,6 +253,7 @@ def test_tiles_of_unknown_or_other_scale_are_told(tmp_path: Path, capsys: pytest
     probe = ["probe", str(tmp_path / "none"), str(tmp_path / "labels.csv"), "--archive", str(tmp_path / "a")]
     main([*probe, "--out", str(tmp_path / "p"), "--folds", "2"])
     assert unknown in capsys.readouterr().out
+    assert Probe.load(tmp_path / "p").metrics["cautions"][0].startswith(unknown), "for the service"
     main(["predict", str(tmp_path / "p"), str(tmp_path / "none"), "--out", str(tmp_path / "p.csv")])
     assert unknown in capsys.readouterr().out
     assert "note:" not in embed("right", *[0.5] * 6) and "note:" not in embed("coarser", *[1.0] * 6)  # training's range
