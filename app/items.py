@@ -21,7 +21,6 @@ from data_adapters.identity import group_id
 from data_adapters.record import FROM_CONTENT
 from data_adapters.tables import FIRST
 
-
 LONGEST = 80  # characters of a name or key in a caution, which also goes into a header
 
 
