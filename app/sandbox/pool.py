@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,7 +148,7 @@ class Sandbox:
             found = _found(last.header)
             if not isinstance(found, Record):
                 raise self._blame(LostError("died"))
-            return found
+            return replace(found, uri=record.uri)
 
     def prepare(self, adapter: Adapter, record: Record) -> Tensor:
         """`adapter.prepare(record)` in a worker: (n, C, H, W) or (n, C, D, H, W), uint8 or float32.
