@@ -237,8 +237,7 @@ class PretrainConfig(Section):
     modality: str
     """mri, mri3d, histology, galaxy, images, an installed plug-in, or ./file.py:Class"""
     recipe: Scale | None = None
-    """what is taken where a setting is left out: laptop, workstation or cluster; None: by the machine (a CPU, one GPU or
-    several)"""
+    """what settings left open take: laptop, workstation or cluster; None: by the machine (a CPU, one GPU or several)"""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()

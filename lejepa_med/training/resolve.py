@@ -271,6 +271,7 @@ def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
         source = open_source(config.model.init, backbone=config.model.backbone)
         weights = f" from {escape(source.name)} at learning rate {config.optim.lr:g}"
     text = f"{config.model.backbone}{weights} with {seen} {unit}, {steps} an epoch of {batch} samples each"
+    text += f" (recipe {config.recipe})" if config.recipe else ""
     return f"{text}: {chosen}" if chosen else text
 
 
