@@ -73,7 +73,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.search --out benchmarks/results/search-cpu.md
 	$(BIN)/python -m benchmarks.fuzz --out benchmarks/results/fuzz.md
 	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.md
-	$(BIN)/python -m benchmarks.quality --data "$(LEJEPA_REAL_DATA)" --out benchmarks/results
+	$(BIN)/python -m benchmarks.transfer --data "$(LEJEPA_REAL_DATA)"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """LeJEPA beside VICReg, SimCLR, Barlow Twins, BYOL and DINO: the same loop, backbone, views, batch and minutes.
 
-Each method pretrains on `train` of a labelled set, without the labels, and is scored as in `benchmarks.quality`:
+Each method pretrains on `train` of a labelled set, without the labels, and is scored as in `benchmarks.transfer`:
 balanced accuracy of a linear probe at 10 / 50 / all labels per class, and 20-NN. Losses, projectors and teachers are
 each method's own; optimiser, schedule and augmentation are the project's for all, and were chosen with LeJEPA: a
 baseline may do better with its own. With `--seeds` 0 1 2 the table gives mean and standard deviation over runs.
@@ -20,10 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.quality import MODALITY, SHOTS, hardware, pretrain, score, vectors_of
-from data_adapters.catalog import Catalog
-from data_adapters.manifest import Manifest
-from data_adapters.scan import scan_archive
+from benchmarks.transfer import EXTRA, MODALITY, SHOTS, evaluate, hardware, pretrain, shots_name
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 
 METHODS = ("lejepa", "vicreg", "simclr", "barlow_twins", "byol", "dino")
@@ -39,7 +36,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--split", default="val", help="split to evaluate on")
     parser.add_argument("--minutes", type=float, default=15.0, help="pretraining time of each run")
-    parser.add_argument("--runs", type=Path, default=Path("quality-runs"), help="run folders; finished runs are reused")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("transfer-runs"), help="run folders; finished runs are reused"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="METHOD=FLAGS", help="flags of one method")
     parser.add_argument("--out", type=Path, help="folder for baselines-SET.json and baselines-SET.md")
     parser.add_argument("pretrain", nargs="*", help="further flags of lejepa-med pretrain for all, after --")
@@ -61,11 +60,12 @@ def run_set(name: str, options: argparse.Namespace) -> dict:
     for seed in options.seeds:
         for method in options.methods:
             run = options.runs / f"{name}-{method}-{seed}"
-            seconds = pretrain(name, root, run, with_method(options, method, seed))
+            pretrain(name, root, run, flags_of(options, name, method, seed))
             encoder = load_encoder(run)
-            rows.append(evaluate(encoder, root, options.split) | describe(run, encoder, method, seed, seconds))
+            scores = evaluate(encoder, root, name, options.split)["all"]
+            rows.append(scores | describe(run, encoder, method, seed))
             if method == options.methods[0]:
-                control = evaluate(randomised(encoder), root, options.split)
+                control = evaluate(randomised(encoder), root, name, options.split)["all"]
                 rows.append(control | {"method": CONTROL, "seed": seed})
     report = {
         "set": name,
@@ -82,30 +82,18 @@ def run_set(name: str, options: argparse.Namespace) -> dict:
     return report
 
 
-def with_method(options: argparse.Namespace, method: str, seed: int) -> argparse.Namespace:
-    """The options as `benchmarks.quality.pretrain` wants them, for one method and seed."""
-    flags = [*options.pretrain, *shlex.split(options.only.get(method, "")), "--objective.method", method]
-    return argparse.Namespace(**{**vars(options), "pretrain": flags, "seed": seed})
+def flags_of(options: argparse.Namespace, name: str, method: str, seed: int) -> list[str]:
+    """Flags of `lejepa-med pretrain` for one method and seed."""
+    flags = ["--train.seed", str(seed), "--train.minutes", str(options.minutes), *EXTRA.get(name, [])]
+    return [*flags, *options.pretrain, *shlex.split(options.only.get(method, "")), "--objective.method", method]
 
 
-def evaluate(encoder: LoadedEncoder, root: Path, split: str) -> dict:
-    """Balanced accuracies of one encoder on a set."""
-    found = scan_archive(encoder.adapter, root, catalog=Catalog(root / "labels.csv"), verify=False).manifest
-    found = found.select([row for row, label in enumerate(found.column("label")) if label])
-    parts: tuple[Manifest, Manifest] = (found.of_split("train"), found.of_split(split))
-    train, test = parts
-    results = score(vectors_of(encoder, train), train, vectors_of(encoder, test), test)
-    linear = {str(r.shots or "all"): r.linear_mean for r in results}
-    return {"linear": linear, "knn": results[-1].knn_mean}
-
-
-def describe(run: Path, encoder: LoadedEncoder, method: str, seed: int, seconds: float) -> dict:
+def describe(run: Path, encoder: LoadedEncoder, method: str, seed: int) -> dict:
     """What was trained, and how fast."""
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         "method": method,
         "seed": seed,
-        "minutes": round(seconds / 60, 2),
         "epochs": encoder.info["training"]["epochs"],
         "images_per_second": round(float(np.median([r["images_per_second"] for r in history])), 1),
         "effective_rank": round(history[-1]["backbone/effective_rank"], 1),
@@ -131,7 +119,7 @@ def table(report: dict) -> str:
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        cells = [spread([row["linear"][str(shots or "all")] for row in own]) for shots in SHOTS]
+        cells = [spread([float(np.mean(row["linear"][shots_name(shots)])) for row in own]) for shots in SHOTS]
         cells.append(spread([row["knn"] for row in own]))
         cells += [
             f"{np.mean([row[key] for row in own]):.0f}" if key in own[0] else ""

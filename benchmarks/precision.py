@@ -3,7 +3,7 @@
     python -m benchmarks.precision --data DIR --sets galaxies --runs FOLDER [FOLDER ...] [--items 600] [--out FILE]
 
 It answers what `lejepa-med precision RUN bfloat16` costs. Each set is a folder with labels.csv (see
-`benchmarks.quality`), each run folder a trained encoder; runs are matched with sets in their order, or all with the
+`benchmarks.transfer`), each run folder a trained encoder; runs are matched with sets in their order, or all with the
 only set. On a CPU without bfloat16 the passes are slow, and round as others do.
 """
 

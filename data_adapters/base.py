@@ -28,6 +28,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "SIDECARS",
+    "SMALL_SIZE",
     "Adapter",
     "AdapterOptions",
     "Augment",
@@ -48,6 +49,7 @@ __all__ = [
 
 Found = TypeVar("Found")
 
+SMALL_SIZE = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -126,6 +128,7 @@ class BaseAdapter:
     walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
     # facts of meta that `fit` wants equal in all records, with the remedy where they differ; scan says so beforehand
     uniform: ClassVar[Mapping[str, str]] = {}
+    small_size: ClassVar[int] = SMALL_SIZE  # side of a global view where a small machine trains, pixels
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown
 PLACES = ("archive", "model.init", "data.catalog")  # settings that are always paths
 ORIGINS = "origins"  # key of config.yaml: names of settings by their origin; left out: built-in defaults
 GIVEN, MACHINE, ARCHIVE = "given", "chosen for this machine", "chosen for this archive"
+Scale = Literal["laptop", "workstation", "cluster"]  # recipes: training/recipes.py
 WEIGHTS, MODALITY, BUILT_IN = "from the weights", "modality's default", "built-in default"
 
 
@@ -235,6 +236,8 @@ class PretrainConfig(Section):
     """the run's folder"""
     modality: str
     """mri, mri3d, histology, galaxy, images, an installed plug-in, or ./file.py:Class"""
+    recipe: Scale | None = None
+    """what settings left open take: laptop, workstation or cluster; None: by the machine (a CPU, one GPU or several)"""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()

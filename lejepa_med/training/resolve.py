@@ -9,7 +9,7 @@ import torch
 from rich.markup import escape
 
 import data_adapters
-from data_adapters.base import Adapter, BaseAdapter
+from data_adapters.base import SMALL_SIZE, Adapter, BaseAdapter
 from data_adapters.manifest import Manifest
 from data_adapters.registry import load_class
 from data_adapters.scan import Scan
@@ -21,10 +21,8 @@ from lejepa_med.models.architectures import check_name, check_vit_options, is_co
 from lejepa_med.models.source import open_source
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
+from lejepa_med.training.recipes import RECIPES, kind_of, scale_of, views_of
 
-# Where nothing is given: by dimensions (2, 3), then by device (cpu, cuda).
-BACKBONES = (("resnet18", "vit_small_patch16_224"), ("monai:resnet10", "monai:vit_small"))
-BATCH = ((64, 256), (16, 64))
 EPOCHS = 100
 # Peak learning rates (ViT, CNN). From existing weights: 3e-4 to 5e-4 at full depth ended above the same network frozen,
 # 1e-4 with layer decay below it (EfficientNet-Lite0 on three archives); for a ViT the lower one, which is not measured.
@@ -156,12 +154,7 @@ def origins(final: PretrainConfig, *, given: PretrainConfig, machine: PretrainCo
 
 
 def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
-    """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda'.
-
-    CNN: same-size views, as in the paper's in-domain runs; ViT: 2 global and 6 local views (multi-crop). Volumes on a
-    GPU: 2 global views of 96^3 voxels and 6 local ones of 48^3 for every backbone (3DINO's sizes). The small sizes on
-    a CPU are what trains in minutes there; so is its small batch, since a short run has few steps (one pair of runs,
-    batch and lambda changed together: benchmarks/results/galaxies-trials.md).
+    """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda', by the recipe of `recipes`.
 
     The masked method has one global view. Baselines have their paper's depth and width of the projector.
 
@@ -169,27 +162,21 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
         UserError: an unknown modality or backbone, a backbone of other dimensions than the modality, or an objective
             whose settings do not go together.
     """
-    on_cpu = device == "cpu"
-    dims = getattr(load_class(config.modality), "dims", 2)
-    volumes = dims == 3
+    adapter = load_class(config.modality)
+    dims, small_size = getattr(adapter, "dims", 2), getattr(adapter, "small_size", SMALL_SIZE)
     if config.model.backbone is not None:
         check_name(config.model.backbone, dims=dims)  # now, and not after a scan of hours
     config = _following_weights(config, dims=dims)
-    backbone = config.model.backbone or BACKBONES[volumes][not on_cpu]
+    scale = config.recipe or scale_of(device)
+    kind = kind_of(scale, dims=dims)
+    backbone = config.model.backbone or kind.backbone
     check_vit_options(backbone, registers=config.model.registers, conv_stem=config.model.conv_stem)
     cnn = is_convolutional(backbone)
-    if volumes and not on_cpu:
-        views = {"n_global": 2, "n_local": 6, "global_size": 96}
-    elif volumes:
-        views = {"n_global": 4 if cnn else 2, "n_local": 0 if cnn else 2, "global_size": 48}
-    elif cnn:
-        views = {"n_global": 4, "n_local": 0, "global_size": 64 if on_cpu else 128}
-    else:
-        views = {"n_global": 2, "n_local": 2 if on_cpu else 6, "global_size": 64 if on_cpu else 224}
+    views = views_of(kind, cnn=cnn, small_size=small_size)
     if config.objective.method == "masked":
         views |= {"n_global": 1, "n_local": 0}
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
-    views.setdefault("local_size", _local_size(views["global_size"], volumes=volumes))
+    views.setdefault("local_size", _local_size(views["global_size"], volumes=dims == 3))
     chosen_model = {"backbone": backbone, "drop_path": _first(config.model.drop_path, 0.0 if cnn else 0.1)}
     chosen_optim = {
         "lr": _first(config.optim.lr, (RATES if config.model.init is None else WARM_RATES)[cnn]),
@@ -199,12 +186,13 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     resolved_views = config.views.model_copy(update=views)
     check_objective(config.objective, backbone=backbone, views=resolved_views, conv_stem=config.model.conv_stem)
     chosen_objective = {
-        "slices": _first(config.objective.slices, 256 if on_cpu else 1024),
+        "slices": _first(config.objective.slices, RECIPES[scale].slices),
         "predictor": config.objective.predictor or ("transformer" if config.objective.method == "masked" else "none"),
     }
     precision = config.train.precision or best_precision(device)
     return config.model_copy(
         update={
+            "recipe": scale,
             "views": resolved_views,
             "model": config.model.model_copy(update=chosen_model),
             "objective": config.objective.model_copy(update=chosen_objective),
@@ -213,7 +201,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
                 update={
                     "accelerator": device,
                     "precision": precision,
-                    "batch_size": config.train.batch_size or BATCH[volumes][not on_cpu],
+                    "batch_size": config.train.batch_size or kind.batch,
                 }
             ),
         }
@@ -283,6 +271,7 @@ def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
         source = open_source(config.model.init, backbone=config.model.backbone)
         weights = f" from {escape(source.name)} at learning rate {config.optim.lr:g}"
     text = f"{config.model.backbone}{weights} with {seen} {unit}, {steps} an epoch of {batch} samples each"
+    text += f" (recipe {config.recipe})" if config.recipe else ""
     return f"{text}: {chosen}" if chosen else text
 
 

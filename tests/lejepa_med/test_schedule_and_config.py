@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from data_adapters.registry import load_class
 from lejepa_med.cli import main
 from lejepa_med.config import OptimConfig, PretrainConfig, differences, load_config, save_config
 from lejepa_med.errors import ConfigError
@@ -64,6 +65,30 @@ def test_defaults_by_machine_and_architecture(monkeypatch: pytest.MonkeyPatch) -
     assert small.objective.lamb == pytest.approx(0.08)
     large = resolve_archive(gpu, items=10**6)
     assert (large.train.batch_size, large.model.projector_hidden, large.objective.lamb) == (256, 2048, 0.05)
+
+
+def test_a_recipe_is_chosen_by_the_machine_and_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = PretrainConfig(archive=Path("a"), out=Path("b"), modality="images")
+    assert resolve_machine(base, device="cpu").recipe == "laptop"
+    assert resolve_machine(base, device="cuda").recipe == "workstation"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert resolve_machine(base, device="cpu").recipe == "laptop"
+    assert resolve_machine(base, device="cuda").recipe == "cluster"
+    named = resolve_machine(base.model_copy(update={"recipe": "workstation"}), device="cpu")
+    assert (named.recipe, named.model.backbone, named.views.global_size) == (
+        "workstation",
+        "vit_small_patch16_224",
+        224,
+    )
+    assert (named.train.batch_size, named.objective.slices) == (256, 1024)
+    own = base.model_copy(update={"recipe": "workstation", "train": base.train.model_copy(update={"batch_size": 32})})
+    assert resolve_machine(own, device="cpu").train.batch_size == 32
+
+
+def test_the_modality_says_how_large_views_are_on_a_small_machine() -> None:
+    for modality in ("mri", "histology", "galaxy", "images"):
+        base = PretrainConfig(archive=Path("a"), out=Path("b"), modality=modality)
+        assert resolve_machine(base, device="cpu").views.global_size == load_class(modality).small_size
 
 
 def test_given_values_are_kept() -> None:
