@@ -191,9 +191,9 @@ def _add_groups(table: Table, result: Scan) -> None:
     for one in found:
         if one.rule in own:
             told.append(f"{one.groups:,} {own[one.rule]}")
-        elif one.rule == BY_FOLDER:
+        elif one.rule.startswith(BY_FOLDER):
             files, folders = count(one.items, "file"), count(one.folders, "folder")
-            told.append(f"{files} in {folders} were taken for {count(one.groups, 'group')}, by folder")
+            told.append(f"{files} in {folders} were taken for {count(one.groups, 'group')}, by folder ({one.rule})")
         else:
             told.append(f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({count(one.items, 'item')})")
     table.add_row("groups", "; ".join(told))
@@ -201,11 +201,13 @@ def _add_groups(table: Table, result: Scan) -> None:
         if len(found) == one.groups == 1 < one.items:
             text = "all items are one group, so none can be held out; a catalogue with a column 'group' divides them"
             table.add_row("[yellow]groups", text)
-        elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
+        elif one.rule.startswith(BY_FOLDER) and one.groups < FEW and one.items >= 5 * one.groups:
+            below = int(one.rule.partition(":")[2]) + 1
             table.add_row(
                 "[yellow]groups",
                 "few, by folder: where folders are classes or sites and not patients, give a catalogue with a column "
-                "'group', or say which column it is (--group-column)",
+                f"'group' (or name the column: --group-column), or set the option group_by: folder:{below} takes the "
+                "folders below, file each file by itself",
             )
         if one.rule in BY_NAME and one.apart:
             table.add_row(
