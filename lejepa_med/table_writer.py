@@ -64,8 +64,8 @@ class TableWriter:
             cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
 
         Raises:
-            UserError: `out` holds the table of another encoder or archive, or something else; or a column is not there
-                or tells where a file lies.
+            UserError: `out` holds the table of another encoder, archive or grouping, or something else; or a column is
+                not there or tells where a file lies.
         """
         facts = _facts(manifest, columns)
         self._manifest = manifest
@@ -76,6 +76,7 @@ class TableWriter:
             "encoder_name": encoder_name,
             "dim": dim,
             "archive": manifest.digest(),
+            "groups": _groups_digest(manifest),
             "rows": len(manifest),
             "shard_rows": shard_rows,
             **({"columns": facts.column_names} if columns else {}),
@@ -131,6 +132,11 @@ class TableWriter:
 
     def _file(self, shard: int) -> Path:
         return self._out / f"part-{shard:05d}.parquet"
+
+
+def _groups_digest(manifest: Manifest) -> str:
+    """A hash of all groups: shards of one table must not have been grouped by two rules or catalogues."""
+    return hashlib.blake2b("\n".join(manifest.column("group")).encode(), digest_size=16).hexdigest()
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from app.kinds.archiving import SHARD_ROWS, chunk_of
 from app.kinds.folders import archive_folder
 from app.service import Service
 from app.settings import Settings
-from app.vectors.base import table_key
 from lejepa_med.embed import EmbeddingTable
+from lejepa_med.search.base import table_key
 from tests.app.helpers import eventually, picture, png, wait
 from tests.data.histology import write_tiles
 
