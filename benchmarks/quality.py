@@ -28,7 +28,7 @@ from lejepa_med.evaluation.fewshot import fewshot
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 
 MODALITY = {"galaxies": "galaxy", "histology": "histology", "brain_mri": "mri"}
-EXTRA = {"histology": ["--data.options", '{"tile_group": "file"}']}  # its two folders are no slides
+EXTRA = {"histology": ["--data.options", '{"group_by": "file"}']}  # its two folders are no slides
 SHOTS = (10, 50, None)
 
 

@@ -162,7 +162,7 @@ def _items(
     file = Path(text)
     if not file.exists():
         raise UserError(
-            f"{text} is neither a file nor an id of {info['encoder_name']}'s table.",
+            f"{text} is neither a file nor an id of the table.",
             remedy="Give an image file, or an id: lejepa-med names TABLE --scan SCAN prints ids and paths. With "
             "--names SCAN a path below the archive is a query, too.",
         )
@@ -215,7 +215,7 @@ def _table(
     items: Sequence[Item], found: Sequence[np.ndarray], base: Base, names: Names | None, tell: Tell
 ) -> Neighbours:
     kept = [name for name in base.columns if name != "label" or base.table[name].null_count < base.rows]
-    header = ["query", "rank", "score", "id", "group", *kept]
+    header = ["query", "rank", "score", "id", *kept, "group"]
     rows, ids = [], []
     for item, places in zip(items, found, strict=True):
         scores = base.vectors[places] @ item.vector
@@ -224,12 +224,13 @@ def _table(
         for rank, (place, score) in enumerate(zip(places, scores, strict=True), 1):
             row = base.table.slice(int(place), 1).to_pylist()[0]
             ids.append(row["id"])
-            cells = [row[name] for name in ("id", "group", *kept)]
+            cells = [row[name] for name in ("id", *kept, "group")]
             rows.append([item.name, str(rank), f"{score:.4f}", *("" if cell is None else str(cell) for cell in cells)])
     if names is not None:
-        header += names.columns
+        behind = header.index("id") + 1
+        header[behind:behind] = names.columns
         for row, added in zip(rows, names.cells(ids), strict=True):
-            row += added
+            row[behind:behind] = added
     return Neighbours(header, rows)
 
 
