@@ -219,10 +219,11 @@ class Scan:
 
     def _apart(self, rule: str) -> int:
         """How many groups of a rule lie in several places."""
+        by, _, level = rule.partition(":")
+        place = f"first_parts({FOLDER}, {int(level)})" if by == BY_FOLDER else PLACES.get(rule, FOLDER)
         sql = f"""
             SELECT COUNT(*) FROM (
-                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group"
-                HAVING COUNT(DISTINCT {PLACES.get(rule, FOLDER)}) > 1
+                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group" HAVING COUNT(DISTINCT {place}) > 1
             )
         """
         return int(next(self._journal.query(sql, self._run, rule))[0])

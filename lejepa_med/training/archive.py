@@ -131,7 +131,8 @@ def _nothing(archive: Path, result: Scan, *, of_encoder: bool) -> UserError:
 
 
 FEW = 10  # groups below which folders may be classes
-BY_NAME = ("slide name", "BIDS subject")  # rules that join equal names of several folders
+# rules that join equal names of several folders
+BY_NAME = ("slide name", "BIDS subject", "file name without its contrast")
 FACTS = (
     ("size", "size", ""),
     ("spacing", "spacing", " mm"),
@@ -208,7 +209,7 @@ def _add_groups(table: Table, result: Scan) -> None:
                 f"'group' (or name the column: --group-column), or set the option group_by: folder:{below} takes the "
                 "folders below, file each file by itself",
             )
-        if one.rule in BY_NAME and one.apart:
+        if (one.rule in BY_NAME or one.by_folder) and one.apart:
             table.add_row(
                 "[yellow]groups",
                 f"{count(one.apart, 'group', 'has')} items in several folders (by {one.rule}). Where equal names are "

@@ -64,6 +64,13 @@ def test_a_catalogue_that_agrees_with_the_folders_counts_as_one(folders: Path, t
     assert "groups 2 by catalogue" in shown and "few, by folder" not in shown
 
 
+def test_equal_names_of_folders_are_told(tmp_path: Path) -> None:
+    for place in ("train/p1/s1", "train/p1/s2", "test/p1/s1", "test/p2/s1"):
+        write_pictures(tmp_path / place, count=1)
+    assert "groups 1 group has items in several folders (by folder:2)" in printed(tmp_path, "images")
+    assert "in several folders" not in printed(tmp_path, "images", group_by="folder:1")
+
+
 def test_sites_of_mri_are_doubted(tmp_path: Path) -> None:
     volume = np.random.default_rng(0).normal(100, 20, (24, 24, 24)).astype(np.float32)
     for site in "ab":
