@@ -191,6 +191,11 @@ class ArchiveDetail(Archive):
     cautions: list[str] = Field(
         default=[], description="what to know before using the vectors, such as tiles without mpp"
     )
+    by_folder: str | None = Field(
+        default=None,
+        examples=["40 files in 2 folders were taken for 2 groups, by folder (folder:1)"],
+        description="what was taken for groups where nothing better is known; null where that was not needed",
+    )
 
 
 class ApplicationRequest(Strict):

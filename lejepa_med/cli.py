@@ -222,12 +222,8 @@ class EmbedCommand(Columns):
         else:
             found = scan(encoder.adapter, self.archive, **table, verify=self.verify, of_encoder=True, console=console)
             manifest = found.manifest
-        told = "" if self.archive.suffix == ".parquet" else manifest.by_folder  # by the scan
-
-        def caution(text: str) -> None:
-            if text != told:
-                console.print(f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True)
-
+        if self.archive.suffix == ".parquet" and manifest.by_folder:  # of a folder, the scan has said it
+            console.print(f"groups: {manifest.by_folder}", highlight=False, soft_wrap=True)
         with progress_bar(console, "embed") as bar:
             task = bar.add_task("", total=len(manifest))
             info = embed_archive(
@@ -238,7 +234,9 @@ class EmbedCommand(Columns):
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
                 columns=self.columns,
-                caution=caution,
+                caution=lambda text: console.print(
+                    f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True
+                ),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         print(
@@ -303,6 +301,8 @@ class ProbeCommand(Columns):
             print(f"labels: {note}")
         for caution in table.info.get("cautions", []):
             print(f"note: {caution}.")
+        if "by_folder" in table.info and given.groups == [table.groups[row] for row in given.rows]:
+            print(f"groups: {table.info['by_folder']}")
         if given.leak is not None:
             given.leak.check(allow=self.allow_leak, flag="--allow-leak")
             print(f"LEAK: {given.leak}; allowed")

@@ -183,9 +183,8 @@ def embed_archive(
 
 
 def cautions_of(adapter: Adapter, manifest: Manifest) -> list[str]:
-    """What a user must hear of the rows before their vectors are used, in sentences without a full stop."""
-    of_adapter = adapter.cautions(manifest.records()) if isinstance(adapter, BaseAdapter) else []
-    return [*of_adapter, *filter(None, [manifest.by_folder])]
+    """What the adapter has to say of the rows before their vectors are used."""
+    return adapter.cautions(manifest.records()) if isinstance(adapter, BaseAdapter) else []
 
 
 def _told(features: Iterable[Feature], start: int, total: int, progress: Progress | None) -> Iterator[Feature]:

@@ -128,7 +128,8 @@ class TableWriter:
             UserError: nothing could be embedded.
         """
         _write_related(self._out / ABOUT / RELATED, self._manifest.related())
-        return _finish(self._out, self._plan, self._cautions)
+        told = {"cautions": self._cautions, "by_folder": self._manifest.by_folder}
+        return _finish(self._out, self._plan, {name: value for name, value in told.items() if value})
 
     def _file(self, shard: int) -> Path:
         return self._out / f"part-{shard:05d}.parquet"
@@ -220,14 +221,14 @@ def _write_related(file: Path, rows: pa.Table) -> None:
     write_text(file, json.dumps(found) + "\n")
 
 
-def _finish(out: Path, plan: dict[str, Any], cautions: list[str]) -> dict[str, Any]:
+def _finish(out: Path, plan: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     embedded = _embedded(out)
     if embedded == 0:
         raise UserError(
             "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out / ABOUT}/failed-*.csv."
         )
     info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
-    info |= {"cautions": cautions} if cautions else {}
+    info |= told
     write_text(out / ABOUT / DONE, json.dumps(info, indent=1) + "\n")
     return info
 

@@ -95,6 +95,7 @@ def get_archive(name: str, service: Running) -> ArchiveDetail:
         labels=dict(Counter(label for label in table.labels if label).most_common(1000)),
         leak=None if (leak := table.leak()) is None else Leak(**leak.report(), first=list(leak.first)),
         cautions=table.info.get("cautions", []),
+        by_folder=table.info.get("by_folder"),
     )
 
 

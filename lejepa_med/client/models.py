@@ -152,7 +152,8 @@ class ArchiveDetail(Archive):
     """A table with what it holds; `failures` have `reason` and `count`, `labels` items by label.
 
     `leak` counts `groups`, `images` and `copies` in several splits of the catalogue; None where there are none.
-    `cautions` are sentences about the vectors, such as that tiles have no mpp.
+    `cautions` are sentences about the vectors, such as that tiles have no mpp. `by_folder` says what was taken for
+    groups where nothing better was known.
     """
 
     failed: int
@@ -161,6 +162,7 @@ class ArchiveDetail(Archive):
     labels: dict[str, int] = field(default_factory=dict, repr=False)
     leak: dict[str, Any] | None = None
     cautions: list[str] = field(default_factory=list)
+    by_folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

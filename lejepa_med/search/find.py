@@ -186,8 +186,7 @@ def _embedded(file: Path, loaded: LoadedEncoder, catalog: Path | None, tell: Tel
         raise UserError(f"{first.uri} cannot be embedded: {first.reason}.", remedy=first.remedy)
     manifest = found.manifest
     for caution in cautions_of(loaded.adapter, manifest):
-        if caution != manifest.by_folder:
-            tell(f"{caution}.")
+        tell(f"{caution}.")
     # a file alone has no place in the archive, so only what it says itself tells its group
     places = (BY_FILE, BY_ROW, BY_FOLDER)
     is_known = not any(one.rule.partition(":")[0] in places for one in found.grouping())

@@ -85,8 +85,10 @@ def test_tiles_of_unknown_scale_are_told(client: TestClient, settings: Settings)
     wanted = {"name": "tiles", "folder": "tiles", "encoder": "histology"}
     job = wait(client, client.post("/v1/archives", json=wanted).json()["id"], seconds=60)
     assert job["state"] == "succeeded", job
-    (caution,) = client.get("/v1/archives/tiles").json()["cautions"]
+    told = client.get("/v1/archives/tiles").json()
+    (caution,) = told["cautions"]
     assert caution.startswith("4 of 4 tiles have no mpp (um per pixel), and the encoder was trained at 0.5")
+    assert told["by_folder"] == "4 files in 2 folders were taken for 2 groups, by folder (folder:1)"
     assert client.delete("/v1/archives/tiles").status_code == 204
 
 

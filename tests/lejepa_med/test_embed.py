@@ -100,12 +100,17 @@ def test_groups_by_folder_are_told_wherever_they_are_used(
     assert Manifest.read(manifest).by_folder == f"{said} (folder:1)"
     main(["split", str(manifest), "--out", str(tmp_path / "s.csv"), "--fractions", "train=.5", "test=.5"])
     assert said in capsys.readouterr().out and said in (tmp_path / "s.receipt.txt").read_text()
-    assert embed_archive(encoder, Manifest.read(manifest), tmp_path / "t")["cautions"] == [f"{said} (folder:1)"]
+    assert embed_archive(encoder, Manifest.read(manifest), tmp_path / "t")["by_folder"] == f"{said} (folder:1)"
     rows = [f"case{n}/{i:04d}.png,{'ab'[i % 2]}\n" for n in range(4) for i in range(8)]
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(rows))
     command = ["probe", str(tmp_path / "t"), str(tmp_path / "labels.csv"), "--archive", str(tmp_path / "a")]
     main([*command, "--out", str(tmp_path / "p")])
-    assert f"note: {said} (folder:1)." in capsys.readouterr().out
+    assert f"groups: {said} (folder:1)" in capsys.readouterr().out
+    (tmp_path / "labels.csv").write_text(
+        "path,label,group\n" + "".join(f"{r.strip()},g{i}\n" for i, r in enumerate(rows))
+    )
+    main([*command, "--out", str(tmp_path / "q")])
+    assert "by folder" not in capsys.readouterr().out  # the labels have groups of their own
     # the groups of the split are the catalogue's from now on
     again = scan_archive(encoder.adapter, tmp_path / "a", catalog=Catalog(tmp_path / "s.csv"))
     assert again.by_folder == "" and again.manifest.column("group") == found.manifest.column("group")
