@@ -218,6 +218,11 @@ class ArchiveDetail(Archive):
     labels: dict[str, int] = Field(description="items by label of the catalogue")
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
     notes: list[str] = Field(default=[], description=f"{NOTES}; of a folder")
+    by_folder: str | None = Field(
+        default=None,
+        examples=["40 files in 2 folders were taken for 2 groups, by folder (folder:1)"],
+        description="what was taken for groups where nothing better is known; null where that was not needed",
+    )
 
 
 class ApplicationRequest(Strict):

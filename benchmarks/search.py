@@ -30,11 +30,11 @@ from sqlalchemy import text
 from app.store.database import database_url, make_engine
 from app.vectors import Base, Query
 from app.vectors.backend import TOP, exact, rank
-from app.vectors.base import build_base
 from app.vectors.lance import Lance
 from app.vectors.pgvector import PgVector
 from benchmarks.hardware import cpu_name, publish
 from benchmarks.watch import memory
+from lejepa_med.search.base import build_base
 from tests.app.postgres import postgres
 from tests.app.tables import conditions, query, write_table
 

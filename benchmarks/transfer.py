@@ -42,7 +42,7 @@ from lejepa_med.evaluation.knn import normalise, top_cosine
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 
 MODALITY = {"galaxies": "galaxy", "histology": "histology", "brain_mri": "mri"}
-EXTRA = {"histology": ["--data.options", '{"tile_group": "file"}']}  # its two folders are no slides
+EXTRA = {"histology": ["--data.options", '{"group_by": "file"}']}  # its two folders are no slides
 ALONE = {"brain_mri": "no_tumor"}  # images of this label come from other sources: scored without them, too
 SHOTS: tuple[int | None, ...] = (10, 50, None)
 DRAWS = 5

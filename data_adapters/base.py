@@ -18,7 +18,8 @@ from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from data_adapters.files import SIDECARS, Files, check_content, walk
-from data_adapters.record import BY_FILE, BY_FOLDER, Caution, Record, Rejected, Spec
+from data_adapters.groups import Places
+from data_adapters.record import Caution, Record, Rejected, Spec
 from data_adapters.tables import count
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
@@ -40,7 +41,6 @@ __all__ = [
     "Rejected",
     "Spec",
     "ViewKind",
-    "file_group",
     "mixed",
     "rejected",
     "to_tensor",
@@ -68,19 +68,6 @@ def to_tensor(image: Image) -> Tensor:
         cv2.split(image, list(planes))  # into these planes, in a fifth of NumPy's time
         return torch.from_numpy(planes)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
-
-
-def file_group(path: Path, root: Path, *, by: Literal["folder", "file"]) -> tuple[str, str]:
-    """The group of a file of which only its place is known, and the rule: its folder below `root`, or the file alone.
-
-    A file is known by its path without the last suffix, so that equal names of two folders are two groups. What lies
-    in `root` itself is in no folder.
-    """
-    base = root if root.is_dir() else root.parent
-    inside = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
-    if by == "folder" and inside.parent != Path("."):
-        return inside.parent.as_posix(), BY_FOLDER
-    return inside.with_suffix("").as_posix(), BY_FILE
 
 
 UNREADABLE = "Copy or export the file again, and open it in another program to see whether it is whole."
@@ -146,7 +133,10 @@ class BaseAdapter:
         return self.make_spec(channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
-        """Headers of one file -> its records (usually one). Raise BadFileError to refuse the file."""
+        """Headers of one file -> its records (usually one). Raise BadFileError to refuse the file.
+
+        Leave the group empty where the file does not tell it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define inspect()")
 
     def read(self, record: Record, rng: np.random.Generator) -> Any:
@@ -241,7 +231,8 @@ class BaseAdapter:
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
         """Headers of every file below `root` (or of the file `root`), in sorted order; no file is lost without a word.
 
-        A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path.
+        A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path. A record that is
+        still without a group gets that of its folder, or one of its own; see `data_adapters.groups`.
         """
         root = root.resolve()
         if self.mapper is None:  # else who drives the scan walks by itself, and lists these
@@ -249,8 +240,24 @@ class BaseAdapter:
             for _ in walk(root, left_out=left_out.append):
                 pass
             yield from left_out
+        places = Places(self.walk(root), root, group_by=self.options.group_by, suffixes=self.suffixes)
         for found in self.inspect_all(self.walk(root), root):
-            yield catalog.apply(found, root) if isinstance(found, Record) and catalog is not None else found
+            if isinstance(found, Rejected):
+                yield found
+                continue
+            if catalog is not None:
+                found = catalog.apply(found, root)
+            try:
+                yield places.settle(self.grouped(found))
+            except BadFileError as error:
+                yield rejected(found.uri, error)
+
+    def grouped(self, record: Record) -> Record:
+        """The record with the group that its facts tell; one without a group gets that of its place.
+
+        Override where a group follows from what a catalogue may add, such as a position. Raise BadFileError to refuse.
+        """
+        return record
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """Inspect file by file; override where several files make one record (a DICOM series).

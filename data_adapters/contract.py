@@ -3,12 +3,13 @@
 Import these names from `data_adapters.base`, which also has BaseAdapter to derive a modality from.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from data_adapters.catalog import Catalog
@@ -17,6 +18,12 @@ from data_adapters.record import Record, Rejected, Spec
 ViewKind = Literal["global", "local"]
 Image = np.ndarray  # (H, W, C), or (D, H, W, C) where dims is 3: uint8, or float32 in [0, 1]
 Augment = Callable[[Any, np.random.Generator], Image]
+
+
+def _group_by(value: str) -> str:
+    if not re.fullmatch(r"file|folder(:[1-9][0-9]?)?", value):
+        raise ValueError("give folder, file, or folder:2 for the second folder of each path below the archive")
+    return value
 
 
 class AdapterOptions(BaseModel):
@@ -34,6 +41,24 @@ class AdapterOptions(BaseModel):
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
         default=None, description="standard deviations that belong to mean"
     )
+    group_by: Annotated[str, AfterValidator(_group_by)] = Field(
+        default="folder",
+        description="what stays on one side of a split where nothing better is known: folder (the first folder in "
+        "which the archive's paths differ), folder:2 (the second folder of each path), or file",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, given: Any) -> Any:
+        """Encoders and manifests have the option as it was once called."""
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        if "group_by" not in given and "tile_group" in given and "tile_group" not in cls.model_fields:
+            given["group_by"] = given.pop("tile_group")
+        if given.get("group_by") == "auto":
+            given["group_by"] = "folder"
+        return given
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> "AdapterOptions":

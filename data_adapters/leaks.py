@@ -13,6 +13,7 @@ from data_adapters.errors import UserError
 from data_adapters.tables import count
 
 FIRST = 3  # leaks that are shown
+NO_GROUPS = "; where folders were taken for groups and are classes or sites, set the option group_by"
 
 
 class Placed(NamedTuple):
@@ -79,7 +80,7 @@ class Leak:
             raise UserError(
                 f"LEAK: {self}. For example: {'; '.join(self.examples)}. Scores on such a split are too high.",
                 remedy="Make a clean split with: lejepa-med split MANIFEST --out splits.csv. Or correct the columns "
-                f"'group' and 'split' of the table. {flag} goes on with the leak.",
+                f"'group' and 'split' of the table{NO_GROUPS}. {flag} goes on with the leak.",
             )
 
 

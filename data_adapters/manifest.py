@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -40,9 +40,11 @@ ONCE = ("id", "path", "mtime_ns", "digest")  # hardly a value comes twice, so a 
 
 
 @contextmanager
-def parquet_writer(file: Path, *, root: Path, adapter: dict[str, Any]) -> Iterator[pq.ParquetWriter]:
+def parquet_writer(
+    file: Path, *, root: Path, adapter: dict[str, Any], by_folder: str = ""
+) -> Iterator[pq.ParquetWriter]:
     """A writer of manifest rows. The file appears when the block succeeds, whole and on disk, or not at all."""
-    header = {b"root": str(root).encode(), b"adapter": json.dumps(adapter).encode()}
+    header = {b"root": str(root).encode(), b"adapter": json.dumps(adapter).encode(), b"by_folder": by_folder.encode()}
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         shared = [name for name in SCHEMA.names if name not in ONCE]
@@ -87,11 +89,15 @@ class Records(Sequence[Record]):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The readable items of one archive, sorted by path and item. Row numbers are what the sampler speaks of."""
+    """The readable items of one archive, sorted by path and item. Row numbers are what the sampler speaks of.
+
+    `by_folder`: a sentence without a full stop where the scan took folders for groups, else empty.
+    """
 
     root: Path
     adapter: dict[str, Any]
     rows: pa.Table
+    by_folder: str = ""
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
@@ -126,7 +132,7 @@ class Manifest:
 
     def select(self, indices: Sequence[int]) -> "Manifest":
         """The given rows, in the given order."""
-        return Manifest(root=self.root, adapter=self.adapter, rows=self.rows.take(pa.array(indices, pa.int64())))
+        return replace(self, rows=self.rows.take(pa.array(indices, pa.int64())))
 
     def of_split(self, split: str) -> "Manifest":
         """The rows of one split of the catalogue.
@@ -177,7 +183,7 @@ class Manifest:
 
     def write(self, file: Path) -> None:
         """Write Parquet under a temporary name, then rename."""
-        with parquet_writer(file, root=self.root, adapter=self.adapter) as writer:
+        with parquet_writer(file, root=self.root, adapter=self.adapter, by_folder=self.by_folder) as writer:
             writer.write_table(self.rows, row_group_size=ROW_GROUP)
 
     @staticmethod
@@ -196,7 +202,10 @@ class Manifest:
             with pq.ParquetFile(file) as source:
                 header = source.schema_arrow.metadata or {}
                 return cls(
-                    root=Path(header[b"root"].decode()), adapter=json.loads(header[b"adapter"]), rows=_rows(source)
+                    root=Path(header[b"root"].decode()),
+                    adapter=json.loads(header[b"adapter"]),
+                    rows=_rows(source),
+                    by_folder=header.get(b"by_folder", b"").decode(),
                 )
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(

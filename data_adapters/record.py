@@ -43,7 +43,8 @@ class Record:
     Attributes:
         uri: absolute path of the file (or of the first file of a series); it never leaves this machine.
         item: which item inside the file (an HDF5 row, a DICOM series), empty where the file is the item.
-        group: what must stay on one side of a split: patient, slide case, sky cell.
+        group: what must stay on one side of a split: patient, slide case, sky cell; empty while only the place of the
+            file could tell it, which a scan then asks.
         grouped_by: the rule that found the group, in words that a scan shows.
         label: a class name when a catalogue gives one; never used for pretraining.
         split: the catalogue's split name, or empty.

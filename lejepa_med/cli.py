@@ -222,6 +222,8 @@ class EmbedCommand(Columns):
         else:
             found = scan(encoder.adapter, self.archive, **table, verify=self.verify, of_encoder=True, console=console)
             manifest = found.manifest
+        if self.archive.suffix == ".parquet" and manifest.by_folder:  # of a folder, the scan has said it
+            console.print(f"groups: {manifest.by_folder}", highlight=False, soft_wrap=True)
         with progress_bar(console, "embed") as bar:
             task = bar.add_task("", total=len(manifest))
             info = embed_archive(
@@ -299,6 +301,8 @@ class ProbeCommand(Columns):
             print(f"labels: {note}")
         for caution in table.info.get("cautions", []):
             print(f"note: {caution}.")
+        if "by_folder" in table.info and given.groups == [table.groups[row] for row in given.rows]:
+            print(f"groups: {table.info['by_folder']}")
         if given.leak is not None:
             given.leak.check(allow=self.allow_leak, flag="--allow-leak")
             print(f"LEAK: {given.leak}; allowed")
@@ -363,6 +367,75 @@ class PredictCommand(Section):
         print(f"wrote {len(table.ids):,} predictions to {self.out}")
 
 
+class SearchCommand(Section):
+    """Find the items of an embedding table that are most like an image, or like another item of the table.
+
+    Prints the nearest items with their score, the cosine of the two vectors: 1 is the most alike, -1 the least. An item
+    of the table is not its own neighbour; a file that was embedded is found again with a score of 1.
+    """
+
+    query: CliPositionalArg[list[str]] = Field(
+        min_length=1,
+        description="image files (or folders of them) that the encoder takes, or ids of the table; with --names also "
+        "paths below the archive",
+    )
+    table: Path = Field(description="embedding table of: lejepa-med embed")
+    encoder: Path | None = Field(
+        default=None, description="run folder of the encoder that made the table; needed for files, not for ids"
+    )
+    neighbours: int = Field(
+        default=10, ge=1, validation_alias=AliasChoices("neighbours", "k"), description="how many for each query"
+    )
+    where: list[str] = Field(
+        default=[],
+        description="only items that meet this, and each further --where: 'label=spiral', 'label=spiral,merger' (one "
+        "of them), 'label!=merger', 'mpp>=0.4', 'mpp<=0.6'; of label, group and what embed --columns kept",
+    )
+    leave_out_own_group: bool = Field(
+        default=False, description="no neighbours of the query's own patient, slide or field"
+    )
+    names: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("names", "scan"),
+        description="folder of a scan or run whose manifest adds the columns path and item",
+    )
+    catalog: Path | None = Field(default=None, description="CSV or Parquet with facts of the files: path, mpp, bands")
+    out: Path | None = Field(default=None, description="CSV file to write; None: print the table")
+    device: str = Field(default="cpu", description="of the encoder: cpu or cuda")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.atomic import write_text
+        from lejepa_med.names import Names
+        from lejepa_med.search.find import find_neighbours
+
+        names = None if self.names is None else Names(self.names)
+
+        def tell(text: str) -> None:
+            print(f"note: {text}", file=sys.stderr)
+
+        found = find_neighbours(
+            self.query,
+            self.table,
+            encoder=self.encoder,
+            k=self.neighbours,
+            where=self.where,
+            leave_out_own_group=self.leave_out_own_group,
+            names=names,
+            catalog=self.catalog,
+            device=self.device,
+            tell=tell,
+        )
+        if names is not None:
+            print(f"names: {names.note}", file=sys.stderr)
+        if self.out is None:
+            print(found.as_text(), end="")
+            return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.out, found.as_csv())
+        print(f"wrote {len(found.rows):,} neighbours to {self.out}")
+
+
 class Cli(BaseSettings):
     """In-domain self-supervised pretraining (LeJEPA) on your own archive, embeddings and small-label probes."""
 
@@ -385,6 +458,7 @@ class Cli(BaseSettings):
     precision: CliSubCommand[PrecisionCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
+    search: CliSubCommand[SearchCommand]
     names: CliSubCommand[NamesCommand]
     select: CliSubCommand[SelectCommand]
     diff: CliSubCommand[DiffCommand]
@@ -443,7 +517,17 @@ def _help(arguments: list[str]) -> str:
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """`--fractions train=.8 test=.2` as the one value that the parser takes, `train=.8,test=.2`."""
+    """`--fractions train=.8 test=.2` as the one value that the parser takes, `train=.8,test=.2`.
+
+    In a search a name of a file, or a condition, may have commas and brackets, which the parser takes for lists.
+    """
+    if arguments[:1] == ["search"]:
+        flags = ("--where", "--leave-out-own-group", "--no-leave-out-own-group")
+        alone = [not before.startswith("-") or before in flags for before in ["", *arguments[:-1]]]
+        return [
+            f'"{text}"' if whole and not text.startswith("-") and set(text) & set(",[]{}") else text
+            for text, whole in zip(arguments, alone, strict=True)
+        ]
     if "--fractions" not in arguments:
         return arguments
     first = arguments.index("--fractions") + 1

@@ -46,6 +46,8 @@ class SplitCommand(Columns):
         else:
             manifest = self._scanned()
         receipt = write_split(manifest, self.out, fractions=self.fractions, seed=self.seed, overwrite=self.overwrite)
+        if receipt["by_folder"]:
+            print(f"groups: {receipt['by_folder']}")
         for name, part in receipt["splits"].items():
             labels = ", ".join(f"{label} {count:,}" for label, count in part["labels"].items())
             share = f"{part['fraction']:.1%}, wanted {part['wanted']:.1%}"

@@ -45,6 +45,7 @@ class Names:
                 "The same files have the same ids in every scan on this machine. The folder of a run works, too.",
             )
         manifest = Manifest.read(self.file)
+        self._root = manifest.root
         ids, paths, items = (manifest.column(name) for name in ("id", *ADDED))
         self._known = dict(zip(ids, zip(paths, items, strict=True), strict=True))
         self._places = {name[:PLACE] for name in ids}
@@ -52,6 +53,16 @@ class Names:
         """Names of the columns that are added: path, and item where files hold several items."""
         self.note = ""
         """After `cells`: how many ids were found, as a sentence."""
+
+    def ids_of(self, path: str) -> list[str]:
+        """The ids of a file's items; none where the manifest does not know it.
+
+        Args:
+            path: below the archive; or that of a file that lies in the archive.
+        """
+        file = Path(path).absolute()
+        inside = file.relative_to(self._root).as_posix() if file.is_relative_to(self._root) else path
+        return [name for name, (known, _) in self._known.items() if known in (path, inside)]
 
     def cells(self, ids: Sequence[str]) -> list[tuple[str, ...]]:
         """The cells of `columns` for each id; empty ones for an unknown id.

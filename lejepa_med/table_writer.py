@@ -64,8 +64,8 @@ class TableWriter:
             cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
 
         Raises:
-            UserError: `out` holds the table of another encoder or archive, or something else; or a column is not there
-                or tells where a file lies.
+            UserError: `out` holds the table of another encoder, archive or grouping, or something else; or a column is
+                not there or tells where a file lies.
         """
         facts = _facts(manifest, columns)
         self._manifest = manifest
@@ -76,6 +76,7 @@ class TableWriter:
             "encoder_name": encoder_name,
             "dim": dim,
             "archive": manifest.digest(),
+            "groups": _groups_digest(manifest),
             "rows": len(manifest),
             "shard_rows": shard_rows,
             **({"columns": facts.column_names} if columns else {}),
@@ -127,10 +128,16 @@ class TableWriter:
             UserError: nothing could be embedded.
         """
         _write_related(self._out / ABOUT / RELATED, self._manifest.related())
-        return _finish(self._out, self._plan, self._cautions)
+        told = {"cautions": self._cautions, "by_folder": self._manifest.by_folder}
+        return _finish(self._out, self._plan, {name: value for name, value in told.items() if value})
 
     def _file(self, shard: int) -> Path:
         return self._out / f"part-{shard:05d}.parquet"
+
+
+def _groups_digest(manifest: Manifest) -> str:
+    """A hash of all groups: shards of one table must not have been grouped by two rules or catalogues."""
+    return hashlib.blake2b("\n".join(manifest.column("group")).encode(), digest_size=16).hexdigest()
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
@@ -214,14 +221,14 @@ def _write_related(file: Path, rows: pa.Table) -> None:
     write_text(file, json.dumps(found) + "\n")
 
 
-def _finish(out: Path, plan: dict[str, Any], cautions: list[str]) -> dict[str, Any]:
+def _finish(out: Path, plan: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     embedded = _embedded(out)
     if embedded == 0:
         raise UserError(
             "Not one item of the archive could be embedded.", remedy=f"See the reasons in {out / ABOUT}/failed-*.csv."
         )
     info = {**plan, "embedded": embedded, "failed": plan["rows"] - embedded, "content": content_hash(out)}
-    info |= {"cautions": cautions} if cautions else {}
+    info |= told
     write_text(out / ABOUT / DONE, json.dumps(info, indent=1) + "\n")
     return info
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def owned(manifest: Manifest, upload_id: str) -> Manifest:
     rows = manifest.rows
     for name, values in columns.items():
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
-    return Manifest(root=manifest.root, adapter=manifest.adapter, rows=rows)
+    return replace(manifest, rows=rows)
 
 
 def read_manifest(file: Path, root: Path) -> Manifest:
@@ -181,4 +181,4 @@ def read_manifest(file: Path, root: Path) -> Manifest:
             remedy="Send the files again.",
             reference=log_unexpected(error),
         ) from None
-    return Manifest(root=root, adapter=known.adapter, rows=known.rows)
+    return replace(known, root=root)

@@ -93,6 +93,7 @@ def get_archive(name: str, service: Running) -> ArchiveDetail:
         labels=dict(Counter(label for label in table.labels if label).most_common(1000)),
         leak=None if (leak := table.leak()) is None else Leak(**leak.report(), first=list(leak.first)),
         notes=[] if own is None else service.archiving.notes(own.id),
+        by_folder=table.info.get("by_folder"),
     )
 
 

@@ -1,14 +1,14 @@
 """Similarity search over embedding tables: cosine neighbours, narrowed by metadata.
 
-`base` is the file of normalised vectors that every table gets and that answers exactly; `conditions` narrows a search;
+`lejepa_med.search` has the file of normalised vectors that answers exactly, and the conditions that narrow a search;
 `pgvector` and `lance` are approximate indexes over the same rows for tables beyond what is scanned in milliseconds;
 `indexes` chooses between them, builds them and measures their recall against the exact answer.
 """
 
-from app.vectors.backend import NONE, Backend, BackendName, Query, Report
-from app.vectors.base import Base, normalised
-from app.vectors.conditions import Condition
+from app.vectors.backend import Backend, BackendName, Query, Report
 from app.vectors.indexes import Found, Indexes, IndexState
+from lejepa_med.search.base import NONE, Base, normalised
+from lejepa_med.search.conditions import Condition
 
 __all__ = [
     "NONE",

@@ -7,13 +7,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from app.vectors.base import Base
-from app.vectors.conditions import Condition
+from lejepa_med.search.base import NONE, Base
+from lejepa_med.search.conditions import Condition
 
 TOP = 10  # neighbours over which recall is counted
 SAMPLE = 200  # queries of the measurement: 2,000 neighbours give a standard error below 0.01
 BackendName = Literal["exact", "pgvector", "lancedb"]
-NONE = -1  # a query that is no row, or of no group
 
 
 @dataclass(frozen=True, kw_only=True)

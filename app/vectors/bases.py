@@ -8,8 +8,8 @@ from pathlib import Path
 
 from app.errors import ProblemError, log_unexpected
 from app.library import Library, Stamp, unusable
-from app.vectors.base import Base, build_base, table_key
 from data_adapters.errors import UserError
+from lejepa_med.search.base import Base, build_base, table_key
 
 OPEN = 8  # bases kept open; their pages are the system's
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)

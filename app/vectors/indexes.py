@@ -12,15 +12,16 @@ from typing import Literal
 import numpy as np
 from sqlalchemy import Engine
 
-from app.errors import log_unexpected
+from app.errors import ProblemError, log_unexpected
 from app.library import Library
 from app.settings import Settings
 from app.vectors.backend import Backend, BackendName, Query, Report, exact, rank
-from app.vectors.base import Base
 from app.vectors.bases import Bases
 from app.vectors.lance import Lance
 from app.vectors.pgvector import PgVector
 from data_adapters.errors import UserError
+from lejepa_med.search.base import Base
+from lejepa_med.search.conditions import ConditionError
 
 log = logging.getLogger("lejepa_med.app")
 EXACT_ROWS = 500_000  # vectors that are looked at one by one: benchmarks/results/search-cpu.md
@@ -103,7 +104,7 @@ class Indexes:
             ProblemError: 422, a condition does not fit the table.
         """
         if query.conditions:
-            query = replace(query, rows=np.flatnonzero(base.meets(query.conditions)))
+            query = replace(query, rows=_rows(base, query))
         few = query.rows is not None and len(query.rows) <= FEW_ROWS
         found, note = self._by_index(base, query) if not few else (None, "")
         return found or _found(base, query, exact(base, query), backend=EXACT, recall=1.0, note=note)
@@ -219,6 +220,15 @@ def _choose(wanted: str, folder: Path, engine: Engine | None) -> tuple[Backend |
         "The table is larger than what is searched quickly without an index. "
         "The operator sets up PostgreSQL with pgvector, or installs lejepa-med[lance]."
     )
+
+
+def _rows(base: Base, query: Query) -> np.ndarray:
+    """The rows that meet the conditions, ascending."""
+    try:
+        return np.flatnonzero(base.meets(query.conditions))
+    except ConditionError as error:
+        code = "unknown-column" if error.is_unknown else "invalid-request"
+        raise ProblemError(422, code, error.cause, remedy=error.remedy, index=error.index) from None
 
 
 def _found(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from app.vectors.backend import NONE, BackendName, Query, Report, measure
-from app.vectors.base import Base
-from app.vectors.conditions import to_sql
+from app.vectors.backend import BackendName, Query, Report, measure
 from lejepa_med.atomic import new_folder, write_text
+from lejepa_med.search.base import NONE, Base
+from lejepa_med.search.conditions import to_sql
 
 WRITE_ROWS = 8192
 PARTITION = 1 << 20  # vectors of one HNSW graph, LanceDB's own default: bounds the memory of the build

@@ -15,10 +15,10 @@ import numpy as np
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from app.vectors.backend import NONE, BackendName, Query, Report, measure
-from app.vectors.base import Base
-from app.vectors.conditions import to_sql
+from app.vectors.backend import BackendName, Query, Report, measure
 from data_adapters.errors import UserError
+from lejepa_med.search.base import NONE, Base
+from lejepa_med.search.conditions import to_sql
 
 SCHEMA = "lejepa_search"
 MAX_DIM = 4000  # of an HNSW index over halfvec (pgvector's README)

@@ -22,7 +22,6 @@ from data_adapters.base import (
     Rejected,
     Spec,
     ViewKind,
-    file_group,
     rejected,
     to_tensor,
 )
@@ -36,7 +35,8 @@ from data_adapters.galaxy.learn import UNIFORM, learn
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
 from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
-from data_adapters.record import BY_ROW, BY_SKY
+from data_adapters.groups import stem
+from data_adapters.record import BY_SKY
 
 KINDS = {"flux": "flux (FITS or HDF5)", "picture": "pictures (JPEG, PNG or RGB)"}
 
@@ -45,8 +45,8 @@ class GalaxyAdapter(BaseAdapter):
     """Galaxies as flux or as pictures, one source in the middle of each cut-out.
 
     A record's group is the catalogue's, else the sky cell of its position (catalogue, HDF5 columns, WCS or the file's
-    name; HEALPix nside 64), else its folder with `group_by="folder"`, else the file itself (or the row). `fit` settles
-    kind, bands, scales and pixel scale; until then flux can be read but not turned into views.
+    name; HEALPix nside 64), else that of its folder. `fit` settles kind, bands, scales and pixel scale; until then flux
+    can be read but not turned into views.
     """
 
     name: ClassVar[str] = "galaxy"
@@ -105,38 +105,30 @@ class GalaxyAdapter(BaseAdapter):
     # --- records ----------------------------------------------------------------------------------------------------
 
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
-        """As BaseAdapter, and then bands and groups: the catalogue may have added names and positions."""
-        root = root.resolve()
+        """As BaseAdapter, and then bands: the catalogue may have added their names."""
         for found in super().scan(root, catalog=catalog):
             if isinstance(found, Rejected):
                 yield found
                 continue
             try:
-                settled = settle(found, self.bands)
-                yield settled if settled.group else self._grouped(settled, root)
+                yield settle(found, self.bands)
             except BadFileError as error:
                 yield rejected(found.uri, error)
 
-    def _grouped(self, record: Record, root: Path) -> Record:
-        """The record in its sky cell where its position is known, else in its folder or alone."""
+    def grouped(self, record: Record) -> Record:
+        """The record in its sky cell where its position is known."""
+        if record.group:
+            return record
         if "ra" in record.meta and "dec" in record.meta:
             ra, dec = parse_angle(record.meta["ra"], hours=True), parse_angle(record.meta["dec"], hours=False)
             cell = sky_cell(float("nan") if ra is None else ra, float("nan") if dec is None else dec)
             return dataclasses.replace(record, group=cell, grouped_by=BY_SKY)
-        path = Path(record.uri)
         if record.item:  # rows of a file have no names
-            group, _ = file_group(path, root, by="file")
-            return dataclasses.replace(record, group=f"{group}-{record.item}", grouped_by=BY_ROW)
-        place = position_in(self._stem(path))
-        if place is not None:
-            return dataclasses.replace(record, group=sky_cell(*place), grouped_by="sky position in the file's name")
-        # the whole suffix, as .fits.fz has two; never at the first dot, which a position may have
-        group, by = file_group(path.with_name(f"{self._stem(path)}.fits"), root, by=self.options.group_by)
-        return dataclasses.replace(record, group=group, grouped_by=by)
-
-    def _stem(self, path: Path) -> str:
-        known = max((s for s in self.suffixes if path.name.lower().endswith(s)), key=len, default="")
-        return path.name[: len(path.name) - len(known)]
+            return record
+        place = position_in(stem(Path(record.uri).name, self.suffixes))
+        if place is None:
+            return record
+        return dataclasses.replace(record, group=sky_cell(*place), grouped_by="sky position in the file's name")
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file -> its records, with an empty group and perhaps no bands, which `scan` fills in."""

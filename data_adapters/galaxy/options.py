@@ -65,6 +65,3 @@ class GalaxyOptions(AdapterOptions):
     )
     global_area: Area = Field(default=(0.5, 1.0), description="part of the field that a global view shows")
     local_area: Area = Field(default=(0.15, 0.4), description="part of the field that a local view shows")
-    group_by: Literal["file", "folder"] = Field(
-        default="file", description="what stays on one side of a split where neither catalogue nor position says it"
-    )

@@ -23,7 +23,6 @@ from data_adapters.base import (
     Rejected,
     Spec,
     ViewKind,
-    file_group,
     rejected,
     to_tensor,
 )
@@ -82,13 +81,12 @@ class HistologyAdapter(BaseAdapter):
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file; the files of one DICOM slide (one folder, one series) make one record, at the end."""
-        groups.forget_folders()
         series: dict[tuple[Path, str], list[Path]] = {}
         for found in self.each(self.look, self._of_their_own(paths), root):
             if isinstance(found, dicom.SlideInstance):
                 series.setdefault((found.path.parent, found.series), []).append(found.path)
             else:
-                yield from (self._regroup(item, root) for item in found)
+                yield from found
         firsts = [first for first, *_ in series.values()]
         for (first, *others), slides in zip(series.values(), self.each(self.try_inspect, firsts, root), strict=True):
             for slide in slides:
@@ -130,14 +128,6 @@ class HistologyAdapter(BaseAdapter):
             if path.suffix.lower() not in hdf5.SUFFIXES or not (hdf5.is_companion(path) or self._is_coords(path)):
                 yield path
 
-    def _regroup(self, found: Record | Rejected, root: Path) -> Record | Rejected:
-        """A tile's group depends on the folders around it, so it is not remembered with the tile."""
-        if isinstance(found, Rejected) or found.meta[files.KEY]["kind"] != "tile":
-            return found
-        base = root if root.is_dir() else root.parent
-        group, by = groups.tile_group(Path(found.uri), base, by=self.options.tile_group)
-        return dataclasses.replace(found, group=group, grouped_by=by)
-
     def try_inspect(self, path: Path, root: Path) -> list[Record | Rejected]:
         """As the base, with a better reason for formats that labs have and openslide lacks."""
         if path.suffix.lower() in _FOREIGN:
@@ -148,11 +138,10 @@ class HistologyAdapter(BaseAdapter):
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """One slide, one tile, or the rows of an HDF5 file."""
         if path.suffix.lower() in hdf5.SUFFIXES:
-            name, _ = file_group(path, root, by="file")
-            return hdf5.records(path, files.row_table(path, self._handles), files.KEY, name=name)
+            return hdf5.records(path, files.row_table(path, self._handles), files.KEY)
         if not files.is_slide(path):
             base = root if root.is_dir() else root.parent
-            group, by = groups.tile_group(path, base, by=self.options.tile_group)
+            group, by = groups.tile_group(path, base)
             return [Record(uri=str(path), group=group, grouped_by=by, meta=files.tile_meta(path, self.options))]
         group, by = groups.slide_group(path)
         if path.suffix.lower() == ".dcm" and (case := dicom.slide_instance(path).case):

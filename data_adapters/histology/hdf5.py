@@ -12,7 +12,6 @@ from data_adapters.base import Record
 from data_adapters.cache import ArrayCache, cache_key, default_folder
 from data_adapters.errors import BadFileError, UserError, require
 from data_adapters.histology.tiles import MIN_SIDE
-from data_adapters.record import BY_ROW
 from data_adapters.tables import Table, array_labels
 
 SUFFIXES = (".h5", ".hdf5")
@@ -169,12 +168,11 @@ def companions(path: Path) -> list[Path]:
     return [path.with_name(base + "_y" + path.suffix), path.with_name(base + "_meta.csv")]
 
 
-def records(path: Path, table: TileTable, key: str, *, name: str) -> Iterator[Record]:
+def records(path: Path, table: TileTable, key: str) -> Iterator[Record]:
     """One record a row, with label, split and group as far as the files beside it tell.
 
     Labels: `..._y.h5`, else `y`, `label` or `labels` beside the tiles. Groups: column wsi, patient or slide_id of
-    `..._meta.csv`; without it every row is its own group, since a row says nothing about its slide. `name` is the
-    file's own name in groups.
+    `..._meta.csv`; without it none, since a row says nothing about its slide.
 
     Raises:
         BadFileError: labels or meta table have another number of rows than the tiles.
@@ -187,8 +185,8 @@ def records(path: Path, table: TileTable, key: str, *, name: str) -> Iterator[Re
         yield Record(
             uri=str(path),
             item=str(row),
-            group=f"{name}:{row}" if groups is None else groups[row],
-            grouped_by=BY_ROW if groups is None else "meta table",
+            group="" if groups is None else groups[row],
+            grouped_by="" if groups is None else "meta table",
             label=None if labels is None else labels[row],
             split=split,
             meta=meta,

@@ -68,10 +68,6 @@ class HistologyOptions(AdapterOptions):
     tile_local_area: tuple[float, float] = Field(
         default=(0.15, 0.4), description="area of local crops of ready-made tiles, fraction of the tile"
     )
-    tile_group: Literal["folder", "file"] = Field(
-        default="folder",
-        description="tiles in one folder are one slide and share a group, or (folders are classes) each is its own",
-    )
 
     @field_validator("coords")
     @classmethod

@@ -17,7 +17,6 @@ from data_adapters.base import (
     Record,
     Spec,
     ViewKind,
-    file_group,
     to_tensor,
 )
 from data_adapters.errors import BadFileError
@@ -31,7 +30,7 @@ class ImagesAdapter(BaseAdapter):
     """Pictures and NumPy arrays with the option's number of channels.
 
     A grey image becomes three equal channels where three are asked for; any other difference is refused. A record's
-    group is the catalogue's, else the file's path without suffix, or its folder with `group_by="folder"`.
+    group is the catalogue's, else that of its folder.
     """
 
     name: ClassVar[str] = "images"
@@ -62,8 +61,7 @@ class ImagesAdapter(BaseAdapter):
         self._check_channels(channels)
         require_policy(dtype, self.options.intensity)
         meta = {"size": [width, height], "bits": dtype.itemsize * 8, "channels": channels}
-        group, by = file_group(path, root, by=self.options.group_by)
-        return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
+        return [Record(uri=str(path), group="", meta=meta)]
 
     def _check_channels(self, channels: int) -> None:
         wanted = self.options.channels

@@ -35,9 +35,6 @@ class ImagesOptions(AdapterOptions):
     hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a mirrored view; 0 where sides differ")
     global_area: Area = Field(default=(0.3, 1.0), description="part of the image that a global view shows")
     local_area: Area = Field(default=(0.05, 0.3), description="part of the image that a local view shows")
-    group_by: Literal["file", "folder"] = Field(
-        default="file", description="what stays on one side of a split where no catalogue says it"
-    )
 
     @model_validator(mode="after")
     def _range_fits_policy(self) -> "ImagesOptions":

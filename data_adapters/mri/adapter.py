@@ -1,5 +1,6 @@
 """The MRI adapter: NIfTI and kin, DICOM series and exported slices as views of neighbouring slices."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -20,8 +21,9 @@ from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti
 from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
-from data_adapters.mri.subjects import subject, top_folder
+from data_adapters.mri.subjects import name_group, subject
 from data_adapters.mri.volume import LAYOUT, Stack, resize, slicing_plane, spread, square_slice, usable
+from data_adapters.record import BY_FILE
 
 SLICES_PER_SAMPLE = 8  # an epoch draws one slab for each 8 slices of a volume ...
 MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
@@ -62,16 +64,23 @@ class MRIAdapter(BaseAdapter):
 
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
         """As every adapter; with the option `sequences`, one record for each patient and session."""
-        found = super().scan(root, catalog=catalog)
+        found = self._by_name(super().scan(root, catalog=catalog))
         return sequences.combine(found, self.options) if self.options.sequences else found
+
+    def _by_name(self, items: Iterable[Record | Rejected]) -> Iterator[Record | Rejected]:
+        """Files in no folder by their names without the contrast, unless each is to be a group of its own."""
+        for found in items:
+            if isinstance(found, Record) and found.grouped_by == BY_FILE and self.options.group_by != "file":
+                group, by = name_group(found.group)
+                found = dataclasses.replace(found, group=group, grouped_by=by)
+            yield found
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
-        top = top_folder((p for p in paths if p.name.lower().endswith(self.suffixes) or not p.suffix), root)
         headers: list[dicom.Header] = []
         # a pair is one record, under its header's name
         single = (path for path in paths if path == root or not _has_header(path))
-        for found in self.each(self.look, single, top):
+        for found in self.each(self.look, single, root):
             if isinstance(found, dicom.Header):
                 headers.append(found)
             else:
@@ -85,13 +94,13 @@ class MRIAdapter(BaseAdapter):
             logger.warning(MIXED, sorted_out.mixed)
         groups = sorted_out.groups
         alone = (members[0].path for members in groups if members[0].frames > 1)
-        frames = self.each(self.look_frames, alone, top)
+        frames = self.each(self.look_frames, alone, root)
         for members in groups:
             if members[0].frames > 1:
                 yield from next(frames)
                 continue
             try:
-                yield self._dicom_record(members, top)
+                yield self._dicom_record(members, root)
             except Exception as error:
                 yield from (rejected(header.path, error) for header in members)
         for header in sorted_out.copies:
@@ -101,7 +110,7 @@ class MRIAdapter(BaseAdapter):
                 remedy="Skipped, no error: the first copy is used.",
             )
 
-    def look(self, path: Path, top: Path) -> dicom.Header | list[Record | Rejected]:
+    def look(self, path: Path, root: Path) -> dicom.Header | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         try:
             check_content(path)
@@ -109,16 +118,16 @@ class MRIAdapter(BaseAdapter):
                 return dicom.read_header(path, modalities=self.options.modalities)
         except Exception as error:
             return [rejected(path, error)]
-        return self.try_inspect(path, top)
+        return self.try_inspect(path, root)
 
     def look_pixels(self, path: Path) -> dicom.Pixels | list[Record | Rejected]:
         """The hash of one DICOM image's pixels, where its SOPInstanceUID is another's, too."""
         return dicom.pixels_of(path)
 
-    def look_frames(self, path: Path, top: Path) -> list[Record | Rejected]:
+    def look_frames(self, path: Path, root: Path) -> list[Record | Rejected]:
         """The record of a multi-frame DICOM file, whose geometry takes more than its header."""
         try:
-            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], top)]
+            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], root)]
         except Exception as error:
             return [rejected(path, error)]
 
@@ -130,7 +139,7 @@ class MRIAdapter(BaseAdapter):
         return beside + bids.sidecars(path)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
-        """Headers of one file. `root` is the folder below which subjects have folders of their own."""
+        """Headers of one file below the archive's folder `root`."""
         lower = path.name.lower()
         if lower.endswith(PACKED_DICOM):
             raise BadFileError("compressed DICOM file (.dcm.gz)", remedy="Unpack it with gunzip.", path=path)
@@ -139,22 +148,22 @@ class MRIAdapter(BaseAdapter):
         if lower.endswith(exported.SUFFIXES):
             picture = exported.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
-            group, by = self._group(path, root)
+            group, by = subject(path, root=root)
             return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
         path = containers.header_of(path) or path
         o = self.options
         header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
-        return [self._volume_record(path, self._group(path, root), header.grid, meta)]
+        return [self._volume_record(path, subject(path, root=root), header.grid, meta)]
 
-    def _dicom_record(self, members: list[dicom.Header], top: Path) -> Record:
+    def _dicom_record(self, members: list[dicom.Header], root: Path) -> Record:
         first = members[0]
         dicom.permit(members, self.options)
         meta = {"bits": first.bits, "files": [str(header.path) for header in members], **first.facts}
         sequence = sequences.by_pattern(first.description, self.options.sequence_patterns)
         if sequence is not None:
             meta["sequence"] = sequence
-        group = self._group(first.path, top, patient=first.patient)
+        group = subject(first.path, root=root, patient=first.patient)
         if first.frames > 1:
             return self._volume_record(
                 first.path, group, series.multiframe_grid(first.path), {"reader": "multiframe", **meta}
@@ -189,9 +198,6 @@ class MRIAdapter(BaseAdapter):
             samples=min(max(n // SLICES_PER_SAMPLE, 1), MAX_SAMPLES),
             meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing), "affine": list(grid.affine)},
         )
-
-    def _group(self, path: Path, top: Path, *, patient: str = "") -> tuple[str, str]:
-        return subject(path, top=top, suffixes=self.suffixes, group_by=self.options.group_by, patient=patient)
 
     # --- pixels -----------------------------------------------------------------------------------------------------
 

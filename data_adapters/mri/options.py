@@ -26,10 +26,6 @@ class MRIOptions(AdapterOptions):
     slab_mm: float = Field(default=6.0, ge=0, description="views take their slice within this distance of the centre")
     slices: int = Field(default=9, ge=1, description="slices of a volume that an embedding is pooled from")
     modalities: tuple[str, ...] = Field(default=("MR",), description="DICOM modalities that are read")
-    group_by: Literal["auto", "folder", "file"] = Field(
-        default="auto",
-        description="what one patient is: auto (BIDS sub-, DICOM PatientID, folder, file), the folder, or the file",
-    )
     thick: Literal["refuse", "resample"] = Field(
         default="refuse",
         description="a plane that cuts across thick slices (pixels more than 3 times as long as wide): refuse, or "

@@ -243,6 +243,7 @@ def _connect(file: Path | None) -> sqlite3.Connection:
     sql.execute(f"PRAGMA journal_mode = {'TRUNCATE' if file is not None else 'OFF'}")
     sql.execute("PRAGMA synchronous = OFF" if file is None else "PRAGMA synchronous = NORMAL")
     sql.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    sql.create_function("first_parts", 2, lambda path, number: "/".join(path.split("/")[:number]), deterministic=True)
     with naming(sql.place):
         if sql.execute("PRAGMA user_version").fetchone() != (VERSION,):  # new, or of a release with other tables
             for table in ("identity", "files", "answers", "lost", "items"):

@@ -19,7 +19,9 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import naming
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import ROW_GROUP, SCHEMA, Manifest, parquet_writer
+from data_adapters.record import BY_FOLDER
 from data_adapters.scan.journal import Journal
+from data_adapters.tables import count
 
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 BATCH = 1024  # rows that are Python objects at one time
@@ -65,6 +67,14 @@ class Grouping:
     items: int
     folders: int
     apart: int
+
+    @property
+    def by_folder(self) -> str:
+        """What a user must hear where folders were taken for groups, without a full stop; else empty."""
+        if not self.rule.startswith(BY_FOLDER):
+            return ""
+        files, folders = count(self.items, "file"), count(self.folders, "folder")
+        return f"{files} in {folders} were taken for {count(self.groups, 'group')}, by folder ({self.rule})"
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,8 @@ class Scan:
     @cached_property
     def manifest(self) -> Manifest:
         """The readable items in memory, sorted by path and item."""
-        return Manifest(root=self.root, adapter=self.adapter, rows=pa.Table.from_batches(self._batches(), SCHEMA))
+        rows = pa.Table.from_batches(self._batches(), SCHEMA)
+        return Manifest(root=self.root, adapter=self.adapter, rows=rows, by_folder=self.by_folder)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         rows = self._journal.query(f"SELECT {ROWS} {READABLE} ORDER BY path, item", self._run)
@@ -201,12 +212,18 @@ class Scan:
             for rule, groups, items, folders in list(self._journal.query(sql, self._run))
         ]
 
+    @property
+    def by_folder(self) -> str:
+        """The sentence of `Grouping.by_folder`, or empty."""
+        return "".join(one.by_folder for one in self.grouping())
+
     def _apart(self, rule: str) -> int:
         """How many groups of a rule lie in several places."""
+        by, _, level = rule.partition(":")
+        place = f"first_parts({FOLDER}, {int(level)})" if by == BY_FOLDER else PLACES.get(rule, FOLDER)
         sql = f"""
             SELECT COUNT(*) FROM (
-                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group"
-                HAVING COUNT(DISTINCT {PLACES.get(rule, FOLDER)}) > 1
+                SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group" HAVING COUNT(DISTINCT {place}) > 1
             )
         """
         return int(next(self._journal.query(sql, self._run, rule))[0])
@@ -281,7 +298,8 @@ class Scan:
             _write_csv(folder / "leaks.csv", ("group", "content", "split", "path", "item"), self._parted())
         else:
             (folder / "leaks.csv").unlink(missing_ok=True)
-        with parquet_writer(folder / "manifest.parquet", root=self.root, adapter=self.adapter) as writer:
+        facts: dict[str, Any] = {"root": self.root, "adapter": self.adapter, "by_folder": self.by_folder}
+        with parquet_writer(folder / "manifest.parquet", **facts) as writer:
             batches = self._batches()
             while group := list(islice(batches, ROW_GROUP // BATCH)):
                 writer.write_table(pa.Table.from_batches(group), row_group_size=ROW_GROUP)

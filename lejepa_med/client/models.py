@@ -159,6 +159,7 @@ class ArchiveDetail(Archive):
 
     `leak` counts `groups`, `images` and `copies` in several splits of the catalogue; None where there are none.
     `notes` say what became of the catalogue of a folder.
+    `by_folder` says what was taken for groups where nothing better was known.
     """
 
     failed: int
@@ -167,6 +168,7 @@ class ArchiveDetail(Archive):
     labels: dict[str, int] = field(default_factory=dict, repr=False)
     leak: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    by_folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from data_adapters.leaks import NO_GROUPS
 from lejepa_med.errors import UserError
 
 UNLABELLED = ""
@@ -58,7 +59,7 @@ def assign(
     if count < len(fractions):
         raise UserError(
             f"The archive has {count} separate groups, fewer than the {len(fractions)} splits.",
-            remedy="Give a catalogue with finer groups, or fewer --fractions.",
+            remedy=f"Give a catalogue with finer groups, or fewer --fractions{NO_GROUPS}.",
         )
     chosen = _Assignment(counts, names, fractions, np.random.default_rng(seed))
     chosen.cover()
@@ -123,7 +124,8 @@ class _Assignment:
         what = f"The label '{self.names[c]}'" if self.names[c] != UNLABELLED else "The archive"
         return UserError(
             f"{what} lies in {units} separate groups, too few for each of the {len(self.splits)} splits to get one.",
-            remedy="Take fewer --fractions, join rare labels into one, or leave that label empty in the catalogue.",
+            remedy="Take fewer --fractions, join rare labels into one, or leave that label empty in the catalogue"
+            f"{NO_GROUPS}.",
         )
 
     def fill(self) -> None:

@@ -81,6 +81,7 @@ def write_split(
         receipt = {
             "items": len(manifest),
             "groups": len(set(groups)),
+            "by_folder": manifest.by_folder,
             "groups_joined_by_equal_images": len(set(groups)) - units,
             "repaired": None if leak is None else leak.report(),
             "splits": {
@@ -108,6 +109,8 @@ def _receipt_text(out: Path, receipt: Mapping[str, Any]) -> str:
         "",
         f"{count(receipt['items'], 'item')} in {count(receipt['groups'], 'group')}",
     ]
+    if receipt["by_folder"]:
+        lines.append(f"{receipt['by_folder']}.")
     for name, part in receipt["splits"].items():
         labels = ", ".join(f"{label} {times:,}" for label, times in part["labels"].items())
         share = f"{part['fraction']:.1%}, wanted {part['wanted']:.1%}"

@@ -14,9 +14,9 @@ from rich.table import Table
 import data_adapters
 from data_adapters.base import Adapter, BaseAdapter, mixed
 from data_adapters.catalog import Catalog, participants_of
-from data_adapters.leaks import Leak, alike
+from data_adapters.leaks import NO_GROUPS, Leak, alike
 from data_adapters.manifest import Manifest
-from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
+from data_adapters.record import BY_FILE, BY_ROW
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
 from data_adapters.scan.result import Figures
 from data_adapters.tables import count
@@ -130,7 +130,8 @@ def _nothing(archive: Path, result: Scan, *, of_encoder: bool) -> UserError:
 
 
 FEW = 10  # groups below which folders may be classes
-BY_NAME = ("slide name", "BIDS subject")  # rules that join equal names of several folders
+# rules that join equal names of several folders
+BY_NAME = ("slide name", "BIDS subject", "file name without its contrast")
 FACTS = (
     ("size", "size", ""),
     ("spacing", "spacing", " mm"),
@@ -190,9 +191,8 @@ def _add_groups(table: Table, result: Scan) -> None:
     for one in found:
         if one.rule in own:
             told.append(f"{one.groups:,} {own[one.rule]}")
-        elif one.rule == BY_FOLDER:
-            files, folders = count(one.items, "file"), count(one.folders, "folder")
-            told.append(f"{files} in {folders} were taken for {count(one.groups, 'group')}, by folder")
+        elif one.by_folder:
+            told.append(one.by_folder)
         else:
             told.append(f"{one.groups:,} by {one.rule or 'the rule of the modality'} ({count(one.items, 'item')})")
     table.add_row("groups", "; ".join(told))
@@ -200,13 +200,15 @@ def _add_groups(table: Table, result: Scan) -> None:
         if len(found) == one.groups == 1 < one.items:
             text = "all items are one group, so none can be held out; a catalogue with a column 'group' divides them"
             table.add_row("[yellow]groups", text)
-        elif one.rule == BY_FOLDER and one.groups < FEW and one.items >= 5 * one.groups:
+        elif one.by_folder and one.groups < FEW and one.items >= 5 * one.groups:
+            below = int(one.rule.partition(":")[2]) + 1
             table.add_row(
                 "[yellow]groups",
                 "few, by folder: where folders are classes or sites and not patients, give a catalogue with a column "
-                "'group', or say which column it is (--group-column)",
+                f"'group' (or name the column: --group-column), or set the option group_by: folder:{below} takes the "
+                "folders below, file each file by itself",
             )
-        if one.rule in BY_NAME and one.apart:
+        if (one.rule in BY_NAME or one.by_folder) and one.apart:
             table.add_row(
                 "[yellow]groups",
                 f"{count(one.apart, 'group', 'has')} items in several folders (by {one.rule}). Where equal names are "
@@ -237,7 +239,7 @@ def leak_text(leak: Leak) -> str:
     """What a user must hear of a leak, with pseudonyms: the output of a command that succeeds names no file."""
     return (
         f"{leak}. The first groups: {', '.join(leak.first)}; leaks.csv of scan lists all with their paths. "
-        "Scores on such a split are too high. Make a clean one with: lejepa-med split"
+        f"Scores on such a split are too high. Make a clean one with: lejepa-med split{NO_GROUPS}"
     )
 
 

@@ -21,9 +21,9 @@ from app.kinds.archiving import SHARD_ROWS, chunk_of
 from app.kinds.folders import archive_folder
 from app.service import Service
 from app.settings import Settings
-from app.vectors.base import table_key
 from data_adapters.identity import group_id
 from lejepa_med.embed import EmbeddingTable
+from lejepa_med.search.base import table_key
 from tests.app.helpers import eventually, picture, png, wait
 from tests.data.histology import write_tiles
 
@@ -88,8 +88,10 @@ def test_tiles_of_unknown_scale_are_told(client: TestClient, settings: Settings)
     wanted = {"name": "tiles", "folder": "tiles", "encoder": "histology"}
     job = wait(client, client.post("/v1/archives", json=wanted).json()["id"], seconds=60)
     assert job["state"] == "succeeded", job
-    (caution,) = client.get("/v1/archives/tiles").json()["cautions"]
+    told = client.get("/v1/archives/tiles").json()
+    (caution,) = told["cautions"]
     assert caution.startswith("4 of 4 tiles have no mpp (um per pixel), and the encoder was trained at 0.5")
+    assert told["by_folder"] == "4 files in 2 folders were taken for 2 groups, by folder (folder:1)"
     assert "Give a table with a column 'mpp' as the request's 'catalog', so that this is checked" in caution
     listed = {one["name"]: one["cautions"] for one in client.get("/v1/archives").json()["archives"]}
     assert (listed["tiles"], listed["table"]) == ([caution], [])

@@ -16,10 +16,10 @@ from app.store.database import database_url, make_engine
 from app.vectors import Backend, Base, Indexes, Report
 from app.vectors import indexes as indexes_module
 from app.vectors.backend import exact, measure, rank
-from app.vectors.base import build_base
 from app.vectors.lance import Lance
 from app.vectors.pgvector import PgVector
 from data_adapters.errors import UserError
+from lejepa_med.search.base import build_base
 from tests.app.helpers import eventually
 from tests.app.postgres import NewDatabase
 from tests.app.tables import clusters, conditions, facts, query, write_table

@@ -593,12 +593,13 @@ def test_groups_are_made_of_whole_names_and_folders(tmp_path):
         }
 
     in_name = "sky position in the file's name"
-    found = groups()
+    found = groups(group_by="file")
     assert len({found[name] for name in near}) == 4 and {found[name][1] for name in near} == {in_name}
     assert {found[name] for name in same} == {(sky_cell(150.1, 2.2), in_name)}
     assert [found[name] for name in twins] == [(name[:-4], "file") for name in twins]
     rows = [(f"{folder}/t.v1.h5 {row}", (f"{folder}/t.v1-{row}", "row")) for folder in "ab" for row in range(2)]
     assert [(name, found[name]) for name, _ in rows] == rows
-    found = groups(group_by="folder")
-    assert [found[name] for name in twins] == [(name[0], "folder") for name in twins]
+    found = groups()
+    assert [found[name] for name in twins] == [(name[0], "folder:1") for name in twins]
+    assert [found[name] for name, _ in rows] == [(name[0], "folder:1") for name, _ in rows]
     assert found[same[0]] == (sky_cell(150.1, 2.2), in_name)

@@ -156,7 +156,7 @@ def test_tiles_of_one_folder_share_a_group(tmp_path: Path) -> None:
     write_tiles(tmp_path, slides=["s1", "s2"], per_slide=2)
     found = list(HistologyAdapter(**SMALL).scan(tmp_path))
     assert [f.group for f in found if isinstance(f, Record)] == ["s1", "s1", "s2", "s2"]
-    single = HistologyAdapter(**SMALL, tile_group="file")
+    single = HistologyAdapter(**SMALL, group_by="file")
     assert {f.group for f in single.scan(tmp_path) if isinstance(f, Record)} == {
         f"{folder}/tile_{n}" for folder in ("s1", "s2") for n in (0, 1)
     }

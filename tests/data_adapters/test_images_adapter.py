@@ -38,14 +38,14 @@ def test_scan_lists_everything_with_groups(tmp_path):
     (root / "readme.md").write_text("a sidecar")
     (root / "volume.nii").write_bytes(b"no picture")
     found = list(ImagesAdapter().scan(root))
-    assert [item.group for item in found if isinstance(item, Record)] == ["a/0", "a/2", "b/1", "b/3"]
+    assert [item.group for item in found if isinstance(item, Record)] == ["a", "a", "b", "b"]
     assert [item.reason for item in found if isinstance(item, Rejected)] == [
         "not a format that the images adapter reads"
     ]
     (first, *_) = [item for item in found if isinstance(item, Record)]
     assert first.meta == {"size": [56, 40], "bits": 8, "channels": 3}
-    by_folder = [item.group for item in ImagesAdapter(group_by="folder").scan(root) if isinstance(item, Record)]
-    assert by_folder == ["a", "a", "b", "b"]
+    by_file = [item.group for item in ImagesAdapter(group_by="file").scan(root) if isinstance(item, Record)]
+    assert by_file == ["a/0", "a/2", "b/1", "b/3"]
     (root / "catalogue.csv").write_text("path,group,label\na/0.jpg,patient-1,cat\n")
     catalog = Catalog(root / "catalogue.csv")
     (record, *_) = [item for item in ImagesAdapter().scan(root, catalog=catalog) if isinstance(item, Record)]

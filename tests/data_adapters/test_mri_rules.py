@@ -290,7 +290,8 @@ def test_group_is_the_name_without_contrast(tmp_path):
 
 def test_group_by_option(tmp_path):
     names = ("a/p1/T1.nii", "a/p2/T1.nii", "b/p1/T1.nii")
-    assert groups(tmp_path, *names, group_by="folder") == ["a/p1", "a/p2", "b/p1"]
+    assert groups(tmp_path, *names, group_by="folder") == ["a", "a", "b"]
+    assert groups(tmp_path, *names, group_by="folder:2") == ["p1", "p2", "p1"]
     assert groups(tmp_path, *names, group_by="file") == ["a/p1/T1", "a/p2/T1", "b/p1/T1"]
 
 

@@ -37,28 +37,38 @@ def folders(tmp_path: Path) -> Path:
 
 def test_each_rule_is_named_with_its_groups(folders: Path, tmp_path: Path) -> None:
     own = "each file its own, as nothing says which belong together"
-    for modality in ("images", "galaxy"):
-        shown = printed(folders, modality)
+    for modality in ("images", "galaxy", "mri", "histology"):
+        shown = printed(folders, modality, group_by="file")
         assert "40 in 40 groups" in shown and f"groups 40 {own}" in shown and "were taken for" not in shown
     table = tmp_path / "c.csv"
     table.write_text("path,group\n" + "".join(f"a/spiral/{n:04d}.png,p{n // 2}\n" for n in range(20)))
-    assert f"groups 10 by catalogue (20 items); 20 {own}" in printed(folders, "images", catalog=table)
+    by_file = printed(folders, "images", group_by="file", catalog=table)
+    assert f"groups 10 by catalogue (20 items); 20 {own}" in by_file
 
 
 def test_few_groups_of_folders_are_doubted(folders: Path) -> None:
-    shown = printed(folders, "images", group_by="folder")
-    assert "groups 40 files in 2 folders were taken for 2 groups, by folder" in shown
-    assert "few, by folder" in shown and "catalogue with a column 'group'" in shown
+    for modality in ("images", "galaxy", "mri", "histology"):
+        shown = printed(folders, modality)
+        assert "groups 40 files in 2 folders were taken for 2 groups, by folder (folder:1)" in shown
+        assert "few, by folder" in shown and "catalogue with a column 'group'" in shown
+        assert "group_by: folder:2 takes the folders below, file each file by itself" in shown
     shutil.rmtree(folders / "spiral")
-    assert "all items are one group, so none can be held out" in printed(folders, "mri", group_by="folder")
+    assert "all items are one group, so none can be held out" in printed(folders, "mri", group_by="folder:1")
 
 
 def test_a_catalogue_that_agrees_with_the_folders_counts_as_one(folders: Path, tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     files = [path.relative_to(folders) for path in sorted(folders.rglob("*.png"))]
     table.write_text("path,group\n" + "".join(f"{path},{path.parent}\n" for path in files))
-    shown = printed(folders, "images", group_by="folder", catalog=table)
+    shown = printed(folders, "images", catalog=table)
     assert "groups 2 by catalogue" in shown and "few, by folder" not in shown
+
+
+def test_equal_names_of_folders_are_told(tmp_path: Path) -> None:
+    for place in ("train/p1/s1", "train/p1/s2", "test/p1/s1", "test/p2/s1"):
+        write_pictures(tmp_path / place, count=1)
+    assert "groups 1 group has items in several folders (by folder:2)" in printed(tmp_path, "images")
+    assert "in several folders" not in printed(tmp_path, "images", group_by="folder:1")
 
 
 def test_sites_of_mri_are_doubted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Groups and labels from the columns that a lab's table has: options, hints, BIDS participants, the run's own table."""
 
 import csv
+import shutil
 from pathlib import Path
 from shlex import quote
 
@@ -224,7 +225,9 @@ def test_participants_of_other_modalities(work: Path, tmp_path: Path, capsys: Ca
     manifest = Manifest.read(tmp_path / "s" / "manifest.parquet")
     assert manifest.column("label") == ["f", "f", "m", "m", "f", "f", "m", "m"]
     encoder = work / "encoder"
-    said(capsys, "embed", encoder, root, "--out", tmp_path / "bare", "--workers", "0")
+    for number in range(4):  # in folders of sites, which are then taken for the groups
+        shutil.copytree(root / f"sub-{number}", tmp_path / "b" / f"site-{number // 2}" / f"sub-{number}")
+    said(capsys, "embed", encoder, tmp_path / "b", "--out", tmp_path / "bare", "--workers", "0")
     shown = said(
         capsys, "probe", tmp_path / "bare", root / "participants.tsv", *table[2:], "--out", tmp_path / "p", fails=True
     )

@@ -89,6 +89,34 @@ def test_a_table_of_an_earlier_release_is_read_and_not_continued(
         embed_archive(encoder, manifest, table)
 
 
+def test_groups_by_folder_are_told_wherever_they_are_used(
+    encoder: LoadedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        write_pictures(tmp_path / "a" / f"case{number}", count=8, seed=number)
+        (tmp_path / "a" / f"case{number}" / "labels.csv").unlink()
+    found = scan_archive(encoder.adapter, tmp_path / "a")
+    found.write(tmp_path / "scan")
+    manifest, said = tmp_path / "scan" / "manifest.parquet", "32 files in 4 folders were taken for 4 groups, by folder"
+    assert Manifest.read(manifest).by_folder == f"{said} (folder:1)"
+    main(["split", str(manifest), "--out", str(tmp_path / "s.csv"), "--fractions", "train=.5", "test=.5"])
+    assert said in capsys.readouterr().out and said in (tmp_path / "s.receipt.txt").read_text()
+    assert embed_archive(encoder, Manifest.read(manifest), tmp_path / "t")["by_folder"] == f"{said} (folder:1)"
+    rows = [f"case{n}/{i:04d}.png,{'ab'[i % 2]}\n" for n in range(4) for i in range(8)]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(rows))
+    command = ["probe", str(tmp_path / "t"), str(tmp_path / "labels.csv"), "--archive", str(tmp_path / "a")]
+    main([*command, "--out", str(tmp_path / "p")])
+    assert f"groups: {said} (folder:1)" in capsys.readouterr().out
+    (tmp_path / "labels.csv").write_text(
+        "path,label,group\n" + "".join(f"{r.strip()},g{i}\n" for i, r in enumerate(rows))
+    )
+    main([*command, "--out", str(tmp_path / "q")])
+    assert "by folder" not in capsys.readouterr().out  # the labels have groups of their own
+    # the groups of the split are the catalogue's from now on
+    again = scan_archive(encoder.adapter, tmp_path / "a", catalog=Catalog(tmp_path / "s.csv"))
+    assert again.by_folder == "" and again.manifest.column("group") == found.manifest.column("group")
+
+
 def test_an_end_before_the_plan_blocks_nothing(encoder: LoadedEncoder, manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "t" / "_about").mkdir(parents=True)
     (tmp_path / "t" / "_about" / ".plan.json.77.draft").write_text("{")
@@ -99,6 +127,10 @@ def test_two_encoders_never_mix(encoder: LoadedEncoder, manifest: Manifest, tmp_
     embed_archive(encoder, manifest, tmp_path / "t")
     with pytest.raises(UserError, match=r"another origin.*encoder"):
         embed_archive(randomised(encoder), manifest, tmp_path / "t")
+    place, one = manifest.rows.schema.get_field_index("group"), pa.array(["someone"] * len(manifest), pa.string())
+    regrouped = dataclasses.replace(manifest, rows=manifest.rows.set_column(place, "group", one))
+    with pytest.raises(UserError, match=r"another origin.*groups"):
+        embed_archive(encoder, regrouped, tmp_path / "t")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="not empty"):

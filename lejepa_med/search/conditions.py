@@ -7,10 +7,9 @@ from typing import Annotated, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, StrictBool, StrictInt, StrictStr, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints, model_validator
 
-from app.errors import ProblemError
-from app.schemas import Strict
+from lejepa_med.errors import UserError
 
 Text = Annotated[StrictStr, StringConstraints(max_length=1000)]
 LEAST, MOST = -(2**63), 2**63 - 1  # catalogues of the sky have ids of 64 bits
@@ -19,8 +18,18 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: a 
 Value = StrictBool | Whole | Number | Text
 
 
-class Condition(Strict):
+class ConditionError(UserError):
+    """A condition that does not fit the table: which one of them, and whether the column is not there at all."""
+
+    def __init__(self, cause: str, *, remedy: str, index: int, is_unknown: bool) -> None:
+        super().__init__(cause, remedy=remedy)
+        self.index, self.is_unknown = index, is_unknown
+
+
+class Condition(BaseModel):
     """One column and what its value must be; an item must meet every condition of a request."""
+
+    model_config = ConfigDict(extra="forbid")
 
     column: str = Field(max_length=200, examples=["label"], description="group, label, or a column of the table")
     equals: Value | None = Field(default=None, examples=["spiral"])
@@ -57,27 +66,25 @@ def require_known(conditions: Sequence[Condition], columns: Mapping[str, pa.Data
     """Refuse conditions that do not fit the table's columns.
 
     Raises:
-        ProblemError: 422, no such column, or a value of another kind than the column's.
+        ConditionError: no such column, or a value of another kind than the column's.
     """
     known = {"group": pa.string(), **columns}
     for index, condition in enumerate(conditions):
         if condition.column not in known:
-            raise ProblemError(
-                422,
-                "unknown-column",
+            raise ConditionError(
                 f"The archive has no column as named at position {index} of the filters.",
                 remedy=f"It has: {', '.join(known)}. lejepa-med embed --columns puts further ones into a new table.",
                 index=index,
+                is_unknown=True,
             )
         kind = known[condition.column]
-        if not all(_fits(value, kind) for value in condition.values) or (condition.is_range and not _is_number(kind)):
-            what = "texts" if pa.types.is_string(kind) else "numbers" if _is_number(kind) else "true and false"
-            raise ProblemError(
-                422,
-                "invalid-request",
+        if not all(_fits(value, kind) for value in condition.values) or (condition.is_range and not is_number(kind)):
+            what = "texts" if pa.types.is_string(kind) else "numbers" if is_number(kind) else "true and false"
+            raise ConditionError(
                 f"Position {index} of the filters does not fit its column, which holds {what}.",
                 remedy="Give values of the column's kind; min and max are for numbers.",
                 index=index,
+                is_unknown=False,
             )
 
 
@@ -87,7 +94,7 @@ def mask(conditions: Sequence[Condition], table: pa.Table) -> np.ndarray:
     for condition in conditions:
         column = table[condition.column]
         kind = column.type
-        if _is_number(kind):
+        if is_number(kind):
             column = column.cast(pa.int64() if pa.types.is_integer(kind) else pa.float64())
         if condition.is_range:
             least, most = _limits(condition, kind)
@@ -162,11 +169,12 @@ def _limits(condition: Condition, kind: pa.DataType) -> tuple[float | None, floa
     )
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds whole numbers or floats."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _fits(value: bool | int | float | str, kind: pa.DataType) -> bool:
     if isinstance(value, str):
         return bool(pa.types.is_string(kind))
-    return bool(pa.types.is_boolean(kind)) if isinstance(value, bool) else _is_number(kind)
+    return bool(pa.types.is_boolean(kind)) if isinstance(value, bool) else is_number(kind)

@@ -18,14 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from app.vectors.conditions import Condition, mask, require_known
 from lejepa_med.atomic import new_folder
 from lejepa_med.embed import read_info
+from lejepa_med.search.conditions import Condition, mask, require_known
 
 FORMAT = "1"  # of the folder; part of the key, so that another format is another folder
 READ_ROWS = 8192
 BLOCK = 1 << 22  # floats of one product's largest operand or result: 16 MiB
 QUERIES = 64  # of one product
+NONE = -1  # a query that is no row, or of no group
 
 
 class Base:
@@ -72,7 +73,7 @@ class Base:
         return dict(zip(self.table[column].take(rows).to_pylist(), rows.tolist(), strict=True))
 
     def meets(self, conditions: Sequence[Condition]) -> np.ndarray:
-        """(N,) bool: which rows meet all conditions. ProblemError 422 for a condition that does not fit the table."""
+        """(N,) bool: which rows meet all conditions. ConditionError for one that does not fit the table."""
         require_known(conditions, self.columns)
         return mask(conditions, self.table)
 
@@ -93,8 +94,8 @@ class Base:
             vectors: (Q, dim) float32 of length 1.
             k: how many.
             rows: look at these rows only, ascending.
-            own_rows: (Q,) a row that is left out, or -1.
-            own_groups: (Q,) a group's code that is left out, or -1.
+            own_rows: (Q,) a row that is left out, or NONE.
+            own_groups: (Q,) a group's code that is left out, or NONE.
         """
         found = []
         for start in range(0, len(vectors), QUERIES):

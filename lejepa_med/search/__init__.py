@@ -1,0 +1,1 @@
+"""Similarity search over embedding tables: `base` answers exactly, `conditions` narrows, `find` is the command."""
