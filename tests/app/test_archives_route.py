@@ -167,13 +167,13 @@ def test_participants_of_a_folder_are_its_catalogue_as_for_the_command(client: T
     assert (groups, found["labels"]) == (expected, {"F": 2, "M": 4})
     (bids / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\tx\n")
     found, groups = embedded(client)
-    assert len(set(groups)) == 6 and found["notes"][0].startswith("participants.tsv is not used as the catalogue: ")
+    assert len(set(groups)) == 3 and found["notes"][0].startswith("participants.tsv is not used as the catalogue: ")
     assert "row 2 has 3 cells" in found["notes"][0] and str(bids.parent) not in str(found)
 
 
 def test_a_folders_table_with_a_likely_group_that_is_not_used(client: TestClient, bids: Path) -> None:
     found, groups = embedded(client, catalog="table.csv")
-    assert len(set(groups)) == 6 and found["notes"] == []
+    assert len(set(groups)) == 3 and found["notes"] == []  # by folder
     assert found["cautions"] == [
         "In the catalogue, the column 'Subject ID' looks like the group (patient, slide, field), and is not used: give "
         "'group_column=Subject ID' to keep its equal values on one side of every split"
