@@ -45,12 +45,15 @@ test-postgres: $(READY)
 	$(PYTEST) -m "not slow and not gpu and not pages" --database postgres tests/app
 
 # The tests once more as on other machines: one that has bf16 (emulated here), and a small one with AVX2 and one core.
-# What depends on the processor must show in a setting that is saved, never in a result. The other folders' tests compute
-# nothing in bf16.
+# What depends on the processor must show in a setting that is saved, never in a result. Of the service those that
+# compute vectors: the rest does not depend on the processor.
+MACHINES := tests/lejepa_med tests/examples $(addprefix tests/app/test_,forward.py inference.py embeddings_route.py \
+  one_preprocessing.py one_preprocessing_3d.py archives_route.py probes_route.py)
+
 test-machines: $(READY)
-	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu and not pages" tests/lejepa_med tests/app tests/examples
+	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu and not pages" $(MACHINES)
 	LEJEPA_CPU_BF16=off ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	  $(PYTEST) -m "not slow and not gpu and not pages" --one-core
+	  $(PYTEST) -m "not slow and not gpu and not pages" --one-core $(MACHINES) tests/data_adapters
 
 # The commands of README and of the walks in docs/, as they are printed there.
 test-pages: $(READY)
