@@ -68,4 +68,4 @@ class ServedEncoder:
         spec = self.loaded.adapter.spec
         most = min(self._batch_images, VOLUMES if spec.dims == 3 else self._batch_images)
         for images in sorted({min(images, most) for images in WARM_UP}):
-            yield torch.zeros(images, spec.channels, *[spec.global_size] * spec.dims)
+            yield torch.zeros(images, spec.channels, *[spec.embed_size] * spec.dims)

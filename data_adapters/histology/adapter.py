@@ -54,6 +54,8 @@ class HistologyAdapter(BaseAdapter):
     suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
     Options: ClassVar[type[AdapterOptions]] = HistologyOptions
     version: ClassVar[int] = 1
+    prepares_any_size: ClassVar[bool] = True
+    most_views = 8  # tissue has no up
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)
@@ -230,36 +232,36 @@ class HistologyAdapter(BaseAdapter):
             if native is None:
                 unknown += 1
                 continue
-            shown = native * min(record.meta["size"]) / o.global_size
+            shown = native * min(record.meta["size"]) / o.prepared_size
             other += not low / scale.ENLARGE <= shown <= high * scale.ENLARGE
         found = []
         if unknown:
             found.append(
                 f"{unknown:,} of {tiles:,} tiles have no mpp (um per pixel), and the encoder was trained at {o.mpp:g}. "
-                f"A tile is resized to {o.global_size} pixels whatever it shows, so these vectors may be of another "
+                f"A tile is resized to {o.prepared_size} pixels whatever it shows, so these vectors may be of another "
                 "scale. Give a catalogue with a column 'mpp', so that this is checked"
             )
         if other:
             found.append(
-                f"{other:,} of {tiles:,} tiles, resized to {o.global_size} pixels, lie outside of the {low:g} to "
+                f"{other:,} of {tiles:,} tiles, resized to {o.prepared_size} pixels, lie outside of the {low:g} to "
                 f"{high:g} um per pixel that the encoder was trained at. Cut tiles that are about "
-                f"{o.global_size * o.mpp:.0f} um wide"
+                f"{o.prepared_size * o.mpp:.0f} um wide"
             )
         return found
 
     # --- embedding --------------------------------------------------------------------------------------------------
 
     def prepare(self, record: Record) -> Tensor:
-        """Pixels for embedding, (n, 3, global_size, global_size) uint8.
+        """Pixels for embedding, (n, 3, size, size) uint8; size is options.prepared_size.
 
-        - Tile: n = 1, scaled until its shorter side is global_size, then the central square.
+        - Tile: n = 1, scaled until its shorter side is size, then the central square.
         - Slide: up to `tiles` tissue tiles of a regular grid at `mpp`.
         - Slide with a marked region: the region in tiles at `mpp`; without known mpp, scaled by its shorter side.
 
         Raises:
             BadFileError: the pixels cannot be read right, or the region lies outside or is too small.
         """
-        path, out = Path(record.uri), self.options.global_size
+        path, out = Path(record.uri), self.options.prepared_size
         marked = isinstance(record.meta.get("region"), list | tuple)
         meta = self._meta(record, tissue=not marked)
         own = meta[files.KEY]
@@ -279,10 +281,10 @@ class HistologyAdapter(BaseAdapter):
         """Side (level-0 pixels) and corners of the tiles that stand for a slide or a region of it."""
         o = self.options
         if region is None:
-            side = o.global_size * scale.downsample(meta, o)
+            side = o.prepared_size * scale.downsample(meta, o)
             return side, files.where(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
         unknown = o.mpp is not None and scale.native_mpp(meta) is None
-        side = min(region[2:]) if unknown else o.global_size * scale.downsample(meta, o)
+        side = min(region[2:]) if unknown else o.prepared_size * scale.downsample(meta, o)
         return side, regions.cover(region, side=side, count=o.tiles)
 
     # --- helpers ----------------------------------------------------------------------------------------------------

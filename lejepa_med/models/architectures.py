@@ -142,7 +142,8 @@ def model_arguments(
     accepted = _accepted_arguments(name)
     if "img_size" in accepted:
         args["img_size"] = spec.global_size
-    if "dynamic_img_size" in accepted and spec.n_local > 0 and spec.local_size != spec.global_size:
+    others = {spec.embed_size} | ({spec.local_size} if spec.n_local > 0 else set())
+    if "dynamic_img_size" in accepted and others != {spec.global_size}:
         args["dynamic_img_size"] = True
     return args
 
@@ -222,6 +223,14 @@ def plain_vit_patch(name: str) -> int | None:
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
     return max(model.patch_embed.patch_size) if type(model) is VisionTransformer else None
+
+
+def has_inner_layers(name: str) -> bool:
+    """Whether the architecture also gives what its inner stages or blocks put out."""
+    if is_monai(name):
+        return False
+    with torch.device("meta"):
+        return hasattr(timm.create_model(name, pretrained=False), "forward_intermediates")
 
 
 def is_convolutional(name: str) -> bool:
