@@ -11,6 +11,7 @@ from app.library import LIST, PUBLIC, modality_of
 from app.routes import Running
 from app.schemas import Encoder, EncoderDetail, Encoders
 from lejepa_med.models.folder import fingerprint, precision_of
+from lejepa_med.models.formation import formation_of
 
 router = APIRouter(prefix="/v1/encoders", tags=["encoders"], responses={404: PROBLEM_RESPONSES[404]})
 
@@ -38,7 +39,8 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
         fingerprint=fingerprint(info),
         precision=precision_of(info),
         dim=info["dim"],
-        image_size=info["spec"]["global_size"],
+        image_size=formation_of(info).size,
+        formation=vars(formation_of(info)),
         dims=info["spec"].get("dims", 2),
         channels=info["spec"]["channels"],
         info={key: info[key] for key in PUBLIC if key in info},
@@ -48,4 +50,6 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
 
 def _facts(encoder_id: str, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
-    return {"id": encoder_id, "name": name, "modality": modality_of(info), "available": bool(info)}
+    vectors = formation_of(info).text(dims=info["spec"].get("dims", 2)) if info else ""
+    facts = {"id": encoder_id, "name": name, "modality": modality_of(info), "available": bool(info)}
+    return {**facts, "vectors": vectors}

@@ -7,7 +7,7 @@ import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -225,12 +225,21 @@ def plain_vit_patch(name: str) -> int | None:
     return max(model.patch_embed.patch_size) if type(model) is VisionTransformer else None
 
 
-def has_inner_layers(name: str) -> bool:
-    """Whether the architecture also gives what its inner stages or blocks put out."""
+def inner_layers(backbone: nn.Module) -> Literal["none", "maps", "tokens"]:
+    """What a backbone of timm gives of its inner stages or blocks; tokens also where it has no class token."""
+    inner = getattr(backbone, "forward_intermediates", None)
+    if inner is None:
+        return "none"
+    with_prefix = "return_prefix_tokens" in inspect.signature(inner).parameters
+    return "tokens" if with_prefix and hasattr(backbone, "num_prefix_tokens") else "maps"
+
+
+def inner_layers_of(name: str) -> Literal["none", "maps", "tokens"]:
+    """The same of an architecture, without its weights."""
     if is_monai(name):
-        return False
+        return "none"
     with torch.device("meta"):
-        return hasattr(timm.create_model(name, pretrained=False), "forward_intermediates")
+        return inner_layers(timm.create_model(name, pretrained=False))
 
 
 def is_convolutional(name: str) -> bool:

@@ -1,6 +1,5 @@
 """An encoder: plain pixels in, one embedding out. The backbone is any timm model, or a 3-D network of MONAI."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from data_adapters.base import Spec
 from lejepa_med.errors import ConfigError
-from lejepa_med.models.architectures import build, check_name, is_convolutional, model_arguments
+from lejepa_med.models.architectures import build, check_name, inner_layers, is_convolutional, model_arguments
 from lejepa_med.models.formation import Formation, fixed_views
 
 __all__ = ["Encoder", "Normalize", "create_encoder", "is_convolutional", "model_arguments"]
@@ -88,10 +87,7 @@ class Encoder(nn.Module):
         Tokens are normalised as the last ones and pooled as the architecture does; maps are averaged.
         """
         given = self.normalize(pixels)
-        tokens = getattr(self.backbone, "num_prefix_tokens", None) is not None and "return_prefix_tokens" in _arguments(
-            self.backbone.forward_intermediates
-        )
-        if not tokens:
+        if inner_layers(self.backbone) == "maps":
             last, inner = self.backbone.forward_intermediates(given, indices=2)
             return torch.cat([inner[0].mean(dim=(2, 3)), self.backbone.forward_head(last)], dim=1)
         last, inner = self.backbone.forward_intermediates(
@@ -107,7 +103,7 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: the architecture gives no inner layers.
         """
-        if not hasattr(self.backbone, "forward_intermediates"):
+        if inner_layers(self.backbone) == "none":
             raise ConfigError(
                 f"'{self.name}' gives its last layer only, so two layers cannot be joined.",
                 remedy="Choose 1 layer, or an architecture of timm.",
@@ -203,7 +199,3 @@ def check_size(encoder: Encoder, spec: Spec, size: int) -> None:
         raise ValueError(f"{size} px is no multiple of its patch of {patch} px")
     encoder(torch.zeros(1, spec.channels, *[size] * spec.dims))
     encoder.train()
-
-
-def _arguments(function: Any) -> set[str]:
-    return set(inspect.signature(function).parameters)

@@ -10,9 +10,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,14 +29,15 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.atomic import new_folder, write_text
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.architectures import adaptation, build, is_monai, load, model_arguments, origin
+from lejepa_med.models.architectures import adaptation, build, inner_layers_of, is_monai, load, model_arguments, origin
 from lejepa_med.models.encoder import Encoder, check_embed_size
-from lejepa_med.models.formation import SEEN, Formation, check_formation, formation_of
+from lejepa_med.models.formation import LAYERS, VIEWS, Formation, check_formation, formation_of, seen_in
 
 INFO = "lejepa_med.json"
 FORMAT = 1
 Precision = Literal["float32", "bfloat16"]
 """Arithmetic of the forward passes that make vectors; recorded in lejepa_med.json, float32 unless asked otherwise."""
+COST_IMAGES = {2: 16, 3: 1}  # on which the cost of an image is measured, by dimensions
 VOLUMES = 4  # in one forward pass: more 96^3 volumes cost memory and gain no speed
 
 
@@ -102,7 +105,11 @@ def adapter_of(info: dict[str, Any]) -> Adapter:
     Raises:
         UserError: another version of the preprocessing.
     """
-    description, size = info["adapter"], formation_of(info).size
+    return _adapter(info, formation_of(info).size)
+
+
+def _adapter(info: dict[str, Any], size: int) -> Adapter:
+    description = info["adapter"]
     if size != info["spec"]["global_size"]:
         description = {**description, "options": {**description["options"], "embed_size": size}}
     return data_adapters.from_description(description)
@@ -144,8 +151,10 @@ def _model_card(name: str, info: dict[str, Any]) -> str:
     source = files("lejepa_med.models").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
     blank: dict[str, Any] = {"objective": {}, "training": {}, "data": {}}
     formation = formation_of(info)
-    seen = SEEN.get(formation.views, "") if info["spec"].get("dims", 2) == 2 else "the volume, mirrored along its axes"
-    card: str = Template(source).render(name=name, info={**blank, **info}, formation=formation, seen=seen)
+    seen = seen_in(formation, dims=info["spec"].get("dims", 2))
+    tokens = formation.layers > 1 and inner_layers_of(info["backbone"]) == "tokens"
+    facts = {"formation": formation, "seen": seen, "tokens": tokens}
+    card: str = Template(source).render(name=name, info={**blank, **info}, **facts)
     return card + "\n"
 
 
@@ -301,21 +310,60 @@ def record_formation(
     return folder
 
 
+def formation_rows(encoder: LoadedEncoder) -> list[tuple[str, str]]:
+    """How an encoder's vectors are formed, and what an image costs on its device, measured now: names and texts."""
+    formation, spec = encoder.formation, encoder.adapter.spec
+    plain = Formation(size=spec.global_size)
+    unit = "voxels" if spec.dims == 3 else "px"
+    seen = f" ({seen_in(formation, dims=spec.dims)})" if formation.views > 1 else ""
+    joined = ", the output of the last stage or block but one and the pooled output" if formation.layers > 1 else ""
+    rows = [
+        ("views", f"{formation.views}{seen}"),
+        ("size", f"{formation.size} {unit} (trained at {spec.global_size})"),
+        ("layers", f"{formation.layers}{joined or ', the pooled output'}"),
+        ("vector", f"{encoder.dim} numbers"),
+    ]
+    each = image_seconds(encoder)
+    cost = f"{each * 1e3:.3g} ms an image on this machine ({COST_IMAGES[spec.dims]} at a time)"
+    if formation != plain:
+        share = each / image_seconds(encoder, formation=plain)
+        cost += f", {share:.1f} times one plain pass at {spec.global_size} {unit}"
+    return [*rows, ("cost", f"{formation.views} pass{'es' if formation.views > 1 else ''} an image: {cost}")]
+
+
+def image_seconds(encoder: LoadedEncoder, *, formation: Formation | None = None) -> float:
+    """Seconds that the vector of one blank image takes, by default as the encoder forms it; the best of three runs."""
+    spec, module, own = encoder.adapter.spec, encoder.module, encoder.formation
+    count, size = COST_IMAGES[spec.dims], (formation or own).size
+    pixels = torch.zeros(count, spec.channels, *[size] * spec.dims)
+    module.formation = formation or own
+    try:
+        with torch.inference_mode():
+            times = []
+            for _ in range(4):  # the first one prepares kernels and memory
+                began = time.perf_counter()
+                encoder.embed([pixels])
+                times.append(time.perf_counter() - began)
+    finally:
+        module.formation = own
+    return min(times[1:]) / count
+
+
 def _changed(formation: Formation, **given: int | None) -> Formation:
     return dataclasses.replace(formation, **{name: value for name, value in given.items() if value is not None})
 
 
 def _reformed(info: dict[str, Any], formation: Formation) -> tuple[Encoder, Spec, dict[str, Any]]:
     """The facts of an encoder with another formation, checked on the architecture; the weights are not read."""
-    info = {**info, "formation": dataclasses.asdict(formation)}
-    adapter = adapter_of(info)
+    adapter = _adapter(info, formation.size)
     check_formation(formation, adapter)
     spec, name, args = adapter.spec, info["backbone"], dict(info["model_args"])
     if "dynamic_img_size" in model_arguments(name, spec):
         args["dynamic_img_size"] = True  # positions are then interpolated; at the size of training nothing changes
     encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=formation)
     check_embed_size(encoder, spec)
-    return encoder, spec, {**info, "model_args": args, "dim": encoder.vector_dim}
+    facts = {"formation": dataclasses.asdict(formation), "model_args": args, "dim": encoder.vector_dim}
+    return encoder, spec, {**info, **facts}
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
@@ -336,6 +384,21 @@ def fingerprint(info: dict[str, Any]) -> str:
     if precision_of(info) != "float32":  # folders from before the precision was recorded do not say it either
         parts.append(precision_of(info))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def formed_before(info: dict[str, Any], wanted: str) -> str:
+    """The formation, as options of `lejepa-med vectors`, with which this encoder had the fingerprint; "" if none.
+
+    Sizes other than the present one and that of training are not tried.
+    """
+    if not info:
+        return ""
+    sizes = {formation_of(info).size, info["spec"]["global_size"]}
+    for size, views, layers, precision in product(sizes, VIEWS, LAYERS, get_args(Precision)):
+        formation = {"size": size, "views": views, "layers": layers}
+        if fingerprint({**info, "formation": formation, "precision": precision}) == wanted:
+            return " ".join(f"--{name} {value}" for name, value in formation.items())
+    return ""
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -375,8 +438,8 @@ def load_encoder(path: Path | str, *, device: str = "cpu", views: int | None = N
     info = read_info(folder)
     formation = _changed(formation_of(info), views=views)
     if formation != formation_of(info):
+        check_formation(formation, _adapter(info, formation.size))
         info = {**info, "formation": dataclasses.asdict(formation)}
-        check_formation(formation, adapter_of(info))
     if _sha256(folder / "model.safetensors") != info["weights_sha256"]:
         raise EncoderError(
             f"The weights in {folder} do not match {INFO}: a copy was cut short, or files of two encoders were mixed.",

@@ -11,9 +11,10 @@ from lejepa_med.errors import ConfigError, EncoderError
 
 VIEWS, LAYERS = (1, 2, 4, 8), (1, 2)
 SEEN = {
+    1: "the image",
     2: "the image and its mirror image, left to right",
     4: "the image and its mirror images, left to right, top to bottom and both",
-    8: "the image, its mirror images, and these with rows and columns exchanged",
+    8: "the image, its three mirror images, and these four with rows and columns exchanged",
 }
 
 
@@ -44,6 +45,13 @@ class Formation:
     def differs(self, other: "Formation") -> dict[str, tuple[int, int]]:
         """Names of what differs, with the values here and there."""
         return {name: (mine, vars(other)[name]) for name, mine in vars(self).items() if mine != vars(other)[name]}
+
+
+def seen_in(formation: Formation, *, dims: int) -> str:
+    """What the fixed views show, as a phrase."""
+    if dims == 2 or formation.views <= 2:
+        return SEEN[formation.views].replace("image", "image" if dims == 2 else "volume")
+    return f"the volume, mirrored along {formation.views.bit_length() - 1} axes in all combinations"
 
 
 def formation_of(info: dict[str, Any]) -> Formation:

@@ -31,7 +31,7 @@ from lejepa_med.methods.settings import check_objective, head_of, weight_of
 from lejepa_med.models.architectures import (
     check_name,
     check_vit_options,
-    has_inner_layers,
+    inner_layers_of,
     is_convolutional,
     is_monai,
 )
@@ -268,7 +268,7 @@ def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:
     given, adapter = config.vector, create_adapter(config)
     spec = adapter.spec
     views, layers, sides = VECTORS.get(adapter.name, (1, 1, 1.0))
-    if layers > 1 and not has_inner_layers(backbone):
+    if layers > 1 and inner_layers_of(backbone) == "none":
         layers = 1
     formation = Formation(
         size=given.size or (spec.global_size if sides == 1 else round(sides * spec.global_size / 32) * 32),
@@ -276,7 +276,7 @@ def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:
         layers=given.layers or layers,
     )
     check_formation(formation, adapter)
-    if formation.layers > 1 and not has_inner_layers(backbone):
+    if formation.layers > 1 and inner_layers_of(backbone) == "none":
         raise ConfigError(
             f"'{backbone}' gives its last layer only, so two layers cannot be joined.",
             remedy="Leave out --vector.layers, or use an architecture of timm.",
