@@ -17,7 +17,7 @@ from app.store import Store
 from data_adapters.errors import UserError
 from lejepa_med.embed import EmbeddingTable, find_tables, read_info
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, formed_before, load_encoder
+from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder, way_back
 from lejepa_med.table_writer import DONE, about
 
 LIST = "GET /v1/encoders lists the encoders."
@@ -190,13 +190,13 @@ class Library:
         encoder_id = self.encoder_of(wanted)
         if encoder_id is None:
             for name, folder in self.encoders().items():
-                if was := formed_before(self.info(folder), wanted):
+                info = self.info(folder)
+                if info and (commands := way_back(info, wanted)):
                     raise ProblemError(
                         422,
                         "encoder-gone",
-                        f"This was made with the encoder {name} when its vectors were formed otherwise ({was}).",
-                        remedy="Embed and train again; or the operator goes back with: lejepa-med vectors RUN "
-                        f"{was}, and lejepa-med precision RUN where that differs.",
+                        f"This was made with the encoder '{name}' when its vectors were formed or computed otherwise.",
+                        remedy=f"Embed and train again; or the operator goes back with: {commands}.",
                     )
             raise ProblemError(
                 422,

@@ -390,8 +390,9 @@ class PredictCommand(Section):
         if probe.encoder != table.encoder:
             raise UserError(
                 f"The probe {self.probe} was trained on the vectors of another encoder than {self.embeddings} holds.",
-                remedy="Embed the archive with the probe's encoder (lejepa-med embed), "
-                "or train a probe on this table (lejepa-med probe).",
+                remedy="Train a probe on this table (lejepa-med probe), or embed the archive with the probe's encoder "
+                "(lejepa-med embed), its vectors formed and computed as they were then (lejepa-med vectors and "
+                "precision).",
             )
         for caution in table.info.get("cautions", []):
             print(f"note: {caution}.")

@@ -386,18 +386,20 @@ def fingerprint(info: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def formed_before(info: dict[str, Any], wanted: str) -> str:
-    """The formation, as options of `lejepa-med vectors`, with which this encoder had the fingerprint; "" if none.
+def way_back(info: dict[str, Any], wanted: str) -> str:
+    """The commands after which this encoder has the fingerprint again, "" where its weights are others.
 
     Sizes other than the present one and that of training are not tried.
     """
-    if not info:
-        return ""
-    sizes = {formation_of(info).size, info["spec"]["global_size"]}
+    now, sizes = formation_of(info), {formation_of(info).size, info["spec"]["global_size"]}
     for size, views, layers, precision in product(sizes, VIEWS, LAYERS, get_args(Precision)):
-        formation = {"size": size, "views": views, "layers": layers}
-        if fingerprint({**info, "formation": formation, "precision": precision}) == wanted:
-            return " ".join(f"--{name} {value}" for name, value in formation.items())
+        formation = Formation(size=size, views=views, layers=layers)
+        facts = {"formation": dataclasses.asdict(formation), "precision": precision}
+        if fingerprint({**info, **facts}) == wanted:
+            options = " ".join(f"--{name} {value}" for name, (value, _) in formation.differs(now).items())
+            commands = [f"lejepa-med vectors RUN {options}"] if options else []
+            commands += [f"lejepa-med precision RUN {precision}"] if precision != precision_of(info) else []
+            return " and ".join(commands)
     return ""
 
 
