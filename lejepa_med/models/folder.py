@@ -379,7 +379,8 @@ def fingerprint(info: dict[str, Any]) -> str:
     if spec.get("dims") == 2:
         del spec["dims"]  # folders from before 3-D encoders do not say it; theirs and new ones must agree
     parts = [info["weights_sha256"], info["adapter"], spec]
-    if formation_of(info) != Formation(size=spec["global_size"]):  # nor do those from before formations were recorded
+    plain = {"size": spec.get("global_size"), "views": 1, "layers": 1}
+    if info.get("formation", plain) != plain:  # folders from before formations were recorded do not say it, either
         parts.append(info["formation"])
     if precision_of(info) != "float32":  # folders from before the precision was recorded do not say it either
         parts.append(precision_of(info))
@@ -391,7 +392,10 @@ def way_back(info: dict[str, Any], wanted: str) -> str:
 
     Sizes other than the present one and that of training are not tried.
     """
-    now, sizes = formation_of(info), {formation_of(info).size, info["spec"]["global_size"]}
+    try:
+        now, sizes = formation_of(info), {formation_of(info).size, info["spec"]["global_size"]}
+    except EncoderError:  # of a newer release
+        return ""
     for size, views, layers, precision in product(sizes, VIEWS, LAYERS, get_args(Precision)):
         formation = Formation(size=size, views=views, layers=layers)
         facts = {"formation": dataclasses.asdict(formation), "precision": precision}

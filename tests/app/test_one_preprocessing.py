@@ -212,3 +212,9 @@ def test_what_was_made_before_the_formation_changed_says_how_to_go_back(
     assert commands == "lejepa-med vectors RUN --size 32 --views 2 and lejepa-med precision RUN float32"
     record_precision(record_formation(folder, views=2, size=32), "float32")
     assert client.post("/v1/search", **sent).status_code == 200
+    info = json.loads((folder / "encoder" / "lejepa_med.json").read_text())
+    info["formation"]["views"] = 16  # of a release to come
+    (folder / "encoder" / "lejepa_med.json").write_text(json.dumps(info))
+    (listed,) = [one for one in client.get("/v1/encoders").json()["encoders"] if one["id"] == "images-formed"]
+    assert "Install lejepa-med" in listed["vectors"]
+    assert client.get("/v1/encoders/images-formed").status_code == 422
