@@ -173,8 +173,9 @@ class HistologyAdapter(BaseAdapter):
         if own["kind"] != "slide":
             scale.native_mpp(record.meta)
             return record
-        side = self.options.tile_px * scale.downsample(record.meta, self.options)
-        if side > min(own["size"]):
+        pixel = scale.downsample(record.meta, self.options)
+        side = self.options.tile_px * pixel
+        if max(side, self.options.prepared_size * pixel) > min(own["size"]):  # nothing is filled beyond the slide
             raise files.too_small(self.options, Path(record.uri))
         tissue = files.where(own)
         if tissue.most(side=side, size=tuple(own["size"])) < self.options.min_tissue:

@@ -30,8 +30,8 @@ from tests.data.mri import phantom, write_nifti
 def heads(runs: Path) -> Iterator[None]:
     """The encoder heads among those of the running service, and gone afterwards."""
     torch.manual_seed(0)
-    adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0)
-    encoder = create_encoder("monai:resnet10", adapter.spec, formation=Formation(size=32, views=2))
+    adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0, embed_size=40)
+    encoder = create_encoder("monai:resnet10", adapter.spec, formation=Formation(size=40, views=2))
     save_encoder(encoder, adapter, runs / "heads" / "encoder")
     yield
     shutil.rmtree(runs / "heads")
@@ -84,7 +84,8 @@ def test_four_paths_one_vector(client: TestClient, runs: Path, tmp_path: Path) -
 
 def test_the_service_tells_what_the_encoder_sees(client: TestClient) -> None:
     detail = client.get("/v1/encoders/heads").json()
-    assert (detail["modality"], detail["dims"], detail["image_size"], detail["channels"]) == ("mri3d", 3, 32, 1)
+    assert (detail["modality"], detail["dims"], detail["image_size"], detail["channels"]) == ("mri3d", 3, 40, 1)
+    assert detail["formation"] == {"size": 40, "views": 2, "layers": 1}
 
 
 def test_a_slice_is_refused_with_the_way_out(client: TestClient) -> None:
