@@ -81,8 +81,10 @@ def check_formation(formation: Formation, adapter: Adapter) -> None:
     """
     most, usual = most_views(adapter), adapter.spec.global_size
     allowed = [views for views in VIEWS if views <= most]
+    listed = " or ".join(", ".join(map(str, allowed)).rsplit(", ", 1))
+    if formation.views not in VIEWS:
+        raise ConfigError(f"There are no {formation.views} fixed views.", remedy=f"Choose {listed}.")
     if formation.views not in allowed:
-        listed = " or ".join(map(str, allowed))
         raise ConfigError(
             f"{formation.views} fixed views are asked for, but the modality '{adapter.name}', with its options, allows "
             f"{listed}: other mirrored or turned images do not show the same thing.",
