@@ -41,6 +41,7 @@ class ServedEncoder:
 
     def __init__(self, loaded: LoadedEncoder, settings: Settings) -> None:
         self.loaded = loaded
+        self.views = loaded.formation.views
         self._batch_images = settings.batch_images
         self._device = torch.device(loaded.device)
         exact_float32()  # once for all threads: `embed_parts` restores what it finds, beside other encoders' passes
@@ -67,5 +68,6 @@ class ServedEncoder:
         """Blank items, one of each common batch size; their passes prepare kernels, memory and the queue's pace."""
         spec = self.loaded.adapter.spec
         most = min(self._batch_images, VOLUMES if spec.dims == 3 else self._batch_images)
+        most = max(1, most // self.views)
         for images in sorted({min(images, most) for images in WARM_UP}):
-            yield torch.zeros(images, spec.channels, *[spec.global_size] * spec.dims)
+            yield torch.zeros(images, spec.channels, *[spec.embed_size] * spec.dims)

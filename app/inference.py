@@ -24,6 +24,10 @@ LONGEST_RETRY = 300  # seconds
 class Embedder(Protocol):
     """What the worker needs from an encoder."""
 
+    @property
+    def views(self) -> int:
+        """Fixed views whose vectors are averaged: so many passes an image."""
+
     def embed(self, items: Sequence[Tensor]) -> Sequence[np.ndarray]:
         """(n_i, C, H, W) or (n_i, C, D, H, W) tensors -> one (n_i, dim) float32 array each."""
 
@@ -50,7 +54,9 @@ class Worker:
 
     def __init__(self, encoder: Embedder, *, queue_items: int, queue_bytes: int, batch_images: int) -> None:
         self._encoder = encoder
-        self._queue_items, self._queue_bytes, self._batch_images = queue_items, queue_bytes, batch_images
+        self._queue_items, self._queue_bytes = queue_items, queue_bytes
+        # views fill a pass as images do: a batch that ignored them would keep its clients waiting for so many passes
+        self._batch_images = max(1, batch_images // encoder.views)
         self._waiting: deque[_Work] = deque()
         self._images = self._bytes = 0  # of what waits
         self._last_images, self._ended = 0, -math.inf  # of the latest pass

@@ -17,12 +17,12 @@ from app.store import Store
 from data_adapters.errors import UserError
 from lejepa_med.embed import EmbeddingTable, find_tables, read_info
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder
+from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder, way_back
 from lejepa_med.table_writer import DONE, about
 
 LIST = "GET /v1/encoders lists the encoders."
 LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
-PUBLIC = ("version", "backbone", "objective", "spec")  # the rest may name places of the operator's machine
+PUBLIC = ("version", "backbone", "objective", "spec", "formation")  # the rest may name places of the operator's machine
 METRICS, ONLINE = "metrics.jsonl", "online.jsonl"  # of a run folder
 TAIL = 1 << 16  # bytes of their ends that are read; a record takes some 2 KiB
 LIST_TABLES = "GET /v1/archives lists the embedding tables."
@@ -189,6 +189,15 @@ class Library:
         """
         encoder_id = self.encoder_of(wanted)
         if encoder_id is None:
+            for name, folder in self.encoders().items():
+                info = self.info(folder)
+                if info and (commands := way_back(info, wanted)):
+                    raise ProblemError(
+                        422,
+                        "encoder-gone",
+                        f"This was made with the encoder '{name}' when its vectors were formed or computed otherwise.",
+                        remedy=f"Embed and train again; or the operator goes back with: {commands}.",
+                    )
             raise ProblemError(
                 422,
                 "encoder-gone",

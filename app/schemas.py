@@ -57,6 +57,11 @@ class Encoder(BaseModel):
     name: str = Field(examples=["galaxies"], description="name of its run")
     modality: str = Field(examples=["galaxy"], description="adapter that reads its files")
     available: bool = Field(description="false where its folder is damaged or incomplete")
+    vectors: str = Field(
+        default="",
+        examples=["64 px, mean over 8 fixed views: 8 passes an image"],
+        description="how the vector of an image is formed, and what it costs; empty where the folder is damaged",
+    )
 
 
 class Encoders(BaseModel):
@@ -69,13 +74,18 @@ class EncoderDetail(Encoder):
     """One encoder with what it expects and gives."""
 
     fingerprint: str = Field(
-        description="SHA-256 over weights, preprocessing and precision; vectors compare only if it is equal"
+        description="SHA-256 over weights, preprocessing, formation and precision; vectors compare only if it is equal"
     )
     precision: str = Field(
         default="float32", examples=["float32"], description="arithmetic of its vectors, as recorded with the encoder"
     )
     dim: int = Field(examples=[512], description="length of a vector")
     image_size: int = Field(examples=[224], description="side of the square or cube that the encoder sees")
+    formation: dict[str, int] = Field(
+        default={},
+        examples=[{"size": 224, "views": 8, "layers": 1}],
+        description="of its vectors: side of the image, fixed views that are averaged (passes an image), joined layers",
+    )
     dims: int = Field(default=2, examples=[2], description="2: images, 3: volumes, seen as cubes")
     channels: int = Field(examples=[3])
     info: dict[str, Any] = Field(description="public part of lejepa_med.json: objective, backbone, code version")

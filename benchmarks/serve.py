@@ -6,7 +6,7 @@ All sides run the same encoder folder with the same number of threads; they are 
 order, so that whatever else the machine does meets all of them. Who has not its turn is stopped (SIGSTOP): some servers
 are busy while they wait. `--python` names an interpreter that has
 litserve besides this project's packages, for that side alone: LitServe brings a faster HTTP parser and event loop,
-which the others shall not get by it. Without it LitServe is left out. Under ten minutes.
+which the others shall not get by it. Without it LitServe is left out. A quarter of an hour.
 """
 
 import argparse
@@ -32,9 +32,11 @@ from benchmarks.serve_report import page
 from benchmarks.train import make_files
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import save_encoder
+from lejepa_med.models.formation import Formation
 
 ROOT = Path(__file__).parent.parent
-SIZES = {"resnet18": 64, "vit_small_patch16_224": 224}  # pixels that each encoder sees
+SIZES = {"resnet18": 64, "resnet18, 8 views": 64, "vit_small_patch16_224": 224}  # pixels that each encoder sees
+VIEWS = {"resnet18, 8 views": 8}  # fixed views that are averaged, where it is not one
 SERVERS = {
     "ours": ["benchmarks.serve_sides", "ours"],
     "plain FastAPI": ["benchmarks.serve_sides", "plain"],
@@ -49,12 +51,14 @@ def prepare(scratch: Path, backbone: str) -> tuple[Path, Path, int]:
     """A runs directory with a random encoder, a JPEG file a quarter larger than it sees, and the vector length."""
     size = SIZES[backbone]
     torch.manual_seed(0)
-    adapter = data_adapters.create("images", global_size=size, local_size=size, n_local=0)
-    encoder = create_encoder(backbone, adapter.spec)
+    # galaxies, since eight views are allowed for them; their pictures are read as those of any modality
+    adapter = data_adapters.create("galaxy", kind="picture", field=1, global_size=size, local_size=size, n_local=0)
+    formation = Formation(size=size, views=VIEWS.get(backbone, 1))
+    encoder = create_encoder(backbone.partition(",")[0], adapter.spec, formation=formation)
     runs = scratch / backbone
     save_encoder(encoder, adapter, runs / "run" / "encoder")
     picture = make_files(scratch / f"{backbone}-pictures", count=1, side=size * 5 // 4) / "0000.jpg"
-    return runs, picture, encoder.dim
+    return runs, picture, encoder.vector_dim
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def ours(runs: str, port: int, threads: int) -> None:
     """`lejepa-med serve` with its defaults."""
     from app.main import run
 
-    run(runs_dir=runs, data_dir=f"{runs}-data", port=port, threads=threads, precision="float32", device="cpu")
+    run(runs_dir=runs, data_dir=f"{runs}-data", port=port, threads=threads, device="cpu")
 
 
 def plain(runs: str, port: int, threads: int) -> None:
@@ -56,7 +56,7 @@ def plain(runs: str, port: int, threads: int) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     encoder, app = load(runs), FastAPI()
-    size = encoder.adapter.spec.global_size
+    size = encoder.adapter.spec.embed_size
 
     @app.post("/v1/embeddings")
     def embed(files: UploadFile) -> dict[str, list[float]]:
@@ -72,7 +72,7 @@ def bare(runs: str, port: int, threads: int) -> None:
 
     torch.set_num_threads(threads)
     encoder = load(runs)
-    size = encoder.adapter.spec.global_size
+    size = encoder.adapter.spec.embed_size
     pixels = torch.randint(0, 256, (128, 3, size, size), dtype=torch.uint8)
     for line in sys.stdin:
         batch, seconds = line.split()

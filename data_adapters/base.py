@@ -117,6 +117,7 @@ class BaseAdapter:
     uniform: ClassVar[Mapping[str, str]] = {}
     small_size: ClassVar[int] = SMALL_SIZE  # side of a global view where a small machine trains, pixels
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
+    prepares_any_size: ClassVar[bool] = False  # whether `prepare` follows options.prepared_size
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         self.options: Any = options if options is not None else self.Options(**kwargs)
@@ -131,6 +132,16 @@ class BaseAdapter:
     def spec(self) -> Spec:
         """RGB with values centred at .5; override for other channels or statistics."""
         return self.make_spec(channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    @property
+    def most_views(self) -> int:
+        """How many fixed views of an image show the same thing, so that their vectors may be averaged: 1, 2, 4 or 8.
+
+        2: also the image mirrored left to right, along its columns. 4: also top to bottom, and both. 8: also these four
+        with rows and columns exchanged, or for volumes mirrored along the planes. Declare no more than `augment` does
+        to training views.
+        """
+        return 1
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file -> its records (usually one). Raise BadFileError to refuse the file.
@@ -148,7 +159,7 @@ class BaseAdapter:
         raise NotImplementedError(f"{type(self).__name__} must define augment()")
 
     def prepare(self, record: Record) -> Tensor:
-        """Deterministic pixels for embedding, (n, C, size, size)."""
+        """Deterministic pixels for embedding, (n, C, size, size); size is options.prepared_size."""
         raise NotImplementedError(f"{type(self).__name__} must define prepare()")
 
     def fit(self, records: Sequence[Record]) -> "BaseAdapter":
@@ -196,6 +207,7 @@ class BaseAdapter:
             global_size=o.global_size,
             local_size=o.local_size,
             dims=self.dims,
+            embed_size=o.prepared_size if self.prepares_any_size else o.global_size,
         )
 
     def normalised_as(self, mean: Sequence[float], std: Sequence[float]) -> "BaseAdapter":
@@ -310,11 +322,11 @@ class BaseAdapter:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """The adapter's reference, pipeline version and options as JSON; without mean and std where they are unset.
+        """The adapter's reference, pipeline version and options as JSON; without embed_size, mean and std if unset.
 
-        So a description, and what is recognised by it, equals that of a release without these two.
+        So a description, and what is recognised by it, equals that of a release without these three.
         """
-        unset = {name for name in ("mean", "std") if getattr(self.options, name) is None}
+        unset = {name for name in ("embed_size", "mean", "std") if getattr(self.options, name) is None}
         return {
             "adapter": self.reference,
             "version": self.version,

@@ -34,6 +34,9 @@ class AdapterOptions(BaseModel):
     n_global: int = Field(default=2, ge=1, description="global views of each sample")
     n_local: int = Field(default=6, ge=0, description="local views of each sample")
     global_size: int = Field(default=224, ge=16, description="side of a global view and of embedding, pixels")
+    embed_size: int | None = Field(
+        default=None, ge=16, description="side of the images to embed, pixels; unset: global_size (set --vector.size)"
+    )
     local_size: int = Field(default=96, ge=16, description="side of a local view, pixels")
     mean: tuple[FiniteFloat, ...] | None = Field(
         default=None, description="of each channel's values in [0, 1]; unset: the modality's, or that of --model.init"
@@ -59,6 +62,11 @@ class AdapterOptions(BaseModel):
         if given.get("group_by") == "auto":
             given["group_by"] = "folder"
         return given
+
+    @property
+    def prepared_size(self) -> int:
+        """Side of what `prepare` gives, pixels or voxels."""
+        return self.embed_size or self.global_size
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> "AdapterOptions":

@@ -15,7 +15,8 @@ FROM_CONTENT = (BY_PATIENT, BY_SKY)
 class Spec:
     """What the encoder receives from an adapter.
 
-    Sizes are pixels (voxels where `dims` is 3; a view is then a cube). `mean` and `std` are per channel, for values in
+    Sizes are pixels (voxels where `dims` is 3; a view is then a cube). `embed_size` is the side of what `prepare`
+    gives; 0 becomes `global_size`. `mean` and `std` are per channel, for values in
     [0, 1] (uint8 is divided by 255 first); the encoder applies them, so that views and `prepare` both carry plain
     pixels.
     """
@@ -29,6 +30,10 @@ class Spec:
     std: tuple[float, ...]
     pool: Literal["mean"] = "mean"
     dims: Literal[2, 3] = 2
+    embed_size: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embed_size", self.embed_size or self.global_size)
 
     @property
     def n_views(self) -> int:

@@ -183,6 +183,11 @@ class EmbedCommand(Columns):
     threads: int | None = Field(default=None, ge=1, description="CPU threads that compute; None: as cores are free")
     device: str = Field(default="cpu", description="cpu or cuda")
     random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
+    views: int | None = Field(
+        default=None,
+        description="fixed views that are averaged, in place of the encoder's own; 1: one pass an image. The table is "
+        "then that of another encoder",
+    )
     columns: list[str] = Field(
         default=[], description="facts to search by, kept as they are: split, samples, or the catalogue's mpp, ra, ..."
     )
@@ -211,7 +216,8 @@ class EmbedCommand(Columns):
             if of_run:
                 said = f"catalogue: {of_run['catalog']}, the run's own; --catalog FILE gives another one"
                 console.print(escape(said), highlight=False, soft_wrap=True)
-        encoder = load_encoder(self.encoder, device=self.device)
+        encoder = load_encoder(self.encoder, device=self.device, views=self.views)
+        console.print(f"vectors: {encoder.formation.text(dims=encoder.module.dims)}", highlight=False)
         if self.random:
             encoder = randomised(encoder)
         if self.archive.suffix == ".parquet":
@@ -264,6 +270,43 @@ class PrecisionCommand(Section):
             f"{folder} now computes in {self.precision}. Tables and probes that were made in another precision do not "
             "fit it any more: embed the archive again."
         )
+
+
+class VectorsCommand(Section):
+    """Show how an encoder forms its vectors and what an image costs; with a setting, record another way.
+
+    `embed`, probes, search and the service all follow. Tables and probes of the old way are then those of another
+    encoder: embed the archive again, or record the old way again.
+    """
+
+    encoder: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
+    views: int | None = Field(
+        default=None, description="fixed views that are averaged: 1, 2, 4 or 8, as far as the modality allows"
+    )
+    size: int | None = Field(default=None, ge=16, description="side of the image that the encoder gets, pixels")
+    layers: int | None = Field(default=None, description="1: the pooled output; 2: joined with the layer before it")
+    device: str = Field(default="cpu", description="cpu or cuda, where the cost is measured")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from rich.table import Table
+
+        from lejepa_med.models.folder import encoder_folder, formation_rows, load_encoder, read_info, record_formation
+        from lejepa_med.models.formation import formation_of
+
+        before = formation_of(read_info(encoder_folder(self.encoder)))
+        folder = record_formation(self.encoder, size=self.size, views=self.views, layers=self.layers)
+        encoder = load_encoder(folder, device=self.device)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for row in formation_rows(encoder):
+            table.add_row(*row)
+        _console(stderr=False).print(table, highlight=False)
+        if changed := encoder.formation.differs(before):
+            back = " ".join(f"--{name} {old}" for name, (_, old) in changed.items())
+            print(
+                f"{folder} forms its vectors so from now on. Tables and probes that were made before do not fit it any "
+                f"more: embed the archive again, or go back with: lejepa-med vectors {self.encoder} {back}"
+            )
 
 
 class ProbeCommand(Columns):
@@ -352,8 +395,9 @@ class PredictCommand(Section):
         if probe.encoder != table.encoder:
             raise UserError(
                 f"The probe {self.probe} was trained on the vectors of another encoder than {self.embeddings} holds.",
-                remedy="Embed the archive with the probe's encoder (lejepa-med embed), "
-                "or train a probe on this table (lejepa-med probe).",
+                remedy="Train a probe on this table (lejepa-med probe), or embed the archive with the probe's encoder "
+                "(lejepa-med embed), its vectors formed and computed as they were then (lejepa-med vectors and "
+                "precision).",
             )
         for caution in table.info.get("cautions", []):
             print(f"note: {caution}.")
@@ -456,6 +500,7 @@ class Cli(BaseSettings):
     pretrain: CliSubCommand[PretrainCommand]
     embed: CliSubCommand[EmbedCommand]
     precision: CliSubCommand[PrecisionCommand]
+    vectors: CliSubCommand[VectorsCommand]
     probe: CliSubCommand[ProbeCommand]
     predict: CliSubCommand[PredictCommand]
     search: CliSubCommand[SearchCommand]
@@ -542,10 +587,10 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _console() -> Any:
+def _console(*, stderr: bool = True) -> Any:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=stderr)
 
 
 if __name__ == "__main__":

@@ -68,9 +68,28 @@ class ViewsConfig(Section):
     n_local: int | None = Field(default=None, ge=0)
     """local (small) views"""
     global_size: int | None = Field(default=None, ge=16)
-    """side of a global view and of the images to embed, pixels or voxels"""
+    """side of a global view, pixels or voxels"""
     local_size: int | None = Field(default=None, ge=16)
     """side of a local view, pixels or voxels"""
+
+
+class VectorConfig(Section):
+    """How the vector of an image is formed, in evaluations and whenever the encoder is used; recorded in its folder.
+
+    `lejepa-med vectors RUN` shows it, and changes it afterwards.
+    """
+
+    views: int | None = Field(default=None, ge=1, le=8)
+    """fixed views that are averaged, so many passes an image: 1; 2, with the mirror image; 4, both mirrors; 8, and
+    turned; None: what the modality gained from (galaxies and histology 8, others 1)"""
+    size: int | None = Field(default=None, ge=16)
+    """side of the images to embed, pixels or voxels; None: that of a global view"""
+    layers: int | None = Field(default=None, ge=1, le=2)
+    """1: the pooled output; 2: joined with that of the last stage or block but one; None: 1"""
+
+
+SETTLED = frozenset({*ViewsConfig.model_fields, "embed_size"})
+"""Options of the modality that follow from settings: those of `views`, and `vector.size`."""
 
 
 class ModelConfig(Section):
@@ -240,6 +259,7 @@ class PretrainConfig(Section):
     """what settings left open take: laptop, workstation or cluster; None: by the machine (a CPU, one GPU or several)"""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
+    vector: VectorConfig = VectorConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
@@ -302,7 +322,16 @@ def origins_of(tree: Mapping[str, Any]) -> dict[str, str] | None:
     if not isinstance(kinds, dict):
         return None
     said = {str(name): str(kind) for kind, names in kinds.items() for name in names or ()}
-    return {name: said.get(name, BUILT_IN) for name in {**flat(tree), **said} if not name.startswith(f"{ORIGINS}.")}
+    return {
+        name: said.get(name, default_origin(name))
+        for name in {**flat(tree), **said}
+        if not name.startswith(f"{ORIGINS}.")
+    }
+
+
+def default_origin(name: str) -> str:
+    """Where a setting came from that no list of origins names."""
+    return MODALITY if name.startswith(("data.options.", "vector.")) else BUILT_IN
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -60,11 +60,14 @@ class Plan:
     label_column: str | None = None
 
 
-def chunk_of(adapter: Adapter) -> int:
-    """Rows of one step, a power of two: a few seconds on a CPU, at 128 images of 224 px or 4 volumes and more."""
+def chunk_of(adapter: Adapter, *, views: int) -> int:
+    """Rows of one step, a power of two: a few seconds on a CPU, at 128 passes of 224 px or 4 volumes and more.
+
+    `views`: passes of each image or volume.
+    """
     options = getattr(adapter, "options", None)
     images = getattr(options, "slices", None) or getattr(options, "tiles", None) or 1
-    wanted = LARGEST_CHUNK // (32 if adapter.spec.dims == 3 else images)
+    wanted = LARGEST_CHUNK // (views * (32 if adapter.spec.dims == 3 else images))
     return 1 << max(2, wanted.bit_length() - 1)
 
 
@@ -145,7 +148,7 @@ class Archiving(JobWork):
             encoder=encoder_id,
             fingerprint=loaded.fingerprint,
             dim=loaded.dim,
-            chunk=chunk_of(loaded.adapter),
+            chunk=chunk_of(loaded.adapter, views=loaded.formation.views),
             upload=upload,
             folder=folder,
             columns=tuple(columns),

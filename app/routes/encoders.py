@@ -10,7 +10,9 @@ from app.forms import PROBLEM_RESPONSES
 from app.library import LIST, PUBLIC, modality_of
 from app.routes import Running
 from app.schemas import Encoder, EncoderDetail, Encoders
+from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import fingerprint, precision_of
+from lejepa_med.models.formation import formation_of
 
 router = APIRouter(prefix="/v1/encoders", tags=["encoders"], responses={404: PROBLEM_RESPONSES[404]})
 
@@ -38,7 +40,8 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
         fingerprint=fingerprint(info),
         precision=precision_of(info),
         dim=info["dim"],
-        image_size=info["spec"]["global_size"],
+        image_size=formation_of(info).size,
+        formation=vars(formation_of(info)),
         dims=info["spec"].get("dims", 2),
         channels=info["spec"]["channels"],
         info={key: info[key] for key in PUBLIC if key in info},
@@ -48,4 +51,13 @@ def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
 
 def _facts(encoder_id: str, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     name = folder.resolve().parent.name if folder.name == "encoder" else folder.name
-    return {"id": encoder_id, "name": name, "modality": modality_of(info), "available": bool(info)}
+    facts = {"id": encoder_id, "name": name, "modality": modality_of(info), "available": bool(info)}
+    return {**facts, "vectors": _vectors(info) if info else ""}
+
+
+def _vectors(info: dict[str, Any]) -> str:
+    """How vectors are formed, or that a newer release is needed for it, which must not hide the other encoders."""
+    try:
+        return formation_of(info).text(dims=info["spec"].get("dims", 2))
+    except EncoderError as error:
+        return str(error)

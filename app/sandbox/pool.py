@@ -275,7 +275,7 @@ def _pixels(frame: frames.Frame, adapter: Adapter, limits: Limits) -> Tensor:
     """The tensor in an answer, if it is what the encoder takes."""
     spec = adapter.spec
     dtype, shape = str(frame.header.get("dtype")), frame.header.get("shape")
-    sides = [spec.channels, *[spec.global_size] * spec.dims]
+    sides = [spec.channels, *[spec.embed_size] * spec.dims]
     if dtype not in DTYPES or not isinstance(shape, list) or shape[1:] != sides or type(shape[0]) is not int:
         raise LostError("died")
     size = math.prod(shape) * np.dtype(dtype).itemsize

@@ -81,5 +81,5 @@ def whole_bytes(record: Record, limits: Limits) -> int:
 def tile_bytes(adapter: Adapter) -> int:
     """Memory that the prepared tiles of a slide take, beyond the base."""
     options = getattr(adapter, "options", None)
-    tiles, side = getattr(options, "tiles", 1), adapter.spec.global_size
+    tiles, side = getattr(options, "tiles", 1), adapter.spec.embed_size
     return 4 * int(tiles) * adapter.spec.channels * side * side

@@ -7,8 +7,8 @@ const when = (text) => new Date(text).toLocaleDateString();
 const tables = {
   encoders: {
     empty: "None yet. `lejepa-med pretrain` writes one into the runs directory.",
-    head: ["Id", "Modality", "State"],
-    row: (e) => [link(`/v1/encoders/${e.id}`, e.id), e.modality, state(e.available ? "yes" : "no", e.available ? "available" : "damaged")],
+    head: ["Id", "Modality", "Vectors", "State"],
+    row: (e) => [link(`/v1/encoders/${e.id}`, e.id), e.modality, { text: e.vectors, wide: true }, state(e.available ? "yes" : "no", e.available ? "available" : "damaged")],
   },
   archives: {
     empty: "None yet. POST files to /v1/uploads, or `lejepa-med embed` writes one into the runs directory.",

@@ -31,7 +31,7 @@ class Embed(ls.LitAPI):
     def decode_request(self, request: Request) -> Any:  # the annotation makes LitServe pass on the form
         """The file field of the form."""
         form: Any = request
-        return decode(form["files"].file.read(), self.encoder.adapter.spec.global_size)
+        return decode(form["files"].file.read(), self.encoder.adapter.spec.embed_size)
 
     def batch(self, inputs: list[Any]) -> Any:
         """A list of items for the encoder."""

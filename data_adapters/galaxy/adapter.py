@@ -55,6 +55,8 @@ class GalaxyAdapter(BaseAdapter):
     uniform: ClassVar[Mapping[str, str]] = UNIFORM
     # 2: the field; the stretch computes asinh by the logarithm. 3: BLANK of unsigned integers, fill values of HDF5
     version: ClassVar[int] = 3
+    prepares_any_size: ClassVar[bool] = True
+    most_views = 8  # the sky has no up, and a mirrored galaxy is as likely
 
     def __init__(self, options: GalaxyOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)
@@ -269,7 +271,7 @@ class GalaxyAdapter(BaseAdapter):
             BadFileError: see `pixels`.
             UserError: flux before `fit`.
         """
-        image = middle_square(middle(self.pixels(record), self.field), self.options.global_size)
+        image = middle_square(middle(self.pixels(record), self.field), self.options.prepared_size)
         if image.dtype == np.uint8:
             return to_tensor(image)[None]
         _, scales = self._fitted()

@@ -54,6 +54,8 @@ class HistologyAdapter(BaseAdapter):
     suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
     Options: ClassVar[type[AdapterOptions]] = HistologyOptions
     version: ClassVar[int] = 1
+    prepares_any_size: ClassVar[bool] = True
+    most_views = 8  # tissue has no up
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)
@@ -161,8 +163,9 @@ class HistologyAdapter(BaseAdapter):
         if own["kind"] != "slide":
             scale.native_mpp(record.meta)
             return record
-        side = self.options.tile_px * scale.downsample(record.meta, self.options)
-        if side > min(own["size"]):
+        pixel = scale.downsample(record.meta, self.options)
+        side = self.options.tile_px * pixel
+        if max(side, self.options.prepared_size * pixel) > min(own["size"]):  # nothing is filled beyond the slide
             raise files.too_small(self.options, Path(record.uri))
         tissue = files.where(own)
         if tissue.most(side=side, size=tuple(own["size"])) < self.options.min_tissue:
@@ -227,7 +230,7 @@ class HistologyAdapter(BaseAdapter):
                 unknown.append(row)
                 continue
             side = min(marked[2:] if isinstance(marked, list | tuple) else record.meta["size"])
-            if not low / scale.ENLARGE <= native * side / o.global_size <= high * scale.ENLARGE:
+            if not low / scale.ENLARGE <= native * side / o.prepared_size <= high * scale.ENLARGE:
                 other.append(row)
         names = sorted(set(kinds), reverse=True)
         one, all_of_them = " or ".join(names), f"{len(kinds):,} {' and '.join(f'{name}s' for name in names)}"
@@ -235,16 +238,16 @@ class HistologyAdapter(BaseAdapter):
         if unknown:
             cause = (
                 f"{len(unknown):,} of {all_of_them} have no mpp (um per pixel), and the encoder was trained at "
-                f"{o.mpp:g}. A {one} is resized to {o.global_size} pixels whatever it shows, so these vectors may be "
+                f"{o.mpp:g}. A {one} is resized to {o.prepared_size} pixels whatever it shows, so these vectors may be "
                 "of another scale"
             )
             found.append(Caution(cause=cause, rows=unknown, fact="mpp"))
         if other:
             cause = (
-                f"{len(other):,} of {all_of_them}, resized to {o.global_size} pixels, lie outside of the {low:g} to "
+                f"{len(other):,} of {all_of_them}, resized to {o.prepared_size} pixels, lie outside of the {low:g} to "
                 f"{high:g} um per pixel that the encoder was trained at"
             )
-            remedy = f"Cut tiles that are about {o.global_size * o.mpp:.0f} um wide"
+            remedy = f"Cut tiles that are about {o.prepared_size * o.mpp:.0f} um wide"
             found.append(Caution(cause=cause, rows=other, remedy=remedy))
         return found
 
@@ -255,16 +258,16 @@ class HistologyAdapter(BaseAdapter):
     # --- embedding --------------------------------------------------------------------------------------------------
 
     def prepare(self, record: Record) -> Tensor:
-        """Pixels for embedding, (n, 3, global_size, global_size) uint8.
+        """Pixels for embedding, (n, 3, size, size) uint8; size is options.prepared_size.
 
-        - Tile: n = 1, scaled until its shorter side is global_size, then the central square.
+        - Tile: n = 1, scaled until its shorter side is size, then the central square.
         - Slide: up to `tiles` tissue tiles of a regular grid at `mpp`.
         - Slide with a marked region: the region in tiles at `mpp`; without known mpp, scaled by its shorter side.
 
         Raises:
             BadFileError: the pixels cannot be read right, or the region lies outside or is too small.
         """
-        path, out = Path(record.uri), self.options.global_size
+        path, out = Path(record.uri), self.options.prepared_size
         marked = isinstance(record.meta.get("region"), list | tuple)
         meta = self._meta(record, tissue=not marked)
         own = meta[files.KEY]
@@ -285,10 +288,10 @@ class HistologyAdapter(BaseAdapter):
         """Side (level-0 pixels) and corners of the tiles that stand for a slide or a region of it."""
         o = self.options
         if region is None:
-            side = o.global_size * scale.downsample(meta, o)
+            side = o.prepared_size * scale.downsample(meta, o)
             return side, files.where(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
         unknown = o.mpp is not None and scale.native_mpp(meta) is None
-        side = min(region[2:]) if unknown else o.global_size * scale.downsample(meta, o)
+        side = min(region[2:]) if unknown else o.prepared_size * scale.downsample(meta, o)
         return side, regions.cover(region, side=side, count=o.tiles)
 
     # --- helpers ----------------------------------------------------------------------------------------------------

@@ -143,10 +143,12 @@ def _tissue(path: Path, handles: Handles, opened: Any, options: HistologyOptions
 
 
 def too_small(options: HistologyOptions, path: Path) -> BadFileError:
-    """The error for a slide that does not hold one training region."""
+    """The error for a slide that does not hold one training region, or one image to embed."""
+    embedded = options.prepared_size > options.tile_px
     return BadFileError(
         "slide smaller than one region",
-        remedy=f"Regions are {options.tile_px} pixels at the wanted mpp; reduce tile_px or mpp.",
+        remedy=f"Regions are {max(options.tile_px, options.prepared_size)} pixels at the wanted mpp; reduce "
+        f"{'the size of the images to embed' if embedded else 'tile_px'} or mpp.",
         path=path,
     )
 

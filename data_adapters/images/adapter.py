@@ -36,6 +36,7 @@ class ImagesAdapter(BaseAdapter):
     name: ClassVar[str] = "images"
     suffixes: ClassVar[tuple[str, ...]] = (*raster.SUFFIXES, ".npy")
     Options: ClassVar[type[ImagesOptions]] = ImagesOptions
+    prepares_any_size: ClassVar[bool] = True
 
     @property
     def spec(self) -> Spec:
@@ -44,6 +45,11 @@ class ImagesAdapter(BaseAdapter):
         if channels == 3:
             return self.make_spec(channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         return self.make_spec(channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+    @property
+    def most_views(self) -> int:
+        """2, where training mirrors its views."""
+        return 2 if self.options.hflip > 0 else 1
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """The header of one file -> one record."""
@@ -105,4 +111,4 @@ class ImagesAdapter(BaseAdapter):
 
         The same as resizing the short side and cropping the middle. Raises BadFileError as `pixels` does.
         """
-        return to_tensor(middle_square(self.pixels(record), self.options.global_size))[None]
+        return to_tensor(middle_square(self.pixels(record), self.options.prepared_size))[None]

@@ -53,12 +53,18 @@ class MRIAdapter(BaseAdapter):
     suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
+    prepares_any_size: ClassVar[bool] = True
 
     @property
     def spec(self) -> Spec:
         """One or three grey channels, or one a sequence, centred at .5."""
         n = self.options.image_channels
         return self.make_spec(channels=n, mean=(0.5,) * n, std=(0.5,) * n)
+
+    @property
+    def most_views(self) -> int:
+        """2, left and right mirrored, where training does that and the plane of every volume shows both."""
+        return 2 if self.options.flip and self.options.plane in ("axial", "coronal") else 1
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
@@ -231,13 +237,13 @@ class MRIAdapter(BaseAdapter):
                 return torch.cat([self.prepare(part) for part in members.values()])
             stacks = {name: self._stack(part, store=False) for name, part in members.items()}
             images = paired.prepare_channels(
-                [stacks.get(name) for name in o.sequences], slices=o.slices, size=o.global_size
+                [stacks.get(name) for name in o.sequences], slices=o.slices, size=o.prepared_size
             )
             return torch.stack([to_tensor(image) for image in images])
         stack = self._stack(record, store=False)
         slices = stack.slices[0 : len(stack.area)]
         images = [
-            resize(square_slice(slices, int(i), channels=o.channels), o.global_size)
+            resize(square_slice(slices, int(i), channels=o.channels), o.prepared_size)
             for i in spread(usable(stack.area), o.slices)
         ]
         return torch.stack([to_tensor(image) for image in images])

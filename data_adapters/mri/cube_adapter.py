@@ -107,7 +107,7 @@ class MRI3DAdapter(MRIAdapter):
         if sequences.is_session(record) and self.options.combine == "views":
             return torch.cat([self.prepare(part) for part in sequences.parts(record).values()])
         cubes = self._cubes(record, store=False)
-        channels, size = self._channels(record, cubes), self.options.global_size
+        channels, size = self._channels(record, cubes), self.options.prepared_size
         images = [
             stacked([None if voxels is None else whole(voxels[box], size) for voxels in channels])
             for box in windows(cubes.voxels.shape[1:])

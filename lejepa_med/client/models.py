@@ -70,6 +70,7 @@ class Encoder(Answer):
     name: str
     modality: str
     available: bool
+    vectors: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class EncoderDetail(Encoder):
     channels: int
     dims: int = 2
     precision: str = "float32"
+    formation: dict[str, int] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     """Last records of the run: `training` and `evaluation`; docs/observe.md explains their names."""

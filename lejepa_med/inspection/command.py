@@ -11,7 +11,7 @@ from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig, ViewsConfig
 from lejepa_med.errors import UserError
 from lejepa_med.inspection.sheet import Sheet, inspect
-from lejepa_med.models.folder import INFO, read_info
+from lejepa_med.models.folder import INFO, adapter_of, read_info
 from lejepa_med.training.archive import open_archive, progress_bar, scan
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.resolve import create_adapter, device_of, fit_to_archive, resolve_machine
@@ -48,13 +48,13 @@ def inspect_archive(
 
 def _of_encoder(config: PretrainConfig, encoder: Path, console: Console) -> tuple[Adapter, Manifest]:
     """With the preprocessing of an encoder, which has settled everything."""
-    if config.modality or config.data.options or config.views.model_fields_set:
+    if config.modality or config.data.options or config.views.model_fields_set or config.vector.model_fields_set:
         raise UserError(
-            "An encoder brings its modality, options and views along.",
-            remedy="Leave out --modality, --options and --views, or leave out --encoder.",
+            "An encoder brings its modality, options, views and vectors along.",
+            remedy="Leave out --modality, --options, --views and --vector, or leave out --encoder.",
         )
     folder = encoder if (encoder / INFO).is_file() else encoder / "encoder"
-    adapter = data_adapters.from_description(read_info(folder)["adapter"])
+    adapter = adapter_of(read_info(folder))
     if config.archive.suffix == ".parquet":
         return adapter, Manifest.read(config.archive)
     found = scan(adapter, config.archive, **config.data.table(), verify=False, of_encoder=True, console=console)
@@ -66,7 +66,7 @@ def _open(config: PretrainConfig, console: Console) -> tuple[Adapter, Manifest]:
     manifest = None
     if config.archive.suffix == ".parquet":
         manifest, known = open_archive(config.archive)
-        chosen = config.modality or {"data", "views", "model", "objective"} & config.model_fields_set
+        chosen = config.modality or {"data", "views", "vector", "model", "objective"} & config.model_fields_set
         if RunFolder(config.archive.parent).config.is_file() and not chosen:
             return known, manifest  # of a run: fitted, with its own views
         if not config.modality:
@@ -96,6 +96,7 @@ def _as_scanned(config: PretrainConfig, description: dict[str, Any]) -> Pretrain
     modality, told = description["adapter"], description["options"]
     sizes = {name: told[name] for name in ViewsConfig.model_fields if name in told}
     usual = data_adapters.create(modality, **sizes).describe()["options"]
-    options = {name: value for name, value in told.items() if value != usual.get(name) and name not in sizes}
+    sized = {*sizes, "embed_size"}
+    options = {name: value for name, value in told.items() if value != usual.get(name) and name not in sized}
     data = config.data.model_copy(update={"options": {**options, **config.data.options}})
     return config.model_copy(update={"modality": modality, "data": data})

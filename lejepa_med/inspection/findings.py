@@ -48,8 +48,8 @@ class Values:
 def contract(prepared: Tensor, views: Sequence[Tensor], spec: Spec) -> list[str]:
     """How `prepare` and `views` break what Spec promises; of use to who writes an adapter."""
     said = []
-    if prepared.ndim < 4 or prepared.shape[1] != spec.channels or set(prepared.shape[2:]) != {spec.global_size}:
-        side = spec.global_size
+    if prepared.ndim < 4 or prepared.shape[1] != spec.channels or set(prepared.shape[2:]) != {spec.embed_size}:
+        side = spec.embed_size
         said.append(
             f"broken contract: prepare gives {tuple(prepared.shape)}, not (n, {spec.channels}, {side}, {side})."
         )

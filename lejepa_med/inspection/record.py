@@ -74,7 +74,7 @@ def look_at(adapter: Adapter, manifest: Manifest, row: int, *, seed: int, names:
     size = [float(n) for n in record.meta.get("size", ())] if isinstance(record.meta.get("size"), Sequence) else []
     warnings = [
         *findings.contract(prepared, views, spec),
-        *findings.of_prepared(values, raw=_raw_values(raw), size=size, side=spec.global_size),
+        *findings.of_prepared(values, raw=_raw_values(raw), size=size, side=spec.embed_size),
         *findings.of_views(views, empty, spec.n_global),
     ]
     shown = choose_channels(items[0].shape[0], _bands(record.meta))

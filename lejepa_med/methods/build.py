@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from data_adapters.base import Spec
-from lejepa_med.config import ModelConfig, ObjectiveConfig, PretrainConfig
+from lejepa_med.config import ModelConfig, ObjectiveConfig, PretrainConfig, VectorConfig
 from lejepa_med.methods.added import AddedTerms
 from lejepa_med.methods.base import Method
 from lejepa_med.methods.byol import BYOLMethod
@@ -13,6 +13,7 @@ from lejepa_med.methods.dino import DINOMethod
 from lejepa_med.methods.lejepa import LeJEPAMethod
 from lejepa_med.methods.masked import MaskedMethod, patch_grid
 from lejepa_med.models.encoder import Encoder, create_encoder, is_convolutional
+from lejepa_med.models.formation import Formation
 from lejepa_med.models.predictor import MLPPredictor, TransformerPredictor
 from lejepa_med.models.projector import DINOHead, Projector
 from lejepa_med.models.start import checkpoint_activations, start_from
@@ -27,11 +28,16 @@ def build_method(config: PretrainConfig, spec: Spec) -> Method:
     """The method of resolved settings; its weights depend on `train.seed` only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        encoder = build_encoder(config.model, spec)
+        encoder = build_encoder(config.model, spec, formation=formed(config.vector, spec))
         return _METHODS[config.objective.method](encoder, config)
 
 
-def build_encoder(config: ModelConfig, spec: Spec) -> Encoder:
+def formed(config: VectorConfig, spec: Spec) -> Formation:
+    """How vectors are formed by these settings; one plain pass where a run of an earlier release has none."""
+    return Formation(size=spec.embed_size, views=config.views or 1, layers=config.layers or 1)
+
+
+def build_encoder(config: ModelConfig, spec: Spec, *, formation: Formation | None = None) -> Encoder:
     """A randomly initialised encoder in the memory layout that is fastest for it."""
     assert config.backbone is not None and config.drop_path is not None
     encoder = create_encoder(
@@ -40,6 +46,7 @@ def build_encoder(config: ModelConfig, spec: Spec) -> Encoder:
         drop_path=config.drop_path,
         registers=config.registers,
         conv_stem=config.conv_stem,
+        formation=formation,
     )
     if config.init is not None:
         start_from(encoder, config.init)

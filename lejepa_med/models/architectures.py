@@ -7,7 +7,7 @@ import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -142,7 +142,8 @@ def model_arguments(
     accepted = _accepted_arguments(name)
     if "img_size" in accepted:
         args["img_size"] = spec.global_size
-    if "dynamic_img_size" in accepted and spec.n_local > 0 and spec.local_size != spec.global_size:
+    others = {spec.embed_size} | ({spec.local_size} if spec.n_local > 0 else set())
+    if "dynamic_img_size" in accepted and others != {spec.global_size}:
         args["dynamic_img_size"] = True
     return args
 
@@ -222,6 +223,23 @@ def plain_vit_patch(name: str) -> int | None:
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
     return max(model.patch_embed.patch_size) if type(model) is VisionTransformer else None
+
+
+def inner_layers(backbone: nn.Module) -> Literal["none", "maps", "tokens"]:
+    """What a backbone of timm gives of its inner stages or blocks; tokens also where it has no class token."""
+    inner = getattr(backbone, "forward_intermediates", None)
+    if inner is None:
+        return "none"
+    with_prefix = "return_prefix_tokens" in inspect.signature(inner).parameters
+    return "tokens" if with_prefix and hasattr(backbone, "num_prefix_tokens") else "maps"
+
+
+def inner_layers_of(name: str) -> Literal["none", "maps", "tokens"]:
+    """The same of an architecture, without its weights."""
+    if is_monai(name):
+        return "none"
+    with torch.device("meta"):
+        return inner_layers(timm.create_model(name, pretrained=False))
 
 
 def is_convolutional(name: str) -> bool:

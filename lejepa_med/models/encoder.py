@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from data_adapters.base import Spec
 from lejepa_med.errors import ConfigError
-from lejepa_med.models.architectures import build, check_name, is_convolutional, model_arguments
+from lejepa_med.models.architectures import build, check_name, inner_layers, is_convolutional, model_arguments
+from lejepa_med.models.formation import Formation, fixed_views
 
 __all__ = ["Encoder", "Normalize", "create_encoder", "is_convolutional", "model_arguments"]
 
@@ -35,10 +36,19 @@ class Encoder(nn.Module):
     """Normalisation and a backbone without a head.
 
     `forward` gives the backbone's pooled output (class token or average pool, as the architecture defines), which is
-    what is embedded and probed; the projector, on which the objective acts, is not part of it.
+    what is embedded and probed; the projector, on which the objective acts, is not part of it. `form` gives the vector
+    that its formation makes of that.
     """
 
-    def __init__(self, backbone: nn.Module, *, name: str, model_args: dict[str, Any], spec: Spec) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        name: str,
+        model_args: dict[str, Any],
+        spec: Spec,
+        formation: Formation | None = None,
+    ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.normalize = Normalize(spec.mean, spec.std, dims=spec.dims)
@@ -49,10 +59,59 @@ class Encoder(nn.Module):
         self.model_args = model_args
         # some architectures put a hidden layer between pooling and head, and that is what they return without a head
         self.dim = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+        self.formation = formation or Formation(size=spec.embed_size)
+        self.vector_dim = self.dim + (self._inner_dim(spec) if self.formation.layers == 2 else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) or (B, C, D, H, W), uint8 or float in [0, 1] -> (B, dim)."""
         return self.backbone(self.normalize(pixels))  # type: ignore[no-any-return]
+
+    def form(self, pixels: Tensor, *, batch_size: int) -> Tensor:
+        """Vectors as `formation` says, of images of any number: (B, C, H, W) or (B, C, D, H, W) -> (B, vector_dim).
+
+        Float32. A pass has at most `batch_size` images, the views counted, so that views cost no memory.
+        """
+        views = self.formation.views
+        one_pass = self.joined if self.formation.layers == 2 else self
+        parts = [
+            torch.cat([one_pass(part).float() for part in fixed_views(chunk, views).split(batch_size)])
+            .unflatten(0, (views, len(chunk)))
+            .mean(dim=0)
+            for chunk in pixels.split(max(1, batch_size // views))
+        ]
+        return torch.cat(parts)
+
+    def joined(self, pixels: Tensor) -> Tensor:
+        """Pooled outputs of the last stage or block but one and of the backbone, side by side.
+
+        Tokens are normalised as the last ones and pooled as the architecture does; maps are averaged.
+        """
+        given = self.normalize(pixels)
+        if inner_layers(self.backbone) == "maps":
+            last, inner = self.backbone.forward_intermediates(given, indices=2)
+            return torch.cat([inner[0].mean(dim=(2, 3)), self.backbone.forward_head(last)], dim=1)
+        last, inner = self.backbone.forward_intermediates(
+            given, indices=2, norm=True, output_fmt="NLC", return_prefix_tokens=True
+        )
+        before = torch.cat([inner[0][1], inner[0][0]], dim=1) if isinstance(inner[0], tuple) else inner[0]
+        return torch.cat([self.backbone.forward_head(before), self.backbone.forward_head(last)], dim=1)
+
+    @torch.no_grad()
+    def _inner_dim(self, spec: Spec) -> int:
+        """Length of what layers=2 adds.
+
+        Raises:
+            ConfigError: the architecture gives no inner layers.
+        """
+        if inner_layers(self.backbone) == "none":
+            raise ConfigError(
+                f"'{self.name}' gives its last layer only, so two layers cannot be joined.",
+                remedy="Choose 1 layer, or an architecture of timm.",
+            )
+        self.eval()
+        found = self.joined(torch.zeros(1, spec.channels, *[spec.global_size] * spec.dims))
+        self.train()
+        return found.shape[1] - self.dim
 
     def patch_features(self, pixels: Tensor) -> Tensor:
         """Features of the last stage, for pictures; prefix tokens are dropped.
@@ -71,7 +130,13 @@ class Encoder(nn.Module):
 
 
 def create_encoder(
-    name: str, spec: Spec, *, drop_path: float = 0.0, registers: int = 0, conv_stem: bool = False
+    name: str,
+    spec: Spec,
+    *,
+    drop_path: float = 0.0,
+    registers: int = 0,
+    conv_stem: bool = False,
+    formation: Formation | None = None,
 ) -> Encoder:
     """A randomly initialised encoder.
 
@@ -82,6 +147,7 @@ def create_encoder(
         drop_path: stochastic depth rate.
         registers: register tokens of a ViT.
         conv_stem: whether a ViT's patches come from a stack of convolutions.
+        formation: of its vectors; None: one plain pass.
 
     Raises:
         ConfigError: the name is unknown or of other dimensions, or the architecture cannot take these sizes.
@@ -89,8 +155,10 @@ def create_encoder(
     check_name(name, dims=spec.dims)
     args = model_arguments(name, spec, drop_path=drop_path, registers=registers, conv_stem=conv_stem)
     try:
-        encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec)
-        _check_sizes(encoder, spec)
+        encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=formation)
+        check_size(encoder, spec, spec.global_size)
+        if spec.n_local:
+            check_size(encoder, spec, spec.local_size)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"The backbone '{name}' does not take {spec.channels}-channel views of "
@@ -98,19 +166,36 @@ def create_encoder(
             remedy="Set --views.global-size and --views.local-size to multiples of its patch or window, "
             "or --views.n-local 0 where only the local size does not fit.",
         ) from error
+    check_embed_size(encoder, spec)
     return encoder
 
 
+def check_embed_size(encoder: Encoder, spec: Spec) -> None:
+    """Refuse a size of images to embed that the architecture does not take.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    try:
+        check_size(encoder, spec, spec.embed_size)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The backbone '{encoder.name}', trained on {spec.global_size} px, does not take {spec.embed_size} px: "
+            f"{error}",
+            remedy=f"Choose a multiple of its patch or window, or {spec.global_size}, its size in training.",
+        ) from error
+
+
 @torch.no_grad()
-def _check_sizes(encoder: Encoder, spec: Spec) -> None:
+def check_size(encoder: Encoder, spec: Spec, size: int) -> None:
+    """Run one blank image of this side; ValueError, or the architecture's own error, where it does not fit."""
     encoder.eval()
     embed = getattr(encoder.backbone, "patch_embed", encoder.backbone)
     if isinstance(embed, PatchEmbed | HybridEmbed):
         patch = embed.feat_ratio()  # patches side by side, or what a convolutional stem's layers reduce
     else:  # timm's other stems overlap their patches, so nothing is lost; MONAI's networks name theirs
         patch = max(getattr(encoder.backbone, "patch_size", (1,))) if encoder.dims == 3 else 1
-    for size in {spec.global_size} | ({spec.local_size} if spec.n_local else set()):
-        if size % patch:  # the last pixels of each side would be dropped without a word
-            raise ValueError(f"{size} px is no multiple of its patch of {patch} px")
-        encoder(torch.zeros(1, spec.channels, *[size] * spec.dims))
+    if size % patch:  # the last pixels of each side would be dropped without a word
+        raise ValueError(f"{size} px is no multiple of its patch of {patch} px")
+    encoder(torch.zeros(1, spec.channels, *[size] * spec.dims))
     encoder.train()

@@ -2,7 +2,7 @@
 
 config.json          architecture and arguments, as timm reads them; for a 3-D network, MONAI's class and arguments
 model.safetensors    weights
-lejepa_med.json      adapter recipe, method, data fingerprint, training state, code version
+lejepa_med.json      adapter recipe, formation of vectors, method, data fingerprint, training state, code version
 README.md            model card
 """
 
@@ -10,9 +10,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,13 +29,15 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.atomic import new_folder, write_text
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.architectures import adaptation, build, is_monai, load, origin
-from lejepa_med.models.encoder import Encoder
+from lejepa_med.models.architectures import adaptation, build, inner_layers_of, is_monai, load, model_arguments, origin
+from lejepa_med.models.encoder import Encoder, check_embed_size
+from lejepa_med.models.formation import LAYERS, VIEWS, Formation, check_formation, formation_of, seen_in
 
 INFO = "lejepa_med.json"
 FORMAT = 1
 Precision = Literal["float32", "bfloat16"]
 """Arithmetic of the forward passes that make vectors; recorded in lejepa_med.json, float32 unless asked otherwise."""
+COST_IMAGES = {2: 16, 3: 1}  # on which the cost of an image is measured, by dimensions
 VOLUMES = 4  # in one forward pass: more 96^3 volumes cost memory and gain no speed
 
 
@@ -46,33 +50,69 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         folder: replaced atomically when it exists.
         details: `objective`, `training`, `data` and `metrics` of the run, for lejepa_med.json and the model card.
 
-    A precision that was recorded in the folder (`record_precision`) stays.
+    A precision and a formation of vectors that were recorded in the folder (`record_precision`, `record_formation`)
+    stay.
 
     Raises:
         EncoderError: what was read back differs from what was written.
     """
-    spec = adapter.spec
+    spec, recorded = adapter.spec, _recorded(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     info = {
         "format": FORMAT,
         "version": __version__,
         "backbone": encoder.name,
         "model_args": encoder.model_args,
-        "dim": encoder.dim,
-        "spec": dataclasses.asdict(spec),
-        "adapter": adapter.describe(),
-        "precision": _recorded_precision(folder),
+        "dim": encoder.vector_dim,
+        "spec": _without(dataclasses.asdict(spec), "embed_size"),  # which the formation says
+        "adapter": _plain_description(adapter),
+        "formation": dataclasses.asdict(encoder.formation),
+        "precision": precision_of(recorded),
         **({"origin": encoder.origin} if encoder.origin else {}),
         **(details or {}),
     }
     with new_folder(folder) as draft:
         save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
         os.chmod(draft / "model.safetensors", 0o644)  # safetensors makes it private; a container's user must read it
-        (draft / "config.json").write_text(_json(_config(encoder, spec)), encoding="utf-8")
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
-        (draft / INFO).write_text(_json(info), encoding="utf-8")
-        (draft / "README.md").write_text(_model_card(_name(folder), info), encoding="utf-8")
+        _write_facts(draft, encoder, spec, info, name=_name(folder))
         _check(encoder, draft, spec)
+        if recorded and formation_of(recorded) != encoder.formation:
+            other, spec, info = _reformed(info, formation_of(recorded))
+            _write_facts(draft, other, spec, info, name=_name(folder))
+
+
+def _write_facts(folder: Path, encoder: Encoder, spec: Spec, info: dict[str, Any], *, name: str) -> None:
+    """Write all but the weights; lejepa_med.json, by which everything is read, last."""
+    write_text(folder / "config.json", _json(_config(encoder, spec)))
+    write_text(folder / "README.md", _model_card(name, info))
+    write_text(folder / INFO, _json(info))
+
+
+def _plain_description(adapter: Adapter) -> dict[str, Any]:
+    """The adapter's description without the size of images to embed, which the formation says."""
+    description = adapter.describe()
+    return {**description, "options": _without(description["options"], "embed_size")}
+
+
+def _without(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key != name}
+
+
+def adapter_of(info: dict[str, Any]) -> Adapter:
+    """The adapter whose `prepare` gives the images that the encoder's vectors are formed from.
+
+    Raises:
+        UserError: another version of the preprocessing.
+    """
+    return _adapter(info, formation_of(info).size)
+
+
+def _adapter(info: dict[str, Any], size: int) -> Adapter:
+    description = info["adapter"]
+    if size != info["spec"]["global_size"]:
+        description = {**description, "options": {**description["options"], "embed_size": size}}
+    return data_adapters.from_description(description)
 
 
 def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
@@ -84,11 +124,11 @@ def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
             "class": origin(encoder.name),
             "arguments": {key: value for key, value in encoder.model_args.items() if key != "drop_path_rate"},
             "num_features": encoder.dim,
-            "input_size": (spec.channels, *[spec.global_size] * 3),
+            "input_size": (spec.channels, *[spec.embed_size] * 3),
             "mean": spec.mean,
             "std": spec.std,
         }
-    size = (spec.channels, spec.global_size, spec.global_size)
+    size = (spec.channels, spec.embed_size, spec.embed_size)
     return {
         "architecture": encoder.name,
         "num_classes": 0,
@@ -102,7 +142,7 @@ def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
             "num_classes": 0,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            **adaptation(encoder.name, spec.global_size),
+            **adaptation(encoder.name, spec.embed_size),
         },
     }
 
@@ -110,7 +150,11 @@ def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
 def _model_card(name: str, info: dict[str, Any]) -> str:
     source = files("lejepa_med.models").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
     blank: dict[str, Any] = {"objective": {}, "training": {}, "data": {}}
-    card: str = Template(source).render(name=name, info={**blank, **info})
+    formation = formation_of(info)
+    seen = seen_in(formation, dims=info["spec"].get("dims", 2))
+    tokens = formation.layers > 1 and inner_layers_of(info["backbone"]) == "tokens"
+    facts = {"formation": formation, "seen": seen, "tokens": tokens}
+    card: str = Template(source).render(name=name, info={**blank, **info}, **facts)
     return card + "\n"
 
 
@@ -147,7 +191,8 @@ class LoadedEncoder:
         self.info = info
         self.name = name
         self.device = device
-        self.dim = module.dim
+        self.dim = module.vector_dim
+        self.formation = module.formation
         self.precision = precision_of(info)
         self.fingerprint = fingerprint(info)
 
@@ -161,8 +206,8 @@ class LoadedEncoder:
             batch_size: slices or tiles in one forward pass; of cubes never more than 4.
 
         Returns:
-            (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Computed in the
-            encoder's recorded precision, so that `embed`, probes, search and the service agree.
+            (len(items), dim) float32; an item's vector is the mean over its n slices or tiles. Formed and computed as
+            the encoder's folder records, so that `embed`, probes, search and the service agree.
         """
         return embed_items(self.module, items, device=self.device, batch_size=batch_size, precision=self.precision)
 
@@ -177,7 +222,7 @@ def embed_items(
 ) -> np.ndarray:
     """`LoadedEncoder.embed` for an encoder in evaluation mode that need not come from a folder, as during training."""
     if not items:
-        return np.empty((0, module.dim), np.float32)
+        return np.empty((0, module.vector_dim), np.float32)
     parts = embed_parts(module, items, device=device, batch_size=batch_size, precision=precision)
     return torch.stack([part.mean(dim=0) for part in parts]).numpy()
 
@@ -190,12 +235,13 @@ def embed_parts(
     batch_size: int,
     precision: Precision = "float32",
 ) -> list[Tensor]:
-    """One (n, dim) float32 tensor on the CPU for each item of n slices, tiles or cubes; items must not be empty."""
+    """One (n, vector_dim) float32 tensor on the CPU for each item of n slices, tiles or cubes; some items."""
     pixels = torch.cat(list(items))
     if module.dims == 3:
         batch_size = min(batch_size, VOLUMES)
     with _computing_in(precision, torch.device(device).type):
-        vectors = torch.cat([module(chunk.to(device)).float().cpu() for chunk in pixels.split(batch_size)])
+        chunks = pixels.split(batch_size)
+        vectors = torch.cat([module.form(chunk.to(device), batch_size=batch_size).cpu() for chunk in chunks])
     return list(vectors.split([len(item) for item in items]))
 
 
@@ -244,21 +290,121 @@ def record_precision(path: Path | str, precision: Precision) -> Path:
     return folder
 
 
-def _recorded_precision(folder: Path) -> Precision:
+def record_formation(
+    path: Path | str, *, size: int | None = None, views: int | None = None, layers: int | None = None
+) -> Path:
+    """Record in RUN/encoder (or RUN) how its vectors are formed; what is None stays. Returns the encoder folder.
+
+    The fingerprint follows: tables and probes of another formation are then those of another encoder.
+
+    Raises:
+        EncoderError: no encoder folder.
+        ConfigError: a formation that the modality or the architecture does not allow.
+    """
+    folder = encoder_folder(path)
+    info = read_info(folder)
+    formation = _changed(formation_of(info), size=size, views=views, layers=layers)
+    if formation != formation_of(info):
+        encoder, spec, info = _reformed(info, formation)
+        _write_facts(folder, encoder, spec, info, name=_name(folder.resolve()))
+    return folder
+
+
+def formation_rows(encoder: LoadedEncoder) -> list[tuple[str, str]]:
+    """How an encoder's vectors are formed, and what an image costs on its device, measured now: names and texts."""
+    formation, spec = encoder.formation, encoder.adapter.spec
+    plain = Formation(size=spec.global_size)
+    unit = "voxels" if spec.dims == 3 else "px"
+    seen = f" ({seen_in(formation, dims=spec.dims)})" if formation.views > 1 else ""
+    joined = ", the output of the last stage or block but one and the pooled output" if formation.layers > 1 else ""
+    rows = [
+        ("views", f"{formation.views}{seen}"),
+        ("size", f"{formation.size} {unit} (trained at {spec.global_size})"),
+        ("layers", f"{formation.layers}{joined or ', the pooled output'}"),
+        ("vector", f"{encoder.dim} numbers"),
+    ]
+    each = image_seconds(encoder)
+    cost = f"{each * 1e3:.3g} ms an image on this machine ({COST_IMAGES[spec.dims]} at a time)"
+    if formation != plain:
+        share = each / image_seconds(encoder, formation=plain)
+        cost += f", {share:.1f} times one plain pass at {spec.global_size} {unit}"
+    return [*rows, ("cost", f"{formation.views} pass{'es' if formation.views > 1 else ''} an image: {cost}")]
+
+
+def image_seconds(encoder: LoadedEncoder, *, formation: Formation | None = None) -> float:
+    """Seconds that the vector of one blank image takes, by default as the encoder forms it; the best of three runs."""
+    spec, module, own = encoder.adapter.spec, encoder.module, encoder.formation
+    count, size = COST_IMAGES[spec.dims], (formation or own).size
+    pixels = torch.zeros(count, spec.channels, *[size] * spec.dims)
+    module.formation = formation or own
+    try:
+        with torch.inference_mode():
+            times = []
+            for _ in range(4):  # the first one prepares kernels and memory
+                began = time.perf_counter()
+                encoder.embed([pixels])
+                times.append(time.perf_counter() - began)
+    finally:
+        module.formation = own
+    return min(times[1:]) / count
+
+
+def _changed(formation: Formation, **given: int | None) -> Formation:
+    return dataclasses.replace(formation, **{name: value for name, value in given.items() if value is not None})
+
+
+def _reformed(info: dict[str, Any], formation: Formation) -> tuple[Encoder, Spec, dict[str, Any]]:
+    """The facts of an encoder with another formation, checked on the architecture; the weights are not read."""
+    adapter = _adapter(info, formation.size)
+    check_formation(formation, adapter)
+    spec, name, args = adapter.spec, info["backbone"], dict(info["model_args"])
+    if "dynamic_img_size" in model_arguments(name, spec):
+        args["dynamic_img_size"] = True  # positions are then interpolated; at the size of training nothing changes
+    encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=formation)
+    check_embed_size(encoder, spec)
+    facts = {"formation": dataclasses.asdict(formation), "model_args": args, "dim": encoder.vector_dim}
+    return encoder, spec, {**info, **facts}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """lejepa_med.json of a folder that is about to be replaced; empty where there is none."""
     with suppress(EncoderError):
-        return precision_of(read_info(folder))
-    return "float32"
+        return read_info(folder)
+    return {}
 
 
 def fingerprint(info: dict[str, Any]) -> str:
-    """SHA-256 over weights, preprocessing and precision: vectors are compared only where it is equal."""
+    """SHA-256 over weights, preprocessing, formation and precision: vectors are compared only where it is equal."""
     spec = dict(info["spec"])
     if spec.get("dims") == 2:
         del spec["dims"]  # folders from before 3-D encoders do not say it; theirs and new ones must agree
     parts = [info["weights_sha256"], info["adapter"], spec]
+    plain = {"size": spec.get("global_size"), "views": 1, "layers": 1}
+    if info.get("formation", plain) != plain:  # folders from before formations were recorded do not say it, either
+        parts.append(info["formation"])
     if precision_of(info) != "float32":  # folders from before the precision was recorded do not say it either
         parts.append(precision_of(info))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def way_back(info: dict[str, Any], wanted: str) -> str:
+    """The commands after which this encoder has the fingerprint again, "" where its weights are others.
+
+    Sizes other than the present one and that of training are not tried.
+    """
+    try:
+        now, sizes = formation_of(info), {formation_of(info).size, info["spec"]["global_size"]}
+    except EncoderError:  # of a newer release
+        return ""
+    for size, views, layers, precision in product(sizes, VIEWS, LAYERS, get_args(Precision)):
+        formation = Formation(size=size, views=views, layers=layers)
+        facts = {"formation": dataclasses.asdict(formation), "precision": precision}
+        if fingerprint({**info, **facts}) == wanted:
+            options = " ".join(f"--{name} {value}" for name, (value, _) in formation.differs(now).items())
+            commands = [f"lejepa-med vectors RUN {options}"] if options else []
+            commands += [f"lejepa-med precision RUN {precision}"] if precision != precision_of(info) else []
+            return " and ".join(commands)
+    return ""
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -282,14 +428,24 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
+def load_encoder(path: Path | str, *, device: str = "cpu", views: int | None = None) -> LoadedEncoder:
     """Load RUN/encoder (or RUN).
+
+    Args:
+        path: of the folder.
+        device: where it computes.
+        views: fixed views that are averaged, in place of those that the folder records; the fingerprint follows.
 
     Raises:
         EncoderError: no encoder folder, damaged weights, or another version of the preprocessing.
+        ConfigError: views that the modality does not allow.
     """
     folder = encoder_folder(path)
     info = read_info(folder)
+    formation = _changed(formation_of(info), views=views)
+    if formation != formation_of(info):
+        check_formation(formation, _adapter(info, formation.size))
+        info = {**info, "formation": dataclasses.asdict(formation)}
     if _sha256(folder / "model.safetensors") != info["weights_sha256"]:
         raise EncoderError(
             f"The weights in {folder} do not match {INFO}: a copy was cut short, or files of two encoders were mixed.",
@@ -300,9 +456,8 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
             f"{folder} asks for vectors in '{info['precision']}', which this release does not compute.",
             remedy=f"Set it anew with: lejepa-med precision {folder} float32",
         )
-    adapter = data_adapters.from_description(info["adapter"])
-    backbone = load(folder, info["backbone"], info["model_args"])
-    module = Encoder(backbone, name=info["backbone"], model_args=info["model_args"], spec=adapter.spec)
+    adapter, name, args = adapter_of(info), info["backbone"], info["model_args"]
+    module = Encoder(load(folder, name, args), name=name, model_args=args, spec=adapter.spec, formation=formation)
     return LoadedEncoder(module=module, adapter=adapter, info=info, name=_name(folder.resolve()), device=device)
 
 
@@ -334,7 +489,7 @@ def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
         torch.manual_seed(seed)
         args = {key: value for key, value in encoder.module.model_args.items() if key != "drop_path_rate"}
         name, spec = encoder.module.name, encoder.adapter.spec
-        module = Encoder(build(name, args), name=name, model_args=args, spec=spec)
+        module = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=encoder.formation)
     info = {**encoder.info, "weights_sha256": f"random:{seed}"}
     return LoadedEncoder(
         module=module, adapter=encoder.adapter, info=info, name=f"{encoder.name}-random", device=encoder.device

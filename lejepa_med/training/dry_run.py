@@ -21,18 +21,19 @@ from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.config import (
-    BUILT_IN,
     GIVEN,
     MACHINE,
     MAY_CHANGE,
-    MODALITY,
+    SETTLED,
     PretrainConfig,
+    default_origin,
     flat,
     origins_of,
     read_settings,
     setting_text,
 )
 from lejepa_med.data.dataset import Batch
+from lejepa_med.methods.build import formed
 from lejepa_med.threads import Threads
 from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import not_finite
@@ -205,7 +206,7 @@ def print_plan(
     console = Console()
     table = Table(title="plan (dry run: nothing was trained)", show_header=False, title_justify="left")
     samples = sum(manifest.column("samples"))
-    for name, text in _plan_rows(config, draft, found, samples=samples, resume=resume):
+    for name, text in _plan_rows(config, draft, adapter, found, samples=samples, resume=resume):
         table.add_row(name, escape(text))
     items = f"{count(len(manifest), 'item')} in {count(len(set(manifest.column('group'))), 'group')}"
     table.add_row("reads", f"{items}, {count(samples, 'sample')} an epoch")
@@ -220,7 +221,7 @@ def print_plan(
 
 
 def _plan_rows(
-    config: PretrainConfig, draft: DraftFolder, found: Rehearsal, *, samples: int, resume: bool
+    config: PretrainConfig, draft: DraftFolder, adapter: Adapter, found: Rehearsal, *, samples: int, resume: bool
 ) -> list[tuple[str, str]]:
     train, views = config.train, (config.views.n_global or 0) + (config.views.n_local or 0)
     batch = train.batch_size or 1
@@ -230,6 +231,7 @@ def _plan_rows(
     parts = f", in {train.accumulate} parts" if train.accumulate > 1 else ""
     images = f"{count(batch, 'sample')} with {count(views, 'view')} each"
     rows += [("batch", f"{images}, {batch * views:,} images a step{parts}"), ("time", _time_text(config, found))]
+    rows.append(("vectors", formed(config.vector, adapter.spec).text(dims=adapter.spec.dims)))
     rows.append(("memory", found.memory + (f"; {_mb(found.sample)} more for evaluations" if found.sample else "")))
     records = max(1, (found.steps(config) - found.first) // train.log_every)
     sizes = {**found.sizes, "report.html": REPORT_BYTES, "curves": RECORD_BYTES * records}
@@ -304,7 +306,7 @@ def _settings(
     saved = flat(tree)
     values = flat(config.model_dump(mode="json"))
     options = adapter.describe()["options"].items()
-    values |= {f"data.options.{k}": v for k, v in options if k not in type(config.views).model_fields}
+    values |= {f"data.options.{k}": v for k, v in options if k not in SETTLED}
     values |= flat({"data": {"options": config.data.options}})
     order = list(type(config).model_fields)
     table = Table(title="settings", title_justify="left", box=None, pad_edge=False)
@@ -317,7 +319,7 @@ def _settings(
             table.add_section()
             table.add_row(f"[bold]{head}")
             section = head
-        origin = UNKNOWN if known is None else known.get(name, MODALITY if ".options." in name else BUILT_IN)
+        origin = UNKNOWN if known is None else known.get(name, default_origin(name))
         if resume and name in MAY_CHANGE and value != saved.get(name):
             origin = GIVEN
         shown = setting_text(name, value)

@@ -89,7 +89,7 @@ def write_run_report(
 def report_records(config: PretrainConfig, manifest: Manifest) -> tuple[int, int]:
     """How many records the report reads and embeds, and how many images of the encoder's size it colours: its cost."""
     read = 2 * min(config.monitor.sample, len(manifest))  # with the trained encoder and with a random one
-    side = config.views.global_size or PATCH_SIDE
+    side = config.vector.size or config.views.global_size or PATCH_SIDE
     coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if _enlarged(config.model.backbone or "") else QUERIES
     return read, coloured
 

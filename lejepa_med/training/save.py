@@ -145,7 +145,9 @@ class Saver:
         live = self.state.module.encoder
         backbone = build(live.name, copy.deepcopy(live.model_args))
         backbone.load_state_dict(weights, strict=True)
-        encoder = Encoder(backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec)
+        encoder = Encoder(
+            backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec, formation=live.formation
+        )
         encoder.origin = live.origin
         return encoder
 

@@ -304,9 +304,10 @@ def test_names_and_removal(client: TestClient, made: dict[str, Any], runs: Path,
 
 def test_chunks_divide_shards_and_are_smaller_for_larger_items() -> None:
     chunks = {
-        name: chunk_of(data_adapters.create(name, **options))
+        name: chunk_of(data_adapters.create(name, **options), views=1)
         for name, options in (("images", {}), ("mri", {"slices": 3}), ("histology", {"tiles": 16}))
     }
     assert chunks == {"images": 128, "mri": 32, "histology": 8}
-    assert chunk_of(data_adapters.create("mri3d")) == 4
+    assert chunk_of(data_adapters.create("mri3d"), views=1) == 4
+    assert chunk_of(data_adapters.create("galaxy"), views=8) == 16
     assert all(SHARD_ROWS % chunk == 0 for chunk in chunks.values())

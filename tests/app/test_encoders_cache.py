@@ -12,6 +12,8 @@ from app.encoders import EncoderCache
 class Named:
     """An encoder whose vectors tell which load of which key it is."""
 
+    views = 1
+
     def __init__(self, number: int) -> None:
         self.number = number
 

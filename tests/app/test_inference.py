@@ -16,6 +16,8 @@ ROOMY = {"queue_items": 100, "queue_bytes": 1 << 20, "batch_images": 8}
 class Slow:
     """An encoder whose passes wait for `gate` and are recorded; images with a negative pixel fail."""
 
+    views = 1
+
     def __init__(self) -> None:
         self.gate, self.began = threading.Event(), threading.Event()
         self.batches: list[list[int]] = []
@@ -44,6 +46,20 @@ def test_items_that_wait_share_a_pass_and_keep_their_order() -> None:
     assert [float(future.result(10)[0]) for future in (first, *futures, other)] == [0, 1, 2, 3, 4, 5, 7]
     # At most 8 images; kinds are never joined.
     assert encoder.batches == [[1], [2, 2, 2, 2], [2], [1]]
+    worker.close()
+    worker.join(10)
+
+
+def test_views_fill_a_pass_as_images_do() -> None:
+    encoder = Slow()
+    encoder.views = 4
+    worker = Worker(encoder, **ROOMY)
+    first = worker.submit(item(0))
+    assert encoder.began.wait(10)
+    futures = [worker.submit(item(n)) for n in range(1, 6)]
+    encoder.gate.set()
+    assert [float(future.result(10)[0]) for future in (first, *futures)] == [0, 1, 2, 3, 4, 5]
+    assert encoder.batches == [[1], [1, 1], [1, 1], [1]]  # 8 passes at a time
     worker.close()
     worker.join(10)
 

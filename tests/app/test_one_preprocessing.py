@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from data_adapters.scan import scan_archive
@@ -14,7 +15,9 @@ from lejepa_med.embed import EmbeddingTable, embed_archive
 from lejepa_med.evaluation.features import embed_records
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.probe import Probe
-from lejepa_med.models.folder import load_encoder, record_precision
+from lejepa_med.models.folder import load_encoder, record_formation, record_precision, way_back
+from lejepa_med.models.formation import fixed_views
+from lejepa_med.training.observe.sample import FixedSample
 from tests.app.helpers import files, png, wait
 
 Maker = Callable[[Path, int], Path]
@@ -51,14 +54,45 @@ def make_cutout(folder: Path, number: int) -> Path:
     return file
 
 
+@pytest.fixture
+def formed(runs: Path) -> Iterator[Callable[..., str]]:
+    """Gives a modality's encoder another formation, for one test; returns the copy's id."""
+    made: list[Path] = []
+
+    def make(modality: str, **formation: int) -> str:
+        made.append(runs / f"{modality}-formed")
+        shutil.copytree(runs / modality, made[-1])
+        record_formation(made[-1], **formation)
+        return made[-1].name
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize(
-    ("modality", "make"),
-    [("images", make_picture), ("mri", make_volume), ("histology", make_slide), ("galaxy", make_cutout)],
+    ("modality", "make", "formation"),
+    [
+        ("images", make_picture, {}),
+        ("mri", make_volume, {"size": 48, "views": 2}),
+        ("histology", make_slide, {"views": 8}),
+        ("galaxy", make_cutout, {"size": 48, "views": 8, "layers": 2}),
+    ],
 )
-def test_four_paths_one_vector(modality: str, make: Maker, client: TestClient, runs: Path, tmp_path: Path) -> None:
+def test_four_paths_one_vector(
+    modality: str,
+    make: Maker,
+    formation: dict[str, int],
+    formed: Callable[..., str],
+    client: TestClient,
+    runs: Path,
+    tmp_path: Path,
+) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
     made = [make(archive, number) for number in range(6)]
+    plain = load_encoder(runs / modality)
+    modality = formed(modality, **formation) if formation else modality
     encoder = load_encoder(runs / modality)
     manifest = scan_archive(encoder.adapter, archive).manifest
     order = [made.index(archive / path) for path in manifest.column("path")]
@@ -75,6 +109,21 @@ def test_four_paths_one_vector(modality: str, make: Maker, client: TestClient, r
     np.testing.assert_allclose(table.vectors, evaluated, atol=1e-5)
     np.testing.assert_allclose(served, evaluated, atol=1e-5)
     assert np.abs(evaluated[0] - evaluated[1]).max() > 1e-3  # the items are not all alike
+    sample = FixedSample(manifest, encoder.adapter, size=6, cache_bytes=2**30)
+    sample.fill(6)
+    places = [sample.rows[position] for position in sample.kept]
+    np.testing.assert_allclose(sample.embed(encoder.module, device="cpu"), evaluated[places], atol=1e-5)
+    # formed by hand, one pass after the other
+    module, pixels = encoder.module, encoder.adapter.prepare(manifest.record(0)).contiguous()
+    with torch.inference_mode():
+        views = fixed_views(pixels, encoder.formation.views)
+        passes = [(module.joined if encoder.formation.layers == 2 else module)(view[None]) for view in views]
+    np.testing.assert_allclose(torch.cat(passes).mean(dim=0), evaluated[0], atol=1e-5)
+    detail = client.get(f"/v1/encoders/{modality}").json()
+    assert detail["formation"] == {"size": 32, "views": 1, "layers": 1, **formation}
+    assert (detail["image_size"], detail["dim"]) == (pixels.shape[-1], encoder.dim)
+    assert (encoder.fingerprint == plain.fingerprint) == (not formation)
+    assert f"{formation.get('views', 1)} pass" in detail["vectors"]
 
     labels = [("even", "odd")[index % 2] for index in order]
     local = fit_probe(table.vectors, labels, table.groups, encoder=table.encoder, folds=2)
@@ -140,3 +189,32 @@ def test_where_less_precision_is_recorded_every_path_takes_it_and_says_so(
     assert job["state"] == "succeeded", job
     predicted = client.post(f"{job['result']}/predictions", files=files(picture))
     assert predicted.status_code == 200, predicted.text
+
+
+def test_what_was_made_before_the_formation_changed_says_how_to_go_back(
+    formed: Callable[..., str], client: TestClient, runs: Path
+) -> None:
+    """A table of one formation, searched with pictures after the encoder got another one."""
+    folder = runs / formed("images", views=2)
+    encoder = load_encoder(folder)
+    embed_archive(encoder, scan_archive(encoder.adapter, runs.parent / "archive").manifest, folder / "table", workers=0)
+    picture = (runs.parent / "archive" / "00.png").read_bytes()
+    sent = {"files": files(picture), "data": {"archive": "images-formed-table", "k": "1"}}
+    assert client.post("/v1/search", **sent).status_code == 200
+    record_formation(folder, views=1, size=48)
+    answer = client.post("/v1/search", **sent)
+    problem = answer.json()
+    assert answer.status_code == 422 and problem["type"].endswith("encoder-gone")
+    assert "made with the encoder 'images" in problem["detail"]  # or its copy, which has the same weights
+    assert "goes back with: lejepa-med vectors RUN" in problem["remedy"] and "--views 2" in problem["remedy"]
+    record_precision(folder, "bfloat16")
+    commands = way_back(load_encoder(folder).info, encoder.fingerprint)
+    assert commands == "lejepa-med vectors RUN --size 32 --views 2 and lejepa-med precision RUN float32"
+    record_precision(record_formation(folder, views=2, size=32), "float32")
+    assert client.post("/v1/search", **sent).status_code == 200
+    info = json.loads((folder / "encoder" / "lejepa_med.json").read_text())
+    info["formation"]["views"] = 16  # of a release to come
+    (folder / "encoder" / "lejepa_med.json").write_text(json.dumps(info))
+    (listed,) = [one for one in client.get("/v1/encoders").json()["encoders"] if one["id"] == "images-formed"]
+    assert "Install lejepa-med" in listed["vectors"]
+    assert client.get("/v1/encoders/images-formed").status_code == 422

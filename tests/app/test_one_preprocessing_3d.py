@@ -21,6 +21,7 @@ from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
+from lejepa_med.models.formation import Formation
 from tests.app.helpers import wait
 from tests.data.mri import phantom, write_nifti
 
@@ -29,8 +30,9 @@ from tests.data.mri import phantom, write_nifti
 def heads(runs: Path) -> Iterator[None]:
     """The encoder heads among those of the running service, and gone afterwards."""
     torch.manual_seed(0)
-    adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0)
-    save_encoder(create_encoder("monai:resnet10", adapter.spec), adapter, runs / "heads" / "encoder")
+    adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0, embed_size=40)
+    encoder = create_encoder("monai:resnet10", adapter.spec, formation=Formation(size=40, views=2))
+    save_encoder(encoder, adapter, runs / "heads" / "encoder")
     yield
     shutil.rmtree(runs / "heads")
 
@@ -57,6 +59,10 @@ def test_four_paths_one_vector(client: TestClient, runs: Path, tmp_path: Path) -
     np.testing.assert_allclose(table.vectors, evaluated, atol=1e-5)
     np.testing.assert_allclose(np.array([item["vector"] for item in answer], np.float32), evaluated, atol=1e-5)
     assert [item["items"] for item in answer] == [1, 1, 1, 1, 1, 2]
+    with torch.inference_mode():
+        cube = encoder.adapter.prepare(manifest.record(0))
+        mirrored = torch.cat([encoder.module(cube), encoder.module(cube.flip(-1))]).mean(dim=0)
+    np.testing.assert_allclose(mirrored, evaluated[0], atol=1e-5)
     assert np.abs(evaluated[0] - evaluated[1]).max() > 1e-3  # the heads are not all alike
 
     labels = [("even", "odd")[number % 2] for number in range(6)]
@@ -78,7 +84,8 @@ def test_four_paths_one_vector(client: TestClient, runs: Path, tmp_path: Path) -
 
 def test_the_service_tells_what_the_encoder_sees(client: TestClient) -> None:
     detail = client.get("/v1/encoders/heads").json()
-    assert (detail["modality"], detail["dims"], detail["image_size"], detail["channels"]) == ("mri3d", 3, 32, 1)
+    assert (detail["modality"], detail["dims"], detail["image_size"], detail["channels"]) == ("mri3d", 3, 40, 1)
+    assert detail["formation"] == {"size": 40, "views": 2, "layers": 1}
 
 
 def test_a_slice_is_refused_with_the_way_out(client: TestClient) -> None:

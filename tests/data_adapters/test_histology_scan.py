@@ -86,6 +86,17 @@ def test_samples_follow_the_tissue_area_up_to_the_cap(tmp_path: Path) -> None:
     assert capped.samples == 5
 
 
+def test_a_slide_that_holds_no_image_to_embed_is_refused(tmp_path: Path) -> None:
+    picture, _ = he_picture(width=420, height=420, seed=4)
+    write_pyramid(tmp_path / "slide.tif", picture)
+    whole = HistologyAdapter(**SMALL, min_tissue=0.1, embed_size=384)
+    (record,) = whole.scan(tmp_path)
+    assert isinstance(record, Record) and whole.prepare(record).shape == (1, 3, 384, 384)
+    refused = outcome(tmp_path, min_tissue=0.1, embed_size=448)["slide.tif"]
+    assert isinstance(refused, Rejected) and refused.reason == "slide smaller than one region"
+    assert "Regions are 448 pixels" in refused.remedy and "the size of the images to embed" in refused.remedy
+
+
 def test_blank_small_and_nearly_empty_slides_are_refused(tmp_path: Path) -> None:
     glass = np.full((600, 700, 3), 240, np.uint8)
     speck = glass.copy()

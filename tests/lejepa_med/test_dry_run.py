@@ -50,11 +50,12 @@ def test_the_plan_is_that_of_the_run(
 ) -> None:
     """Every setting with its value and origin; afterwards only the scan is remembered, and the run is as planned."""
     out = tmp_path / "run"
-    flags = ["--train.epochs", "2", "--data.options", '{"hflip": 0.25}']
+    flags = ["--train.epochs", "2", "--vector.views", "2", "--data.options", '{"hflip": 0.25}']
     shown = planned(command(pictures, out, *flags), capsys, monkeypatch)
     assert [path.name for path in out.iterdir()] == [".scan"]
     assert row(shown, "steps") == "12: 2 epochs of 6 steps"
     assert row(shown, "batch") == "8 samples with 2 views each, 16 images a step"
+    assert row(shown, "vectors") == "32 px, mean over 2 fixed views: 2 passes an image"
     assert re.match(
         r"about [\d.]+ s after the scan \([\d.]+ s to [\d.]+ s\), estimated from 10 timed", row(shown, "time")
     )
@@ -67,6 +68,8 @@ def test_the_plan_is_that_of_the_run(
         "data.options.hflip": ("0.25", GIVEN),
         "data.options.recipe": ("moderate", MODALITY),
         "views.n_global": ("2", GIVEN),
+        "vector.views": ("2", GIVEN),
+        "vector.layers": ("1", MODALITY),
         "optim.clip": ("1", BUILT_IN),
         "archive": ("(a place, not shown)", GIVEN),
     }
@@ -78,13 +81,14 @@ def test_the_plan_is_that_of_the_run(
     heard = capsys.readouterr()
     assert "48 as before" in heard.err and not (out / ".scan").exists()
     saved = yaml.safe_load((out / "config.yaml").read_text())
-    for section in ("data", "views", "model", "objective", "optim", "train", "monitor"):
+    for section in ("data", "views", "vector", "model", "objective", "optim", "train", "monitor"):
         for name in saved[section].keys() - {"options", "workers", "threads"}:
             value = saved[section][name]
             text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
             assert row(shown, f"{section}.{name}").split("  ")[0] == text
     origins = origins_of(read_settings(out / "config.yaml"))
     assert origins is not None and origins["optim.lr"] == MACHINE and origins["views.n_global"] == GIVEN
+    assert (origins["vector.views"], origins["vector.size"]) == (GIVEN, MODALITY)
     assert load_config(out / "config.yaml").optim.lr == 2e-3  # where values came from is no setting
     # what was promised for the disk is what the run weighs, but for the report, whose size is a guess
     promised = {

@@ -21,6 +21,7 @@ class SatelliteAdapter(BaseAdapter):
 
     name = "satellite"
     suffixes = (".tif", ".tiff")
+    prepares_any_size, most_views = True, 8  # `prepare` follows prepared_size, and land has no up
 
     @property
     def spec(self) -> Spec:
@@ -45,4 +46,4 @@ class SatelliteAdapter(BaseAdapter):
 
     def prepare(self, record: Record) -> Tensor:
         image = self.read(record, np.random.default_rng(0))
-        return to_tensor(middle_square(image, self.options.global_size))[None]
+        return to_tensor(middle_square(image, self.options.prepared_size))[None]

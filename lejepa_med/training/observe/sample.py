@@ -83,7 +83,7 @@ class FixedSample:
                 embed_items(encoder, self.tensors[i : i + BATCH], device=device, batch_size=BATCH)
                 for i in range(0, len(self.tensors), BATCH)
             ]
-        return np.concatenate(parts) if parts else np.empty((0, encoder.dim), np.float32)
+        return np.concatenate(parts) if parts else np.empty((0, encoder.vector_dim), np.float32)
 
     def accuracies(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
         """Balanced accuracies on the query half of what was learnt from the reference half; None without labels.
@@ -132,7 +132,8 @@ def evaluate(
     tables = {"backbone": vectors}
     if projector is not None and len(vectors):
         with evaluating(projector):
-            tables["projector"] = projector(torch.from_numpy(vectors).to(device)).float().cpu().numpy()
+            pooled = torch.from_numpy(vectors[:, -encoder.dim :]).to(device)  # without an inner layer that is joined
+            tables["projector"] = projector(pooled).float().cpu().numpy()
     for name, table in tables.items():
         found |= {f"{name}/dim": table.shape[1]}
         found |= {f"{name}/{key}": value for key, value in spread(table).items()}

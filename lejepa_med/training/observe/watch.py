@@ -103,7 +103,8 @@ class Watch:
         prepare, embed, images = self._record_cost()
         monitor, (manifest, _) = self.config.monitor, self._plan
         read, coloured = report_records(self.config, manifest)
-        seconds = read * (prepare + embed) + coloured * embed / images
+        passes = images * (self.config.vector.views or 1)  # of a record, where a coloured image takes one
+        seconds = read * (prepare + embed) + coloured * embed / passes
         if not monitor.online or self.sharded:
             return seconds
         return seconds + min(LAST_SECONDS, len(self.sample) * prepare) + len(self.sample) * embed
