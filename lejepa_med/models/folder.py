@@ -1,6 +1,7 @@
 """The encoder folder: weights, the preprocessing that belongs to them, and a model card; checked by loading it.
 
 config.json          architecture and arguments, as timm reads them; for a 3-D network, MONAI's class and arguments
+NAME.py              only of a backbone of the user's own (./NAME.py:Class), with its SHA-256 in lejepa_med.json
 model.safetensors    weights
 lejepa_med.json      adapter recipe, method, data fingerprint, training state, code version
 README.md            model card
@@ -29,6 +30,7 @@ from lejepa_med.atomic import new_folder, write_text
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.architectures import adaptation, build, is_monai, load, origin
 from lejepa_med.models.encoder import Encoder
+from lejepa_med.models.own import code_of, pooled
 
 INFO = "lejepa_med.json"
 FORMAT = 1
@@ -63,12 +65,15 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         "adapter": adapter.describe(),
         "precision": _recorded_precision(folder),
         **({"origin": encoder.origin} if encoder.origin else {}),
+        **({"code": {"file": encoder.code.file, "sha256": encoder.code.sha256}} if encoder.code else {}),
         **(details or {}),
     }
     with new_folder(folder) as draft:
         save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
         os.chmod(draft / "model.safetensors", 0o644)  # safetensors makes it private; a container's user must read it
         (draft / "config.json").write_text(_json(_config(encoder, spec)), encoding="utf-8")
+        if encoder.code is not None:
+            (draft / encoder.code.file).write_bytes(encoder.code.source)
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
         (draft / INFO).write_text(_json(info), encoding="utf-8")
         (draft / "README.md").write_text(_model_card(_name(folder), info), encoding="utf-8")
@@ -76,6 +81,18 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
 
 
 def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
+    if encoder.code is not None:
+        return {
+            "library": "lejepa_med",
+            "architecture": encoder.name,
+            "file": encoder.code.file,
+            "class": encoder.code.kind,
+            "arguments": {key: value for key, value in encoder.model_args.items() if key != "drop_path_rate"},
+            "num_features": encoder.dim,
+            "input_size": (spec.channels, *[spec.global_size] * spec.dims),
+            "mean": spec.mean,
+            "std": spec.std,
+        }
     if is_monai(encoder.name):
         # timm cannot build these; whoever has MONAI can, from this file alone
         return {
@@ -117,7 +134,7 @@ def _model_card(name: str, info: dict[str, Any]) -> str:
 @torch.no_grad()
 def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     """Compare the written weights with the live ones, then a forward pass of the reloaded model with a second one."""
-    loaded = load(draft, encoder.name, encoder.model_args)
+    loaded = load(draft, encoder.name, encoder.model_args, code=encoder.code)
     live = encoder.backbone.state_dict()
     read = loaded.state_dict()
     same = live.keys() == read.keys() and all(torch.equal(read[name], live[name].cpu()) for name in live)
@@ -125,7 +142,7 @@ def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     # a whole volume takes a transformer many seconds on the CPU, at every checkpoint; a local view proves the same
     size = spec.local_size if spec.dims == 3 and spec.n_local else spec.global_size
     pixels = torch.rand(1, spec.channels, *[size] * spec.dims, generator=torch.Generator().manual_seed(0))
-    shape = tuple(loaded(pixels).shape)
+    shape = tuple(pooled(loaded(pixels)).shape)
     if not same or shape != (1, encoder.dim):
         raise EncoderError(
             "The encoder folder, read back, differs from the encoder in memory.",
@@ -258,6 +275,8 @@ def fingerprint(info: dict[str, Any]) -> str:
     parts = [info["weights_sha256"], info["adapter"], spec]
     if precision_of(info) != "float32":  # folders from before the precision was recorded do not say it either
         parts.append(precision_of(info))
+    if "code" in info:
+        parts.append(info["code"]["sha256"])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -282,11 +301,17 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
+def load_encoder(path: Path | str, *, device: str = "cpu", trusted: bool = True) -> LoadedEncoder:
     """Load RUN/encoder (or RUN).
 
+    Args:
+        path: of the folder.
+        device: where it computes.
+        trusted: whether the Python file of a backbone of somebody's own may be run.
+
     Raises:
-        EncoderError: no encoder folder, damaged weights, or another version of the preprocessing.
+        EncoderError: no encoder folder, damaged weights, another version of the preprocessing, or a changed or
+            untrusted Python file.
     """
     folder = encoder_folder(path)
     info = read_info(folder)
@@ -300,9 +325,13 @@ def load_encoder(path: Path | str, *, device: str = "cpu") -> LoadedEncoder:
             f"{folder} asks for vectors in '{info['precision']}', which this release does not compute.",
             remedy=f"Set it anew with: lejepa-med precision {folder} float32",
         )
+    code = code_of(folder, info, trusted=trusted)
     adapter = data_adapters.from_description(info["adapter"])
-    backbone = load(folder, info["backbone"], info["model_args"])
-    module = Encoder(backbone, name=info["backbone"], model_args=info["model_args"], spec=adapter.spec)
+    name, args = info["backbone"], info["model_args"]
+    backbone = load(folder, name, args, code=code)
+    module = Encoder(
+        backbone, name=name, model_args=args, spec=adapter.spec, code=code, dim=info["dim"] if code else None
+    )
     return LoadedEncoder(module=module, adapter=adapter, info=info, name=_name(folder.resolve()), device=device)
 
 
@@ -333,8 +362,10 @@ def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         args = {key: value for key, value in encoder.module.model_args.items() if key != "drop_path_rate"}
-        name, spec = encoder.module.name, encoder.adapter.spec
-        module = Encoder(build(name, args), name=name, model_args=args, spec=spec)
+        name, spec, code = encoder.module.name, encoder.adapter.spec, encoder.module.code
+        module = Encoder(
+            build(name, args, code=code), name=name, model_args=args, spec=spec, code=code, dim=encoder.dim
+        )
     info = {**encoder.info, "weights_sha256": f"random:{seed}"}
     return LoadedEncoder(
         module=module, adapter=encoder.adapter, info=info, name=f"{encoder.name}-random", device=encoder.device
