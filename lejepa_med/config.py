@@ -358,6 +358,8 @@ def setting_text(name: str, value: Any) -> str:
         return text
     if name == "model.backbone":
         return short_name(text)
+    if name == "model.code_sha256":
+        return f"{text[:16]}..."
     typed = "/" in text and (name.startswith("data.options.") or ".py" in text or text[0] in "./~")
     return "(a place, not shown)" if name in PLACES or (typed and name != "out") else text
 

@@ -78,9 +78,7 @@ class Best:
         )
         if not self.planned:
             return f"{kept}."
-        return (
-            f"{kept}; stopped at step {steps:,} of {self.planned:,}, after {self.since} in turn without a better one."
-        )
+        return f"{kept}. Stopped at step {steps:,} of {self.planned:,}, after {self.since} in turn that were no better."
 
 
 def check_stop_early(config: PretrainConfig) -> None:
