@@ -126,7 +126,7 @@ def page(arms: list[dict[str, Any]]) -> str:
         best = min(rows, key=lambda row: row["score"])
         lines += [
             f"## {one['set']}, {one['name']}\n",
-            f"`{' '.join(one['flags'])}` ({one['hardware']}, {one['date']})\n",
+            f"`{' '.join(Path(flag).name for flag in one['flags'])}` ({one['hardware']}, {one['date']})\n",
         ]
         lines += [f"| epoch | score | loss | effective rank | LiDAR | {' | '.join(COLUMNS)} |", "|---" * 9 + "|"]
         for row in rows:

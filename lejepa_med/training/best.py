@@ -128,7 +128,9 @@ class Score:
                 out = method(self.fabric.to_device(batch.global_views), local, seed=SEED, step=number)
                 losses.append(out.loss.float())
         mean: Tensor = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")  # type: ignore[assignment]
-        return float(mean / lamb**ALPHA)
+        value = float(mean / lamb**ALPHA)
+        # all ranks must stop at one step, whatever the last bit of their sums
+        return float(self.fabric.broadcast(value)) if self.fabric.world_size > 1 else value
 
     def _fixed(self) -> list[Batch]:
         """This rank's share of the fixed batches, read once."""
