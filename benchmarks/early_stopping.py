@@ -4,7 +4,7 @@ Trains on `train` of a real labelled set, keeps the encoder of every evaluation,
 protocol of benchmarks/quality.py. Printed for each evaluation: the score, effective rank and LiDAR beside the
 accuracies; and Spearman's correlation of each with the accuracies within a run.
 
-    python -m benchmarks.early_stopping --data DIR --set brain_mri --out FILE.json --name good --lamb .03 \
+    python -m benchmarks.early_stopping --data DIR --set brain_mri --out FILE.json --name good \
         -- --model.init lite0 --optim.lr 4e-4 --train.epochs 8
     python -m benchmarks.early_stopping --page benchmarks/results/early-stopping.md FILE.json ...
 """
