@@ -47,7 +47,7 @@ class ServedEncoder:
         exact_float32()  # once for all threads: `embed_parts` restores what it finds, beside other encoders' passes
         on_cpu = self._device.type == "cpu"
         self._threads = Threads(settings.threads, active=on_cpu, most=settings.cores)
-        if loaded.module.dims == 2:
+        if loaded.module.dims == 2 and loaded.module.code is None:  # somebody's own code may need the usual layout
             loaded.module.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

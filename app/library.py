@@ -1,6 +1,7 @@
 """What there is to work with: encoders and embedding tables, found anew at each call, so new runs appear."""
 
 import json
+import logging
 import re
 import threading
 import time
@@ -18,8 +19,10 @@ from data_adapters.errors import UserError
 from lejepa_med.embed import EmbeddingTable, find_tables, read_info
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder, way_back
+from lejepa_med.models.own import UntrustedCodeError
 from lejepa_med.table_writer import DONE, about
 
+log = logging.getLogger("lejepa_med.app")
 LIST = "GET /v1/encoders lists the encoders."
 LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
 PUBLIC = ("version", "backbone", "objective", "spec", "formation")  # the rest may name places of the operator's machine
@@ -214,9 +217,20 @@ class Library:
             public = {key: info[key] for key in PUBLIC if key in info}
             store.see_encoder(wanted, name=encoder_id, modality=modality_of(info), dim=info["dim"], info=public)
 
+    def _check_adapter(self, folder: Path) -> None:
+        """Refuse an adapter whose Python file came with the runs; one elsewhere on this machine is the operator's.
+
+        Raises:
+            UntrustedCodeError: it did, and the operator has not allowed it.
+        """
+        named = str(self.info(folder).get("adapter", {}).get("adapter", "")).rpartition(":")[0]
+        if named.endswith(".py") and not self._settings.allow_code and Path(named).resolve().is_relative_to(self._runs):
+            raise UntrustedCodeError("The encoder's adapter lies in the runs directory.")
+
     def _load(self, stamp: Stamp) -> ServedEncoder:
         try:
-            encoder = load_encoder(stamp.folder, device=self._device)
+            self._check_adapter(stamp.folder)
+            encoder = load_encoder(stamp.folder, device=self._device, trusted=self._settings.allow_code)
             if stamp_of(stamp.folder, INFO) != stamp:
                 # Training has put new weights there: one request's vectors must come from one encoder.
                 raise ProblemError(
@@ -228,6 +242,16 @@ class Library:
                 )
         except ProblemError:
             raise
+        except UntrustedCodeError:
+            self._loads[stamp] = False
+            log.warning("an encoder brings a Python file of its own, which is run with LEJEPA_ALLOW_CODE=true only")
+            raise ProblemError(
+                422,
+                "code-not-allowed",
+                "This encoder brings a Python file of its own, which this service has not been allowed to run.",
+                remedy="The operator reads the file, and starts the service (and its workers) with --allow-code or "
+                "LEJEPA_ALLOW_CODE=true if everything in the runs directory can be trusted.",
+            ) from None
         except UserError as error:  # an adapter that is not installed here, say: its words are for the operator
             self._loads[stamp] = False
             raise EncoderError(error.cause, remedy=error.remedy) from error

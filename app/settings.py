@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         default=30, ge=1, description="refused keys of one address before the answer is 429; right keys still pass"
     )
     audit_days: int = Field(default=730, ge=1, description="days that a line of the audit trail is kept")
+    allow_code: bool = Field(
+        default=False, description="run Python files that lie in runs_dir: backbones and adapters of somebody's own"
+    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",

@@ -117,6 +117,10 @@ class BaseAdapter:
     uniform: ClassVar[Mapping[str, str]] = {}
     small_size: ClassVar[int] = SMALL_SIZE  # side of a global view where a small machine trains, pixels
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
+    # how vectors are formed unless the user chooses: fixed views that are averaged, at most `most_views`, and last
+    # layers of the backbone that are joined, 1 or 2
+    usual_views: ClassVar[int] = 1
+    usual_layers: ClassVar[int] = 1
     prepares_any_size: ClassVar[bool] = False  # whether `prepare` follows options.prepared_size
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:

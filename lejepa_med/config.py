@@ -96,8 +96,11 @@ class ModelConfig(Section):
     """Encoder and projector."""
 
     backbone: str | None = None
-    """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; None: that of
-    init, else resnet18 or monai:resnet10 on a CPU, vit_small_patch16_224 or monai:vit_small on a GPU"""
+    """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; your own as
+    ./file.py:Class; None: that of init, else resnet18 or monai:resnet10 on a CPU, vit_small_patch16_224 or
+    monai:vit_small on a GPU"""
+    code_sha256: str | None = None
+    """SHA-256 that the file of a backbone ./file.py:Class must have; None: recorded at the start of the run"""
     init: Path | None = None
     """weights to start from: a run or encoder folder, a folder of timm's, a .safetensors file, or timm:NAME, which is
     fetched from the hub; None: random ones"""
@@ -225,6 +228,9 @@ class TrainConfig(Section):
     """device kind"""
     log_every: int = Field(default=10, ge=1)
     """steps between two records of metrics.jsonl; left out, fewer in runs of less than 200 steps"""
+    stop_early: int = Field(default=0, ge=0)
+    """keep the encoder of the best label-free score (loss / lambda^0.4 on a fixed part of the archive, about once an
+    epoch), and stop after so many evaluations in turn without a better one; 0: train to the end, keep the last"""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """time between two checkpoints; also one at the end and at Ctrl-C or SIGTERM"""
 
@@ -279,6 +285,11 @@ def save_config(
     options = settings["data"]["options"]
     places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
     local["model"] = {"init": settings["model"].pop("init")}
+    if is_own(config.model.backbone or ""):
+        local["model"]["backbone"] = config.model.backbone
+        settings["model"]["backbone"] = short_name(config.model.backbone)
+    if config.model.code_sha256 is None:
+        del settings["model"]["code_sha256"]  # of timm's and MONAI's, which have none
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
     if origins is not None:
         kinds = (GIVEN, MACHINE, ARCHIVE, WEIGHTS)
@@ -313,7 +324,14 @@ def read_settings(file: Path) -> Any:
     """The tree of config.yaml and local.yaml as it stands there, of whatever release; OSError or YAMLError."""
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     beside = file.with_name(LOCAL)
-    return _merged(yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else {}, settings)
+    local = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    tree = _merged(local, settings)
+    models = [one.get("model") if isinstance(one, dict) else None for one in (local, tree)]
+    place, model = models
+    if isinstance(place, dict) and isinstance(model, dict) and place.get("backbone"):
+        if short_name(str(place["backbone"])) == model.get("backbone"):
+            model["backbone"] = place["backbone"]  # config.yaml has the file's name, local.yaml its folder
+    return tree
 
 
 def origins_of(tree: Mapping[str, Any]) -> dict[str, str] | None:
@@ -332,6 +350,23 @@ def origins_of(tree: Mapping[str, Any]) -> dict[str, str] | None:
 def default_origin(name: str) -> str:
     """Where a setting came from that no list of origins names."""
     return MODALITY if name.startswith(("data.options.", "vector.")) else BUILT_IN
+
+
+def is_own(backbone: str) -> bool:
+    """Whether a backbone is the user's own, `file.py:Class`."""
+    return backbone.rpartition(":")[0].endswith(".py")
+
+
+def short_name(backbone: str | None) -> str:
+    """`file.py:Class` without its folder, which is a place on this machine; other backbones as they are."""
+    return Path(str(backbone)).name if is_own(backbone or "") else str(backbone)
+
+
+def same_backbone(one: str | None, other: str | None) -> bool:
+    """Whether two backbones have one name; of the user's own the class counts, wherever its file lies."""
+    if is_own(one or "") and is_own(other or ""):
+        return str(one).rpartition(":")[2] == str(other).rpartition(":")[2]
+    return one == other
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -353,6 +388,10 @@ def setting_text(name: str, value: Any) -> str:
     text = str(value)
     if name == "model.init" and text.startswith("timm:"):  # a name of the hub
         return text
+    if name == "model.backbone":
+        return short_name(text)
+    if name == "model.code_sha256":
+        return f"{text[:16]}..."
     typed = "/" in text and (name.startswith("data.options.") or ".py" in text or text[0] in "./~")
     return "(a place, not shown)" if name in PLACES or (typed and name != "out") else text
 
@@ -380,6 +419,8 @@ def continued(given: PretrainConfig, saved: PretrainConfig) -> PretrainConfig:
         if field in wanted.model_fields_set and getattr(wanted, field) is not None:
             changed = getattr(saved, section).model_copy(update={field: getattr(wanted, field)})
             saved = saved.model_copy(update={section: changed})
+    if is_own(given.model.backbone or ""):  # the file may lie elsewhere now; its content may not differ
+        saved = saved.model_copy(update={"model": saved.model.model_copy(update={"backbone": given.model.backbone})})
     return saved
 
 
@@ -394,6 +435,8 @@ def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
                 found += walk(a, b, f"{prefix}{name}.")
             elif isinstance(a, Path) and isinstance(b, Path) and a.resolve() == b.resolve():
                 continue  # one place, once relative and once absolute
+            elif name == "backbone" and same_backbone(a, b):
+                continue
             elif f"{prefix}{name}" not in MAY_CHANGE and a is not None and a != b and str(a) != str(b):
                 found.append(f"{prefix}{name}: given {a}, the run has {b}")
         return found

@@ -56,6 +56,7 @@ class HistologyAdapter(BaseAdapter):
     version: ClassVar[int] = 1
     prepares_any_size: ClassVar[bool] = True
     most_views = 8  # tissue has no up
+    usual_views, usual_layers = 8, 2  # benchmarks/results/vectors.md
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)

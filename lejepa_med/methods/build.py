@@ -47,14 +47,16 @@ def build_encoder(config: ModelConfig, spec: Spec, *, formation: Formation | Non
         registers=config.registers,
         conv_stem=config.conv_stem,
         formation=formation,
+        code_sha256=config.code_sha256,
     )
     if config.init is not None:
         start_from(encoder, config.init)
     if config.checkpointing:
         checkpoint_activations(encoder)
-    if spec.dims == 2 and is_convolutional(config.backbone):
+    if spec.dims == 2 and encoder.code is None and is_convolutional(config.backbone):
         # a quarter faster on a CPU (benchmarks/results/cpu-settings.md), and needed for tensor cores; the 3-D form
-        # (channels_last_3d) made a step 1.3 to 1.8 times slower on a CPU (docs/mri3d.md)
+        # (channels_last_3d) made a step 1.3 to 1.8 times slower on a CPU (docs/mri3d.md); the user's own code may use
+        # view(), which fails in this layout
         encoder.backbone.to(memory_format=torch.channels_last)
     return encoder
 

@@ -1,4 +1,4 @@
-"""Which backbones there are: timm's by their names, MONAI's 3-D networks as `monai:NAME`.
+"""Which backbones there are: timm's by name, MONAI's 3-D networks as `monai:NAME`, the user's as `./file.py:Class`.
 
 MONAI is imported when one of its networks is built; it costs seconds, and 2-D work has no use for it.
 """
@@ -16,7 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from data_adapters.base import Spec
+from lejepa_med.config import is_own
 from lejepa_med.errors import ConfigError
+from lejepa_med.models.own import Code
 from lejepa_med.models.stem import conv_stem
 
 MONAI = "monai:"
@@ -54,6 +56,8 @@ def check_name(name: str, *, dims: int) -> None:
     Raises:
         ConfigError: with names that fit.
     """
+    if is_own(name):
+        return  # its forward pass shows what it takes
     ours = ", ".join(MONAI + known for known in NETWORKS)
     if is_monai(name) and name.removeprefix(MONAI) not in NETWORKS:
         raise ConfigError(f"There is no 3-D architecture '{name}'.", remedy=f"Use one of {ours}.")
@@ -80,6 +84,10 @@ def _check_timm_name(name: str) -> None:
             f"'{name}' names pretrained weights, but --model.backbone takes an architecture.",
             remedy=f"To start from those weights, give --model.init timm:{weights}; to start from random ones, "
             f"give the architecture alone: --model.backbone {plain}",
+        )
+    if name.endswith(".py"):
+        raise ConfigError(
+            f"'{name}' names a file, but not the class in it.", remedy=f"Give --model.backbone {name}:CLASS"
         )
     if "/" in name or ":" in name:
         raise ConfigError(
@@ -174,8 +182,10 @@ def _accepted_arguments(name: str) -> set[str]:
     return accepted
 
 
-def build(name: str, args: dict[str, Any]) -> nn.Module:
-    """A randomly initialised backbone."""
+def build(name: str, args: dict[str, Any], *, code: Code | None = None) -> nn.Module:
+    """A randomly initialised backbone; the user's own from its `code`."""
+    if code is not None:
+        return code.build(args)
     if not is_monai(name):
         if args.get("conv_stem"):
             args = {**{key: value for key, value in args.items() if key != "conv_stem"}, "embed_layer": conv_stem}
@@ -186,12 +196,12 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     return FAMILIES[NETWORKS[name.removeprefix(MONAI)][0]](**args)
 
 
-def load(folder: Path, name: str, args: dict[str, Any]) -> nn.Module:
+def load(folder: Path, name: str, args: dict[str, Any], *, code: Code | None = None) -> nn.Module:
     """The backbone of an encoder folder: through timm where it is all timm's, else built anew and filled strictly."""
-    if not is_monai(name) and "conv_stem" not in args:
+    if code is None and not is_monai(name) and "conv_stem" not in args:
         backbone: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
         return backbone
-    backbone = build(name, args)
+    backbone = build(name, args, code=code)
     backbone.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return backbone
 
@@ -218,7 +228,7 @@ def origin(name: str) -> str:
 
 def plain_vit_patch(name: str) -> int | None:
     """Patch side in pixels of timm's VisionTransformer itself; None of all others, its relatives included."""
-    if is_monai(name):
+    if is_monai(name) or is_own(name):
         return None
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
@@ -236,14 +246,19 @@ def inner_layers(backbone: nn.Module) -> Literal["none", "maps", "tokens"]:
 
 def inner_layers_of(name: str) -> Literal["none", "maps", "tokens"]:
     """The same of an architecture, without its weights."""
-    if is_monai(name):
+    if is_monai(name) or is_own(name):
         return "none"
     with torch.device("meta"):
         return inner_layers(timm.create_model(name, pretrained=False))
 
 
 def is_convolutional(name: str) -> bool:
-    """Whether the architecture is a CNN: it has no token sequence. Decides default views and learning rate."""
+    """Whether the architecture is a CNN: it has no token sequence. Decides default views and learning rate.
+
+    The user's own counts as one, unless its class says otherwise (`Code.convolutional`).
+    """
+    if is_own(name):
+        return True
     if is_monai(name):
         return NETWORKS.get(name.removeprefix(MONAI), ("",))[0] in CONVOLUTIONAL
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""An encoder: plain pixels in, one embedding out. The backbone is any timm model, or a 3-D network of MONAI."""
+"""An encoder: plain pixels in, one embedding out. The backbone is one of timm, of MONAI (3-D), or your own."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ from timm.layers import HybridEmbed, PatchEmbed
 from torch import Tensor, nn
 
 from data_adapters.base import Spec
+from lejepa_med.config import is_own
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.architectures import build, check_name, inner_layers, is_convolutional, model_arguments
 from lejepa_med.models.formation import Formation, fixed_views
+from lejepa_med.models.own import Code, check, load_code, pooled
 
 __all__ = ["Encoder", "Normalize", "create_encoder", "is_convolutional", "model_arguments"]
 
@@ -38,6 +40,15 @@ class Encoder(nn.Module):
     `forward` gives the backbone's pooled output (class token or average pool, as the architecture defines), which is
     what is embedded and probed; the projector, on which the objective acts, is not part of it. `form` gives the vector
     that its formation makes of that.
+
+    Args:
+        backbone: the network.
+        name: of its architecture.
+        model_args: that it was built with.
+        spec: of the adapter.
+        formation: of its vectors; None: one plain pass.
+        code: the file that a backbone of the user's own comes from.
+        dim: of the backbone's output; None: as timm's and MONAI's say themselves.
     """
 
     def __init__(
@@ -48,6 +59,8 @@ class Encoder(nn.Module):
         model_args: dict[str, Any],
         spec: Spec,
         formation: Formation | None = None,
+        code: Code | None = None,
+        dim: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
@@ -57,14 +70,15 @@ class Encoder(nn.Module):
         self.notes: list[str] = []  # how those weights were adapted, in sentences
         self.name = name
         self.model_args = model_args
+        self.code = code
         # some architectures put a hidden layer between pooling and head, and that is what they return without a head
-        self.dim = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+        self.dim = dim or int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
         self.formation = formation or Formation(size=spec.embed_size)
         self.vector_dim = self.dim + (self._inner_dim(spec) if self.formation.layers == 2 else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) or (B, C, D, H, W), uint8 or float in [0, 1] -> (B, dim)."""
-        return self.backbone(self.normalize(pixels))  # type: ignore[no-any-return]
+        return pooled(self.backbone(self.normalize(pixels)))
 
     def form(self, pixels: Tensor, *, batch_size: int) -> Tensor:
         """Vectors as `formation` says, of images of any number: (B, C, H, W) or (B, C, D, H, W) -> (B, vector_dim).
@@ -113,18 +127,22 @@ class Encoder(nn.Module):
         self.train()
         return found.shape[1] - self.dim
 
-    def patch_features(self, pixels: Tensor) -> Tensor:
+    def patch_features(self, pixels: Tensor) -> Tensor | None:
         """Features of the last stage, for pictures; prefix tokens are dropped.
 
-        (B, C, H, W) -> (B, h, w, dim); of (B, C, D, H, W) the middle plane, (B, h, w, dim) too.
+        (B, C, H, W) -> (B, h, w, dim); of (B, C, D, H, W) the middle plane, (B, h, w, dim) too. None where the user's
+        own backbone gives vectors and has no `forward_features`.
         """
-        features: Tensor = self.backbone.forward_features(self.normalize(pixels))
+        forward = getattr(self.backbone, "forward_features", self.backbone)
+        features: Tensor = forward(self.normalize(pixels))
+        if features.ndim == 2:
+            return None
         if features.ndim == 3:
             tokens = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             side = int(tokens.shape[1] ** (1 / self.dims) + 1e-6)  # 216 ** (1/3) is 5.9999...
             features = tokens[:, : side**self.dims].reshape(len(tokens), *[side] * self.dims, -1)
         # timm's convention: feature maps whose last axis is num_features are channels-last (Swin, for one)
-        elif features.shape[-1] != int(self.backbone.num_features):
+        elif features.shape[-1] != int(getattr(self.backbone, "num_features", -1)):
             features = features.movedim(1, -1)
         return features[:, features.shape[1] // 2] if self.dims == 3 else features
 
@@ -137,22 +155,32 @@ def create_encoder(
     registers: int = 0,
     conv_stem: bool = False,
     formation: Formation | None = None,
+    code_sha256: str | None = None,
 ) -> Encoder:
     """A randomly initialised encoder.
 
     Args:
         name: a timm architecture, such as 'resnet18' or 'vit_small_patch16_224'; for volumes one of MONAI's, such as
-            'monai:resnet18', 'monai:vit_small' or 'monai:swinunetr'.
+            'monai:resnet18', 'monai:vit_small' or 'monai:swinunetr'; your own as './file.py:Class'.
         spec: dimensions, channels, sizes and normalisation of the adapter.
         drop_path: stochastic depth rate.
         registers: register tokens of a ViT.
         conv_stem: whether a ViT's patches come from a stack of convolutions.
         formation: of its vectors; None: one plain pass.
+        code_sha256: that the file of your own must have; None: any.
 
     Raises:
         ConfigError: the name is unknown or of other dimensions, or the architecture cannot take these sizes.
     """
     check_name(name, dims=spec.dims)
+    if is_own(name):
+        code = load_code(name, sha256=code_sha256)
+        args = code.arguments(spec, drop_path=drop_path)
+        module = code.build(args)
+        dim = check(code, module, args, spec)
+        encoder = Encoder(module, name=code.name, model_args=args, spec=spec, formation=formation, code=code, dim=dim)
+        check_embed_size(encoder, spec)
+        return encoder
     args = model_arguments(name, spec, drop_path=drop_path, registers=registers, conv_stem=conv_stem)
     try:
         encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=formation)

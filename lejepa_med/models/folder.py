@@ -1,6 +1,7 @@
 """The encoder folder: weights, the preprocessing that belongs to them, and a model card; checked by loading it.
 
 config.json          architecture and arguments, as timm reads them; for a 3-D network, MONAI's class and arguments
+NAME.py              only of a backbone of the user's own (./NAME.py:Class), with its SHA-256 in lejepa_med.json
 model.safetensors    weights
 lejepa_med.json      adapter recipe, formation of vectors, method, data fingerprint, training state, code version
 README.md            model card
@@ -32,6 +33,7 @@ from lejepa_med.errors import EncoderError
 from lejepa_med.models.architectures import adaptation, build, inner_layers_of, is_monai, load, model_arguments, origin
 from lejepa_med.models.encoder import Encoder, check_embed_size
 from lejepa_med.models.formation import LAYERS, VIEWS, Formation, check_formation, formation_of, seen_in
+from lejepa_med.models.own import Code, code_of, pooled
 
 INFO = "lejepa_med.json"
 FORMAT = 1
@@ -69,16 +71,19 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         "formation": dataclasses.asdict(encoder.formation),
         "precision": precision_of(recorded),
         **({"origin": encoder.origin} if encoder.origin else {}),
+        **({"code": {"file": encoder.code.file, "sha256": encoder.code.sha256}} if encoder.code else {}),
         **(details or {}),
     }
     with new_folder(folder) as draft:
         save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
         os.chmod(draft / "model.safetensors", 0o644)  # safetensors makes it private; a container's user must read it
+        if encoder.code is not None:
+            (draft / encoder.code.file).write_bytes(encoder.code.source)
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
         _write_facts(draft, encoder, spec, info, name=_name(folder))
         _check(encoder, draft, spec)
         if recorded and formation_of(recorded) != encoder.formation:
-            other, spec, info = _reformed(info, formation_of(recorded))
+            other, spec, info = _reformed(info, formation_of(recorded), code=encoder.code)
             _write_facts(draft, other, spec, info, name=_name(folder))
 
 
@@ -116,6 +121,18 @@ def _adapter(info: dict[str, Any], size: int) -> Adapter:
 
 
 def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
+    if encoder.code is not None:
+        return {
+            "library": "lejepa_med",
+            "architecture": encoder.name,
+            "file": encoder.code.file,
+            "class": encoder.code.kind,
+            "arguments": {key: value for key, value in encoder.model_args.items() if key != "drop_path_rate"},
+            "num_features": encoder.dim,
+            "input_size": (spec.channels, *[spec.global_size] * spec.dims),
+            "mean": spec.mean,
+            "std": spec.std,
+        }
     if is_monai(encoder.name):
         # timm cannot build these; whoever has MONAI can, from this file alone
         return {
@@ -161,7 +178,7 @@ def _model_card(name: str, info: dict[str, Any]) -> str:
 @torch.no_grad()
 def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     """Compare the written weights with the live ones, then a forward pass of the reloaded model with a second one."""
-    loaded = load(draft, encoder.name, encoder.model_args)
+    loaded = load(draft, encoder.name, encoder.model_args, code=encoder.code)
     live = encoder.backbone.state_dict()
     read = loaded.state_dict()
     same = live.keys() == read.keys() and all(torch.equal(read[name], live[name].cpu()) for name in live)
@@ -169,7 +186,7 @@ def _check(encoder: Encoder, draft: Path, spec: Spec) -> None:
     # a whole volume takes a transformer many seconds on the CPU, at every checkpoint; a local view proves the same
     size = spec.local_size if spec.dims == 3 and spec.n_local else spec.global_size
     pixels = torch.rand(1, spec.channels, *[size] * spec.dims, generator=torch.Generator().manual_seed(0))
-    shape = tuple(loaded(pixels).shape)
+    shape = tuple(pooled(loaded(pixels)).shape)
     if not same or shape != (1, encoder.dim):
         raise EncoderError(
             "The encoder folder, read back, differs from the encoder in memory.",
@@ -305,7 +322,7 @@ def record_formation(
     info = read_info(folder)
     formation = _changed(formation_of(info), size=size, views=views, layers=layers)
     if formation != formation_of(info):
-        encoder, spec, info = _reformed(info, formation)
+        encoder, spec, info = _reformed(info, formation, code=code_of(folder, info))
         _write_facts(folder, encoder, spec, info, name=_name(folder.resolve()))
     return folder
 
@@ -353,14 +370,22 @@ def _changed(formation: Formation, **given: int | None) -> Formation:
     return dataclasses.replace(formation, **{name: value for name, value in given.items() if value is not None})
 
 
-def _reformed(info: dict[str, Any], formation: Formation) -> tuple[Encoder, Spec, dict[str, Any]]:
+def _reformed(info: dict[str, Any], formation: Formation, *, code: Code | None) -> tuple[Encoder, Spec, dict[str, Any]]:
     """The facts of an encoder with another formation, checked on the architecture; the weights are not read."""
     adapter = _adapter(info, formation.size)
     check_formation(formation, adapter)
     spec, name, args = adapter.spec, info["backbone"], dict(info["model_args"])
-    if "dynamic_img_size" in model_arguments(name, spec):
+    if code is None and "dynamic_img_size" in model_arguments(name, spec):
         args["dynamic_img_size"] = True  # positions are then interpolated; at the size of training nothing changes
-    encoder = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=formation)
+    encoder = Encoder(
+        build(name, args, code=code),
+        name=name,
+        model_args=args,
+        spec=spec,
+        formation=formation,
+        code=code,
+        dim=info["dim"] if code else None,
+    )
     check_embed_size(encoder, spec)
     facts = {"formation": dataclasses.asdict(formation), "model_args": args, "dim": encoder.vector_dim}
     return encoder, spec, {**info, **facts}
@@ -384,6 +409,8 @@ def fingerprint(info: dict[str, Any]) -> str:
         parts.append(info["formation"])
     if precision_of(info) != "float32":  # folders from before the precision was recorded do not say it either
         parts.append(precision_of(info))
+    if "code" in info:
+        parts.append(info["code"]["sha256"])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -428,16 +455,20 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def load_encoder(path: Path | str, *, device: str = "cpu", views: int | None = None) -> LoadedEncoder:
+def load_encoder(
+    path: Path | str, *, device: str = "cpu", views: int | None = None, trusted: bool = True
+) -> LoadedEncoder:
     """Load RUN/encoder (or RUN).
 
     Args:
         path: of the folder.
         device: where it computes.
         views: fixed views that are averaged, in place of those that the folder records; the fingerprint follows.
+        trusted: whether the Python file of a backbone of somebody's own may be run.
 
     Raises:
-        EncoderError: no encoder folder, damaged weights, or another version of the preprocessing.
+        EncoderError: no encoder folder, damaged weights, another version of the preprocessing, or a changed or
+            untrusted Python file.
         ConfigError: views that the modality does not allow.
     """
     folder = encoder_folder(path)
@@ -456,8 +487,17 @@ def load_encoder(path: Path | str, *, device: str = "cpu", views: int | None = N
             f"{folder} asks for vectors in '{info['precision']}', which this release does not compute.",
             remedy=f"Set it anew with: lejepa-med precision {folder} float32",
         )
+    code = code_of(folder, info, trusted=trusted)
     adapter, name, args = adapter_of(info), info["backbone"], info["model_args"]
-    module = Encoder(load(folder, name, args), name=name, model_args=args, spec=adapter.spec, formation=formation)
+    module = Encoder(
+        load(folder, name, args, code=code),
+        name=name,
+        model_args=args,
+        spec=adapter.spec,
+        formation=formation,
+        code=code,
+        dim=info["dim"] if code else None,
+    )
     return LoadedEncoder(module=module, adapter=adapter, info=info, name=_name(folder.resolve()), device=device)
 
 
@@ -488,8 +528,16 @@ def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         args = {key: value for key, value in encoder.module.model_args.items() if key != "drop_path_rate"}
-        name, spec = encoder.module.name, encoder.adapter.spec
-        module = Encoder(build(name, args), name=name, model_args=args, spec=spec, formation=encoder.formation)
+        name, spec, code = encoder.module.name, encoder.adapter.spec, encoder.module.code
+        module = Encoder(
+            build(name, args, code=code),
+            name=name,
+            model_args=args,
+            spec=spec,
+            formation=encoder.formation,
+            code=code,
+            dim=encoder.module.dim if code else None,
+        )
     info = {**encoder.info, "weights_sha256": f"random:{seed}"}
     return LoadedEncoder(
         module=module, adapter=encoder.adapter, info=info, name=f"{encoder.name}-random", device=encoder.device

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lejepa_med.config import is_own, same_backbone, short_name
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.architectures import is_monai
 from lejepa_med.models.folder import INFO, encoder_folder, load_encoder, read_info
@@ -30,6 +31,7 @@ class Source:
         place: as messages name it.
         file: the safetensors file, or the encoder folder where `ours`.
         backbone: its architecture, by the name that `--model.backbone` takes.
+        volumes: whether it takes them; else images.
         arguments: of the constructor that they were made with.
         mean: of each channel's values in [0, 1]; empty where nobody says it.
         std: likewise.
@@ -43,6 +45,7 @@ class Source:
     file: Path
     backbone: str
     ours: bool = False
+    volumes: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -71,7 +74,7 @@ class Source:
                     f"{self.place}: {self.file.name} is not a readable safetensors file ({error}).",
                     remedy="Copy or download it again; a copy may have been cut short.",
                 ) from error
-        here = {"name": self.name, "architecture": self.backbone, "tag": self.tag, "licence": self.licence}
+        here = {"name": self.name, "architecture": short_name(self.backbone), "tag": self.tag, "licence": self.licence}
         return state, [*self.earlier, {**here, "sha256": digest}]
 
 
@@ -107,10 +110,11 @@ def open_source(init: Path, *, backbone: str | None) -> Source:
             )
         else:
             source = _of_file(path, backbone, place=given)
-    if backbone is not None and backbone != source.backbone:
+    if backbone is not None and not same_backbone(backbone, source.backbone):
+        theirs, ours = short_name(source.backbone), short_name(backbone)
         raise ConfigError(
-            f"The encoder in {given} is a {source.backbone}, this run's is a {backbone}.",
-            remedy=f"Use --model.backbone {source.backbone}, or leave it out; or give weights of a {backbone}.",
+            f"The encoder in {given} is a {theirs}, this run's is a {ours}.",
+            remedy=f"Use --model.backbone {theirs}, or leave it out; or give weights of a {ours}.",
         )
     return source
 
@@ -128,8 +132,9 @@ def _of_ours(path: Path, *, place: str) -> Source:
     return Source(
         place=place,
         file=folder,
-        backbone=info["backbone"],
+        backbone=f"{folder}/{info['backbone']}" if "code" in info else info["backbone"],
         ours=True,
+        volumes=info["spec"].get("dims", 2) == 3,
         arguments=info["model_args"],
         mean=tuple(info["spec"]["mean"]),
         std=tuple(info["spec"]["std"]),
@@ -190,7 +195,7 @@ def _of_file(path: Path, backbone: str | None, *, place: str) -> Source:
             f"{place} holds weights, but a file alone does not name their architecture.",
             remedy="Add --model.backbone NAME with timm's name of it, such as resnet50.",
         )
-    if is_monai(backbone):
+    if is_monai(backbone) or is_own(backbone):
         return Source(place=place, file=path, backbone=backbone, name=path.name)
     known = _registered(backbone, "", place=place)
     return Source(place=place, file=path, backbone=backbone, mean=known["mean"], std=known["std"], name=path.name)

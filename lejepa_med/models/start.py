@@ -39,7 +39,8 @@ def start_from(encoder: Encoder, init: Path) -> None:
         given, origin = source.tensors()
     own = encoder.backbone.state_dict()
     notes: list[str] = []
-    if source.ours and (is_monai(encoder.name) or "conv_stem" in {**encoder.model_args, **source.arguments}):
+    exact = is_monai(encoder.name) or "conv_stem" in {**encoder.model_args, **source.arguments}
+    if encoder.code is not None or (source.ours and exact):
         state = given
         _check_exact(source, own, state)
     else:
@@ -76,7 +77,7 @@ def start_from(encoder: Encoder, init: Path) -> None:
 
 
 def _check_exact(source: Source, own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Refuse any difference: nothing resizes the weights of MONAI's networks and of a convolutional stem."""
+    """Refuse any difference: nothing resizes weights of MONAI's networks, a convolutional stem or the user's own."""
     different = [name for name in own if name not in other or own[name].shape != other[name].shape]
     if different or len(own) != len(other):
         shapes = "; ".join(

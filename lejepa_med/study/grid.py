@@ -12,7 +12,7 @@ import numpy as np
 
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
-from lejepa_med.config import PretrainConfig, Section, save_config
+from lejepa_med.config import PretrainConfig, Section, save_config, short_name
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric
@@ -49,7 +49,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The run's folder."""
-        plain = "".join(c if c.isalnum() or c in "._" else "-" for c in self.backbone)
+        plain = "".join(c if c.isalnum() or c in "._" else "-" for c in short_name(self.backbone))
         return f"{plain}-views{self.n_views}-lambda{self.lamb:g}-batch{self.batch}"
 
     def config(self, base: PretrainConfig, out: Path) -> PretrainConfig:

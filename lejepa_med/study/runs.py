@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lejepa_med.config import load_config
+from lejepa_med.config import load_config, short_name
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.folder import read_info
 from lejepa_med.training.folder import RunFolder, read_lines, weight
@@ -91,7 +91,7 @@ def read_run(folder: Path) -> RunSummary:
     return RunSummary(
         folder=folder,
         archive=str(info["data"]["fingerprint"]),
-        architecture=str(config.model.backbone),
+        architecture=short_name(config.model.backbone),
         objective=json.dumps(objective, sort_keys=True),
         lamb=config.objective.lamb,
         final=final_means(history),

@@ -28,6 +28,8 @@ class Snapshot:
         scaler: of 16-bit gradients, or empty.
         plan: of a run by minutes, or empty.
         origin: of the weights that the run started from, or empty.
+        best: the best evaluation of early stopping, or empty.
+        best_weights: of its encoder, or empty.
     """
 
     step: int
@@ -37,6 +39,8 @@ class Snapshot:
     scaler: dict[str, float] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     origin: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
@@ -55,6 +59,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     for index, values in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": _plain(torch.as_tensor(value)) for name, value in values.items()}
     tensors |= {f"average.{name}": _plain(tensor) for name, tensor in snapshot.average.items()}
+    tensors |= {f"best.{name}": _plain(tensor) for name, tensor in snapshot.best_weights.items()}
     target = folder / f"step-{step:08d}"
     if target in checkpoints(folder):  # replacing it would leave an instant without one
         return target
@@ -66,6 +71,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
             "scaler": snapshot.scaler,
             "plan": snapshot.plan,
             "origin": snapshot.origin,
+            "best": snapshot.best,
         }
         (draft / STATE).write_text(json.dumps(state, indent=1) + "\n")
     for old in folder.iterdir():  # drafts of killed processes, too
@@ -95,7 +101,7 @@ def load_checkpoint(folder: Path) -> Snapshot | None:
     if not found:
         return None
     state: dict[str, Any] = json.loads((found[-1] / STATE).read_text())
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
     for key, tensor in load_file(found[-1] / "tensors.safetensors").items():
         part, name = key.split(".", 1)
         parts[part][name] = tensor
@@ -111,6 +117,8 @@ def load_checkpoint(folder: Path) -> Snapshot | None:
         scaler=state.get("scaler", {}),
         plan=state.get("plan", {}),
         origin=state.get("origin", []),
+        best=state.get("best", {}),
+        best_weights=parts["best"],
     )
 
 

@@ -176,6 +176,8 @@ def rehearse(
         sizes = weight(draft.root)
         if not finished:
             sizes["checkpoints"] -= moments
+        if config.train.stop_early and not state.best.weights:
+            sizes["checkpoints"] += sizes["encoder"]  # a checkpoint also holds the best encoder
     return Rehearsal(
         first=first,
         planned=planned,

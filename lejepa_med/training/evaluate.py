@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
-from lejepa_med.config import PretrainConfig, flat
+from lejepa_med.config import PretrainConfig, flat, is_own, short_name
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.cautions import few_labels
 from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
@@ -25,6 +25,7 @@ from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.threads import loader_workers
 from lejepa_med.training.archive import progress_bar
+from lejepa_med.training.best import Best
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.observe.verdict import Verdict, judge
 from lejepa_med.training.report import ReportData, write_report
@@ -53,7 +54,7 @@ def write_run_report(
     spectrum = Spread(rank=rank, control=control_rank, dim=encoder.dim, records=len(vectors))
     history, online = read_lines(run.metrics), read_lines(run.online)
     judged = judge(history, online)
-    verdict = _verdict(judged, spectrum, finished=finished, step=encoder.info["training"]["step"])
+    verdict = _verdict(judged, spectrum, encoder.info["training"], finished=finished)
     probe, refused = _probe(sample, kept, vectors)
     control_probe, _ = _probe(sample, kept, control)
     if probe and control_probe and probe["linear"] and control_probe["linear"]:
@@ -72,7 +73,8 @@ def write_run_report(
             title=f"{run.root.resolve().name}: {encoder.info['backbone']} on {config.modality}",
             verdict=verdict,
             alarm=judged.alarming,
-            settings=flat(config.model_dump(mode="json", exclude={"archive", "out", "data"})),
+            settings=flat(config.model_dump(mode="json", exclude={"archive", "out", "data"}))
+            | {"model.backbone": short_name(config.model.backbone)},
             archive=_archive_rows(manifest),
             history=history,
             online=online,
@@ -97,7 +99,7 @@ def report_records(config: PretrainConfig, manifest: Manifest) -> tuple[int, int
 @functools.cache
 def _enlarged(backbone: str) -> bool:
     """Whether patch colours come from enlarged images: a last map with the stride 32 of a CNN is too coarse."""
-    return not is_monai(backbone) and is_convolutional(backbone)
+    return not is_monai(backbone) and not is_own(backbone) and is_convolutional(backbone)
 
 
 def _embed(encoder: LoadedEncoder, sample: Manifest, workers: int, tick: Any) -> tuple[list[int], NDArray[Any]]:
@@ -143,11 +145,15 @@ class Spread:
         return lines
 
 
-def _verdict(judged: Verdict, spread: Spread, *, finished: bool, step: int) -> list[str]:
+def _verdict(judged: Verdict, spread: Spread, training: dict[str, Any], *, finished: bool) -> list[str]:
     lines = [f"The curves say: {judged.text}."]
     lines += [f"{note[0].upper()}{note[1:]}." for note in judged.notes]
+    best = Best(**training["best"]) if "best" in training else None
     if not finished:
-        lines.append(f"The run was stopped at step {step}; this page shows the encoder as it is now.")
+        shown = "as it is now" if best is None else "of the best evaluation until then"
+        lines.append(f"The run was stopped at step {training['step']}; this page shows the encoder {shown}.")
+    if best is not None:
+        lines.append(best.text(steps=training["step"]))
     lines += spread.sentences()
     return [*lines, judged.advice] if judged.advice else lines
 
@@ -223,8 +229,11 @@ def _pca_sheet(
     scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     if _enlarged(encoder.module.name):
         scaled = interpolate(scaled, scale_factor=max(1.0, PATCH_SIDE / scaled.shape[-1]), mode="bilinear")
-    features = encoder.module.patch_features(scaled.to(encoder.device)).float().cpu().numpy()
-    return [(_picture(item), colours) for item, colours in zip(prepared, pca_rgb(features), strict=True)]
+    features = encoder.module.patch_features(scaled.to(encoder.device))
+    if features is None:
+        return []
+    colours = pca_rgb(features.float().cpu().numpy())
+    return [(_picture(item), rgb) for item, rgb in zip(prepared, colours, strict=True)]
 
 
 def _spread(size: int) -> list[int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med.atomic import recover
-from lejepa_med.config import PretrainConfig, continued, differences, load_config
+from lejepa_med.config import PretrainConfig, continued, differences, is_own, load_config, short_name
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.archive import JOURNAL
 from lejepa_med.training.checkpoint import checkpoints
@@ -153,7 +153,13 @@ class RunFolder:
             )
         recover(self.encoder)
         recover(self.averaged)
-        return continued(given, saved)
+        config = continued(given, saved)
+        own = config.model.backbone or ""
+        copy = self.encoder / short_name(own)
+        if is_own(own) and not _file_of(own).exists() and _file_of(str(copy)).is_file():
+            # moved or deleted; the encoder folder's copy does as well, and its hash is compared as that of any other
+            config = config.model_copy(update={"model": config.model.model_copy(update={"backbone": str(copy)})})
+        return config
 
     def last_threads(self) -> int | None:
         """CPU threads at the last record of metrics.jsonl; None where there is no record."""
@@ -221,6 +227,11 @@ def sizes_text(sizes: Mapping[str, int]) -> str:
 def _early(name: str) -> bool:
     """Whether a run may write a file of this name before its first checkpoint; drafts included."""
     return name in EARLY or name.startswith((EVENTS, *(f".{known}." for known in EARLY)))
+
+
+def _file_of(own: str) -> Path:
+    """The file of a backbone `./file.py:Class`."""
+    return Path(own.rpartition(":")[0])
 
 
 def _as_saved(changed: list[str], saved: PretrainConfig) -> str:

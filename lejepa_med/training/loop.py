@@ -14,7 +14,7 @@ from rich.markup import escape
 from data_adapters.base import Adapter
 from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
-from lejepa_med.config import PretrainConfig, save_config
+from lejepa_med.config import PretrainConfig, is_own, save_config
 from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.data.loader import TimedBatches, make_loader
 from lejepa_med.data.sampler import EpochBatches
@@ -26,6 +26,7 @@ from lejepa_med.threads import Threads, loader_workers
 from lejepa_med.training.archive import check_exists, open_archive, scan
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
+from lejepa_med.training.best import Score, check_stop_early
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
 from lejepa_med.training.distributed import ranks_here
 from lejepa_med.training.dry_run import print_plan, rehearse
@@ -98,6 +99,9 @@ def pretrain(
     if config.model.init is not None and config.model.init.exists():
         init = config.model.init.resolve()
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": init})})
+    if is_own(config.model.backbone or ""):
+        backbone = str(Path(config.model.backbone or "").expanduser().resolve())
+        config = config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
     run = RunFolder(config.out)
     if resume:
         config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
@@ -119,6 +123,7 @@ def _pretrain(
     fabric: lightning.Fabric, run: RunFolder, config: PretrainConfig, *, resume: bool, overwrite: bool, console: Console
 ) -> RunResult:
     check_batch(config, processes=fabric.world_size)
+    check_stop_early(config)
     state, there = None, run.run if isinstance(run, DraftFolder) else run
     try:
         if resume:
@@ -253,12 +258,15 @@ def fit(
     plan = state.plan
     if plan.minutes is None:
         plan.fix(batches.steps_per_epoch * batches.epochs)
+    if state.best.planned:  # it stopped early
+        plan.end(state.step)
     bad = BadFiles(run.bad_files, manifest, limit=config.data.bad_limit)
     save = Saver(fabric, config, run, state, manifest, adapter)
     if fabric.is_global_zero:
         run.truncate_metrics(state.step)
     means, first_step = RunningMean(), state.step
     watch = Watch(fabric, config, run, state, manifest, adapter)
+    score = Score(fabric, config, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
         naming(run.root),
@@ -288,14 +296,26 @@ def fit(
             if not quiet:
                 bad.add(batch.bad, step=state.step, reads=batch.global_views.shape[1])
             log.step(state.step)
+            place, length = plan.position(state.step - 1)
+            scored: dict[str, float] = {}
+            if score.due(state.step, last=state.step == plan.steps):
+                before = time.perf_counter()
+                scored["score"] = score.of(state.module)
+                state.best.add(scored["score"], step=state.step, encoder=state.module.encoder)
+                if state.best.since >= config.train.stop_early and state.step < plan.steps:
+                    state.best.planned = plan.steps
+                    plan.end(state.step)
+                started += time.perf_counter() - before
             finished = state.step == plan.steps
+            if finished and state.best.weights:
+                log.say(state.best.text(steps=plan.steps))
             if state.step % config.train.log_every == 0 or finished:
                 now = time.perf_counter()
-                place, length = plan.position(state.step - 1)
                 record = {
                     "step": state.step,
                     "epoch": round(state.step / batches.steps_per_epoch, 4),
                     **means.take(),
+                    **scored,
                     "lr": learning_rate(place, steps=length, config=config.optim),
                     "images_per_second": counted / (now - started),
                     "data_wait": min(1.0, (timed.waited - waited) / (now - started)),
@@ -338,6 +358,8 @@ def _plan(
     dataset, batches = make_data(fabric, config, manifest, adapter, first_step=step)
     if state.plan.minutes is None:
         state.plan.fix(batches.steps_per_epoch * batches.epochs)
+    if state.best.planned:
+        state.plan.end(step)
     if fabric.is_global_zero and resume:
         draft.open()
     try:

@@ -72,6 +72,10 @@ class Plan:
         """Set the steps of a run by epochs."""
         self.revisions = [Revision(0, steps, 0.0)]
 
+    def end(self, step: int) -> None:
+        """Finish after `step` steps, wherever the schedule stands."""
+        self.revisions.append(Revision(step, step, self.seconds))
+
     def revise(self, revision: Revision) -> None:
         """Spread what is left of the schedule over another number of steps."""
         self._reached = self.progress(revision.step)

@@ -29,6 +29,12 @@ def _both(figure: str) -> dict[str, str]:
 CURVES: Curves = (
     ("Loss", {"loss": ""}, "plain", "Falls and flattens; a jump that stays means a learning rate that is too high."),
     (
+        "Label-free score",
+        {"score": ""},
+        "plain",
+        "Loss / lambda^0.4 on a fixed part of the archive; the encoder of the lowest is kept.",
+    ),
+    (
         "Invariance",
         {"invariance": ""},
         "log",

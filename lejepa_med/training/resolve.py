@@ -24,6 +24,8 @@ from lejepa_med.config import (
     PretrainConfig,
     VectorConfig,
     flat,
+    is_own,
+    short_name,
 )
 from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError, UserError
@@ -36,21 +38,13 @@ from lejepa_med.models.architectures import (
     is_monai,
 )
 from lejepa_med.models.formation import Formation, check_formation, most_views
+from lejepa_med.models.own import Code, load_code
 from lejepa_med.models.source import open_source
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
 from lejepa_med.training.recipes import RECIPES, kind_of, scale_of, views_of
 
 EPOCHS = 100
-# How the vector of an image is formed, by modality; one plain pass where it is not listed.
-# views, layers, and the side of the image in sides of a global view:
-VECTORS = {
-    "galaxy": (8, 1, 1.0),  # .654 -> .720 with 10 labels a class, .767 -> .773 with 50 (warm start, val)
-    "histology": (8, 1, 1.0),
-    "images": (1, 1, 1.0),
-    "mri": (1, 1, 1.0),
-    "mri3d": (1, 1, 1.0),
-}
 # Peak learning rates (ViT, CNN). From existing weights: 3e-4 to 5e-4 at full depth ended above the same network frozen,
 # 1e-4 with layer decay below it (EfficientNet-Lite0 on three archives); for a ViT the lower one, which is not measured.
 RATES, WARM_RATES = (5e-4, 2e-3), (3e-4, 5e-4)
@@ -209,13 +203,16 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     kind = kind_of(scale, dims=dims)
     backbone = config.model.backbone or kind.backbone
     check_vit_options(backbone, registers=config.model.registers, conv_stem=config.model.conv_stem)
-    cnn = is_convolutional(backbone)
+    code = _code(config, backbone)
+    cnn = is_convolutional(backbone) if code is None else code.convolutional
     views = views_of(kind, cnn=cnn, small_size=small_size)
     if config.objective.method == "masked":
         views |= {"n_global": 1, "n_local": 0}
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
     views.setdefault("local_size", _local_size(views["global_size"], volumes=dims == 3))
-    chosen_model = {"backbone": backbone, "drop_path": _first(config.model.drop_path, 0.0 if cnn else 0.1)}
+    drop_path = 0.0 if cnn or code is not None else 0.1
+    chosen_model: dict[str, Any] = {"backbone": backbone, "drop_path": _first(config.model.drop_path, drop_path)}
+    chosen_model |= {"code_sha256": code and code.sha256}
     chosen_optim = {
         "lr": _first(config.optim.lr, (RATES if config.model.init is None else WARM_RATES)[cnn]),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
@@ -255,11 +252,11 @@ def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:
     """
     given, adapter = config.vector, create_adapter(config)
     spec = adapter.spec
-    views, layers, sides = VECTORS.get(adapter.name, (1, 1, 1.0))
+    views, layers = getattr(adapter, "usual_views", 1), getattr(adapter, "usual_layers", 1)
     if layers > 1 and inner_layers_of(backbone) == "none":
         layers = 1
     formation = Formation(
-        size=given.size or (spec.global_size if sides == 1 else round(sides * spec.global_size / 32) * 32),
+        size=given.size or spec.global_size,
         views=given.views or min(views, most_views(adapter)),
         layers=given.layers or layers,
     )
@@ -272,6 +269,22 @@ def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:
     return VectorConfig(**dataclasses.asdict(formation))
 
 
+def _code(config: PretrainConfig, backbone: str) -> Code | None:
+    """The file of the user's own backbone, now and not after a scan of hours; None where it is timm's or MONAI's.
+
+    Raises:
+        ConfigError: a file that cannot be used, or a hash without one.
+    """
+    if is_own(backbone):
+        return load_code(backbone, sha256=config.model.code_sha256)
+    if config.model.code_sha256 is not None:
+        raise ConfigError(
+            f"--model.code-sha256 belongs to a backbone of your own, and {backbone} is none.",
+            remedy="Leave it out, or give --model.backbone ./file.py:Class.",
+        )
+    return None
+
+
 def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
     """The settings with the architecture of the weights in `model.init`, as far as nobody chose another one.
 
@@ -282,14 +295,15 @@ def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
     if model.init is None:
         return config
     source = open_source(model.init, backbone=model.backbone)
-    if is_monai(source.backbone) != (dims == 3):
+    unsaid = is_own(source.backbone) and not source.ours  # a file of weights does not say it of the user's own
+    if not unsaid and (source.volumes or is_monai(source.backbone)) != (dims == 3):
         theirs, wanted = ("2-D images", "volumes") if dims == 3 else ("volumes", "2-D images")
         raise ConfigError(
-            f"The weights in {model.init} are those of a {source.backbone}, which is for {theirs}; the modality "
-            f"'{config.modality}' gives {wanted}.",
+            f"The weights in {model.init} are those of a {short_name(source.backbone)}, which is for {theirs}; the "
+            f"modality '{config.modality}' gives {wanted}.",
             remedy=f"Leave out --model.init, or use a modality that gives {theirs}.",
         )
-    same: dict[str, Any] = {"backbone": source.backbone}
+    same: dict[str, Any] = {"backbone": model.backbone or source.backbone}
     for name, argument in (("registers", "reg_tokens"), ("conv_stem", "conv_stem")):
         if name not in model.model_fields_set:
             same[name] = type(getattr(model, name))(source.arguments.get(argument) or 0)
@@ -328,13 +342,14 @@ def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
     views, batch = config.views, config.train.batch_size or 1
     seen = f"{views.n_global} global view{'' if views.n_global == 1 else 's'} of {views.global_size}"
     seen += f" and {views.n_local} local ones of {views.local_size}" if views.n_local else ""
-    unit = "voxels" if is_monai(config.model.backbone or "") else "px"
+    unit = "voxels" if getattr(load_class(config.modality), "dims", 2) == 3 else "px"
     steps = _steps(samples // batch)
     weights = ""
     if config.model.init is not None:
         source = open_source(config.model.init, backbone=config.model.backbone)
         weights = f" from {escape(source.name)} at learning rate {config.optim.lr:g}"
-    text = f"{config.model.backbone}{weights} with {seen} {unit}, {steps} an epoch of {batch} samples each"
+    name = escape(short_name(config.model.backbone))
+    text = f"{name}{weights} with {seen} {unit}, {steps} an epoch of {batch} samples each"
     text += f" (recipe {config.recipe})" if config.recipe else ""
     return f"{text}: {chosen}" if chosen else text
 
@@ -443,7 +458,7 @@ def warnings(config: PretrainConfig, *, samples: int) -> list[str]:
             f"The archive gives {samples} samples an epoch. A run on so few shows that everything works; an encoder "
             "that is worth using needs some hundreds."
         )
-    elif batch // count < 64 and not is_monai(config.model.backbone or ""):
+    elif batch // count < 64 and getattr(load_class(config.modality), "dims", 2) == 2:
         lines.append(
             f"The objective sees {batch // count} samples at a time: below 64 its directions are noisy. Use a larger "
             "--train.batch-size, or smaller views, where memory permits."

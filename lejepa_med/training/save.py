@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning_fabric as lightning
@@ -13,13 +13,14 @@ import torch
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
-from lejepa_med.config import PretrainConfig
+from lejepa_med.config import PretrainConfig, short_name
 from lejepa_med.embed import archive_digest
 from lejepa_med.methods import Method
 from lejepa_med.models.architectures import build
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
 from lejepa_med.training.average import UPDATES, WeightAverage
+from lejepa_med.training.best import Best
 from lejepa_med.training.checkpoint import Snapshot, save_checkpoint
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.plan import Plan
@@ -35,6 +36,7 @@ class State:
     module: Method
     plan: Plan
     average: WeightAverage | None = None
+    best: Best = field(default_factory=Best)
     step: int = 0
 
 
@@ -58,6 +60,8 @@ def snapshot(fabric: lightning.Fabric, state: State) -> Snapshot:
         scaler=fabric._precision.state_dict(),
         plan=state.plan.state_dict(),
         origin=state.module.encoder.origin,
+        best=state.best.state_dict(),
+        best_weights=state.best.weights,
     )
 
 
@@ -81,11 +85,15 @@ def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
         fabric._precision.load_state_dict(saved.scaler)
     state.plan.load_state_dict(saved.plan)
     state.module.encoder.origin = saved.origin
+    state.best.load_state_dict(saved.best, saved.best_weights)
     state.step = saved.step
 
 
 class Saver:
-    """Checkpoint and encoder folders, together. The checkpoint of a finished run is without the optimiser's state."""
+    """Checkpoint and encoder folders, together. With early stopping `encoder/` is the best one so far, else the last.
+
+    The checkpoint of a finished run is without the optimiser's state.
+    """
 
     def __init__(
         self,
@@ -130,7 +138,9 @@ class Saver:
             details = self._details(whole.step)
             live = self.state.module.encoder
             prefix = "encoder.backbone."
-            if is_sharded(self.state.module):
+            if whole.best_weights:
+                live = self._encoder(whole.best_weights)
+            elif is_sharded(self.state.module):
                 weights = {k.removeprefix(prefix): v for k, v in whole.model.items() if k.startswith(prefix)}
                 live = self._encoder(weights)
             save_encoder(live, self.adapter, self.run.encoder, details=details)
@@ -143,10 +153,16 @@ class Saver:
     def _encoder(self, weights: dict[str, torch.Tensor]) -> Encoder:
         """An encoder like the live one, on the CPU, with these weights of its backbone."""
         live = self.state.module.encoder
-        backbone = build(live.name, copy.deepcopy(live.model_args))
+        backbone = build(live.name, copy.deepcopy(live.model_args), code=live.code)
         backbone.load_state_dict(weights, strict=True)
         encoder = Encoder(
-            backbone, name=live.name, model_args=live.model_args, spec=self.adapter.spec, formation=live.formation
+            backbone,
+            name=live.name,
+            model_args=live.model_args,
+            spec=self.adapter.spec,
+            formation=live.formation,
+            code=live.code,
+            dim=live.dim if live.code else None,
         )
         encoder.origin = live.origin
         return encoder
@@ -154,6 +170,7 @@ class Saver:
     def _details(self, step: int) -> dict[str, Any]:
         train, steps = self.config.train, self.state.plan.steps
         model = self.config.model.model_dump(mode="json", exclude={"init"})  # a place on this machine
+        model["backbone"] = short_name(self.config.model.backbone)
         return {
             "objective": self.config.objective.model_dump(mode="json"),
             "training": {
@@ -166,6 +183,7 @@ class Saver:
                 "precision": train.precision,
                 "optim": self.config.optim.model_dump(mode="json"),
                 "model": model | {"continued": self.config.model.init is not None},
+                **({"best": self.state.best.state_dict()} if self.state.best.weights else {}),
             },
             "data": self.data,
             "software": self.software,

@@ -14,7 +14,7 @@ from lejepa_med.training.loop import pretrain
 from tests.conftest import write_pictures
 from tests.lejepa_med.runs import losses, tiny
 
-SETTINGS = {"views": {"n_global": 3}, "train": {"epochs": 1, "batch_size": 16, "precision": "32-true"}}
+SETTINGS = {"views": {"n_global": 3}, "train": {"epochs": 1, "batch_size": 16, "precision": "32-true", "stop_early": 9}}
 RATE = 2e-3  # the default of a CNN; there are three steps
 FLAGS = (
     "--views.n-global 3 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
@@ -29,13 +29,15 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     pretrain(tiny(pictures, tmp_path / "one", **SETTINGS))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["lejepa_med.cli", "pretrain", str(pictures), "--modality", "images", "--out", str(tmp_path / "two")]
-    done = subprocess.run([*command, *FLAGS.split()], capture_output=True, text=True, timeout=800)
+    flags = [*FLAGS.split(), "--train.stop-early", "9"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(alone) == len(together) == 3
     for a, b in zip(alone, together, strict=True):
         for key in ("loss", "invariance", "sigreg"):
             assert b[key] == pytest.approx(a[key], rel=1e-5 if a["step"] == 1 else 1e-3), (a["step"], key)
+    assert together[-1]["score"] == pytest.approx(alone[-1]["score"], rel=1e-3)
     assert_alike(tmp_path / "one" / "encoder", tmp_path / "two" / "encoder")
 
 

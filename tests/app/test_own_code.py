@@ -1,0 +1,97 @@
+"""Encoders that bring Python code: the service runs none of it unless the operator allows it."""
+
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+import data_adapters
+from app.main import create_app
+from app.settings import Settings
+from lejepa_med.models.encoder import create_encoder
+from lejepa_med.models.folder import INFO, load_encoder, save_encoder
+from tests.app.conftest import SMALL
+from tests.app.helpers import picture
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, in_chans):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, 8, 5, stride=2)
+
+    def forward(self, x):
+        return self.conv(x).relu().view(len(x), 8, -1).mean(2)  # view() fails in the channels-last layout
+"""
+ADAPTER = """
+from data_adapters.images.adapter import ImagesAdapter
+from pathlib import Path
+Path(__file__).with_suffix(".ran").touch()
+
+
+class Mine(ImagesAdapter):
+    name = "mine"
+"""
+
+
+@pytest.fixture
+def own_runs(tmp_path: Path) -> Path:
+    """A runs directory with one encoder of a class Net, whose file leaves a mark when it runs in a folder of runs."""
+    (tmp_path / "net.py").write_text(NET)
+    adapter = data_adapters.create("images", **SMALL)
+    save_encoder(create_encoder(f"{tmp_path}/net.py:Net", adapter.spec), adapter, tmp_path / "runs" / "own" / "encoder")
+    return tmp_path / "runs"
+
+
+def embed(client: TestClient) -> tuple[int, dict]:  # type: ignore[type-arg]
+    pixels = cv2.imencode(".png", picture(1, bright=True))[1].tobytes()
+    answer = client.post("/v1/embeddings", files={"files": ("a.png", io.BytesIO(pixels))}, data={"encoder": "own"})
+    return answer.status_code, answer.json()
+
+
+def service(runs: Path, data: Path, *, allow_code: bool) -> TestClient:
+    return TestClient(create_app(Settings(runs_dir=runs, data_dir=data, threads=1, allow_code=allow_code)))
+
+
+def test_code_in_the_runs_directory_runs_only_when_it_is_allowed(
+    own_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr("lejepa_med.models.own.load_code", lambda *args, **kwargs: ran.append("code"))
+    with service(own_runs, tmp_path / "state", allow_code=False) as client:
+        status, answer = embed(client)
+        assert (status, answer["type"]) == (422, "urn:lejepa-med:problem:code-not-allowed")
+        assert "--allow-code" in answer["remedy"] and "net.py" not in json.dumps(answer)
+        assert client.get("/v1/encoders/own").json()["info"]["backbone"] == "net.py:Net"  # listed, but not run
+        assert client.get("/readyz").json()["encoders"] == {"own": False}
+    assert not ran
+    monkeypatch.undo()
+    monkeypatch.setenv("LEJEPA_ALLOWED_HOSTS", "testserver")
+    with service(own_runs, tmp_path / "state", allow_code=True) as client:
+        status, answer = embed(client)
+        assert status == 200
+        encoder = load_encoder(own_runs / "own")
+        cv2.imwrite(str(tmp_path / "a.png"), picture(1, bright=True))
+        [record] = encoder.adapter.inspect(tmp_path / "a.png", tmp_path)  # type: ignore[attr-defined]
+        expected = encoder.embed([encoder.adapter.prepare(record)])[0]
+        assert np.allclose(answer["items"][0]["vector"], expected, atol=1e-6)
+
+
+def test_an_adapter_file_inside_the_runs_directory_counts_as_well(own_runs: Path, tmp_path: Path) -> None:
+    info = own_runs / "own" / "encoder" / INFO
+    described = json.loads(info.read_text())
+    (own_runs / "mine.py").write_text(ADAPTER)
+    described["adapter"]["adapter"] = f"{own_runs}/mine.py:Mine"
+    info.write_text(json.dumps(described))
+    with service(own_runs, tmp_path / "state", allow_code=False) as client:
+        assert embed(client)[1]["type"] == "urn:lejepa-med:problem:code-not-allowed"
+    assert not (own_runs / "mine.ran").exists()
+    with service(own_runs, tmp_path / "state", allow_code=True) as client:
+        assert embed(client)[0] == 200
+    assert (own_runs / "mine.ran").exists()
