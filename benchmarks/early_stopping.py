@@ -1,7 +1,7 @@
 """Does the label-free score of --train.stop-early know a good encoder from a bad one, and when training makes it worse?
 
 Trains on `train` of a real labelled set, keeps the encoder of every evaluation, and scores each on another split by the
-protocol of benchmarks/quality.py. Printed for each evaluation: the score, effective rank and LiDAR beside the
+protocol of benchmarks/transfer.py. Printed for each evaluation: the score, effective rank and LiDAR beside the
 accuracies; and Spearman's correlation of each with the accuracies within a run.
 
     python -m benchmarks.early_stopping --data DIR --set brain_mri --out FILE.json --name good \
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.quality import EXTRA, MODALITY, hardware, score, vectors_of
+from benchmarks.transfer import EXTRA, MODALITY, hardware, score, vectors_of
 from data_adapters.catalog import Catalog
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main as command_line
@@ -95,7 +95,7 @@ def _scored(encoder: LoadedEncoder, file: Path, record: dict[str, Any], root: Pa
     vectors = vectors_of(encoder, train)
     results = score(vectors, train, vectors_of(encoder, test), test)
     figures = spread(vectors[:: max(1, len(vectors) // 1000)])
-    accuracies = [r.linear_mean for r in results] + [results[-1].knn_mean]
+    accuracies = [*(float(np.mean(draws)) for draws in results["linear"].values()), results["knn"]]
     return {
         "step": record["step"],
         "epoch": record["epoch"],
