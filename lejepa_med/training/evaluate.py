@@ -49,9 +49,10 @@ def write_run_report(
         task = bar.add_task("", total=2 * len(sample))
         kept, vectors = _embed(encoder, sample, workers, lambda: bar.advance(task))
         _, control = _embed(randomised(encoder), sample, workers, lambda: bar.advance(task))
-    eigenvalues, rank = eigen_spectrum(vectors) if len(vectors) > 1 else (None, 0.0)
-    control_rank = eigen_spectrum(control)[1] if len(control) > 1 else 0.0
-    spectrum = Spread(rank=rank, control=control_rank, dim=encoder.dim, records=len(vectors))
+    dim = encoder.module.dim  # of the pooled output, which stands last: a layer joined to it would hide its collapse
+    eigenvalues, rank = eigen_spectrum(vectors[:, -dim:]) if len(vectors) > 1 else (None, 0.0)
+    control_rank = eigen_spectrum(control[:, -dim:])[1] if len(control) > 1 else 0.0
+    spectrum = Spread(rank=rank, control=control_rank, dim=dim, records=len(vectors))
     history, online = read_lines(run.metrics), read_lines(run.online)
     judged = judge(history, online)
     verdict = _verdict(judged, spectrum, encoder.info["training"], finished=finished)

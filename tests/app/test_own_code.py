@@ -2,23 +2,29 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import httpx
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
 import data_adapters
-from app.main import create_app
-from app.settings import Settings
+from benchmarks.launcher import Launcher
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import INFO, load_encoder, save_encoder
 from tests.app.conftest import SMALL
 from tests.app.helpers import picture
 
 NET = """
+from pathlib import Path
 from torch import nn
+
+here = Path(globals().get("__file__", "nowhere"))
+if here.parent.name == "encoder":  # in the folder of the encoder, and not where it was written
+    (here.parent.parent.parent / "net.ran").touch()
 
 
 class Net(nn.Module):
@@ -49,33 +55,37 @@ def own_runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def embed(client: TestClient) -> tuple[int, dict]:  # type: ignore[type-arg]
+def embed(client: httpx.Client) -> tuple[int, dict]:  # type: ignore[type-arg]
     pixels = cv2.imencode(".png", picture(1, bright=True))[1].tobytes()
     answer = client.post("/v1/embeddings", files={"files": ("a.png", io.BytesIO(pixels))}, data={"encoder": "own"})
     return answer.status_code, answer.json()
 
 
-def service(runs: Path, data: Path, *, allow_code: bool) -> TestClient:
-    return TestClient(create_app(Settings(runs_dir=runs, data_dir=data, threads=1, allow_code=allow_code)))
+@contextmanager
+def service(launchers: Launcher, runs: Path, data: Path, *, allow_code: bool) -> Iterator[httpx.Client]:
+    """A real service: the tests' own process may have one already."""
+    launchers.use(runs, data, data.parent)
+    try:
+        address = launchers.service(allow_code=allow_code).address
+        with httpx.Client(base_url=address, timeout=60) as client:
+            yield client
+    finally:
+        launchers.end_all()
 
 
 def test_code_in_the_runs_directory_runs_only_when_it_is_allowed(
-    own_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launchers: Launcher, own_runs: Path, tmp_path: Path
 ) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr("lejepa_med.models.own.load_code", lambda *args, **kwargs: ran.append("code"))
-    with service(own_runs, tmp_path / "state", allow_code=False) as client:
+    with service(launchers, own_runs, tmp_path / "state", allow_code=False) as client:
         status, answer = embed(client)
         assert (status, answer["type"]) == (422, "urn:lejepa-med:problem:code-not-allowed")
         assert "--allow-code" in answer["remedy"] and "net.py" not in json.dumps(answer)
         assert client.get("/v1/encoders/own").json()["info"]["backbone"] == "net.py:Net"  # listed, but not run
         assert client.get("/readyz").json()["encoders"] == {"own": False}
-    assert not ran
-    monkeypatch.undo()
-    monkeypatch.setenv("LEJEPA_ALLOWED_HOSTS", "testserver")
-    with service(own_runs, tmp_path / "state", allow_code=True) as client:
+    assert not (own_runs / "net.ran").exists()
+    with service(launchers, own_runs, tmp_path / "state", allow_code=True) as client:
         status, answer = embed(client)
-        assert status == 200
+        assert status == 200 and (own_runs / "net.ran").exists()
         encoder = load_encoder(own_runs / "own")
         cv2.imwrite(str(tmp_path / "a.png"), picture(1, bright=True))
         [record] = encoder.adapter.inspect(tmp_path / "a.png", tmp_path)  # type: ignore[attr-defined]
@@ -83,15 +93,17 @@ def test_code_in_the_runs_directory_runs_only_when_it_is_allowed(
         assert np.allclose(answer["items"][0]["vector"], expected, atol=1e-6)
 
 
-def test_an_adapter_file_inside_the_runs_directory_counts_as_well(own_runs: Path, tmp_path: Path) -> None:
+def test_an_adapter_file_inside_the_runs_directory_counts_as_well(
+    launchers: Launcher, own_runs: Path, tmp_path: Path
+) -> None:
     info = own_runs / "own" / "encoder" / INFO
     described = json.loads(info.read_text())
     (own_runs / "mine.py").write_text(ADAPTER)
     described["adapter"]["adapter"] = f"{own_runs}/mine.py:Mine"
     info.write_text(json.dumps(described))
-    with service(own_runs, tmp_path / "state", allow_code=False) as client:
+    with service(launchers, own_runs, tmp_path / "state", allow_code=False) as client:
         assert embed(client)[1]["type"] == "urn:lejepa-med:problem:code-not-allowed"
     assert not (own_runs / "mine.ran").exists()
-    with service(own_runs, tmp_path / "state", allow_code=True) as client:
+    with service(launchers, own_runs, tmp_path / "state", allow_code=True) as client:
         assert embed(client)[0] == 200
     assert (own_runs / "mine.ran").exists()

@@ -247,8 +247,8 @@ def test_defaults_follow_the_modality_and_what_it_allows(pictures: Path, tmp_pat
     def vector(modality: str, **sections: Any) -> VectorConfig:
         return resolve_machine(tiny(pictures, tmp_path / "run", modality=modality, **sections), device="cpu").vector
 
-    assert vector("galaxy").model_dump() == {"views": 8, "size": 32, "layers": 1}
-    assert vector("galaxy", vector={"views": 1, "size": 64}).model_dump() == {"views": 1, "size": 64, "layers": 1}
+    assert vector("galaxy").model_dump() == {"views": 8, "size": 32, "layers": 2}
+    assert vector("galaxy", vector={"views": 1, "size": 64}).model_dump() == {"views": 1, "size": 64, "layers": 2}
     assert vector("images").views == vector("mri").views == 1
     with pytest.raises(ConfigError, match="Choose 1 or 2"):
         vector("images", vector={"views": 8})
