@@ -129,11 +129,11 @@ def evaluate(
     """
     vectors = sample.embed(encoder, device=device)
     found: dict[str, Any] = {"records": len(vectors), **sample.accuracies(vectors)}
-    tables = {"backbone": vectors}
+    pooled = vectors[:, -encoder.dim :]  # without a layer joined to it, which would hide a collapse
+    tables = {"backbone": pooled}
     if projector is not None and len(vectors):
         with evaluating(projector):
-            pooled = torch.from_numpy(vectors[:, -encoder.dim :]).to(device)  # without an inner layer that is joined
-            tables["projector"] = projector(pooled).float().cpu().numpy()
+            tables["projector"] = projector(torch.from_numpy(pooled).to(device)).float().cpu().numpy()
     for name, table in tables.items():
         found |= {f"{name}/dim": table.shape[1]}
         found |= {f"{name}/{key}": value for key, value in spread(table).items()}
