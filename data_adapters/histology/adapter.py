@@ -54,6 +54,7 @@ class HistologyAdapter(BaseAdapter):
     suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
     Options: ClassVar[type[AdapterOptions]] = HistologyOptions
     version: ClassVar[int] = 1
+    small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
     prepares_any_size: ClassVar[bool] = True
     most_views = 8  # tissue has no up
     usual_views, usual_layers = 8, 2  # benchmarks/results/vectors.md

@@ -53,6 +53,7 @@ class MRIAdapter(BaseAdapter):
     suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
+    small_size: ClassVar[int] = 128  # at 64, a lesion is a few pixels
     prepares_any_size: ClassVar[bool] = True
 
     @property
