@@ -104,6 +104,9 @@ class ModelConfig(Section):
     init: Path | None = None
     """weights to start from: a run or encoder folder, a folder of timm's, a .safetensors file, or timm:NAME, which is
     fetched from the hub; None: random ones"""
+    freeze: int = Field(default=0, ge=0)
+    """layers of init that keep their weights, from the stem upwards, by timm's grouping (a stage of a CNN, a block of a
+    ViT): less time and memory; 0: all layers train"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
     registers: int = Field(default=0, ge=0)

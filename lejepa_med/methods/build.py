@@ -16,7 +16,7 @@ from lejepa_med.models.encoder import Encoder, create_encoder, is_convolutional
 from lejepa_med.models.formation import Formation
 from lejepa_med.models.predictor import MLPPredictor, TransformerPredictor
 from lejepa_med.models.projector import DINOHead, Projector
-from lejepa_med.models.start import checkpoint_activations, start_from
+from lejepa_med.models.start import checkpoint_activations, freeze, start_from
 from lejepa_med.objective.contrast import BarlowTwins, SimCLR, VICReg
 from lejepa_med.objective.lejepa import LeJEPA, Weights
 from lejepa_med.objective.sigreg import SIGReg
@@ -51,6 +51,8 @@ def build_encoder(config: ModelConfig, spec: Spec, *, formation: Formation | Non
     )
     if config.init is not None:
         start_from(encoder, config.init)
+    if config.freeze:
+        freeze(encoder, config.freeze)
     if config.checkpointing:
         checkpoint_activations(encoder)
     if spec.dims == 2 and encoder.code is None and is_convolutional(config.backbone):

@@ -68,6 +68,7 @@ class Encoder(nn.Module):
         self.dims = spec.dims
         self.origin: list[dict[str, Any]] = []  # of the weights that training started from, the oldest first
         self.notes: list[str] = []  # how those weights were adapted, in sentences
+        self.frozen: frozenset[str] = frozenset()  # names of the backbone's modules that training leaves as they are
         self.name = name
         self.model_args = model_args
         self.code = code
@@ -75,6 +76,15 @@ class Encoder(nn.Module):
         self.dim = dim or int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
         self.formation = formation or Formation(size=spec.embed_size)
         self.vector_dim = self.dim + (self._inner_dim(spec) if self.formation.layers == 2 else 0)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Frozen parts stay in evaluation mode: their batch norms must not follow the views, and drop path not act."""
+        super().train(mode)
+        if self.frozen:
+            for name, part in self.backbone.named_modules():
+                if name in self.frozen:
+                    part.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) or (B, C, D, H, W), uint8 or float in [0, 1] -> (B, dim)."""

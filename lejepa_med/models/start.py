@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, group_parameters
 from torch import Tensor
 
 from lejepa_med.errors import ConfigError
@@ -240,6 +240,38 @@ def _shape(shape: torch.Size) -> str:
 
 def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:.3g}" for value in (values if len(set(values)) > 1 else values[:1]))
+
+
+def freeze(encoder: Encoder, layers: int) -> None:
+    """Keep the lowest `layers` of the backbone as they are: no gradient, no activation kept for one, no statistics.
+
+    Layers are timm's coarse grouping: the stem is the first, then each stage of a CNN or block of a ViT.
+
+    Raises:
+        ConfigError: the backbone does not say what its layers are, or has no more than these.
+    """
+    backbone: Any = encoder.backbone
+    if not hasattr(backbone, "group_matcher"):
+        raise ConfigError(
+            f"--model.freeze needs a backbone of timm, which says what its layers are; {encoder.name} does not.",
+            remedy="Leave out --model.freeze.",
+        )
+    place: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
+    most = max(place.values())
+    if layers > most:
+        raise ConfigError(
+            f"--model.freeze {layers} leaves nothing of {encoder.name} to train: it has {most + 1} layers.",
+            remedy=f"Freeze at most {most}, or give --train.epochs 0 for the network as it is.",
+        )
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(place[name] >= layers)
+    encoder.frozen = frozenset(
+        name
+        for name, part in backbone.named_modules()
+        if (own := list(part.parameters())) and not any(parameter.requires_grad for parameter in own)
+    )
+    encoder.train()
+    encoder.notes.append(f"the lowest {layers} of {most + 1} layers keep these weights")
 
 
 def checkpoint_activations(encoder: Encoder) -> None:

@@ -292,6 +292,11 @@ def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
         UserError: no such weights, or weights of another architecture or of other dimensions than were chosen.
     """
     model = config.model
+    if model.init is None and model.freeze:
+        raise ConfigError(
+            "--model.freeze keeps layers as they were learnt before, and without --model.init they would stay random.",
+            remedy="Add --model.init with the weights to start from, or leave out --model.freeze.",
+        )
     if model.init is None:
         return config
     source = open_source(model.init, backbone=model.backbone)
