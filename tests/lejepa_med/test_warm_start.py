@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.models import adapt_input_conv, save_for_hf
+from timm.models import adapt_input_conv, group_parameters, save_for_hf
 
 import data_adapters
 from benchmarks.convert_weights import main as convert
@@ -25,7 +25,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.models.encoder import Encoder, create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
 from lejepa_med.models.source import open_source
-from lejepa_med.models.start import adapt_channels, start_from
+from lejepa_med.models.start import adapt_channels, freeze, start_from
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.resolve import resolve_machine
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
@@ -157,11 +157,16 @@ def test_a_run_follows_the_weights_and_records_them(pictures: Path, tmp_path: Pa
     assert np.allclose(first.embed([first.adapter.prepare(manifest.record(0))]), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("frozen", [0, 2])
 def test_a_warm_run_resumes_exactly_without_its_source(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frozen: int, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = timm_folder(tmp_path / "w")
-    changed = {"model": {"init": folder, "backbone": None}, "train": {"epochs": 1, "checkpoint_minutes": 0}}
+    start = load_file(folder / "model.safetensors")
+    changed = {
+        "model": {"init": folder, "backbone": None, "freeze": frozen},
+        "train": {"epochs": 1, "checkpoint_minutes": 0},
+    }
     pretrain(tiny(pictures, tmp_path / "whole", **changed))
     interrupted(tiny(pictures, tmp_path / "broken", **changed), monkeypatch, step=2)
     shutil.rmtree(folder)
@@ -171,6 +176,10 @@ def test_a_warm_run_resumes_exactly_without_its_source(
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
     origins = [load_encoder(tmp_path / name).info["origin"] for name in ("broken", "whole")]
     assert origins[0] == origins[1] and origins[0][0]["name"] == "resnet10t.c3_in1k"
+    trained = load_encoder(tmp_path / "broken").module.backbone.state_dict()
+    same = {name for name in trained if torch.equal(trained[name], start[name])}
+    assert ({"layer1.0.conv1.weight", "layer1.0.bn1.running_mean"} <= same) == (frozen > 0)
+    assert "layer4.0.conv1.weight" not in same
 
 
 def test_defaults_of_a_warm_start_give_way_to_what_is_chosen(tmp_path: Path) -> None:
@@ -373,3 +382,31 @@ def test_pth_files_become_safetensors(tmp_path: Path, capsys: pytest.CaptureFixt
         convert([str(tmp_path / "c"), str(tmp_path / "c.safetensors")])
     assert ended.value.code == 2 and "holds more than tensors" in capsys.readouterr().err
     assert not (tmp_path / "c.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "layers", "lowest"), [("resnet10t", 2, "layer1"), (VIT, 3, "blocks.1")])
+def test_frozen_layers_keep_weights_and_statistics(name: str, layers: int, lowest: str, tmp_path: Path) -> None:
+    encoder = started(name, timm_folder(tmp_path / "w", name))
+    freeze(encoder, layers)
+    before = {key: value.clone() for key, value in encoder.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
+    encoder.train()
+    for _ in range(2):
+        encoder(torch.rand(4, 3, 64, 64)).square().sum().backward()
+        optimizer.step()
+    place = group_parameters(encoder.backbone, encoder.backbone.group_matcher(coarse=True), reverse=True)
+    changed = {key for key, value in encoder.backbone.state_dict().items() if not torch.equal(value, before[key])}
+    assert {key for key, layer in place.items() if layer >= layers} <= changed | {"norm.bias"}
+    assert not any(key.startswith(f"{lowest}.") or place.get(key, layers) < layers for key in changed)
+    assert any("running_mean" in key for key in changed) == (name != VIT)
+    assert f"the lowest {layers} of {max(place.values()) + 1} layers keep these weights" in encoder.notes
+    assert not encoder.backbone.get_submodule(lowest).training and encoder.backbone.training
+
+
+def test_freezing_needs_weights_and_leaves_something_to_train(tmp_path: Path) -> None:
+    base = PretrainConfig(archive=tmp_path, out=tmp_path, modality="images", model={"freeze": 1})
+    with pytest.raises(ConfigError, match=r"--model\.init"):
+        resolve_machine(base, device="cpu")
+    encoder = started("resnet10t", timm_folder(tmp_path / "w", "resnet10t"))
+    with pytest.raises(ConfigError, match="Freeze at most 4"):
+        freeze(encoder, 5)
