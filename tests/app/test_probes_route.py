@@ -242,7 +242,7 @@ def test_a_job_that_fails_says_why(client: TestClient) -> None:
 
 
 def test_pages_of_ids(client: TestClient, table: EmbeddingTable) -> None:
-    listed = client.get("/v1/archives").json()["archives"]
+    listed = [one for one in client.get("/v1/archives").json()["archives"] if one["name"] == "table"]
     wanted = {"name": "table", "count": 24, "dim": 512, "fingerprint": table.encoder, "encoder": "images"}
     assert listed == [{**wanted, "created": None, "upload": None, "cautions": []}]
     seen, link = [], "/v1/archives/table/ids?limit=10"
