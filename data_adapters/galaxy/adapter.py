@@ -57,7 +57,7 @@ class GalaxyAdapter(BaseAdapter):
     version: ClassVar[int] = 3
     prepares_any_size: ClassVar[bool] = True
     most_views = 8  # the sky has no up, and a mirrored galaxy is as likely
-    usual_views, usual_layers = 8, 2  # benchmarks/results/vectors.md
+    usual_views, usual_layers = 8, 2  # benchmarks/results/warm-start-trials.md
 
     def __init__(self, options: GalaxyOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)

@@ -57,7 +57,7 @@ class HistologyAdapter(BaseAdapter):
     small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
     prepares_any_size: ClassVar[bool] = True
     most_views = 8  # tissue has no up
-    usual_views, usual_layers = 8, 2  # benchmarks/results/vectors.md
+    usual_views, usual_layers = 8, 2  # benchmarks/results/warm-start-trials.md
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)
