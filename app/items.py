@@ -138,7 +138,7 @@ def sources(
 
 
 def cautions_of(adapter: Adapter, found: Sequence[Source], *, named: bool = True) -> list[str]:
-    """What the sender must know before using the vectors of `found`: a text for each kind of trouble, not each file.
+    """What the sender must know before using the vectors of `found`: a text for each kind of problem, not each file.
 
     With `named`, the text has the first files by their keys and names in zips, as the items of an answer do; without,
     by position: what is kept, or told to others, holds no names.

@@ -22,7 +22,7 @@ JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "dea
 NAME = "name of its file in the zip that was sent, of a series its first file; none outside of a zip"
 KEY = "the client's own key of the file, as the form field `keys` gave it"
 CAUTIONS = (
-    "what to know before using the vectors, one text for each kind of trouble: tiles without mpp, for example, with "
+    "what to know before using the vectors, one text for each kind of problem: tiles without mpp, for example, with "
     "their number, the first files and the remedy"
 )
 SKIPPED = "files in zips that are no images of the modality (tables, README): they are not read and count nowhere"

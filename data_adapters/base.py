@@ -174,7 +174,7 @@ class BaseAdapter:
         return self
 
     def cautions(self, records: Sequence[Record]) -> list[Caution]:
-        """What a user must know of these records before using their vectors, one entry for each kind of trouble."""
+        """What a user must know of these records before using their vectors, one entry for each kind of problem."""
         return []
 
     def complete(self, record: Record) -> Record:

@@ -79,7 +79,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class Caution:
-    """One kind of trouble that a user must know before using the vectors of some records.
+    """One kind of problem that a user must know before using the vectors of some records.
 
     Attributes:
         cause: what it is, in sentences with the counts; without the last full stop.

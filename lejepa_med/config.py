@@ -105,8 +105,8 @@ class ModelConfig(Section):
     """weights to start from: a run or encoder folder, a folder of timm's, a .safetensors file, or timm:NAME, which is
     fetched from the hub; None: random ones"""
     freeze: int = Field(default=0, ge=0)
-    """layers of init that keep their weights, from the stem upwards, by timm's grouping (a stage of a CNN, a block of a
-    ViT): less time and memory; 0: all layers train"""
+    """number of lowest layers that are not trained: the stem, then each stage of a CNN or block of a ViT; needs init;
+    saves time and memory"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
     registers: int = Field(default=0, ge=0)
@@ -265,7 +265,7 @@ class PretrainConfig(Section):
     modality: str
     """mri, mri3d, histology, galaxy, images, an installed plug-in, or ./file.py:Class"""
     recipe: Scale | None = None
-    """what settings left open take: laptop, workstation or cluster; None: by the machine (a CPU, one GPU or several)"""
+    """values of settings that are left out: laptop, workstation or cluster; None: by the machine"""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     vector: VectorConfig = VectorConfig()

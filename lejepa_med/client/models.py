@@ -116,7 +116,7 @@ class Embeddings(Answer):
     items: list[EmbeddedItem]
     precision: str = "float32"
     cautions: list[str] = field(default_factory=list)
-    """What to know before using the vectors, one text for each kind of trouble; `Client.embed` warns of them, too."""
+    """What to know before using the vectors, one text for each kind of problem; `Client.embed` warns of them, too."""
     skipped: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Files in zips and folders that are no images: `file_index` and `name`."""
 

@@ -243,7 +243,7 @@ def _numbers(values: list[float]) -> str:
 
 
 def freeze(encoder: Encoder, layers: int) -> None:
-    """Keep the lowest `layers` of the backbone as they are: no gradient, no activation kept for one, no statistics.
+    """Stop training the lowest `layers` of the backbone: they get no gradient and keep their batch-norm statistics.
 
     Layers are timm's coarse grouping: the stem is the first, then each stage of a CNN or block of a ViT.
 
@@ -271,7 +271,7 @@ def freeze(encoder: Encoder, layers: int) -> None:
         if (own := list(part.parameters())) and not any(parameter.requires_grad for parameter in own)
     )
     encoder.train()
-    encoder.notes.append(f"the lowest {layers} of {most + 1} layers keep these weights")
+    encoder.notes.append(f"the lowest {layers} of {most + 1} layers are not trained")
 
 
 def checkpoint_activations(encoder: Encoder) -> None:

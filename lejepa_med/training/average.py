@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lejepa_med.models.encoder import Encoder
+from lejepa_med.training.sharding import whole
 
 UPDATES = "updates"  # the count, beside the tensors in a checkpoint
 
@@ -35,8 +36,8 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """For the checkpoint: whole tensors, also where the model is sharded; called by all ranks."""
-        whole = {name: v.full_tensor() if isinstance(v, DTensor) else v for name, v in self.state.items()}
-        return {**whole, UPDATES: torch.tensor(self.updates)}
+        tensors = {name: whole(value) for name, value in self.state.items()}
+        return {**tensors, UPDATES: torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """From the checkpoint."""

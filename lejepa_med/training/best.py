@@ -13,7 +13,6 @@ from typing import Any
 import lightning_fabric as lightning
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
@@ -23,6 +22,7 @@ from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods import Method
 from lejepa_med.training.observe.sample import evaluating
+from lejepa_med.training.sharding import whole
 
 ALPHA = 0.4  # exponent of lambda in the paper's score
 SAMPLES = 256  # of the archive, in whole batches
@@ -55,7 +55,10 @@ class Best:
         self.evaluations += 1
         if score < self.score:
             self.step, self.score, self.since = step, score, 0
-            self.weights = {name: _whole(value) for name, value in encoder.backbone.state_dict().items()}
+            self.weights = {
+                name: whole(value).detach().to("cpu", copy=True)
+                for name, value in encoder.backbone.state_dict().items()
+            }
         else:  # a score that is no number is never better
             self.since += 1
 
@@ -153,8 +156,3 @@ class Score:
                     break
                 self._batches.append(batch)
         return self._batches
-
-
-def _whole(value: Tensor) -> Tensor:
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().to("cpu", copy=True)

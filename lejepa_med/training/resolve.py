@@ -42,7 +42,7 @@ from lejepa_med.models.own import Code, load_code
 from lejepa_med.models.source import open_source
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
-from lejepa_med.training.recipes import RECIPES, kind_of, scale_of, views_of
+from lejepa_med.training.recipes import RECIPES, scale_of
 
 EPOCHS = 100
 # Peak learning rates (ViT, CNN). From existing weights: 3e-4 to 5e-4 at full depth ended above the same network frozen,
@@ -200,12 +200,13 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
         check_name(config.model.backbone, dims=dims)  # now, and not after a scan of hours
     config = _following_weights(config, dims=dims)
     scale = config.recipe or scale_of(device)
-    kind = kind_of(scale, dims=dims)
-    backbone = config.model.backbone or kind.backbone
+    recipe = RECIPES[scale, dims]
+    backbone = config.model.backbone or recipe.backbone
     check_vit_options(backbone, registers=config.model.registers, conv_stem=config.model.conv_stem)
     code = _code(config, backbone)
     cnn = is_convolutional(backbone) if code is None else code.convolutional
-    views = views_of(kind, cnn=cnn, small_size=small_size)
+    views = (recipe.cnn if cnn else recipe.vit)._asdict()
+    views["global_size"] = views["global_size"] or small_size
     if config.objective.method == "masked":
         views |= {"n_global": 1, "n_local": 0}
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
@@ -221,7 +222,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     resolved_views = config.views.model_copy(update=views)
     check_objective(config.objective, backbone=backbone, views=resolved_views, conv_stem=config.model.conv_stem)
     chosen_objective = {
-        "slices": _first(config.objective.slices, RECIPES[scale].slices),
+        "slices": _first(config.objective.slices, recipe.slices),
         "predictor": config.objective.predictor or ("transformer" if config.objective.method == "masked" else "none"),
     }
     precision = config.train.precision or best_precision(device)
@@ -237,7 +238,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
                 update={
                     "accelerator": device,
                     "precision": precision,
-                    "batch_size": config.train.batch_size or kind.batch,
+                    "batch_size": config.train.batch_size or recipe.batch,
                 }
             ),
         }
@@ -294,7 +295,7 @@ def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
     model = config.model
     if model.init is None and model.freeze:
         raise ConfigError(
-            "--model.freeze keeps layers as they were learnt before, and without --model.init they would stay random.",
+            "--model.freeze leaves layers untrained, and without --model.init they would stay random.",
             remedy="Add --model.init with the weights to start from, or leave out --model.freeze.",
         )
     if model.init is None:

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 SMALLEST = 2**18  # parameters of a part that is gathered by itself; smaller ones come with what surrounds them
 
@@ -69,6 +70,11 @@ def scatter(
         ],
     }
     set_optimizer_state_dict(module, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return the whole tensor of a sharded one, and any other as it is; called by all ranks."""
+    return value.full_tensor() if isinstance(value, DTensor) else value  # type: ignore[no-any-return]
 
 
 def _places(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -7,12 +7,12 @@ from typing import Any
 import lightning_fabric as lightning
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch
 from lejepa_med.training.save import State
 from lejepa_med.training.schedule import learning_rate
+from lejepa_med.training.sharding import whole
 
 
 def train_step(fabric: lightning.Fabric, config: PretrainConfig, state: State, batch: Batch) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def train_step(fabric: lightning.Fabric, config: PretrainConfig, state: State, b
             scalars[name] = scalars[name] + value / count
         outputs.append(out._replace(loss=out.loss.detach()))
     norm = fabric.clip_gradients(state.model, state.optimizer, max_norm=config.optim.clip, error_if_nonfinite=False)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = whole(norm)
     if config.train.precision == "16-mixed":
         # gradients too large for 16 bits: the scaler leaves out this step and halves its factor
         fits = norm.isfinite()

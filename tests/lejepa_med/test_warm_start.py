@@ -399,7 +399,7 @@ def test_frozen_layers_keep_weights_and_statistics(name: str, layers: int, lowes
     assert {key for key, layer in place.items() if layer >= layers} <= changed | {"norm.bias"}
     assert not any(key.startswith(f"{lowest}.") or place.get(key, layers) < layers for key in changed)
     assert any("running_mean" in key for key in changed) == (name != VIT)
-    assert f"the lowest {layers} of {max(place.values()) + 1} layers keep these weights" in encoder.notes
+    assert f"the lowest {layers} of {max(place.values()) + 1} layers are not trained" in encoder.notes
     assert not encoder.backbone.get_submodule(lowest).training and encoder.backbone.training
 
 
