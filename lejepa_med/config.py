@@ -250,7 +250,8 @@ class MonitorConfig(Section):
     every_minutes: float = Field(default=0.0, ge=0)
     """minutes between two evaluations, at least; with share they may come later"""
     sample: int = Field(default=1000, ge=16)
-    """records evaluated, half of them as reference, divided by group; also those that the report embeds"""
+    """records evaluated, half of them as reference, divided by group; also those that the report embeds; left out,
+    fewer where more than two views are averaged (8 views: 250)"""
     cache_mib: int = Field(default=512, ge=1)
     """memory for the prepared sample; a sample that needs more is made smaller"""
 

@@ -45,6 +45,7 @@ from lejepa_med.training.precision import best_precision
 from lejepa_med.training.recipes import RECIPES, scale_of
 
 EPOCHS = 100
+EVALUATION_PASSES = 2000  # of one evaluation: of 8 views, 1,000 records would take half of a run of a few minutes
 # Peak learning rates (ViT, CNN). From existing weights: 3e-4 to 5e-4 at full depth ended above the same network frozen,
 # 1e-4 with layer decay below it (EfficientNet-Lite0 on three archives); for a ViT the lower one, which is not measured.
 RATES, WARM_RATES = (5e-4, 2e-3), (3e-4, 5e-4)
@@ -227,10 +228,14 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     }
     precision = config.train.precision or best_precision(device)
     config = config.model_copy(update={"views": resolved_views})
+    vector, monitor = _vector(config, backbone=backbone), config.monitor
+    if "sample" not in monitor.model_fields_set:
+        monitor = monitor.model_copy(update={"sample": min(monitor.sample, EVALUATION_PASSES // (vector.views or 1))})
     return config.model_copy(
         update={
             "recipe": scale,
-            "vector": _vector(config, backbone=backbone),
+            "vector": vector,
+            "monitor": monitor,
             "model": config.model.model_copy(update=chosen_model),
             "objective": config.objective.model_copy(update=chosen_objective),
             "optim": config.optim.model_copy(update=chosen_optim),

@@ -14,7 +14,7 @@ import torch
 import data_adapters
 from data_adapters.base import BaseAdapter
 from lejepa_med.cli import main
-from lejepa_med.config import VectorConfig
+from lejepa_med.config import PretrainConfig, VectorConfig
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import ConfigError, EncoderError
 from lejepa_med.models.encoder import Encoder, create_encoder
@@ -250,6 +250,12 @@ def test_defaults_follow_the_modality_and_what_it_allows(pictures: Path, tmp_pat
     assert vector("galaxy").model_dump() == {"views": 8, "size": 32, "layers": 2}
     assert vector("galaxy", vector={"views": 1, "size": 64}).model_dump() == {"views": 1, "size": 64, "layers": 2}
     assert vector("images").views == vector("mri").views == 1
+
+    def evaluated(modality: str, **sections: Any) -> int:
+        base = PretrainConfig(archive=pictures, out=tmp_path / "run", modality=modality, **sections)
+        return resolve_machine(base, device="cpu").monitor.sample
+
+    assert (evaluated("galaxy"), evaluated("images"), evaluated("galaxy", monitor={"sample": 900})) == (250, 1000, 900)
     with pytest.raises(ConfigError, match="Choose 1 or 2"):
         vector("images", vector={"views": 8})
     with pytest.raises(ConfigError, match=r"--vector\.size 64"):
