@@ -11,6 +11,7 @@ from torch import Tensor
 from app.errors import ProblemError, describe, describe_rejected
 from app.names import Names, names_in
 from app.sandbox.pool import Sandbox
+from app.sandbox.screen import is_whole
 from app.schemas import Key, Problem, Skipped
 from app.settings import Settings
 from app.unzip import unzip
@@ -104,7 +105,7 @@ def sources(
         MissingExtraError: the reader of this modality is not installed.
         UserError: the modality knows no regions.
     """
-    if field.region is not None and adapter.name != "histology":
+    if field.region is not None and is_whole(adapter):
         raise UserError(
             f"'region' is for slides and tiles; the encoder's modality is {adapter.name}.",
             remedy="Leave out the field 'region'.",
@@ -184,7 +185,7 @@ def _read(adapter: Adapter, path: Path, index: int, sandbox: Sandbox) -> list[So
 def _scan(
     adapter: Adapter, root: Path, index: int, field: Field, sandbox: Sandbox, names: Names
 ) -> Iterator[Source | Skipped]:
-    if root.is_file() and field != Field() and adapter.name == "histology":
+    if root.is_file() and field != Field() and not is_whole(adapter):
         # A scan would judge the whole slide first (its own mpp, its tissue), which a stated region does not need.
         record = sandbox.complete(adapter, _aim(Record(uri=str(root), group="upload"), field))
         yield Source(index, record=record, key=names.of(index, "")[1])

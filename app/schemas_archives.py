@@ -15,6 +15,8 @@ Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
 
 
 NOTES = "which table among the files was taken as the catalogue, or was not, and what became of its rows"
+BY_FOLDER = "40 files in 2 folders were taken for 2 groups, by folder (folder:1)"
+TAKEN = "what was taken for groups where nothing better is known; null where that was not needed"
 ENTRY = "position of its file among the images in the zip, by name; use `name` to tell which it is"
 
 
@@ -145,6 +147,9 @@ class UploadDetail(Upload):
         description="what to know before using the groups: a column of the catalogue looks like them, and is not used",
     )
     notes: list[str] = Field(default=[], description=NOTES)
+    by_folder: str | None = Field(
+        default=None, examples=[BY_FOLDER], description=f"{TAKEN}, by the folders of the zips"
+    )
     embedding: str | None = Field(default=None, description="id of the job that embeds it, where that was asked for")
 
 
@@ -218,11 +223,7 @@ class ArchiveDetail(Archive):
     labels: dict[str, int] = Field(description="items by label of the catalogue")
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
     notes: list[str] = Field(default=[], description=f"{NOTES}; of a folder")
-    by_folder: str | None = Field(
-        default=None,
-        examples=["40 files in 2 folders were taken for 2 groups, by folder (folder:1)"],
-        description="what was taken for groups where nothing better is known; null where that was not needed",
-    )
+    by_folder: str | None = Field(default=None, examples=[BY_FOLDER], description=TAKEN)
 
 
 class ApplicationRequest(Strict):

@@ -6,6 +6,7 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -113,9 +114,13 @@ class BaseAdapter:
     # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
     mapper: Callable[..., Iterator[Any]] | None = None
     walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
+    # where files lay, and what they were called, before they were copied to where they are scanned: groups follow it
+    origins: Mapping[Path, Path] | None = None
     # facts of meta that `fit` wants equal in all records, with the remedy where they differ; scan says so beforehand
     uniform: ClassVar[Mapping[str, str]] = {}
     small_size: ClassVar[int] = SMALL_SIZE  # side of a global view where a small machine trains, pixels
+    # items may be larger than memory: `meta.region` picks a rectangle of level 0, and no more than that is decoded
+    reads_regions: ClassVar[bool] = False
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one
     # how vectors are formed unless the user chooses: fixed views that are averaged, at most `most_views`, and last
     # layers of the backbone that are joined, 1 or 2
@@ -136,6 +141,11 @@ class BaseAdapter:
     def spec(self) -> Spec:
         """RGB with values centred at .5; override for other channels or statistics."""
         return self.make_spec(channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    @property
+    def most_images(self) -> int:
+        """The most images that `prepare` gives for one record: slices of a volume, tiles of a slide."""
+        return 1
 
     @property
     def most_views(self) -> int:
@@ -256,24 +266,29 @@ class BaseAdapter:
             for _ in walk(root, left_out=left_out.append):
                 pass
             yield from left_out
-        places = Places(self.walk(root), root, group_by=self.options.group_by, suffixes=self.suffixes)
+        origins = self.origins or {}
+        paths = (origins.get(path, path) for path in self.walk(root))
+        places = Places(paths, root, group_by=self.options.group_by, suffixes=self.suffixes)
         for found in self.inspect_all(self.walk(root), root):
             if isinstance(found, Rejected):
                 yield found
                 continue
             if catalog is not None:
                 found = catalog.apply(found, root)
+            path = Path(found.uri)
             try:
-                yield places.settle(self.grouped(found))
+                settled = self.grouped(replace(found, uri=str(origins.get(path, path))), root, places)
+                yield replace(settled, uri=found.uri)
             except BadFileError as error:
                 yield rejected(found.uri, error)
 
-    def grouped(self, record: Record) -> Record:
-        """The record with the group that its facts tell; one without a group gets that of its place.
+    def grouped(self, record: Record, root: Path, places: Places) -> Record:
+        """The record with its group. Here `record.uri` is where the file lay at first, below `root` (see `origins`).
 
-        Override where a group follows from what a catalogue may add, such as a position. Raise BadFileError to refuse.
+        Override where the group follows from a name, or from what a catalogue may add, such as a position; a record
+        that has a group keeps it, and what nothing else is known of goes by its place. Raise BadFileError to refuse.
         """
-        return record
+        return places.settle(record)
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """Inspect file by file; override where several files make one record (a DICOM series).
@@ -344,4 +359,4 @@ class BaseAdapter:
 
     def __getstate__(self) -> dict[str, Any]:
         # Pipelines and open handles are rebuilt in each worker: a handle must not cross a process border.
-        return {**self.__dict__, "_augments": None, "mapper": None, "walk": Files}
+        return {**self.__dict__, "_augments": None, "mapper": None, "walk": Files, "origins": None}

@@ -22,7 +22,7 @@ from data_adapters.machine import Machine, free_cores
 
 State = Literal["ok", "note", "missing", "broken"]
 PACKAGE = "lejepa-med"
-EXTRAS = ("mri", "histology", "galaxy", "serve", "bench")
+EXTRAS = ("mri", "histology", "galaxy", "serve")
 
 
 @dataclass(frozen=True)

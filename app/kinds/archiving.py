@@ -23,7 +23,7 @@ from app.library import Library
 from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
 from app.work import JobWork
-from data_adapters.base import Adapter
+from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
@@ -65,8 +65,7 @@ def chunk_of(adapter: Adapter, *, views: int) -> int:
 
     `views`: passes of each image or volume.
     """
-    options = getattr(adapter, "options", None)
-    images = getattr(options, "slices", None) or getattr(options, "tiles", None) or 1
+    images = adapter.most_images if isinstance(adapter, BaseAdapter) else 1
     wanted = LARGEST_CHUNK // (views * (32 if adapter.spec.dims == 3 else images))
     return 1 << max(2, wanted.bit_length() - 1)
 

@@ -29,6 +29,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
+from data_adapters.table_paths import tidy
 from data_adapters.tables import FIRST
 from lejepa_med.atomic import write_text
 
@@ -277,6 +278,7 @@ class Importing(JobWork):
             files=len(plan.files),
             catalog=Catalog(catalog, public=True) if catalog.is_file() else None,
             inside=(folder / FILES).resolve(),
+            origins=self._origins(job_id, plan),
             tell=lambda share: self.tell(job_id, UNPACK_SHARE + (1 - UNPACK_SHARE) * share, "scanning"),
         )
         texts = ((folder / name).read_text(encoding="utf-8") for name in (REFUSED, SCREENED))
@@ -309,13 +311,28 @@ class Importing(JobWork):
         }
         write_text(folder / REPORT, json.dumps(_report(found, manifest, refused, plan) | listed))
 
-    def _places(self, job_id: str, plan: Plan, skipped: Set[str]) -> Places:
-        """Which file of the request lies where. `skipped`: paths in zips that turned out to be no images."""
-        zips = {
+    def _zips(self, job_id: str, plan: Plan) -> dict[int, Contents]:
+        """What lies in the zips that were unpacked, by position in the request."""
+        return {
             index: Contents(**json.loads(told.read_text(encoding="utf-8")))
             for index, (name, _) in enumerate(plan.files)
             if (told := self._names_in(job_id, Path(name).stem)).is_file()
         }
+
+    def _origins(self, job_id: str, plan: Plan) -> dict[Path, Path]:
+        """Where the client had the files of its zips. A zip without folders is a folder, and another one is none."""
+        root = (self.result_folder(job_id) / FILES).resolve()
+        origins: dict[Path, Path] = {}
+        for index, found in self._zips(job_id, plan).items():
+            stem = Path(plan.files[index][0]).stem
+            names = {unpacked: tidy(name) for unpacked, name in found.names.items()}
+            lay = root if any("/" in name for name in names.values()) else root / stem
+            origins |= {root / stem / unpacked: lay / name for unpacked, name in names.items()}
+        return origins
+
+    def _places(self, job_id: str, plan: Plan, skipped: Set[str]) -> Places:
+        """Which file of the request lies where. `skipped`: paths in zips that turned out to be no images."""
+        zips = self._zips(job_id, plan)
         names = Names(plan.keys, zips)
         files: dict[str, Place] = {}
         others = list(names.skipped)
@@ -355,6 +372,7 @@ def _report(found: Found, manifest: Manifest, refused: list[Refusal], plan: Plan
         "catalog": _catalog(found, catalog) if catalog.used else {},
         "cautions": catalog.cautions,
         "notes": catalog.notes,
+        "by_folder": found.manifest.by_folder,
         "embedding": plan.embedding,
     }
 

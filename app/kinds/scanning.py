@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 from app.errors import ProblemError, describe_rejected, log_unexpected
 from app.jobs import Stopped
 from app.sandbox.pool import Sandbox
+from app.sandbox.screen import is_whole
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog
@@ -62,6 +63,7 @@ def scan(
     files: int,
     catalog: Catalog | None = None,
     inside: Path,
+    origins: Mapping[Path, Path] | None = None,
     tell: Callable[[float], None],
 ) -> Found:
     """Headers of all files below `root`, and with `verify` their pixels; a scan that was interrupted goes on.
@@ -78,6 +80,7 @@ def scan(
         files: about how many there are, for the number of processes.
         catalog: groups and labels of the files.
         inside: folder that no file may lie outside of, links followed.
+        origins: where files of other names lay; see `scan_archive`.
         tell: gets the share that is done; may raise Stopped.
 
     Raises:
@@ -96,9 +99,10 @@ def scan(
             file_seconds=FILE_SECONDS,
             memory_bytes=settings.max_decode_bytes,
             inside=inside,
+            origins=origins,
             start=sandbox.start_scan,
         )
-        return _within_limits(found, settings=settings, inside=inside)
+        return _within_limits(found, settings=settings, inside=inside, whole=is_whole(adapter))
     except (Stopped, MissingExtraError):
         raise
     except UserError as error:  # its words are for the operator and hold the folder's path
@@ -111,7 +115,7 @@ def scan(
         ) from None
 
 
-def _within_limits(found: Scan, *, settings: Settings, inside: Path) -> Found:
+def _within_limits(found: Scan, *, settings: Settings, inside: Path, whole: bool) -> Found:
     manifest = found.manifest
     refused = [refusal(one, found.root) for one in found.refused]
     kept = []
@@ -120,8 +124,7 @@ def _within_limits(found: Scan, *, settings: Settings, inside: Path) -> Found:
         names = [path, *meta.get("files", ())]
         if not all(_lies_in(found.root / name, inside) for name in names):
             refused.append(Refusal(path, *OUTSIDE))
-        elif manifest.adapter["adapter"] != "histology" and math.prod(meta.get("size", ())) > settings.max_pixels:
-            # Slides are read by region and never decoded whole.
+        elif whole and math.prod(meta.get("size", ())) > settings.max_pixels:
             reason = f"more than {settings.max_pixels} pixels or voxels"
             refused.append(Refusal(path, reason, "Send a smaller part; the operator sets LEJEPA_MAX_PIXELS."))
         else:

@@ -115,6 +115,7 @@ def get_upload(upload_id: str, service: Running) -> UploadDetail:
         leak=report.get("leak"),
         cautions=report.get("cautions", []),
         notes=report.get("notes", []),
+        by_folder=report.get("by_folder") or None,
         duplicate_items=[Duplicate(id=one, same_as=other) for one, other in report["duplicates"][:LISTED]],
         **report.get("catalog", {}),
     )

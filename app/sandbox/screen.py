@@ -10,7 +10,7 @@ from pathlib import Path
 from app.sandbox import formats, streams
 from app.sandbox.limits import Limits
 from app.sandbox.refusals import MAX_RATIO, RATIO_FROM, swells, too_many_pixels
-from data_adapters.base import Adapter, Record
+from data_adapters.base import Adapter, BaseAdapter, Record
 
 BYTES_A_VALUE = 40  # that decoding takes at its peak: as stored, as float64 for scaling, and three float32 copies
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -57,7 +57,7 @@ def listing_bytes(path: Path) -> int:
 
 def is_whole(adapter: Adapter) -> bool:
     """Whether its items are decoded whole. Slides are read by region; what their tiles may hold is screened."""
-    return adapter.name != "histology"
+    return not (isinstance(adapter, BaseAdapter) and adapter.reads_regions)
 
 
 def whole_bytes(record: Record, limits: Limits) -> int:
@@ -80,6 +80,5 @@ def whole_bytes(record: Record, limits: Limits) -> int:
 
 def tile_bytes(adapter: Adapter) -> int:
     """Memory that the prepared tiles of a slide take, beyond the base."""
-    options = getattr(adapter, "options", None)
-    tiles, side = getattr(options, "tiles", 1), adapter.spec.embed_size
-    return 4 * int(tiles) * adapter.spec.channels * side * side
+    tiles, side = adapter.most_images if isinstance(adapter, BaseAdapter) else 1, adapter.spec.embed_size
+    return 4 * tiles * adapter.spec.channels * side * side

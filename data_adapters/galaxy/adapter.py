@@ -35,7 +35,7 @@ from data_adapters.galaxy.learn import UNIFORM, learn
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
 from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
-from data_adapters.groups import stem
+from data_adapters.groups import Places, stem
 from data_adapters.record import BY_SKY
 
 KINDS = {"flux": "flux (FITS or HDF5)", "picture": "pictures (JPEG, PNG or RGB)"}
@@ -118,8 +118,11 @@ class GalaxyAdapter(BaseAdapter):
             except BadFileError as error:
                 yield rejected(found.uri, error)
 
-    def grouped(self, record: Record) -> Record:
-        """The record in its sky cell where its position is known."""
+    def grouped(self, record: Record, root: Path, places: Places) -> Record:
+        """The record in its sky cell where its position is known, else by its place."""
+        return places.settle(self._in_sky(record))
+
+    def _in_sky(self, record: Record) -> Record:
         if record.group:
             return record
         if "ra" in record.meta and "dec" in record.meta:

@@ -29,6 +29,7 @@ from data_adapters.base import (
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
+from data_adapters.groups import Places
 from data_adapters.histology import coords, dicom, files, groups, hdf5, mirax, regions, scale
 from data_adapters.histology.handles import Handles
 from data_adapters.histology.ops import resize
@@ -57,6 +58,7 @@ class HistologyAdapter(BaseAdapter):
     small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
     prepares_any_size: ClassVar[bool] = True
     most_views = 8  # tissue has no up
+    reads_regions = True
     usual_views, usual_layers = 8, 2  # benchmarks/results/warm-start-trials.md
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
@@ -67,6 +69,11 @@ class HistologyAdapter(BaseAdapter):
     def spec(self) -> Spec:
         """RGB with ImageNet's statistics, which initial checkpoints expect."""
         return self.make_spec(channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    @property
+    def most_images(self) -> int:
+        """Tiles of a slide."""
+        return int(self.options.tiles)
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
@@ -144,16 +151,17 @@ class HistologyAdapter(BaseAdapter):
         if path.suffix.lower() in hdf5.SUFFIXES:
             return hdf5.records(path, files.row_table(path, self._handles), files.KEY)
         if not files.is_slide(path):
-            base = root if root.is_dir() else root.parent
-            group, by = groups.tile_group(path, base)
-            return [Record(uri=str(path), group=group, grouped_by=by, meta=files.tile_meta(path, self.options))]
-        group, by = groups.slide_group(path)
-        if path.suffix.lower() == ".dcm" and (case := dicom.slide_instance(path).case):
-            group, by = case, "DICOM patient or study"
+            return [Record(uri=str(path), group="", meta=files.tile_meta(path, self.options))]
+        case = dicom.slide_instance(path).case if path.suffix.lower() == ".dcm" else ""
         meta = files.slide_meta(path, self._handles, self.options, tissue=True)
         if path.suffix.lower() == mirax.SUFFIX:
             meta = {**meta, "files": [str(part) for part in mirax.parts(path)]}
-        return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
+        return [Record(uri=str(path), group=case, grouped_by="DICOM patient or study" if case else "", meta=meta)]
+
+    def grouped(self, record: Record, root: Path, places: Places) -> Record:
+        """The record with the group of its content or names, else of its place; a row of an HDF5 file has no name."""
+        is_slide = record.meta[files.KEY]["kind"] == "slide"
+        return places.settle(record if record.item else groups.by_name(record, root, is_slide=is_slide))
 
     def settle(self, record: Record) -> Record:
         """A scanned record with its catalogue values -> the same with `samples`, or refused.

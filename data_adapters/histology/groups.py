@@ -1,7 +1,10 @@
 """What must stay on one side of a split: the patient where a name tells, otherwise the slide."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+
+from data_adapters.record import Record
 
 TCGA = "TCGA patient"
 # Project, tissue source site, participant: the first 12 characters of a TCGA barcode name the patient.
@@ -14,17 +17,19 @@ def tcga_patient(name: str) -> str | None:
     return found.group().upper() if found else None
 
 
-def slide_group(path: Path) -> tuple[str, str]:
-    """TCGA patient, else the file's stem (one slide, one case), and which of them it is.
+def by_name(record: Record, root: Path, *, is_slide: bool) -> Record:
+    """A record without a group with that of its names, if they tell one.
 
-    Equal names in two folders are one group: stains and scans of one case often lie so, and too fine a group leaks.
+    A slide has the TCGA patient of its file's name, else that name (one slide, one case): equal names in two folders
+    are one group, as stains and scans of one case often lie so, and too fine a group leaks. A tile has the TCGA patient
+    of its file's name, or of the nearest folder below `root` that tells one.
     """
-    patient = tcga_patient(path.stem)
-    return (patient, TCGA) if patient else (path.stem, "slide name")
-
-
-def tile_group(path: Path, root: Path) -> tuple[str, str]:
-    """The TCGA patient of a tile's name, or of the nearest folder below `root` that has one; else both are empty."""
-    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
-    found = next((patient for name in (path.stem, *reversed(folders)) if (patient := tcga_patient(name))), None)
-    return (found, TCGA) if found else ("", "")
+    if record.group:
+        return record
+    path = Path(record.uri)
+    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) and path != root else ()
+    names = (path.stem, *(() if is_slide else reversed(folders)))
+    patient = next((found for name in names if (found := tcga_patient(name))), None)
+    if patient:
+        return replace(record, group=patient, grouped_by=TCGA)
+    return replace(record, group=path.stem, grouped_by="slide name") if is_slide else record

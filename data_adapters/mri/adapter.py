@@ -1,6 +1,5 @@
 """The MRI adapter: NIfTI and kin, DICOM series and exported slices as views of neighbouring slices."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -17,13 +16,14 @@ from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
+from data_adapters.groups import Places
 from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
 from data_adapters.mri.geometry import Grid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
-from data_adapters.mri.subjects import name_group, subject
+from data_adapters.mri.subjects import by_bids, by_name
 from data_adapters.mri.volume import LAYOUT, Stack, resize, slicing_plane, spread, square_slice, usable
-from data_adapters.record import BY_FILE
+from data_adapters.record import BY_FILE, BY_PATIENT
 
 SLICES_PER_SAMPLE = 8  # an epoch draws one slab for each 8 slices of a volume ...
 MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
@@ -63,6 +63,11 @@ class MRIAdapter(BaseAdapter):
         return self.make_spec(channels=n, mean=(0.5,) * n, std=(0.5,) * n)
 
     @property
+    def most_images(self) -> int:
+        """Slices of a volume."""
+        return int(self.options.slices)
+
+    @property
     def most_views(self) -> int:
         """2, left and right mirrored, where training does that and the plane of every volume shows both."""
         return 2 if self.options.flip and self.options.plane in ("axial", "coronal") else 1
@@ -71,16 +76,13 @@ class MRIAdapter(BaseAdapter):
 
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
         """As every adapter; with the option `sequences`, one record for each patient and session."""
-        found = self._by_name(super().scan(root, catalog=catalog))
+        found = super().scan(root, catalog=catalog)
         return sequences.combine(found, self.options) if self.options.sequences else found
 
-    def _by_name(self, items: Iterable[Record | Rejected]) -> Iterator[Record | Rejected]:
-        """Files in no folder by their names without the contrast, unless each is to be a group of its own."""
-        for found in items:
-            if isinstance(found, Record) and found.grouped_by == BY_FILE and self.options.group_by != "file":
-                group, by = name_group(found.group)
-                found = dataclasses.replace(found, group=group, grouped_by=by)
-            yield found
+    def grouped(self, record: Record, root: Path, places: Places) -> Record:
+        """The record with the group of its patient by the rule of `subjects`."""
+        record = places.settle(by_bids(record, root))
+        return by_name(record) if record.grouped_by == BY_FILE and self.options.group_by != "file" else record
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
@@ -107,7 +109,7 @@ class MRIAdapter(BaseAdapter):
                 yield from next(frames)
                 continue
             try:
-                yield self._dicom_record(members, root)
+                yield self._dicom_record(members)
             except Exception as error:
                 yield from (rejected(header.path, error) for header in members)
         for header in sorted_out.copies:
@@ -134,7 +136,7 @@ class MRIAdapter(BaseAdapter):
     def look_frames(self, path: Path, root: Path) -> list[Record | Rejected]:
         """The record of a multi-frame DICOM file, whose geometry takes more than its header."""
         try:
-            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], root)]
+            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)])]
         except Exception as error:
             return [rejected(path, error)]
 
@@ -151,26 +153,25 @@ class MRIAdapter(BaseAdapter):
         if lower.endswith(PACKED_DICOM):
             raise BadFileError("compressed DICOM file (.dcm.gz)", remedy="Unpack it with gunzip.", path=path)
         if dicom.is_dicom(path, others=self.suffixes):
-            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)], root)]
+            return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)])]
         if lower.endswith(exported.SUFFIXES):
             picture = exported.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
-            group, by = subject(path, root=root)
-            return [Record(uri=str(path), group=group, grouped_by=by, meta=meta)]
+            return [Record(uri=str(path), group="", meta=meta)]
         path = containers.header_of(path) or path
         o = self.options
         header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
-        return [self._volume_record(path, subject(path, root=root), header.grid, meta)]
+        return [self._volume_record(path, "", header.grid, meta)]
 
-    def _dicom_record(self, members: list[dicom.Header], root: Path) -> Record:
+    def _dicom_record(self, members: list[dicom.Header]) -> Record:
         first = members[0]
         dicom.permit(members, self.options)
         meta = {"bits": first.bits, "files": [str(header.path) for header in members], **first.facts}
         sequence = sequences.by_pattern(first.description, self.options.sequence_patterns)
         if sequence is not None:
             meta["sequence"] = sequence
-        group = subject(first.path, root=root, patient=first.patient)
+        group = first.patient
         if first.frames > 1:
             return self._volume_record(
                 first.path, group, series.multiframe_grid(first.path), {"reader": "multiframe", **meta}
@@ -182,9 +183,9 @@ class MRIAdapter(BaseAdapter):
             meta["spacing"] = [first.pixel_mm[1], first.pixel_mm[0]]
         if first.orientation is not None:
             meta["mirror"] = int(np.abs(first.orientation[:3]).argmax()) == 0  # columns run from right to left
-        return Record(uri=str(first.path), group=group[0], grouped_by=group[1], meta=meta)
+        return Record(uri=str(first.path), group=group, grouped_by=BY_PATIENT if group else "", meta=meta)
 
-    def _volume_record(self, path: Path, group: tuple[str, str], grid: Grid, meta: dict[str, Any]) -> Record:
+    def _volume_record(self, path: Path, group: str, grid: Grid, meta: dict[str, Any]) -> Record:
         if math.prod(grid.size) > MAX_VOXELS:
             raise BadFileError("more than 10^9 voxels", remedy="Give a coarser volume or parts of it.", path=path)
         plane = slicing_plane(shape=grid.size, spacing=grid.spacing, plane=self.options.plane)
@@ -200,8 +201,8 @@ class MRIAdapter(BaseAdapter):
                 )
         return Record(
             uri=str(path),
-            group=group[0],
-            grouped_by=group[1],
+            group=group,
+            grouped_by=BY_PATIENT if group else "",
             samples=min(max(n // SLICES_PER_SAMPLE, 1), MAX_SAMPLES),
             meta={**meta, "size": list(grid.size), "spacing": list(grid.spacing), "affine": list(grid.affine)},
         )

@@ -6,9 +6,10 @@ Too coarse a group costs folds, too fine a group leaks a patient into both sides
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from data_adapters.record import BY_PATIENT
+from data_adapters.record import BY_PATIENT, Record
 
 BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 CONTRAST = re.compile(
@@ -17,20 +18,17 @@ CONTRAST = re.compile(
 BY_NAME = "file name without its contrast"
 
 
-def subject(path: Path, *, root: Path, patient: str = "") -> tuple[str, str]:
-    """The group of a file below `root` and the rule that found it; both empty where only the place is known.
-
-    `patient` is the DICOM PatientID or empty.
-    """
-    relative = path.relative_to(root) if path != root and path.is_relative_to(root) else Path(path.name)
-    for part in reversed(relative.parts):
-        found = BIDS.search(part)
-        if found:
-            return found.group(1), "BIDS subject"
-    return (patient, BY_PATIENT) if patient else ("", "")
+def by_bids(record: Record, root: Path) -> Record:
+    """A record of a file below `root` with the BIDS subject of its path, where it has one and no catalogue tells."""
+    if record.grouped_by not in ("", BY_PATIENT):
+        return record
+    path = Path(record.uri)
+    parts = path.relative_to(root).parts if path != root and path.is_relative_to(root) else (path.name,)
+    found = next((match for part in reversed(parts) if (match := BIDS.search(part))), None)
+    return replace(record, group=found.group(1), grouped_by="BIDS subject") if found else record
 
 
-def name_group(group: str) -> tuple[str, str]:
-    """The group of a file that lies in no folder, from its path without the suffix, and the rule."""
-    name = Path(group).name
-    return CONTRAST.sub("", name) or name, BY_NAME
+def by_name(record: Record) -> Record:
+    """A record whose group is its file's path without suffix: with the name without the contrast."""
+    name = Path(record.group).name
+    return replace(record, group=CONTRAST.sub("", name) or name, grouped_by=BY_NAME)

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def scan_archive(
     file_seconds: float = FILE_SECONDS,
     memory_bytes: int | None = None,
     inside: Path | None = None,
+    origins: Mapping[Path, Path] | None = None,
     start: Start = new_process,
 ) -> Scan:
     """Walk `root` and sort its files into readable records and refused files.
@@ -54,6 +56,8 @@ def scan_archive(
             the next scan tries such a file again. Without effect on what is read in this process.
         memory_bytes: what reading may add to a worker's address space, on Linux; a file that needs more is refused.
         inside: folder that no link may lead out of, links in its own path resolved; a link that does is refused.
+        origins: for files that were copied under other names, where below `root` they lay at first and what they
+            were called; groups follow that.
         start: how a worker process comes to be.
 
     Raises:
@@ -82,16 +86,20 @@ def scan_archive(
         try:
             if isinstance(adapter, BaseAdapter):
                 adapter.mapper = Looks(memory, base, pool, meter).each
-                adapter.walk = partial(Files, inside=inside)
+                adapter.walk, adapter.origins = partial(Files, inside=inside), origins
             checks.run(adapter.scan(root, catalog=catalog), pool)
         finally:
             if isinstance(adapter, BaseAdapter):
-                adapter.mapper, adapter.walk = None, Files
+                adapter.mapper, adapter.walk, adapter.origins = None, Files, None
             pool.close()
         changes = Changes(**memory.states(), removed=memory.finish())
     finally:
         memory.release()
-    return Scan(root=base, adapter=adapter.describe(), journal=memory, changes=changes, passed=passed, catalog=catalog)
+    told = {relative(str(copy), base): relative(str(first), base) for copy, first in (origins or {}).items()}
+    described = adapter.describe()
+    return Scan(
+        root=base, adapter=described, journal=memory, changes=changes, passed=passed, catalog=catalog, origins=told
+    )
 
 
 def _meet(

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,10 @@ class Journal:
             self._lock = None
 
     # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def define(self, name: str, function: Callable[[str], str]) -> None:
+        """Let queries call a function of one text."""
+        self._sql.create_function(name, 1, function, deterministic=True)
 
     def query(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows of a query, one by one.

@@ -25,9 +25,9 @@ from data_adapters.tables import count
 
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 BATCH = 1024  # rows that are Python objects at one time
-FOLDER = "rtrim(path, replace(path, '/', ''))"  # without the file's name
+FOLDER = "rtrim(origin(path), replace(origin(path), '/', ''))"  # without the file's name
 # where a group lies, where that is not its items' folder
-PLACES = {"BIDS subject": "substr(path, 1, instr(path, 'sub-') - 1)"}
+PLACES = {"BIDS subject": "substr(origin(path), 1, instr(origin(path), 'sub-') - 1)"}
 READABLE = "FROM items WHERE run = ? AND NOT refused"
 
 
@@ -114,7 +114,10 @@ class Scan:
         changes: Changes,
         passed: Mapping[str, int],
         catalog: Catalog | None = None,
+        origins: Mapping[str, str] | None = None,
     ) -> None:
+        lay = origins or {}
+        journal.define("origin", lambda path: lay.get(path, path))
         self.root, self.adapter, self.changes = root, adapter, changes
         self.passed = passed
         """Files that are no images and stand beside them, by suffix, and `system files`."""

@@ -192,7 +192,8 @@ class UploadDetail(Upload):
     """An upload with what its import found; None while it is imported. `embedding` is the id of the job, if any.
 
     `cautions` name a column of the catalogue that looks like the group and is not used; `notes` say which table among
-    the files was taken as the catalogue, or was not.
+    the files was taken as the catalogue, or was not; `by_folder` says which folders of the zips were taken
+    for groups where nothing better was known.
     """
 
     items: int | None = None
@@ -212,6 +213,7 @@ class UploadDetail(Upload):
     catalog_without_row: int | None = None
     cautions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    by_folder: str | None = None
     embedding: str | None = None
 
 

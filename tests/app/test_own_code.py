@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
@@ -13,10 +14,12 @@ import pytest
 
 import data_adapters
 from benchmarks.launcher import Launcher
+from data_adapters import Record
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import INFO, load_encoder, save_encoder
 from tests.app.conftest import SMALL
-from tests.app.helpers import picture
+from tests.app.helpers import picture, wait
+from tests.data.histology import write_slide
 
 NET = """
 from pathlib import Path
@@ -45,6 +48,36 @@ class Mine(ImagesAdapter):
     name = "mine"
 """
 
+SLIDES = """
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import openslide
+import torch
+from data_adapters import BaseAdapter, Record
+
+
+class Slides(BaseAdapter):
+    name = "slides"
+    suffixes = (".tif",)
+    reads_regions = True
+
+    def inspect(self, path, root):
+        yield self.complete(Record(uri=str(path), group=""))
+
+    def complete(self, record):
+        with openslide.OpenSlide(record.uri) as slide:
+            return replace(record, meta={**record.meta, "size": list(slide.dimensions), "bits": 8})
+
+    def prepare(self, record):
+        left, top, width, height = record.meta.get("region", (0, 0, 64, 64))
+        with openslide.OpenSlide(record.uri) as slide:
+            region = np.asarray(slide.read_region((left, top), 0, (width, height)).convert("RGB"))
+        side = self.options.global_size
+        return torch.from_numpy(cv2.resize(region, (side, side))).permute(2, 0, 1)[None]
+"""
+
 
 @pytest.fixture
 def own_runs(tmp_path: Path) -> Path:
@@ -62,11 +95,11 @@ def embed(client: httpx.Client) -> tuple[int, dict]:  # type: ignore[type-arg]
 
 
 @contextmanager
-def service(launchers: Launcher, runs: Path, data: Path, *, allow_code: bool) -> Iterator[httpx.Client]:
+def service(launchers: Launcher, runs: Path, data: Path, **options: Any) -> Iterator[httpx.Client]:
     """A real service: the tests' own process may have one already."""
     launchers.use(runs, data, data.parent)
     try:
-        address = launchers.service(allow_code=allow_code).address
+        address = launchers.service(**options).address
         with httpx.Client(base_url=address, timeout=60) as client:
             yield client
     finally:
@@ -107,3 +140,30 @@ def test_an_adapter_file_inside_the_runs_directory_counts_as_well(
     with service(launchers, own_runs, tmp_path / "state", allow_code=True) as client:
         assert embed(client)[0] == 200
     assert (own_runs / "mine.ran").exists()
+
+
+def test_a_slide_adapter_of_ones_own_is_served_by_region_as_the_built_in_one(
+    launchers: Launcher, tmp_path: Path
+) -> None:
+    """The service asks what an adapter can do, and not its name: this slide is larger than any image may be."""
+    runs, slide = tmp_path / "runs", tmp_path / "slide.tif"
+    (tmp_path / "slides.py").write_text(SLIDES)
+    write_slide(slide, width=600, height=500)
+    adapter = data_adapters.create(f"{tmp_path}/slides.py:Slides", **SMALL)
+    save_encoder(create_encoder("resnet18", adapter.spec), adapter, runs / "own" / "encoder")
+    with service(launchers, runs, tmp_path / "state", allow_code=True, max_pixels=250_000) as client:
+        sent = {"files": ("s.tif", slide.read_bytes())}
+        answers = [
+            client.post("/v1/embeddings", files=sent, data={"encoder": "own", **further})
+            for further in ({}, {"region": "100,120,96,64"})
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
+        whole, region = (answer.json()["items"][0]["vector"] for answer in answers)
+        upload = client.post("/v1/uploads", files=sent, data={"encoder": "own"}).json()["id"]
+        assert wait(client, upload)["state"] == "succeeded"
+        assert client.get(f"/v1/uploads/{upload}").json()["items"] == 1
+    encoder = load_encoder(runs / "own")
+    for vector, meta in ((whole, {}), (region, {"region": [100, 120, 96, 64]})):
+        pixels = encoder.adapter.prepare(Record(uri=str(slide), group="", meta=meta))
+        assert np.allclose(vector, encoder.embed([pixels])[0], atol=1e-5)
+    assert not np.allclose(whole, region, atol=1e-3)

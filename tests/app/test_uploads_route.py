@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import struct
 import unicodedata
 import zipfile
@@ -9,6 +10,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -355,6 +358,54 @@ def test_participants_in_a_zip_are_the_catalogue(client: TestClient) -> None:
     assert found["notes"][0].endswith("; give label_column=COLUMN to take labels from it")
 
 
+FOLDERS = [f"{case}/night/{number}.png" for case in ("Doe", "Roe") for number in range(3)]
+GROUPED_ZIPS = {
+    "one folder a case": ([["Lab/" + name for name in FOLDERS]], [0, 0, 0, 1, 1, 1], "2 groups"),
+    "parts of it": ([["Lab/" + name for name in FOLDERS[at::2]] for at in (0, 1)], [0, 0, 1, 0, 1, 1], "2 groups"),
+    "splits above": ([[f"train/{FOLDERS[0]}", f"train/{FOLDERS[3]}", "val/Poe/1.png"]], [0, 1, 2], "3 groups"),
+    "no folder": ([["Doe_1.png", "Roe_1.png"]], [0, 1], None),
+    "a zip a case": ([["1.png", "2.png"], ["1.png", "2.png"]], [0, 0, 1, 1], "2 groups"),
+}
+
+
+@pytest.mark.parametrize("case", GROUPED_ZIPS)
+def test_folders_in_zips_are_groups_by_the_one_rule(client: TestClient, case: str) -> None:
+    zips, groups, told = GROUPED_ZIPS[case]
+    found = send(
+        client, [("files", (f"{n}.zip", pictures(names, at=10 * n))) for n, names in enumerate(zips)], modality="images"
+    )
+    assert groups_and_labels(client, found)[0] == groups
+    assert found["by_folder"] is None if told is None else told in found["by_folder"]
+    assert "oe" not in json.dumps(found["by_folder"])
+
+
+def test_a_file_beside_a_zip_is_in_no_folder(client: TestClient) -> None:
+    parts = [("files", ("x.png", png(40))), ("files", ("a.zip", pictures(FOLDERS)))]
+    found = send(client, parts, modality="images")
+    assert groups_and_labels(client, found)[0] == [0, 1, 1, 1, 2, 2, 2]
+    assert found["by_folder"] == "6 files in 2 folders were taken for 2 groups, by folder (folder:1)"
+
+
+def test_names_in_zips_tell_the_patient(client: TestClient) -> None:
+    """The rules by name of a modality read the names that the client's files have, and not ours."""
+    flat = [f"{case}_{kind}.png" for case in ("case1", "case2") for kind in ("t1", "flair")]
+    found = send(client, [("files", ("a.zip", pictures(flat, grey=True)))], modality="mri")
+    assert groups_and_labels(client, found)[0] == [0, 0, 1, 1]
+    tiles = [f"tumor/TCGA-A1-B2C{case}-01Z_{at}.png" for case in (3, 4) for at in (0, 1)]
+    found = send(client, [("files", ("a.zip", pictures(tiles)))], modality="histology")
+    assert groups_and_labels(client, found)[0] == [0, 0, 1, 1] and found["by_folder"] is None
+
+
+def pictures(names: list[str], at: int = 0, *, grey: bool = False) -> bytes:
+    """A zip of different pictures."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        for number, name in enumerate(names):
+            picture = np.random.default_rng(at + number).integers(0, 256, (64, 64) if grey else (64, 64, 3), np.uint8)
+            target.writestr(name, cv2.imencode(".png", picture)[1].tobytes())
+    return packed.getvalue()
+
+
 def test_participants_as_the_catalogue_of_files(client: TestClient) -> None:
     parts = [("files", (name.rpartition("/")[2], png(number))) for number, name in enumerate(SESSIONS)]
     parts[4] = ("files", ("sub-03_ses-1.png", b"damaged"))
@@ -383,7 +434,7 @@ def test_tables_in_a_zip_that_are_no_catalogue_are_told(
 ) -> None:
     content = dataset(**others)
     found = send(client, files(content, name="ds.zip"), modality="images")
-    assert found["groups"] == 6 and len(found["notes"]) == 1 and note in found["notes"][0], found["notes"]
+    assert found["groups"] == 3 and len(found["notes"]) == 1 and note in found["notes"][0], found["notes"]
     assert "Doe" not in found["notes"][0] and found["catalog_unused"] is None
     answer = client.post("/v1/uploads", files=files(content, name="ds.zip"), data={"label_column": "Roe", **IMAGES})
     assert answer.status_code == 422 and answer.json()["remedy"], "a column was asked for"

@@ -8,8 +8,9 @@ import tifffile
 from PIL import Image
 
 from data_adapters.errors import BadFileError
-from data_adapters.histology.groups import slide_group, tile_group
+from data_adapters.histology.groups import by_name
 from data_adapters.histology.tiles import read_tile, tile_header
+from data_adapters.record import Record
 from tests.data.histology import he_picture
 
 
@@ -146,9 +147,15 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, side: i
 
 def test_groups_that_names_tell(tmp_path: Path) -> None:
     name = "TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF"
-    assert slide_group(Path(f"/x/{name}.svs")) == ("TCGA-3C-AALI", "TCGA patient")
-    assert slide_group(Path("/x/TCGA-3C-AALIX.svs")) == ("TCGA-3C-AALIX", "slide name")
-    assert slide_group(Path("/x/slide 7.ndpi")) == ("slide 7", "slide name")
-    assert tile_group(tmp_path / "case_1" / "x_10_20.png", tmp_path) == ("", "")
-    assert tile_group(tmp_path / "case_1" / f"{name}_5.png", tmp_path) == ("TCGA-3C-AALI", "TCGA patient")
-    assert tile_group(tmp_path / "TCGA-A1-B2C3-01Z" / "t.png", tmp_path) == ("TCGA-A1-B2C3", "TCGA patient")
+
+    def told(place: str, *, is_slide: bool, known: str = "") -> tuple[str, str]:
+        found = by_name(Record(uri=str(tmp_path / place), group=known), tmp_path, is_slide=is_slide)
+        return found.group, found.grouped_by
+
+    assert told(f"x/{name}.svs", is_slide=True) == ("TCGA-3C-AALI", "TCGA patient")
+    assert told("x/TCGA-3C-AALIX.svs", is_slide=True) == ("TCGA-3C-AALIX", "slide name")
+    assert told("TCGA-A1-B2C3/slide 7.ndpi", is_slide=True) == ("slide 7", "slide name")
+    assert told("case_1/x_10_20.png", is_slide=False) == ("", "")
+    assert told(f"case_1/{name}_5.png", is_slide=False) == ("TCGA-3C-AALI", "TCGA patient")
+    assert told("TCGA-A1-B2C3-01Z/t.png", is_slide=False) == ("TCGA-A1-B2C3", "TCGA patient")
+    assert told(f"x/{name}.svs", is_slide=True, known="case 9") == ("case 9", "")
