@@ -104,9 +104,9 @@ class ModelConfig(Section):
     init: Path | None = None
     """weights to start from: a run or encoder folder, a folder of timm's, a .safetensors file, or timm:NAME, which is
     fetched from the hub; None: random ones"""
-    freeze: int = Field(default=0, ge=0)
+    freeze: int | None = Field(default=None, ge=0)
     """number of lowest layers that are not trained: the stem, then each stage of a CNN or block of a ViT; needs init;
-    saves time and memory"""
+    saves time and memory; None: half of a CNN whose weights are another's, where the recipe is laptop, else 0"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """stochastic depth; None: .1 for ViT, 0 for CNN"""
     registers: int = Field(default=0, ge=0)

@@ -54,6 +54,7 @@ class MRIAdapter(BaseAdapter):
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
     small_size: ClassVar[int] = 128  # at 64, a lesion is a few pixels
+    usual_views, usual_layers = 2, 2  # benchmarks/results/warm-start-trials.md
     prepares_any_size: ClassVar[bool] = True
 
     @property

@@ -242,6 +242,20 @@ def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:.3g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
+def layers_of(network: Any) -> dict[str, int] | None:
+    """The layer of each parameter, from 0, by timm's coarse grouping; None where the network does not say it."""
+    if not hasattr(network, "group_matcher"):
+        return None
+    place: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+    return place
+
+
+def half_of_layers(backbone: str) -> int:
+    """Half the number of layers of timm's network `backbone`, rounded down."""
+    place = layers_of(timm.create_model(backbone, num_classes=0))
+    return (max(place.values()) + 1) // 2 if place else 0
+
+
 def freeze(encoder: Encoder, layers: int) -> None:
     """Stop training the lowest `layers` of the backbone: they get no gradient and keep their batch-norm statistics.
 
@@ -251,12 +265,12 @@ def freeze(encoder: Encoder, layers: int) -> None:
         ConfigError: the backbone does not say what its layers are, or has no more than these.
     """
     backbone: Any = encoder.backbone
-    if not hasattr(backbone, "group_matcher"):
+    place = layers_of(backbone)
+    if place is None:
         raise ConfigError(
             f"--model.freeze needs a backbone of timm, which says what its layers are; {encoder.name} does not.",
             remedy="Leave out --model.freeze.",
         )
-    place: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
     most = max(place.values())
     if layers > most:
         raise ConfigError(

@@ -21,6 +21,7 @@ from lejepa_med.config import (
     MODALITY,
     SETTLED,
     WEIGHTS,
+    ModelConfig,
     PretrainConfig,
     VectorConfig,
     flat,
@@ -40,9 +41,10 @@ from lejepa_med.models.architectures import (
 from lejepa_med.models.formation import Formation, check_formation, most_views
 from lejepa_med.models.own import Code, load_code
 from lejepa_med.models.source import open_source
+from lejepa_med.models.start import half_of_layers
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
-from lejepa_med.training.recipes import RECIPES, scale_of
+from lejepa_med.training.recipes import RECIPES, Recipe, scale_of
 
 EPOCHS = 100
 EVALUATION_PASSES = 2000  # of one evaluation: of 8 views, 1,000 records would take half of a run of a few minutes
@@ -54,6 +56,7 @@ OF_WEIGHTS = (
     "model.backbone",
     "model.registers",
     "model.conv_stem",
+    "model.freeze",
     "optim.lr",
     "data.options.mean",
     "data.options.std",
@@ -214,7 +217,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     views.setdefault("local_size", _local_size(views["global_size"], volumes=dims == 3))
     drop_path = 0.0 if cnn or code is not None else 0.1
     chosen_model: dict[str, Any] = {"backbone": backbone, "drop_path": _first(config.model.drop_path, drop_path)}
-    chosen_model |= {"code_sha256": code and code.sha256}
+    chosen_model |= {"code_sha256": code and code.sha256, "freeze": _frozen(config.model, recipe, cnn=cnn)}
     chosen_optim = {
         "lr": _first(config.optim.lr, (RATES if config.model.init is None else WARM_RATES)[cnn]),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
@@ -248,6 +251,16 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
             ),
         }
     )
+
+
+def _frozen(model: ModelConfig, recipe: Recipe, *, cnn: bool) -> int:
+    """How many layers are not trained, where nobody chose it: half of those that know other images."""
+    if model.freeze is not None:
+        return model.freeze
+    if model.init is None or not (recipe.freezes_half and cnn) or is_own(model.backbone or ""):
+        return 0
+    source = open_source(model.init, backbone=model.backbone)
+    return 0 if source.ours else half_of_layers(source.backbone)
 
 
 def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:

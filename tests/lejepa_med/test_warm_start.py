@@ -403,6 +403,30 @@ def test_frozen_layers_keep_weights_and_statistics(name: str, layers: int, lowes
     assert not encoder.backbone.get_submodule(lowest).training and encoder.backbone.training
 
 
+@pytest.mark.parametrize(
+    ("name", "recipe", "chosen", "frozen"),
+    [
+        ("resnet10t", "laptop", None, 2),
+        ("resnet10t", "laptop", 0, 0),
+        ("resnet10t", "workstation", None, 0),
+        (VIT, "laptop", None, 0),
+    ],
+)
+def test_the_laptop_recipe_freezes_half_of_a_cnn_from_elsewhere(
+    name: str, recipe: str, chosen: int | None, frozen: int, tmp_path: Path
+) -> None:
+    model = {"init": timm_folder(tmp_path / "w", name), "freeze": chosen}
+    config = PretrainConfig(archive=tmp_path, out=tmp_path, modality="images", model=model, recipe=recipe)
+    assert resolve_machine(config, device="cpu").model.freeze == frozen
+
+
+def test_an_encoder_of_ours_is_continued_as_a_whole(tmp_path: Path) -> None:
+    adapter = data_adapters.create("images", global_size=32, local_size=32)
+    save_encoder(create_encoder("resnet10t", adapter.spec), adapter, tmp_path / "run" / "encoder")
+    config = PretrainConfig(archive=tmp_path, out=tmp_path, modality="images", model={"init": tmp_path / "run"})
+    assert resolve_machine(config, device="cpu").model.freeze == 0
+
+
 def test_freezing_needs_weights_and_leaves_something_to_train(tmp_path: Path) -> None:
     base = PretrainConfig(archive=tmp_path, out=tmp_path, modality="images", model={"freeze": 1})
     with pytest.raises(ConfigError, match=r"--model\.init"):

@@ -29,7 +29,7 @@ BATCHES = "import torch\nbatches = [(torch.rand(2, 1, 64, 64), torch.tensor([0, 
 
 @pytest.mark.pages
 def test_readme_runs_as_printed(tmp_path: Path) -> None:
-    shell = [text for _, text in blocks(README, "sh")]
+    _, *shell = [text for _, text in blocks(README, "sh")]  # the first one is the example in the introduction
     (embed,) = [text for text in shell if "lejepa-med embed runs/heads" in text]
     (ask,) = [text for text in shell if "curl" in text and "docker" not in text]
     (tune,) = [text for _, text in blocks(README, "python")]
