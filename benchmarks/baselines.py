@@ -6,7 +6,7 @@ each method's own; optimiser, schedule and augmentation are the project's for al
 baseline may do better with its own. With `--seeds` 0 1 2 the table gives mean and standard deviation over runs.
 
     python -m benchmarks.baselines --data DIR --sets galaxies --minutes 15 --out benchmarks/results
-    python -m benchmarks.baselines --data DIR --sets histology --methods lejepa vicreg -- --model.backbone resnet18
+    python -m benchmarks.baselines --data DIR --sets histology --methods lejepa vicreg -- --backbone resnet18
 
 Flags after -- go to every method; `--only METHOD=FLAGS` to one, e.g. --only "simclr=--objective.temperature 0.5".
 """
@@ -84,7 +84,7 @@ def run_set(name: str, options: argparse.Namespace) -> dict:
 
 def flags_of(options: argparse.Namespace, name: str, method: str, seed: int) -> list[str]:
     """Flags of `lejepa-med pretrain` for one method and seed."""
-    flags = ["--train.seed", str(seed), "--train.minutes", str(options.minutes), *EXTRA.get(name, [])]
+    flags = ["--seed", str(seed), "--minutes", str(options.minutes), *EXTRA.get(name, [])]
     return [*flags, *options.pretrain, *shlex.split(options.only.get(method, "")), "--objective.method", method]
 
 

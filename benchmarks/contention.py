@@ -33,14 +33,12 @@ from data_adapters.machine import Machine, usable_cores
 ROOT = Path(__file__).parents[1]
 IMAGES, BATCH, VIEWS, EVERY = 256, 16, 4, 2  # EVERY: batches of a record
 PIXELS, CLIENTS = 224, 16  # of the encoder that embeds and serves
-MODEL = "--modality images --model.backbone resnet18 --views.n-local 0 --train.accelerator cpu --no-monitor.online"
+MODEL = "--modality images --backbone resnet18 --views.n-local 0 --train.accelerator cpu --no-monitor.online"
 FLAGS = (
-    f"{MODEL} --views.n-global {VIEWS} --views.global-size 64 --train.batch-size {BATCH} --train.epochs 1000000 "
+    f"{MODEL} --views.n-global {VIEWS} --views.global-size 64 --batch-size {BATCH} --epochs 1000000 "
     f"--train.log-every {EVERY} --train.checkpoint-minutes 100000 --no-data.verify --overwrite"
 )
-SHORT = (
-    f"{MODEL} --views.n-global 2 --views.global-size {PIXELS} --train.batch-size 4 --train.epochs 1 --monitor.sample 16"
-)
+SHORT = f"{MODEL} --views.n-global 2 --views.global-size {PIXELS} --batch-size 4 --epochs 1 --monitor.sample 16"
 COMMAND = [sys.executable, "-m", "lejepa_med.cli"]
 # A program of somebody who uses PyTorch and then calls the library.
 PROGRAM = """

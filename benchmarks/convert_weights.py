@@ -1,4 +1,4 @@
-"""A state dictionary that torch.save wrote (.pth), as a safetensors file or a folder that `--model.init` takes.
+"""A state dictionary that torch.save wrote (.pth), as a safetensors file or a folder that `--init` takes.
 
     python -m benchmarks.convert_weights resnet.pth resnet.safetensors
     python -m benchmarks.convert_weights lite0.pth lite0 --architecture tf_efficientnet_lite0 --mean .498 --std .502 \

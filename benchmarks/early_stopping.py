@@ -5,7 +5,7 @@ protocol of benchmarks/transfer.py. Printed for each evaluation: the score, effe
 accuracies; and Spearman's correlation of each with the accuracies within a run.
 
     python -m benchmarks.early_stopping --data DIR --set brain_mri --out FILE.json --name good \
-        -- --model.init lite0 --optim.lr 4e-4 --train.epochs 8
+        -- --init lite0 --optim.lr 4e-4 --epochs 8
     python -m benchmarks.early_stopping --page benchmarks/results/early-stopping.md FILE.json ...
 """
 
@@ -66,7 +66,7 @@ def arm(options: argparse.Namespace) -> dict[str, Any]:
 
         Best.add = add  # type: ignore[method-assign]
         command = ["pretrain", str(root), "--modality", MODALITY[options.set], "--out", str(run)]
-        command += ["--data.catalog", str(root / "labels.csv"), "--data.split", "train", *EXTRA.get(options.set, [])]
+        command += ["--catalog", str(root / "labels.csv"), "--split", "train", *EXTRA.get(options.set, [])]
         command_line([*command, "--train.stop-early", "1000000", "--no-monitor.online", *options.rest])
         encoder = load_encoder(run)
         records = [row for row in read_lines(run / "metrics.jsonl") if row.get("score") is not None]

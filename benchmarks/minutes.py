@@ -1,4 +1,4 @@
-"""Does --train.minutes keep its promise while other work comes and goes? Real runs of the command line.
+"""Does --minutes keep its promise while other work comes and goes? Real runs of the command line.
 
     python -m benchmarks.minutes --out benchmarks/results/minutes-cpu.md
 
@@ -24,13 +24,13 @@ from benchmarks.hardware import cpu_name, publish
 
 IMAGES, SIDE = 600, 96
 FLAGS = (
-    "--modality images --train.accelerator cpu --train.log-every 5 --train.seed 0 --train.batch-size 32 "
+    "--modality images --train.accelerator cpu --train.log-every 5 --seed 0 --batch-size 32 "
     "--views.n-global 2 --monitor.sample 300"
 )
 LOOP = "while True: pass"
 FINAL, PEAK = 1e-3, 2e-3  # last rate as a share of the peak, and the peak: the defaults of a CNN
 
-PAGE = """# Does --train.minutes keep its promise?
+PAGE = """# Does --minutes keep its promise?
 
 {date}. {cpu}, {cores} cores. resnet18, 2 views of 64 px, batches of 32 from {images} pictures. The load is one
 busy loop a core.
@@ -106,7 +106,7 @@ def run_cell(cell: Cell, archive: Path, out: Path, *, minutes: float) -> dict[st
     log = out.with_suffix(".log")
     started, began = time.monotonic(), None
     with log.open("w") as stream:
-        process = subprocess.Popen([*command, "--train.minutes", f"{minutes:g}"], stderr=stream, stdout=stream)
+        process = subprocess.Popen([*command, "--minutes", f"{minutes:g}"], stderr=stream, stdout=stream)
         try:
             while process.poll() is None:
                 # the last file that is written before the model is built, which is when the minutes begin

@@ -42,7 +42,7 @@ from lejepa_med.evaluation.knn import normalise, top_cosine
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 
 MODALITY = {"galaxies": "galaxy", "histology": "histology", "brain_mri": "mri"}
-EXTRA = {"histology": ["--data.options", '{"group_by": "file"}']}  # its two folders are no slides
+EXTRA = {"histology": ["-o", "group_by=file"]}  # its two folders are no slides
 ALONE = {"brain_mri": "no_tumor"}  # images of this label come from other sources: scored without them, too
 SHOTS: tuple[int | None, ...] = (10, 50, None)
 DRAWS = 5
@@ -101,11 +101,11 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
     if file.is_file():
         return
     root, run = options.data / name, options.runs / title
-    flags = ["--train.seed", str(seed), *EXTRA.get(name, []), *options.pretrain]
-    flags += ["--train.minutes", str(options.minutes)] if trained else ["--train.epochs", "0"]
+    flags = ["--seed", str(seed), *EXTRA.get(name, []), *options.pretrain]
+    flags += ["--minutes", str(options.minutes)] if trained else ["--epochs", "0"]
     flags += ["--views.global-size", str(size)] if size else []
-    flags += ["--model.backbone", VIT] if row == "vit" else []
-    flags += ["--model.init", str(imagenet(options.runs))] if row in ("frozen", "warm") else []
+    flags += ["--backbone", VIT] if row == "vit" else []
+    flags += ["--init", str(imagenet(options.runs))] if row in ("frozen", "warm") else []
     began, before = time.perf_counter(), busy()
     pretrain(name, root, run, flags)
     seconds, others = time.perf_counter() - began, round(busy() - before, 1)
@@ -138,7 +138,7 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
 
 
 def imagenet(runs: Path) -> Path:
-    """EfficientNet-Lite0's ImageNet weights as a folder that `--model.init` takes; converted once."""
+    """EfficientNet-Lite0's ImageNet weights as a folder that `--init` takes; converted once."""
     folder = runs / "imagenet-lite0"
     if not (folder / "model.safetensors").is_file():
         package = importlib.util.find_spec(PACKAGE)
@@ -157,7 +157,7 @@ def pretrain(name: str, root: Path, run: Path, flags: list[str]) -> None:
     if (run / "report.html").is_file():
         return
     command = [sys.executable, "-m", "lejepa_med.cli", "pretrain", str(root), "--modality", MODALITY[name]]
-    command += ["--out", str(run), "--data.catalog", str(root / "labels.csv"), "--data.split", "train", *flags]
+    command += ["--out", str(run), "--catalog", str(root / "labels.csv"), "--split", "train", *flags]
     begun = any((run / "checkpoints").glob("*")) if run.is_dir() else False
     subprocess.run([*command, "--resume" if begun else "--overwrite"], check=True)
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.vectors --data DIR --set galaxies --run RUN [RUN ...] --sizes 64 96 --views 1 8 --layers 1 2
 
-Each run is a run folder of that set (see `benchmarks.transfer`, which has the protocol); `--train.epochs 0` with
---model.init gives the frozen network. Cells that have their file are not run again; --page writes the page from them.
+Each run is a run folder of that set (see `benchmarks.transfer`, which has the protocol); `--epochs 0` with
+--init gives the frozen network. Cells that have their file are not run again; --page writes the page from them.
 """
 
 import argparse

@@ -39,7 +39,7 @@ class AdapterOptions(BaseModel):
     )
     local_size: int = Field(default=96, ge=16, description="side of a local view, pixels")
     mean: tuple[FiniteFloat, ...] | None = Field(
-        default=None, description="of each channel's values in [0, 1]; unset: the modality's, or that of --model.init"
+        default=None, description="of each channel's values in [0, 1]; unset: the modality's, or that of --init"
     )
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
         default=None, description="standard deviations that belong to mean"

@@ -43,9 +43,9 @@ set -x
 df -h /dev/shm
 id -u
 # 8 workers with 2 batches of 4.8 MB each: more than 64 MB of shared memory would hold
-lejepa-med pretrain /archive --modality images --data.catalog /archive/labels.csv --out /smoke/runs/smoke \
-  --model.backbone resnet10t --views.n-global 2 --views.n-local 0 --views.global-size 112 --train.batch-size 64 \
-  --train.epochs 1 --train.log-every 1 --train.precision 32-true --data.workers 8 --no-monitor.online
+lejepa-med pretrain /archive --modality images --catalog /archive/labels.csv --out /smoke/runs/smoke \
+  --backbone resnet10t --views.n-global 2 --views.n-local 0 --views.global-size 112 --batch-size 64 \
+  --epochs 1 --train.log-every 1 --train.precision 32-true --data.workers 8 --no-monitor.online
 lejepa-med embed /smoke/runs/smoke /archive --catalog /archive/labels.csv --out /smoke/runs/vectors
 lejepa-med probe /smoke/runs/vectors /archive/labels.csv --archive /archive --out /smoke/probe
 lejepa-med serve /smoke/runs --data-dir /smoke/data --auth off --port 8000 &

@@ -20,23 +20,22 @@ from pydantic_settings import (
 )
 
 from data_adapters.quiet import quiet_readers
-from lejepa_med.cli_data import DoctorCommand, NamesCommand, SplitCommand
+from lejepa_med.cli_data import DoctorCommand, NamesCommand, OptionsCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
+from lejepa_med.cli_settings import Usual, gathered_options
 from lejepa_med.cli_study import DiffCommand, SelectCommand, StabilityCommand
-from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Section, issues
+from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
 
 
-class Looking(Columns, PretrainConfig):
+class Looking(Usual):
     """Settings of commands that read an archive as pretrain will; those without influence are taken, but not listed."""
 
     objective: CliSuppress[ObjectiveConfig] = ObjectiveConfig()
     optim: CliSuppress[OptimConfig] = OptimConfig()
     monitor: CliSuppress[MonitorConfig] = MonitorConfig()
-    catalog: Path | None = Field(default=None, description="the same as --data.catalog")
-    options: dict[str, Any] = Field(default={}, description="the same as --data.options")
 
 
 class ScanCommand(Looking):
@@ -63,7 +62,7 @@ class ScanCommand(Looking):
         from lejepa_med.training.archive import JOURNAL, scan
         from lejepa_med.training.resolve import create_adapter, device_of, outlook, resolve_machine
 
-        given, console = _settings(self), _console()
+        given, console = self.settings(), _console()
         config = resolve_machine(given, device=device_of(given))
         found = scan(
             create_adapter(config),
@@ -101,7 +100,6 @@ class InspectCommand(Looking):
         validation_alias=AliasChoices("records", "n"),
         description="how many, drawn evenly over the groups",
     )
-    seed: int = Field(default=0, ge=0, description="the same as --train.seed: of the choice and of the views")
     show_names: bool = Field(default=False, description="show file names instead of pseudonyms only")
 
     def cli_cmd(self) -> None:
@@ -110,31 +108,14 @@ class InspectCommand(Looking):
         from lejepa_med.inspection.command import inspect_archive
 
         sheet = inspect_archive(
-            _settings(self), encoder=self.encoder, n=self.records, names=self.show_names, console=_console()
+            self.settings(), encoder=self.encoder, n=self.records, names=self.show_names, console=_console()
         )
         has = "has" if sheet.warned == 1 else "have"
         print(f"{sheet.warned} of {count(len(sheet.looks), 'record')} {has} a warning")
         print(f"wrote {sheet.page} and {sheet.picture}")
 
 
-def _settings(command: Looking) -> PretrainConfig:
-    """The settings of pretrain that were given, with the command's own short names for some of them."""
-    own = set(type(command).model_fields) - set(PretrainConfig.model_fields)
-    given = command.model_dump(exclude_unset=True, exclude=own)
-    data = dict(given.get("data", {}))
-    for name in ("catalog", *Columns.model_fields):
-        if getattr(command, name) is not None:
-            data[name] = getattr(command, name)
-    if command.options:
-        data["options"] = {**command.options, **data.get("options", {})}
-    train = dict(given.get("train", {}))
-    if "seed" in command.model_fields_set and isinstance(command, InspectCommand):
-        train["seed"] = command.seed
-    sections = {name: values for name, values in (("data", data), ("train", train)) if values}
-    return PretrainConfig(**{"modality": command.modality, **given, **sections})
-
-
-class PretrainCommand(PretrainConfig):
+class PretrainCommand(Usual):
     """Pretrain an encoder on an unlabelled archive. Settings left out are chosen, printed and saved."""
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
@@ -145,21 +126,13 @@ class PretrainCommand(PretrainConfig):
         description="train nothing: print every setting with its origin, steps, expected time, memory and disk, from a "
         "few timed steps; the scan is remembered for the run; with --resume, what is left",
     )
-    allow_leak: bool = Field(default=False, description="the same as --data.allow-leak")
-    group_column: str | None = Field(default=None, description="the same as --data.group-column")
-    label_column: str | None = Field(default=None, description="the same as --data.label-column")
 
     def cli_cmd(self) -> None:
         """Run the command; exit code 3 says that the run was stopped and can be resumed."""
         from lejepa_med.training.folder import weight_text
         from lejepa_med.training.loop import pretrain
 
-        given = self.model_dump(exclude_unset=True, exclude={"resume", "overwrite", "dry_run"})
-        same = {name: given.pop(name) for name in ("allow_leak", *Columns.model_fields) if name in given}
-        if same:
-            given["data"] = {**given.get("data", {}), **same}
-        config = PretrainConfig(**given)
-        result = pretrain(config, resume=self.resume, overwrite=self.overwrite, dry_run=self.dry_run)
+        result = pretrain(self.settings(), resume=self.resume, overwrite=self.overwrite, dry_run=self.dry_run)
         if self.dry_run:
             return
         if not result.finished:
@@ -513,6 +486,7 @@ class Cli(BaseSettings):
     backup: CliSubCommand[BackupCommand]
     restore: CliSubCommand[RestoreCommand]
     key: CliSubCommand[KeyCommand]
+    options: CliSubCommand[OptionsCommand]
     doctor: CliSubCommand[DoctorCommand]
 
     def cli_cmd(self) -> None:
@@ -522,13 +496,13 @@ class Cli(BaseSettings):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lejepa-med`. What a user can put right is printed in one line; exit code 2."""
-    arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     quiet_readers()
     hook, threading.excepthook = threading.excepthook, _in_thread
     try:
         with ended_by_signals():
             try:
-                CliApp.run(Cli, cli_args=arguments or ["--help"])
+                CliApp.run(Cli, cli_args=_joined(gathered_options(arguments)) or ["--help"])
             finally:
                 sys.stdout.flush()  # here, where an error of the disk behind it can still be explained
     except ValidationError as error:

@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
+from rich.markup import escape
 
+from lejepa_med.cli_settings import ABOUT, OPTIONS, option_rows, option_values
 from lejepa_med.config import Columns, Section
 from lejepa_med.errors import UserError
 
@@ -14,7 +16,7 @@ from lejepa_med.errors import UserError
 class SplitCommand(Columns):
     """Divide an archive into splits: no group and no equal image on two sides, and the same mix of labels on each.
 
-    Writes a catalogue (path, item, group, label, split) for --catalog of scan, --data.catalog of pretrain and for
+    Writes a catalogue (path, item, group, label, split) for --catalog of scan, --catalog of pretrain and for
     probe, and a receipt beside it.
     """
 
@@ -26,7 +28,7 @@ class SplitCommand(Columns):
     seed: int = Field(default=0, ge=0, description="seed of the order among groups of equal size")
     modality: str | None = Field(default=None, description="of a folder, which is scanned first")
     catalog: Path | None = Field(default=None, description="of a folder: CSV or Parquet with group and label")
-    options: dict[str, Any] = Field(default={}, description="of a folder: options of the modality")
+    options: dict[str, str] = Field(default={}, validation_alias=OPTIONS, description=f"of a folder: {ABOUT}")
     overwrite: bool = Field(default=False, description="replace a split that is there")
 
     def cli_cmd(self) -> None:
@@ -38,7 +40,7 @@ class SplitCommand(Columns):
         if self.source.suffix == ".parquet":
             if self.modality or self.catalog or self.options or self.group_column or self.label_column:
                 raise UserError(
-                    "--modality, --catalog, --options, --group-column and --label-column belong to a folder; a "
+                    "--modality, --catalog, -o, --group-column and --label-column belong to a folder; a "
                     "manifest has been scanned with its own.",
                     remedy="Leave them out, or split the folder itself with them.",
                 )
@@ -66,7 +68,7 @@ class SplitCommand(Columns):
 
         if self.modality is None:
             raise UserError(f"{self.source} is no manifest.parquet.", remedy="To split a folder, give its --modality.")
-        adapter = data_adapters.create(self.modality, **self.options)
+        adapter = data_adapters.create(self.modality, **option_values(self.modality, self.options))
         given = self.model_dump(include={"catalog", *Columns.model_fields})
         return scan(adapter, self.source, console=Console(stderr=True), **given).manifest
 
@@ -93,6 +95,22 @@ class NamesCommand(Section):
             print(note, file=sys.stderr)
         if self.out is not None:
             print(f"wrote {self.out}")
+
+
+class OptionsCommand(Section):
+    """List the options of a modality with values, default and meaning; every command takes them as -o NAME=VALUE."""
+
+    modality: CliPositionalArg[str] = Field(description="mri, mri3d, histology, galaxy, images, a plug-in or file")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("-o", "values", "default", "meaning", box=None, pad_edge=False, padding=(0, 2, 1, 0))
+        for row in option_rows(self.modality):
+            table.add_row(*map(escape, row))
+        Console().print(table, highlight=False)
 
 
 class DoctorCommand(Section):

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from lejepa_med.config import Columns, PretrainConfig, Section
+from lejepa_med.cli_settings import Usual
+from lejepa_med.config import Columns, Section
 
 
 class SelectCommand(Columns):
@@ -57,7 +58,7 @@ class DiffCommand(Section):
             print(f"wrote {self.out}")
 
 
-class StabilityCommand(PretrainConfig):
+class StabilityCommand(Usual):
     """Pretrain shortly with every combination of lambda, batch, views and architecture, and draw where it collapses.
 
     Repeated with the same --out it keeps finished cells and goes on. All other settings are those of pretrain.
@@ -83,8 +84,7 @@ class StabilityCommand(PretrainConfig):
         from lejepa_med.training.loop import make_fabric
         from lejepa_med.training.resolve import resolve_machine
 
-        own = set(StabilityCommand.model_fields) - set(PretrainConfig.model_fields)
-        base = PretrainConfig(**self.model_dump(exclude_unset=True, exclude=own))
+        base = self.settings()
         backbones = self.backbones
         if backbones is None:
             chosen = resolve_machine(base, device=make_fabric(base).device.type).model.backbone

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import CliSuppress
 
 from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
@@ -40,11 +41,17 @@ class Columns(Section):
 class DataConfig(Columns):
     """The archive and how it is read."""
 
-    catalog: Path | None = None
+    group_column: CliSuppress[str | None] = Field(
+        default=None, description=Columns.model_fields["group_column"].description
+    )
+    label_column: CliSuppress[str | None] = Field(
+        default=None, description=Columns.model_fields["label_column"].description
+    )
+    catalog: CliSuppress[Path | None] = None
     """CSV or Parquet with a column path, and optionally group, label, split, mpp, ra, dec; or BIDS participants.tsv"""
-    split: str | None = None
+    split: CliSuppress[str | None] = None
     """pretrain only on this split of the catalogue"""
-    allow_leak: bool = False
+    allow_leak: CliSuppress[bool] = False
     """pretrain although a group or an equal image of this split lies in another one, too"""
     verify: bool = True
     """decode every file once during scan, so that damage is found before training"""
@@ -52,7 +59,7 @@ class DataConfig(Columns):
     """processes that read and augment; None: by the free cores, anew at each start; batches are the same for any"""
     bad_limit: float = Field(default=0.01, ge=0, le=1)
     """stop when more than this fraction of reads fails"""
-    options: dict[str, Any] = {}
+    options: CliSuppress[dict[str, Any]] = {}
     """options of the modality, such as bands=g,r,z or mpp=0.5"""
 
     def table(self) -> dict[str, Any]:
@@ -81,7 +88,8 @@ class VectorConfig(Section):
 
     views: int | None = Field(default=None, ge=1, le=8)
     """fixed views that are averaged, so many passes an image: 1; 2, with the mirror image; 4, both mirrors; 8, and
-    turned; None: what the modality gained from (galaxies and histology 8, others 1)"""
+    turned; None: what the modality gained from (galaxies and histology 8, MR slices 2, others
+    1)"""
     size: int | None = Field(default=None, ge=16)
     """side of the images to embed, pixels or voxels; None: that of a global view"""
     layers: int | None = Field(default=None, ge=1, le=2)
@@ -95,13 +103,13 @@ SETTLED = frozenset({*ViewsConfig.model_fields, "embed_size"})
 class ModelConfig(Section):
     """Encoder and projector."""
 
-    backbone: str | None = None
+    backbone: CliSuppress[str | None] = None
     """any timm architecture; for volumes monai:resnet18, monai:vit_small, monai:swinunetr or the like; your own as
     ./file.py:Class; None: that of init, else resnet18 or monai:resnet10 on a CPU, vit_small_patch16_224 or
     monai:vit_small on a GPU"""
     code_sha256: str | None = None
     """SHA-256 that the file of a backbone ./file.py:Class must have; None: recorded at the start of the run"""
-    init: Path | None = None
+    init: CliSuppress[Path | None] = None
     """weights to start from: a run or encoder folder, a folder of timm's, a .safetensors file, or timm:NAME, which is
     fetched from the hub; None: random ones"""
     freeze: int | None = Field(default=None, ge=0)
@@ -206,17 +214,17 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The run."""
 
-    epochs: int | None = Field(default=None, ge=0)
+    epochs: CliSuppress[int | None] = Field(default=None, ge=0)
     """passes over the archive; 0 writes a randomly initialised encoder; None: by minutes, or 100 (more for archives of
     less than three batches)"""
-    minutes: float | None = Field(default=None, gt=0)
+    minutes: CliSuppress[float | None] = Field(default=None, gt=0)
     """instead of epochs: train for so long, evaluations and report included, the scan not; the steps follow the pace"""
-    batch_size: int | None = Field(default=None, ge=2)
+    batch_size: CliSuppress[int | None] = Field(default=None, ge=2)
     """samples of one step over all processes; None: 64 on a CPU, 256 on a GPU; of volumes 16 and 64; a small archive as
     a whole, with 8 views of each sample where it is at most half of that"""
     accumulate: int = Field(default=1, ge=1)
     """parts a batch is cut into to save memory; the objective then sees one part at a time: not the same method"""
-    seed: int = Field(default=0, ge=0)
+    seed: CliSuppress[int] = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
     """the objective is always float32; None: bf16 where the device computes in it (on a CPU once a step agrees with

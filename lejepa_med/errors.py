@@ -11,7 +11,7 @@ SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUO
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")  # torch, CUDA
 AGAIN = "then repeat the command (pretrain: with --resume). What was saved is kept."
 MORE_MEMORY = (
-    "Use a smaller --train.batch-size (embed: --batch-size), fewer workers or smaller views, or give the machine or "
+    "Use a smaller --batch-size (embed: --batch-size), fewer workers or smaller views, or give the machine or "
     f"container more memory; {AGAIN}"
 )
 # What an errno means and what to do, as sentences about a place.

@@ -38,16 +38,16 @@ ROOT = Path(__file__).parents[1]
 LOCAL = {"local.yaml", "manifest.parquet", "rejected.csv", "bad_files.jsonl", "duplicates.csv"}
 JOURNAL = ".scan"  # a folder of what the next scan need not read again
 TINY = (
-    "--views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone test_vit --train.epochs 1 "
+    "--views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone test_vit --epochs 1 "
     "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --data.bad-limit 1 "
-    "--train.batch-size 4 --train.log-every 1 --train.accelerator cpu --data.workers 0"
+    "--batch-size 4 --train.log-every 1 --train.accelerator cpu --data.workers 0"
 ).split()
-SIZES = '"n_global": 2, "n_local": 0, "global_size": 32, "local_size": 16'
+SIZES = ("n_global=2", "n_local=0", "global_size=32", "local_size=16")
 OPTIONS = {
-    "images": '"hflip": 0',
-    "mri": '"slices": 3',
-    "histology": '"tile_px": 64, "tiles": 4',
-    "galaxy": '"bands": "g,r,z"',
+    "images": ["hflip=0"],
+    "mri": ["slices=3"],
+    "histology": ["tile_px=64", "tiles=4"],
+    "galaxy": ["bands=g,r,z"],
 }
 UNWRITTEN = {"duplicates.csv"}  # there are none
 UNVERIFIED = "images"  # its damaged files are met during training and embedding
@@ -97,11 +97,12 @@ def printed(work: Path, archives: dict[str, Path], environment: dict[str, str]) 
     steps = []
     for modality, archive in archives.items():
         run, table, probe = work / "runs" / modality, work / "runs" / f"{modality}-table", work / "probes" / modality
-        labels, options = str(archive / "labels.csv"), OPTIONS[modality]
+        labels, options = str(archive / "labels.csv"), [f"--option={one}" for one in OPTIONS[modality]]
         base = [str(archive), "--modality", modality]
-        catalog = ["--data.catalog", labels, "--data.options", f"{{{options}}}"]
+        catalog = ["--catalog", labels, *options]
         verify = ["--no-data.verify"] if modality == UNVERIFIED else []
-        scan = ["--out", str(work / "scans" / modality), "--catalog", labels, "--options", f"{{{SIZES}, {options}}}"]
+        sizes = [f"--option={one}" for one in SIZES]
+        scan = ["--out", str(work / "scans" / modality), "--catalog", labels, *sizes, *options]
         steps += [
             ["scan", *base, *scan],
             ["pretrain", *base, "--out", str(run), *catalog, *TINY, *verify],

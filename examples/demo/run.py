@@ -140,14 +140,14 @@ class Demo:
                 self.note(f"it was given {before:g} minutes; to pretrain anew, start with --fresh")
             return
         command = ["pretrain", str(archive.images), "--modality", self.place.modality, "--out", str(run)]
-        command += ["--train.minutes", f"{self.minutes:g}"]
+        command += ["--minutes", f"{self.minutes:g}"]
         if archive.catalog.is_file():
-            command += ["--data.catalog", str(archive.catalog)]
+            command += ["--catalog", str(archive.catalog)]
             if "train" in _splits(archive.catalog):
-                command += ["--data.split", "train"]
+                command += ["--split", "train"]
                 self.note("only on the train split: the validation images stay unseen")
         for name, value in OPTIONS.get(self.place.modality, {}).items():
-            command += ["--data.options", f"{name}={value}"]
+            command += ["-o", f"{name}={value}"]
         if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
             self.note("an earlier demo was stopped here; it goes on from its checkpoint")
             command.append("--resume")

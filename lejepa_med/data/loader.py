@@ -60,7 +60,7 @@ class Ahead(Generic[Result]):
         build: Callable[[Parcel], Result],
         workers: int,
         pin: bool = False,
-        fewer: str = "--data.workers or a smaller --train.batch-size",
+        fewer: str = "--data.workers or a smaller --batch-size",
     ) -> None:
         """Start nothing yet; the first result starts the workers.
 

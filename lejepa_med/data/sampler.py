@@ -19,7 +19,7 @@ def too_few(samples: int, *, batch_size: int, multiple: int) -> ConfigError:
     """
     largest = samples - samples % multiple
     if largest >= 2:
-        remedy = f"Set --train.batch-size {largest}"
+        remedy = f"Set --batch-size {largest}"
         remedy += f" or a smaller multiple of {multiple}." if multiple > 1 else " or less, or give a larger archive."
     elif multiple > 1 and samples >= 2:
         remedy = f"A batch must divide into {multiple} parts: use fewer processes, or a smaller --train.accumulate."
@@ -63,7 +63,7 @@ class EpochBatches(Sampler[list[Key]]):
         if batch_size % world_size:
             raise ConfigError(
                 f"The batch of {batch_size} does not divide over {world_size} processes.",
-                remedy=f"Set --train.batch-size to a multiple of {world_size}.",
+                remedy=f"Set --batch-size to a multiple of {world_size}.",
             )
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.first_step, self.rank, self.world_size = first_step, rank, world_size

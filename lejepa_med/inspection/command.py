@@ -51,7 +51,7 @@ def _of_encoder(config: PretrainConfig, encoder: Path, console: Console) -> tupl
     if config.modality or config.data.options or config.views.model_fields_set or config.vector.model_fields_set:
         raise UserError(
             "An encoder brings its modality, options, views and vectors along.",
-            remedy="Leave out --modality, --options, --views and --vector, or leave out --encoder.",
+            remedy="Leave out --modality, -o, --views and --vector, or leave out --encoder.",
         )
     folder = encoder if (encoder / INFO).is_file() else encoder / "encoder"
     adapter = adapter_of(read_info(folder))

@@ -131,7 +131,7 @@ def patch_grid(encoder: Encoder) -> tuple[int, int]:
     if type(encoder.backbone) is not VisionTransformer:
         raise ConfigError(
             f"Patches of '{encoder.name}' cannot be hidden: the masked method needs timm's plain ViT.",
-            remedy="Use --model.backbone vit_small_patch16_224 or another vit_*, or --objective.method lejepa.",
+            remedy="Use --backbone vit_small_patch16_224 or another vit_*, or --objective.method lejepa.",
         )
     rows, columns = encoder.backbone.patch_embed.grid_size
     return int(rows), int(columns)

@@ -103,7 +103,7 @@ def _masked(o: ObjectiveConfig, backbone: str, views: ViewsConfig) -> Iterator[t
     if patch is None:
         yield (
             f"Patches of '{backbone}' cannot be hidden: the masked method needs timm's plain ViT.",
-            "Use --model.backbone vit_small_patch16_224 or another vit_*, or --objective.method lejepa.",
+            "Use --backbone vit_small_patch16_224 or another vit_*, or --objective.method lejepa.",
         )
     elif (views.global_size or 0) // patch < MIN_SIDE:
         yield (

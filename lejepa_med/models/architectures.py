@@ -81,19 +81,17 @@ def _check_timm_name(name: str) -> None:
     plain = weights.partition(".")[0]
     if plain != name and plain in timm.list_models():
         raise ConfigError(
-            f"'{name}' names pretrained weights, but --model.backbone takes an architecture.",
-            remedy=f"To start from those weights, give --model.init timm:{weights}; to start from random ones, "
-            f"give the architecture alone: --model.backbone {plain}",
+            f"'{name}' names pretrained weights, but --backbone takes an architecture.",
+            remedy=f"To start from those weights, give --init timm:{weights}; to start from random ones, "
+            f"give the architecture alone: --backbone {plain}",
         )
     if name.endswith(".py"):
-        raise ConfigError(
-            f"'{name}' names a file, but not the class in it.", remedy=f"Give --model.backbone {name}:CLASS"
-        )
+        raise ConfigError(f"'{name}' names a file, but not the class in it.", remedy=f"Give --backbone {name}:CLASS")
     if "/" in name or ":" in name:
         raise ConfigError(
             f"'{name}' is not the name of an architecture.",
-            remedy="Give a name such as --model.backbone resnet18; "
-            "to start from weights that exist, give --model.init RUN, FOLDER, FILE.safetensors or timm:NAME.",
+            remedy="Give a name such as --backbone resnet18; "
+            "to start from weights that exist, give --init RUN, FOLDER, FILE.safetensors or timm:NAME.",
         )
     if name not in timm.list_models():  # `is_model` also accepts names that timm has removed
         raise ConfigError(f"timm has no architecture '{name}'.", remedy=_closest(name))

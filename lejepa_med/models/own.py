@@ -105,7 +105,7 @@ def load_code(name: str, *, sha256: str | None = None) -> Code:
     except OSError as error:
         raise ConfigError(
             f"The backbone's file {file} cannot be read ({error.strerror or type(error).__name__}).",
-            remedy="Give its path and class: --model.backbone ./file.py:Class. A run that goes on (--resume) needs the "
+            remedy="Give its path and class: --backbone ./file.py:Class. A run that goes on (--resume) needs the "
             "file that it began with.",
         ) from error
     digest = hashlib.sha256(source).hexdigest()
@@ -124,7 +124,7 @@ def load_code(name: str, *, sha256: str | None = None) -> Code:
     found = getattr(_run(source, digest, file), kind, None)
     if not callable(found):
         raise ConfigError(
-            f"{file} has no class '{kind}'.", remedy=f"Give the name of a class in it: --model.backbone {file}:CLASS"
+            f"{file} has no class '{kind}'.", remedy=f"Give the name of a class in it: --backbone {file}:CLASS"
         )
     return Code(file=file.name, kind=kind, source=source, sha256=digest, make=found)
 

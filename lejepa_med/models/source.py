@@ -30,7 +30,7 @@ class Source:
     Attributes:
         place: as messages name it.
         file: the safetensors file, or the encoder folder where `ours`.
-        backbone: its architecture, by the name that `--model.backbone` takes.
+        backbone: its architecture, by the name that `--backbone` takes.
         volumes: whether it takes them; else images.
         arguments: of the constructor that they were made with.
         mean: of each channel's values in [0, 1]; empty where nobody says it.
@@ -79,7 +79,7 @@ class Source:
 
 
 def open_source(init: Path, *, backbone: str | None) -> Source:
-    """What `--model.init` names. Only `timm:NAME` uses the network, to fetch weights that are not in its cache.
+    """What `--init` names. Only `timm:NAME` uses the network, to fetch weights that are not in its cache.
 
     Args:
         init: a run or encoder folder, a folder of timm's with or without 'local-dir:', a .safetensors file, timm:NAME.
@@ -103,8 +103,8 @@ def open_source(init: Path, *, backbone: str | None) -> Source:
         elif not path.exists():
             name = path.name.partition(".")[0] in timm.list_models() and path.name
             raise ConfigError(
-                f"--model.init: {given} does not exist.",
-                remedy=f"To fetch weights of timm by their name, give --model.init {HUB}{name}."
+                f"--init: {given} does not exist.",
+                remedy=f"To fetch weights of timm by their name, give --init {HUB}{name}."
                 if name
                 else "Give a run or encoder folder, a folder that timm wrote, a .safetensors file, or timm:NAME.",
             )
@@ -114,7 +114,7 @@ def open_source(init: Path, *, backbone: str | None) -> Source:
         theirs, ours = short_name(source.backbone), short_name(backbone)
         raise ConfigError(
             f"The encoder in {given} is a {theirs}, this run's is a {ours}.",
-            remedy=f"Use --model.backbone {theirs}, or leave it out; or give weights of a {ours}.",
+            remedy=f"Use --backbone {theirs}, or leave it out; or give weights of a {ours}.",
         )
     return source
 
@@ -125,7 +125,7 @@ def _of_ours(path: Path, *, place: str) -> Source:
         raise ConfigError(
             f"{place} holds no weights to start from: neither {INFO} of a run, nor {CONFIG} and {WEIGHTS} of timm.",
             remedy="Give RUN of a finished or interrupted run, or a folder that timm wrote; of another folder the "
-            ".safetensors file itself, with --model.backbone NAME.",
+            ".safetensors file itself, with --backbone NAME.",
         )
     info = read_info(folder)
     name = folder.resolve()
@@ -154,7 +154,7 @@ def _of_timm(folder: Path, *, place: str) -> Source:
         raise ConfigError(
             f"{place}: {CONFIG} does not name an architecture of timm ({type(error).__name__}).",
             remedy="Give a folder that timm wrote (timm.models.save_for_hf), or the .safetensors file alone with "
-            "--model.backbone NAME.",
+            "--backbone NAME.",
         ) from error
     if not (folder / WEIGHTS).is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLED))
@@ -193,7 +193,7 @@ def _of_file(path: Path, backbone: str | None, *, place: str) -> Source:
     if backbone is None:
         raise ConfigError(
             f"{place} holds weights, but a file alone does not name their architecture.",
-            remedy="Add --model.backbone NAME with timm's name of it, such as resnet50.",
+            remedy="Add --backbone NAME with timm's name of it, such as resnet50.",
         )
     if is_monai(backbone) or is_own(backbone):
         return Source(place=place, file=path, backbone=backbone, name=path.name)
@@ -272,5 +272,5 @@ def _fetched(name: str) -> Path:
             f"The weights {HUB}{name} could not be fetched from huggingface.co/{repository} ({type(error).__name__}).",
             remedy="Check the network and the name. Without network, fetch config.json and model.safetensors from "
             f"https://huggingface.co/{repository} on another machine, copy both into a folder, and give that folder: "
-            "--model.init FOLDER",
+            "--init FOLDER",
         ) from error

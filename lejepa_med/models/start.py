@@ -86,8 +86,8 @@ def _check_exact(source: Source, own: dict[str, Tensor], other: dict[str, Tensor
         )
         raise ConfigError(
             f"The weights in {source.place} do not fit this run's encoder ({shapes or 'other layers'}).",
-            remedy="Give --views.global-size, --model.registers, --model.conv-stem and --data.options "
-            "(bands, channels) as its config.yaml has them.",
+            remedy="Give --views.global-size, --model.registers, --model.conv-stem and the options (-o) "
+            "bands and channels as its config.yaml has them.",
         )
 
 
@@ -176,7 +176,7 @@ def _check_share(encoder: Encoder, source: Source, state: dict[str, Tensor], fit
     theirs = _resembles(state)
     raise ConfigError(
         f"The weights in {source.place} are not those of a {encoder.name}: {detail}. They look like {theirs}.",
-        remedy="Give --model.backbone with the architecture of the weights, or other weights.",
+        remedy="Give --backbone with the architecture of the weights, or other weights.",
     )
 
 
@@ -275,7 +275,7 @@ def freeze(encoder: Encoder, layers: int) -> None:
     if layers > most:
         raise ConfigError(
             f"--model.freeze {layers} leaves nothing of {encoder.name} to train: it has {most + 1} layers.",
-            remedy=f"Freeze at most {most}, or give --train.epochs 0 for the network as it is.",
+            remedy=f"Freeze at most {most}, or give --epochs 0 for the network as it is.",
         )
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(place[name] >= layers)

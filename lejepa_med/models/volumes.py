@@ -23,7 +23,7 @@ def _require_einops() -> None:
     if find_spec("einops") is None:
         raise MissingExtraError(
             "MONAI's ViT and SwinUNETR need the Python package 'einops'.",
-            remedy="Install it with: pip install 'lejepa-med[mri]', or use --model.backbone monai:resnet18.",
+            remedy="Install it with: pip install 'lejepa-med[mri]', or use --backbone monai:resnet18.",
         )
 
 

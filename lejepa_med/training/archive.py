@@ -79,7 +79,7 @@ def scan(
     if catalog is None and (group_column or label_column):
         raise UserError(
             f"--{'group' if group_column else 'label'}-column names a column of a catalogue, and none is given.",
-            remedy="Give the table, too: --catalog FILE (of pretrain: --data.catalog FILE).",
+            remedy="Give the table, too: --catalog FILE (of pretrain: --catalog FILE).",
         )
     table = None if catalog is None else Catalog(catalog, group_column=group_column, label_column=label_column)
     with progress_bar(console, "scan") as bar:

@@ -285,7 +285,7 @@ def _time_text(config: PretrainConfig, found: Rehearsal) -> str:
     )
     end = f"the last evaluation and the report about {_duration(found.ending)}"
     if found.left is not None:
-        return f"{_duration(max(0.0, found.left))} after the scan, as asked by --train.minutes ({timed}; {end})"
+        return f"{_duration(max(0.0, found.left))} after the scan, as asked by --minutes ({timed}; {end})"
     about, least, most = (found.seconds(config, pace=pace) for pace in (mean, fast, slow))
     share = f"evaluations at most {_share(config):.0%}, " if _share(config) else ""
     return (

@@ -191,7 +191,7 @@ def _begin(
         if config.train.epochs is not None and config.train.minutes is not None:
             raise ConfigError(
                 "A run has a length in epochs or in minutes, not both.",
-                remedy="Leave out --train.epochs or --train.minutes.",
+                remedy="Leave out --epochs or --minutes.",
             )
         given = config
         config = machine = resolve_machine(config, device=fabric.device.type)
@@ -225,7 +225,7 @@ def _begin(
 def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter, *, started: bool = False) -> State:
     """Model and optimiser at step 0, a function of the seed; the time of a run by minutes starts here.
 
-    A run that `started` before takes its weights from a checkpoint: those of `--model.init` may be gone by now.
+    A run that `started` before takes its weights from a checkpoint: those of `--init` may be gone by now.
     """
     plan = Plan(config.train.minutes if config.train.epochs is None else None)
     begun = config.model_copy(update={"model": config.model.model_copy(update={"init": None})}) if started else config

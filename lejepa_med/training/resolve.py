@@ -299,7 +299,7 @@ def _code(config: PretrainConfig, backbone: str) -> Code | None:
     if config.model.code_sha256 is not None:
         raise ConfigError(
             f"--model.code-sha256 belongs to a backbone of your own, and {backbone} is none.",
-            remedy="Leave it out, or give --model.backbone ./file.py:Class.",
+            remedy="Leave it out, or give --backbone ./file.py:Class.",
         )
     return None
 
@@ -313,8 +313,8 @@ def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
     model = config.model
     if model.init is None and model.freeze:
         raise ConfigError(
-            "--model.freeze leaves layers untrained, and without --model.init they would stay random.",
-            remedy="Add --model.init with the weights to start from, or leave out --model.freeze.",
+            "--model.freeze leaves layers untrained, and without --init they would stay random.",
+            remedy="Add --init with the weights to start from, or leave out --model.freeze.",
         )
     if model.init is None:
         return config
@@ -325,7 +325,7 @@ def _following_weights(config: PretrainConfig, *, dims: int) -> PretrainConfig:
         raise ConfigError(
             f"The weights in {model.init} are those of a {short_name(source.backbone)}, which is for {theirs}; the "
             f"modality '{config.modality}' gives {wanted}.",
-            remedy=f"Leave out --model.init, or use a modality that gives {theirs}.",
+            remedy=f"Leave out --init, or use a modality that gives {theirs}.",
         )
     same: dict[str, Any] = {"backbone": model.backbone or source.backbone}
     for name, argument in (("registers", "reg_tokens"), ("conv_stem", "conv_stem")):
@@ -388,8 +388,7 @@ def check_batch(config: PretrainConfig, *, processes: int) -> None:
     if batch % multiple:
         raise ConfigError(
             f"A batch of {batch} does not divide into {config.train.accumulate} parts on {processes} processes.",
-            remedy=f"Set --train.batch-size {max(multiple, batch - batch % multiple)}, or another multiple of "
-            f"{multiple}.",
+            remedy=f"Set --batch-size {max(multiple, batch - batch % multiple)}, or another multiple of {multiple}.",
         )
 
 
@@ -485,7 +484,7 @@ def warnings(config: PretrainConfig, *, samples: int) -> list[str]:
     elif batch // count < 64 and getattr(load_class(config.modality), "dims", 2) == 2:
         lines.append(
             f"The objective sees {batch // count} samples at a time: below 64 its directions are noisy. Use a larger "
-            "--train.batch-size, or smaller views, where memory permits."
+            "--batch-size, or smaller views, where memory permits."
         )
     o = config.objective
     views = (config.views.n_global or 0) + (config.views.n_local or 0)

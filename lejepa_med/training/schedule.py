@@ -64,7 +64,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     if not hasattr(backbone, "group_matcher"):
         raise ConfigError(
             "--optim.layer-decay needs a backbone of timm, which says what its layers are.",
-            remedy="Leave out --optim.layer-decay, or use one such as --model.backbone vit_small_patch16_224.",
+            remedy="Leave out --optim.layer-decay, or use one such as --backbone vit_small_patch16_224.",
         )
     layers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
     top = max(layers.values())

@@ -12,9 +12,9 @@ import tifffile
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--train.epochs 1 --views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
+    "--epochs 1 --views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone resnet10t "
     "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 "
-    "--train.batch-size 8 --train.accelerator cpu --data.workers 0"
+    "--batch-size 8 --train.accelerator cpu --data.workers 0"
 )
 
 

@@ -81,7 +81,7 @@ def test_a_finished_run_says_what_it_weighs_and_keeps_no_moments(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = write_pictures(tmp_path / "a", count=12), tmp_path / "run"
-    command = ["pretrain", str(root), "--modality", "images", "--out", str(out), "--train.epochs", "3", *SMALL]
+    command = ["pretrain", str(root), "--modality", "images", "--out", str(out), "--epochs", "3", *SMALL]
     main([*command, "--train.checkpoint-minutes", "0"])
     sizes = weight(out)
     disk = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("disk:"))

@@ -8,9 +8,9 @@ import pytest
 from lejepa_med.cli import Cli, main
 
 TINY = (
-    "--views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
+    "--views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone resnet10t "
     "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 "
-    "--train.batch-size 8 --train.accelerator cpu --data.workers 0"
+    "--batch-size 8 --train.accelerator cpu --data.workers 0"
 )
 
 
@@ -18,8 +18,8 @@ def test_scan_pretrain_embed_probe_predict(pictures: Path, tmp_path: Path, capsy
     labels, run = pictures / "labels.csv", tmp_path / "runs" / "shapes"
     main(["scan", str(pictures), "--modality", "images", "--out", str(tmp_path / "scan"), "--catalog", str(labels)])
     assert "stripes (24), rings (24)" in capsys.readouterr().err
-    command = ["pretrain", str(pictures), "--modality", "images", "--out", str(run), "--train.epochs", "1"]
-    main([*command, "--data.catalog", str(labels), "--data.split", "train", *TINY.split()])
+    command = ["pretrain", str(pictures), "--modality", "images", "--out", str(run), "--epochs", "1"]
+    main([*command, "--catalog", str(labels), "--split", "train", *TINY.split()])
     assert f"{run}/report.html" in capsys.readouterr().out
     table = tmp_path / "runs" / "shapes-archive"
     main(["embed", str(run), str(pictures), "--out", str(table), "--workers", "0"])

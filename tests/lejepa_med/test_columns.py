@@ -91,8 +91,8 @@ def test_columns_that_look_like_groups(
 
 def test_a_run_keeps_the_columns_and_embed_the_runs_catalogue(work: Path, tmp_path: Path, capsys: Capture) -> None:
     run, columns = tmp_path / "run", ["--group-column", "Patient_ID", "--label-column", "sex"]
-    table = ["--data.catalog", work / "table.csv", *columns]
-    short = ["--train.epochs", "1", *TINY.split()]
+    table = ["--catalog", work / "table.csv", *columns]
+    short = ["--epochs", "1", *TINY.split()]
     said(capsys, "pretrain", work / "archive", "--modality", "images", "--out", run, *table, *short)
     config = load_config(run / "config.yaml")
     assert (config.data.group_column, config.data.label_column) == ("Patient_ID", "sex")

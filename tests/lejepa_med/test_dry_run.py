@@ -50,7 +50,7 @@ def test_the_plan_is_that_of_the_run(
 ) -> None:
     """Every setting with its value and origin; afterwards only the scan is remembered, and the run is as planned."""
     out = tmp_path / "run"
-    flags = ["--train.epochs", "2", "--vector.views", "2", "--data.options", '{"hflip": 0.25}']
+    flags = ["--epochs", "2", "--vector.views", "2", "-o", "hflip=0.25"]
     shown = planned(command(pictures, out, *flags), capsys, monkeypatch)
     assert [path.name for path in out.iterdir()] == [".scan"]
     assert row(shown, "steps") == "12: 2 epochs of 6 steps"
@@ -105,11 +105,11 @@ def test_refusals_are_those_of_the_run(
     monkeypatch.chdir(root)
     out = tmp_path / "run"
     for flags, remedy in WRONG.values():
-        arguments = command(root, out, "--train.batch-size", "4", *flags)
+        arguments = command(root, out, "--batch-size", "4", *flags)
         said = [failed([*arguments, *more], capsys).splitlines()[-1] for more in (["--dry-run"], [])]
         assert said[0] == said[1] and remedy in said[0]
         assert not out.exists() or [path.name for path in out.iterdir()] == [".scan"]
-    explodes = command(root, out, "--train.batch-size", "4", "--optim.lr", "1e25", "--optim.warmup", "0")
+    explodes = command(root, out, "--batch-size", "4", "--optim.lr", "1e25", "--optim.warmup", "0")
     assert "stopped being finite" in failed([*explodes, "--dry-run"], capsys)
     assert [path.name for path in out.iterdir()] == [".scan"]
 
@@ -121,7 +121,7 @@ def test_a_run_that_is_there_stays(
     out = tmp_path / "run"
     pretrain(tiny(pictures, out, train={"epochs": 1}))
     before = content(out)
-    arguments = command(pictures, out, "--train.minutes", "2")
+    arguments = command(pictures, out, "--minutes", "2")
     capsys.readouterr()
     assert failed([*arguments, "--dry-run"], capsys) == failed(arguments, capsys)
     shown = planned([*arguments, "--overwrite"], capsys, monkeypatch)
@@ -130,10 +130,10 @@ def test_a_run_that_is_there_stays(
     assert steps
     about, low, high = (int(number.replace(",", "")) for number in steps.groups())
     assert 100 < low < about < high
-    assert row(shown, "time").startswith("2.0 min after the scan, as asked by --train.minutes (12 timed steps")
+    assert row(shown, "time").startswith("2.0 min after the scan, as asked by --minutes (12 timed steps")
     (out / ".dry-run").mkdir()  # of a dry run that was killed
     (out / ".dry-run" / "local.yaml").write_text("")
-    main(command(pictures, out, "--train.epochs", "1", "--overwrite"))
+    main(command(pictures, out, "--epochs", "1", "--overwrite"))
     assert not (out / ".dry-run").exists() and (out / "report.html").is_file()
 
 

@@ -262,11 +262,11 @@ def test_the_command_that_lists_architectures_prints_them() -> None:
 )
 def test_names_of_weights_are_refused_with_the_setting_that_takes_them(name: str, plain: str) -> None:
     said = refusal(name)
-    assert said.endswith(f"--model.backbone {plain}") and f"--model.init timm:{plain}" in said
+    assert said.endswith(f"--backbone {plain}") and f"--init timm:{plain}" in said
 
 
 def test_unfit_architectures_and_paths_say_what_to_do() -> None:
-    assert "--model.init RUN" in refusal("local-dir:runs/heads")
+    assert "--init RUN" in refusal("local-dir:runs/heads")
     with pytest.raises(ConfigError, match="multiples of its patch"):
         create_encoder("vit_tiny_patch16_224", adapter_of(size=40).spec)
 

@@ -76,8 +76,8 @@ def test_sigterm_saves_a_run_whose_reader_hangs(workers: int, pictures: Path, tm
     (tmp_path / "slow.py").write_text(PLUGIN)
     run = tmp_path / "run"
     flags = (
-        "--views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t --train.batch-size 8 "
-        "--model.projector-hidden 32 --model.projector-dim 8 --train.epochs 2 --train.log-every 1 --no-monitor.online"
+        "--views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone resnet10t --batch-size 8 "
+        "--model.projector-hidden 32 --model.projector-dim 8 --epochs 2 --train.log-every 1 --no-monitor.online"
     )
     command = [sys.executable, "-m", "lejepa_med.cli", "pretrain", str(pictures), "--modality"]
     command += [f"{tmp_path}/slow.py:Slow", "--out", str(run), "--data.workers", str(workers), *flags.split()]

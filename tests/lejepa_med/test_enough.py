@@ -96,7 +96,7 @@ def test_a_run_on_one_slide_is_not_called_collapsed(tmp_path: Path, capsys: pyte
     picture, _ = he_picture(width=768, height=768, blobs=12)
     write_pyramid(tmp_path / "a" / "slide.tif", picture)
     out = tmp_path / "run"
-    main(["pretrain", str(tmp_path / "a"), "--modality", "histology", "--out", str(out), "--train.epochs", "2", *SMALL])
+    main(["pretrain", str(tmp_path / "a"), "--modality", "histology", "--out", str(out), "--epochs", "2", *SMALL])
     said = sentences(out)
     assert COLLAPSE not in said.replace(f"whether the encoder is {COLLAPSE}", "")
     assert "1 record is too few to tell whether the encoder is close to collapse; 104 are needed" in said
@@ -108,8 +108,8 @@ def test_a_run_on_few_labels_says_so_in_log_and_report(tmp_path: Path, capsys: p
     root = write_pictures(tmp_path / "a", count=16)
     out = tmp_path / "run"
     flags = [flag for flag in SMALL if flag != "--no-monitor.online"]
-    main(["pretrain", str(root), "--modality", "images", "--out", str(out), "--train.epochs", "2", *flags,
-          "--data.catalog", str(root / "labels.csv")])  # fmt: skip
+    main(["pretrain", str(root), "--modality", "images", "--out", str(out), "--epochs", "2", *flags,
+          "--catalog", str(root / "labels.csv")])  # fmt: skip
     shown = " ".join(capsys.readouterr().err.split())
     assert "rough, from 8 images in 4 groups" in shown and "4 images are too few to tell; 10 are needed" in shown
     said = sentences(out)

@@ -121,7 +121,8 @@ def test_a_file_gone_bad_is_refused_in_the_sheet(radiographs, tmp_path):
 def test_the_page_stands_alone_and_shows_no_name(radiographs, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["inspect", str(radiographs), "--modality", "images", "-n", "2", "--out", str(out)]
-    command += ["--options", '{"channels": 1, "intensity": "percentile", "global_size": 48, "local_size": 32}']
+    for option in ("channels=1", "intensity=percentile", "global_size=48", "local_size=32"):
+        command += ["-o", option]
     main(command)
     assert "0 of 2 records have a warning" in capsys.readouterr().out
     page = (out / "inspect.html").read_text()

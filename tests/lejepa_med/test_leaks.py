@@ -44,14 +44,14 @@ def test_pretrain_on_a_leaking_split_needs_a_word(
     from lejepa_med.training import loop
 
     command = ["pretrain", archive, "--modality", "images", "--out", tmp_path / "run"]
-    command += ["--data.catalog", archive / "labels.csv", "--data.split", "train", "--train.accelerator", "cpu"]
+    command += ["--catalog", archive / "labels.csv", "--split", "train", "--train.accelerator", "cpu"]
     said = refused(capsys, *command)
     assert "LEAK: 1 group lies in several splits (2 images) and 1 image" in said
     assert "lejepa-med split" in said and "--allow-leak" in said
 
     begun = []
     monkeypatch.setattr(loop, "build_state", lambda fabric, config, *_, **__: begun.append(config) or 1 / 0)
-    for number, allow in enumerate((["--allow-leak"], ["--data.allow-leak"])):
+    for number, allow in enumerate((["--allow-leak"], ["--allow-leak"])):
         with pytest.raises(ZeroDivisionError):  # where the training would begin
             main([*map(str, command), "--out", str(tmp_path / f"allowed{number}"), *allow])
     assert [config.data.allow_leak for config in begun] == [True, True], "and the run's settings record it"

@@ -145,9 +145,9 @@ def test_an_error_in_a_worker_is_the_error_of_the_run() -> None:
         return found.value
 
     assert str(raised(0)) == "16 files cannot be read. Mount the drive."
-    assert str(raised(1)).startswith("Memory ran out. Use a smaller --train.batch-size")
+    assert str(raised(1)).startswith("Memory ran out. Use a smaller --batch-size")
     assert "ulimit -n" in str(raised(2))
-    assert "smaller --train.batch-size" in str(raised(3))
+    assert "smaller --batch-size" in str(raised(3))
     fault = raised(4)
     assert isinstance(fault, RuntimeError) and "KeyError: 'missing'" in str(fault)
 

@@ -70,7 +70,7 @@ def test_every_way_to_write_names_the_place(tmp_path: Path) -> None:
         (RuntimeError("can't start new thread"), "No further process or thread can be started", "ulimit -u"),
         (OSError(errno.EIO, "", "/archive/a.dcm"), "/archive/a.dcm: Input/output error", "mounted"),
         (OSError(errno.ENOTDIR, "", "a/b"), "a/b: Not a directory", "path is right"),
-        (MemoryError(), "Memory ran out", "smaller --train.batch-size"),
+        (MemoryError(), "Memory ran out", "smaller --batch-size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Memory ran out", "batch-size"),
         (ConfigError("No.", remedy="Yes."), "No.", "Yes."),
     ],
@@ -132,8 +132,8 @@ from pathlib import Path
 from lejepa_med.cli import main
 
 archive, whole, small = map(Path, sys.argv[1:4])
-tiny = ("--modality images --views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
-        "--model.projector-hidden 32 --model.projector-dim 8 --train.batch-size 8 --train.log-every 1 "
+tiny = ("--modality images --views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone resnet10t "
+        "--model.projector-hidden 32 --model.projector-dim 8 --batch-size 8 --train.log-every 1 "
         "--no-monitor.online --data.workers 0 --train.precision 32-true").split()
 
 def run(name, *arguments):
@@ -153,12 +153,12 @@ def fill(keep):
         except OSError:
             stream.truncate(max(0, stream.tell() - keep))
 
-run("pretrain", "pretrain", archive, "--out", small / "run", "--train.epochs", 1, *tiny)
+run("pretrain", "pretrain", archive, "--out", small / "run", "--epochs", 1, *tiny)
 run("embed", "embed", small / "run", archive, "--out", whole / "table", "--workers", 0)
 config = (small / "run" / "config.yaml").read_text()
 (small / "run" / "config.yaml").write_text(config.replace("epochs: 1", "epochs: 2"))
 fill(1 << 20)
-run("full resume", "pretrain", archive, "--out", small / "run", "--train.epochs", 2, *tiny, "--resume")
+run("full resume", "pretrain", archive, "--out", small / "run", "--epochs", 2, *tiny, "--resume")
 names = sorted(path.name for path in (small / "run" / "checkpoints").iterdir())
 print("checkpoints", *names, file=sys.stderr)
 fill(1 << 14)
@@ -167,7 +167,7 @@ run("full scan", "scan", archive, "--modality", "images", "--out", small / "scan
 run("full probe", "probe", whole / "table", archive / "labels.csv", "--archive", archive, "--out", small / "probe")
 run("full serve", "serve", whole, "--data-dir", small / "data", "--port", 0)
 os.unlink(small / "fill")
-run("resume", "pretrain", archive, "--out", small / "run", "--train.epochs", 2, *tiny, "--resume")
+run("resume", "pretrain", archive, "--out", small / "run", "--epochs", 2, *tiny, "--resume")
 """
 
 

@@ -52,8 +52,8 @@ def test_the_printed_example_is_short_and_trains_by_the_command_of_a_user(
     assert len(PRINTED.splitlines()) < 20
     own(tmp_path)
     monkeypatch.chdir(tmp_path)
-    command = ["pretrain", str(pictures), "--modality", "images", "--model.backbone", "./mynet.py:Net", "--out", "run"]
-    flags = "--views.n-global 2 --views.global-size 32 --train.epochs 1 --train.batch-size 8 --data.workers 0"
+    command = ["pretrain", str(pictures), "--modality", "images", "--backbone", "./mynet.py:Net", "--out", "run"]
+    flags = "--views.n-global 2 --views.global-size 32 --epochs 1 --batch-size 8 --data.workers 0"
     main([*command, *flags.split(), "--model.projector-hidden", "32", "--train.accelerator", "cpu"])
     folder = tmp_path / "run" / "encoder"
     assert {path.name for path in folder.iterdir()} == {

@@ -1,4 +1,4 @@
-"""--train.minutes: the promise is kept under other work, and the schedule always ends complete."""
+"""--minutes: the promise is kept under other work, and the schedule always ends complete."""
 
 import io
 import json

@@ -90,7 +90,7 @@ def named(text: str) -> list[str]:
 
 def test_what_does_not_exist_is_found() -> None:
     assert unknown("Repeat: lejepa-med scann ARCHIVE") == ["lejepa-med scann"]
-    assert unknown("Run lejepa-med scan ARCHIVE --workrs 0, or set --train.epochs 3.") == ["--workrs"]
+    assert unknown("Run lejepa-med scan ARCHIVE --workrs 0, or set --epochs 3.") == ["--workrs"]
     assert unknown("lejepa-med key create --scope read") == ["--scope"] and not unknown("lejepa-med key list")
     assert named("Set --train.epoch or --objective.\0.") == ["--train.epoch"] and "--train.epoch" not in every_option()
 

@@ -87,9 +87,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, pictures: Path, tm
 def test_sigterm_saves_and_resumes(whole: Path, pictures: Path, tmp_path: Path) -> None:
     """SIGTERM to the whole process group, loader workers included: exit code 3, nothing lost."""
     out = tmp_path / "stopped"
-    flags = "--data.workers 2 --views.n-global 2 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t"
-    flags += " --model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.epochs 2"
-    flags += " --train.batch-size 8 --train.log-every 1 --train.accelerator cpu"
+    flags = "--data.workers 2 --views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone resnet10t"
+    flags += " --model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --epochs 2"
+    flags += " --batch-size 8 --train.log-every 1 --train.accelerator cpu"
     command = [sys.executable, "-m", "lejepa_med.cli", "pretrain", str(pictures), "--modality", "images"]
     command += ["--out", str(out), *flags.split()]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)

@@ -22,7 +22,7 @@ from tests.data import galaxy, mri
 from tests.data.histology import he_picture, write_pyramid
 
 QUICK = (
-    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.epochs 0 --data.workers 0 "
+    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --epochs 0 --data.workers 0 "
     "--monitor.sample 16"
 ).split()
 
@@ -58,13 +58,13 @@ def slides(folder: Path) -> Path:
 
 
 CASES: dict[str, tuple[str, Callable[[Path], Path], list[str]]] = {
-    "pictures": ("images", damaged_pictures, ["--model.backbone", "resnet10t"]),
+    "pictures": ("images", damaged_pictures, ["--backbone", "resnet10t"]),
     "split": ("images", lambda folder: write_pictures(folder, count=16),
-              ["--data.catalog", "labels.csv", "--data.split", "train", "--train.seed", "3"]),
+              ["--catalog", "labels.csv", "--split", "train", "--seed", "3"]),
     "options": ("images", lambda folder: write_pictures(folder, count=12),
-                ["--views.n-global", "3", "--views.global-size", "48", "--data.options", '{"recipe": "natural"}']),
+                ["--views.n-global", "3", "--views.global-size", "48", "-o", "recipe=natural"]),
     "multi-crop": ("images", lambda folder: write_pictures(folder, count=12),
-                   ["--model.backbone", "vit_tiny_patch16_224", "--views.global-size", "32"]),
+                   ["--backbone", "vit_tiny_patch16_224", "--views.global-size", "32"]),
     "galaxies": ("galaxy", galaxies, []),
     "volumes": ("mri", volumes, []),
     "cubes": ("mri3d", volumes, ["--views.global-size", "32"]),
@@ -105,7 +105,7 @@ def test_inspect_shows_the_views_of_training(
     training = capsys.readouterr().err
     main(["inspect", *common, "--out", str(tmp_path / "look")])  # the same command with another word
     manifest, adapter = open_archive(tmp_path / "run" / "manifest.parquet")
-    seed = int(flags[flags.index("--train.seed") + 1]) if "--train.seed" in flags else 0
+    seed = int(flags[flags.index("--seed") + 1]) if "--seed" in flags else 0
     (looked,) = shown
     assert looked[0].describe() == adapter.describe() and looked[2] == seed
     assert looked[1].rows.equals(manifest.rows)
@@ -127,7 +127,7 @@ def test_inspect_shows_the_views_of_training(
         assert told is not None and int(told[1].replace(",", "")) == samples
     assert f"an epoch of {min(64, samples)} samples each" in counted
     scanned = ["inspect", str(tmp_path / "scan" / "manifest.parquet"), "--out", str(tmp_path / "again")]
-    settings = [flag for flag in flags if not flag.startswith("labels.csv") and flag != "--data.catalog"]
+    settings = [flag for flag in flags if not flag.startswith("labels.csv") and flag != "--catalog"]
     main([*scanned, *settings])
     assert shown[1][0].describe() == adapter.describe() and shown[1][1].rows.equals(manifest.rows)
     main(["inspect", str(tmp_path / "run" / "manifest.parquet"), "--out", str(tmp_path / "of-run")])
@@ -141,10 +141,10 @@ def _bands(manifest: Manifest, row: int) -> list[str]:
 
 def test_short_names_mean_the_same(tmp_path: Path, shown: list[tuple[Adapter, Manifest, int]]) -> None:
     root = write_pictures(tmp_path / "a", count=12)
-    table, options = str(root / "labels.csv"), '{"recipe": "natural"}'
+    table = str(root / "labels.csv")
     common = ["inspect", str(root), "--modality", "images", "--out", str(tmp_path / "look")]
-    main([*common, "--catalog", table, "--options", options, "--seed", "5"])
-    main([*common, "--data.catalog", table, "--data.options", options, "--train.seed", "5"])
+    main([*common, "--catalog", table, "-o", "recipe=natural", "--seed", "5"])
+    main([*common, "--data.catalog", table, "--data.options", '{"recipe": "natural"}', "--train.seed", "5"])
     assert shown[0][0].describe() == shown[1][0].describe() and shown[0][2] == shown[1][2] == 5
     assert shown[0][1].rows.equals(shown[1][1].rows) and shown[0][1].column("label")[0]
 
@@ -155,7 +155,7 @@ def test_scan_counts_the_samples_of_each_split(tmp_path: Path, capsys: pytest.Ca
     scan += ["--catalog", str(root / "labels.csv")]
     main(scan)
     assert "16 (train 12, val 4)" in capsys.readouterr().err
-    main([*scan, "--data.split", "val"])
+    main([*scan, "--split", "val"])
     shown = capsys.readouterr().err
     assert "4 of the split val (16 in all)" in shown and "1 step an epoch of 4 samples each" in shown
 
@@ -170,7 +170,7 @@ def test_scan_says_that_pretrain_will_refuse_mixed_bands(tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         main(["pretrain", str(root), "--modality", "galaxy", "--out", str(tmp_path / "run"), *QUICK])
     assert said in " ".join(capsys.readouterr().err.split())
-    options = ["--options", '{"bands": "g,r"}']
+    options = ["-o", "bands=g,r"]
     main(["scan", str(root), "--modality", "galaxy", "--out", str(tmp_path / "scan"), *options])
     assert "pretrain will train" in capsys.readouterr().err
 

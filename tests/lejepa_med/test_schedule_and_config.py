@@ -131,10 +131,8 @@ def test_flags_are_the_names_of_the_tree(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return Result()
 
     monkeypatch.setattr("lejepa_med.training.loop.pretrain", capture)
-    flags = (
-        f"pretrain scans --modality mri --out {tmp_path} --train.batch-size 32 --objective.lamb 0.1 --no-data.verify"
-    )
-    main([*flags.split(), "--views.n-local", "0", "--data.options", '{"plane": "coronal"}'])
+    flags = f"pretrain scans --modality mri --out {tmp_path} --batch-size 32 --objective.lamb 0.1 --no-data.verify"
+    main([*flags.split(), "--views.n-local", "0", "-o", "plane=coronal"])
     expected = PretrainConfig(
         archive=Path("scans"),
         out=tmp_path,
@@ -154,7 +152,7 @@ def test_flags_are_the_names_of_the_tree(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["pretrain", "nowhere", "--modality", "images", "--out", "OUT"], "does not exist"),
         (["pretrain", "nowhere", "--modality", "xray", "--out", "OUT"], "no modality 'xray'"),
         (["pretrain", "nowhere", "--modality", "images"], "out"),
-        (["pretrain", "x", "--modality", "images", "--out", "OUT", "--train.epochs", "many"], "integer"),
+        (["pretrain", "x", "--modality", "images", "--out", "OUT", "--epochs", "many"], "integer"),
         (["embed", "nowhere", "nowhere", "--out", "OUT"], "not an encoder folder"),
         (["serve", "--port", "99999", "runs"], "65535"),
         (["--modality", "mri"], "See lejepa-med --help."),
@@ -177,7 +175,7 @@ def test_help_answers_fast_without_torch() -> None:
     code += "try: main(['pretrain', '--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "--train.epochs" in done.stdout
+    assert "--epochs" in done.stdout
 
 
 def test_cuda_without_cuda_says_so(tmp_path: Path) -> None:

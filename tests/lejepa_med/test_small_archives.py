@@ -20,7 +20,7 @@ from lejepa_med.training.resolve import check_batch, resolve_machine, resolve_sa
 from tests.conftest import write_pictures
 
 SMALL = (
-    "--views.global-size 32 --model.backbone resnet10t --model.projector-hidden 32 --model.projector-dim 8 "
+    "--views.global-size 32 --backbone resnet10t --model.projector-hidden 32 --model.projector-dim 8 "
     "--objective.slices 16 --train.accelerator cpu --data.workers 0 --no-monitor.online"
 ).split()
 
@@ -42,7 +42,7 @@ def test_an_archive_of_a_few_samples_trains_and_says_how(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_pictures(tmp_path / "a", count=count)
-    main(command(root, tmp_path / "run", "--train.epochs", "2"))
+    main(command(root, tmp_path / "run", "--epochs", "2"))
     shown = " ".join(capsys.readouterr().err.split())
     assert f"a batch of {count}, since the archive gives {count} samples an epoch" in shown
     assert "an encoder that is worth using needs some hundreds" in shown
@@ -99,14 +99,14 @@ def test_a_chosen_batch_that_cannot_be_divided_is_refused_before_the_scan() -> N
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "backbone": (["--model.backbone", "resnet10x"], "resnet10t"),
-    "option": (["--data.options", '{"colour": 1}'], "Its options are"),
-    "batch": (["--train.batch-size", "13"], "--train.batch-size 12 or less"),
-    "parts": (["--train.batch-size", "7", "--train.accumulate", "2"], "--train.batch-size 6"),
-    "length": (["--train.minutes", "1", "--train.epochs", "1"], "Leave out --train.epochs"),
-    "catalogue": (["--data.catalog", "nowhere.csv"], "nowhere.csv"),
-    "split": (["--data.catalog", "labels.csv", "--data.split", "tset"], "Use one of its splits: train, val"),
-    "start": (["--model.init", "nowhere"], "nowhere"),
+    "backbone": (["--backbone", "resnet10x"], "resnet10t"),
+    "option": (["-o", "intensty=full"], "Did you mean intensity?"),
+    "batch": (["--batch-size", "13"], "--batch-size 12 or less"),
+    "parts": (["--batch-size", "7", "--train.accumulate", "2"], "--batch-size 6"),
+    "length": (["--minutes", "1", "--epochs", "1"], "Leave out --epochs"),
+    "catalogue": (["--catalog", "nowhere.csv"], "nowhere.csv"),
+    "split": (["--catalog", "labels.csv", "--split", "tset"], "Use one of its splits: train, val"),
+    "start": (["--init", "nowhere"], "nowhere"),
     "precision": (["--train.precision", "16-mixed"], "needs a GPU"),
 }
 
@@ -121,7 +121,7 @@ def test_no_early_failure_blocks_the_corrected_command(
         assert remedy in failed(command(root, out, *flags), capsys).replace("\n", " ")
         assert not out.exists() or [path.name for path in out.iterdir()] == [".scan"]
     assert "does not exist" in failed(command(tmp_path / "b", out), capsys)
-    main(command(root, out, "--train.epochs", "1", "--train.batch-size", "12"))
+    main(command(root, out, "--epochs", "1", "--batch-size", "12"))
     assert (out / "report.html").is_file() and not (out / ".lock").exists()
     # a wrong setting does not cost the run that is to be replaced
     for name in ("backbone", "option", "parts", "length", "catalogue", "precision"):
@@ -164,11 +164,11 @@ def test_a_run_that_was_killed_early_does_not_block_the_corrected_command(
     module, owner, name, first = PLACES[place]
     script = KILLED.format(module=module, owner=owner, name=name, first=first, number=9)
     out = tmp_path / "run"
-    flags = ["--train.epochs", "1", "--train.log-every", "10"]
+    flags = ["--epochs", "1", "--train.log-every", "10"]
     done = subprocess.run([sys.executable, "-c", script, *command(root, out, *flags)], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert (out / "local.yaml").is_file()
-    main(command(root, out, *flags, "--train.batch-size", "6"))
+    main(command(root, out, *flags, "--batch-size", "6"))
     assert "ended before its first checkpoint" in " ".join(capsys.readouterr().err.split())
     kept = {path.name.split(".0")[0] for path in out.iterdir()} - {".scan"}
     assert (out / "report.html").is_file() and not [name for name in kept if name.startswith(".")]
@@ -196,7 +196,7 @@ class Slow(ImagesAdapter):
 def test_ctrl_c_before_the_first_step_blocks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out, reads = write_pictures(tmp_path / "a", count=12), tmp_path / "run", tmp_path / "reads"
     (tmp_path / "slow.py").write_text(SLOW)
-    arguments = command(root, out, "--train.epochs", "1")
+    arguments = command(root, out, "--epochs", "1")
     arguments[arguments.index("images")] = f"{tmp_path}/slow.py:Slow"
     environment = {**os.environ, "READS": str(reads)}
     with subprocess.Popen(
@@ -210,7 +210,7 @@ def test_ctrl_c_before_the_first_step_blocks_nothing(tmp_path: Path, capsys: pyt
         _, error = process.communicate(timeout=60)
     assert process.returncode == 3 and "Stopped before the first step; nothing is lost" in error
     again = shutil.copytree(out, tmp_path / "again")
-    main([*arguments, "--train.batch-size", "6"])  # corrected
+    main([*arguments, "--batch-size", "6"])  # corrected
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["batch_size"] == 6
     arguments[arguments.index(str(out))] = str(again)
     main([*arguments, "--resume"])  # or as it was
@@ -251,10 +251,10 @@ def test_a_folder_in_which_another_process_trains_is_refused(
     with subprocess.Popen([sys.executable, "-c", script, str(out)], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "locked\n"
-        assert "Another command is at work" in failed(command(root, out, "--train.epochs", "0"), capsys)
+        assert "Another command is at work" in failed(command(root, out, "--epochs", "0"), capsys)
         other.kill()  # no trace of it is left that would block
         other.wait()
-    main(command(root, out, "--train.epochs", "0"))
+    main(command(root, out, "--epochs", "0"))
     assert (out / "report.html").is_file() and not (out / ".lock").exists()
 
 

@@ -81,8 +81,8 @@ def test_no_epochs_gives_a_random_encoder(pictures: Path, tmp_path: Path) -> Non
     [
         (1, {}, "give an archive with at least 2"),
         (1, {"batch_size": 64}, "give an archive with at least 2"),
-        (5, {"batch_size": 6}, "Set --train.batch-size 5 or less"),
-        (5, {"batch_size": 64, "accumulate": 2}, "Set --train.batch-size 4 or a smaller multiple of 2"),
+        (5, {"batch_size": 6}, "Set --batch-size 5 or less"),
+        (5, {"batch_size": 64, "accumulate": 2}, "Set --batch-size 4 or a smaller multiple of 2"),
         (3, {"accumulate": 4}, "a smaller --train.accumulate"),
     ],
 )

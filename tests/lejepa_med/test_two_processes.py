@@ -17,8 +17,8 @@ from tests.lejepa_med.runs import losses, tiny
 SETTINGS = {"views": {"n_global": 3}, "train": {"epochs": 1, "batch_size": 16, "precision": "32-true", "stop_early": 9}}
 RATE = 2e-3  # the default of a CNN; there are three steps
 FLAGS = (
-    "--views.n-global 3 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t "
-    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --train.epochs 1 --train.batch-size 16 "
+    "--views.n-global 3 --views.n-local 0 --views.global-size 32 --backbone resnet10t "
+    "--model.projector-hidden 32 --model.projector-dim 8 --objective.slices 16 --epochs 1 --batch-size 16 "
     "--train.log-every 1 --train.accelerator cpu --train.precision 32-true --data.workers 0"
 )
 
@@ -46,7 +46,7 @@ def test_two_processes_share_one_plan_by_minutes(pictures: Path, tmp_path: Path)
     """Ranks that changed their plans at different steps would wait for each other for ever."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["lejepa_med.cli", "pretrain", str(pictures), "--modality", "images", "--out", str(tmp_path / "run")]
-    flags = FLAGS.replace("--train.epochs 1", "--train.minutes 0.2").split()
+    flags = FLAGS.replace("--epochs 1", "--minutes 0.2").split()
     done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     recorded = losses(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""--model.init: timm's folders, safetensors files and names; what is adapted, refused, said and recorded."""
+"""--init: timm's folders, safetensors files and names; what is adapted, refused, said and recorded."""
 
 import dataclasses
 import hashlib
@@ -319,7 +319,7 @@ def test_unusable_sources_say_what_to_do(tmp_path: Path) -> None:
             open_source(Path(init), backbone=backbone).tensors()
         return str(error.value)
 
-    assert "give --model.init timm:resnet18.a1_in1k" in refused("resnet18.a1_in1k")
+    assert "give --init timm:resnet18.a1_in1k" in refused("resnet18.a1_in1k")
     assert "does not exist" in refused("nowhere/at/all")
     (tmp_path / "w.pth").write_bytes(b"x")
     assert "benchmarks.convert_weights" in refused(tmp_path / "w.pth", "resnet18")

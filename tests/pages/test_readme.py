@@ -12,8 +12,8 @@ BEFORE = """
 python -m examples.demo.archives mri --out scans --n 12
 cp scans/labels.csv . && cp scans/sub-001/anat/sub-001_T1w.nii.gz scan.nii.gz && cp scan.nii.gz new.nii.gz
 lejepa-med scan scans --modality mri --catalog scans/labels.csv --out scan
-lejepa-med pretrain scans --modality mri --data.catalog scans/labels.csv --out runs/heads --train.epochs 1 \
-  --train.batch-size 8 --views.n-local 0 --views.global-size 32 --model.backbone resnet10t --monitor.sample 16
+lejepa-med pretrain scans --modality mri --catalog scans/labels.csv --out runs/heads --epochs 1 \
+  --batch-size 8 --views.n-local 0 --views.global-size 32 --backbone resnet10t --monitor.sample 16
 """
 LABELS = """
 import csv, json

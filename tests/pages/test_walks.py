@@ -9,7 +9,7 @@ from tests.pages.printed import DOCS, commands, run
 
 # What is printed for a reader with an hour, shortened: fewer files and a few steps.
 SHORT = {
-    r"--train.minutes \d+": "--train.epochs 1 --train.batch-size 8 --views.n-local 0 --model.backbone resnet10t "
+    r"--minutes \d+": "--epochs 1 --batch-size 8 --views.n-local 0 --backbone resnet10t "
     "--views.global-size 48 --monitor.sample 16",
     r"archives galaxy --out (\S+) --n \d+": r"archives galaxy --out \1 --n 80",
     r"archives mri --out (\S+) --n \d+": r"archives mri --out \1 --n 12",

@@ -1,0 +1,184 @@
+"""What commands share: short names of the usual settings, and options of a modality as NAME=VALUE."""
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from lejepa_med.config import SETTLED, Columns, DataConfig, ModelConfig, PretrainConfig, Section, TrainConfig
+from lejepa_med.errors import ConfigError
+
+SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+SHORT = {  # of a setting, by its short name
+    **{name: f"data.{name}" for name in ("catalog", "group_column", "label_column", "split", "allow_leak")},
+    **{name: f"model.{name}" for name in ("init", "backbone")},
+    **{name: f"train.{name}" for name in ("minutes", "epochs", "batch_size", "seed")},
+}
+FLAGS = ("-o", "--option")  # of options of the modality, NAME=VALUE
+OPTIONS = AliasChoices("o", "option")
+ABOUT = (
+    "option of the modality as NAME=VALUE, such as -o mpp=0.5; repeat it for further ones; "
+    "`lejepa-med options MODALITY` lists them"
+)
+
+
+def _short(name: str) -> Any:
+    section, key = SHORT[name].split(".")
+    return Field(default=None, description=SECTIONS[section].model_fields[key].description)
+
+
+class Usual(Columns, PretrainConfig):
+    """The settings of pretrain, the usual ones by short names that are the same in every command."""
+
+    catalog: Path | None = _short("catalog")
+    group_column: str | None = _short("group_column")
+    label_column: str | None = _short("label_column")
+    split: str | None = _short("split")
+    allow_leak: bool = Field(default=False, description=DataConfig.model_fields["allow_leak"].description)
+    options: dict[str, str] = Field(default={}, validation_alias=OPTIONS, description=ABOUT)
+    init: Path | None = _short("init")
+    backbone: str | None = _short("backbone")
+    minutes: float | None = _short("minutes")
+    epochs: int | None = _short("epochs")
+    batch_size: int | None = _short("batch_size")
+    seed: int | None = _short("seed")
+
+    def settings(self) -> PretrainConfig:
+        """The settings that were given, in their places of the tree.
+
+        Raises:
+            ConfigError: a setting was given by both of its names, or an option that the modality does not have.
+        """
+        own = set(type(self).model_fields) - set(PretrainConfig.model_fields)
+        tree = self.model_dump(exclude_unset=True, exclude=own)
+        for name in SHORT.keys() & self.model_fields_set:
+            section, key = SHORT[name].split(".")
+            if key in tree.get(section, {}):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} and --{section}.{key} are one setting.", remedy=f"Give --{flag} alone.")
+            tree[section] = {**tree.get(section, {}), key: getattr(self, name)}
+        if self.options:
+            data = tree.get("data", {})
+            options = {**data.get("options", {}), **option_values(self.modality, self.options)}
+            tree["data"] = {**data, "options": options}
+        return PretrainConfig(**{"modality": self.modality, **tree})
+
+
+def gathered_options(arguments: list[str]) -> list[str]:
+    """The arguments with all options of the modality in one, as JSON, which the parser takes whole.
+
+    Raises:
+        ConfigError: an option without a value, or one that is given twice.
+    """
+    others: list[str] = []
+    given: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            others += [argument, *rest]
+        elif argument in FLAGS or argument.startswith("--option="):
+            text = argument.partition("=")[2] if argument not in FLAGS else next(rest, "")
+            name, is_pair, value = text.partition("=")
+            name = name.strip().replace("-", "_")
+            if not (name and is_pair):
+                raise ConfigError(f"{argument} is followed by {text!r}.", remedy="Give -o NAME=VALUE, as -o mpp=0.5.")
+            if name in given:
+                raise ConfigError(f"The option {name} is given twice.", remedy="Give it once.")
+            given[name] = value
+        else:
+            others.append(argument)
+    return [*others[:1], "--option", json.dumps(given), *others[1:]] if given else others
+
+
+def option_values(modality: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a modality from their texts: numbers, words, 'none', JSON, and lists with commas.
+
+    `modality` may be empty where a manifest or an encoder tells it later; texts are then taken as JSON or words. A name
+    with a dot is an entry of an option that is a table.
+
+    Raises:
+        ConfigError: an option that the modality does not have.
+    """
+    from data_adapters.registry import load_class
+
+    kind = getattr(load_class(modality), "Options", None) if modality else None
+    fields = None if kind is None else kind.model_fields
+    values: dict[str, Any] = {}
+    for name, text in given.items():
+        name, _, entry = name.partition(".")
+        if fields is not None and name not in fields:
+            close = get_close_matches(name, fields, n=1)
+            raise ConfigError(
+                f"The modality {modality} has no option '{name}'.",
+                remedy=(f"Did you mean {close[0]}? " if close else "")
+                + f"`lejepa-med options {modality}` lists its options.",
+            )
+        if entry:
+            values[name] = {**values.get(name, {}), entry: text}
+        else:
+            values[name] = _value(None if fields is None else fields[name], text)
+    return values
+
+
+def _value(field: FieldInfo | None, text: str) -> Any:
+    """The first reading of a text that the option takes; the text itself where none is, for the modality to refuse."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None if text.casefold() == "none" else text
+    readings = [text, parsed, [part.strip() for part in text.split(",")]]
+    if field is None:
+        return parsed
+    if parsed is None or isinstance(parsed, list | dict):
+        readings.insert(0, parsed)
+    kind: TypeAdapter[Any] = TypeAdapter(field.annotation)  # type: ignore[arg-type]
+    for reading in readings:
+        try:
+            kind.validate_python(reading)
+        except ValidationError:
+            continue
+        return reading
+    return text
+
+
+def option_rows(modality: str) -> Iterable[tuple[str, str, str, str]]:
+    """(name, values, default, meaning) of a modality's options; without those that follow from other settings."""
+    from data_adapters.contract import AdapterOptions
+    from data_adapters.registry import load_class
+
+    kind: type[AdapterOptions] = getattr(load_class(modality), "Options", AdapterOptions)
+    usual = kind()
+    for name, field in kind.model_fields.items():
+        if name in SETTLED or name in getattr(kind, "INSTEAD", {}):
+            continue
+        yield name, _kind_text(field.annotation), _default_text(getattr(usual, name)), field.description or ""
+
+
+def _kind_text(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (tuple, list):
+        return "list of " + _kind_text(parts[0])
+    if origin is dict:
+        return f"table of {_kind_text(parts[1])}: NAME.ENTRY=VALUE"
+    if parts and hasattr(kind, "__metadata__"):
+        return _kind_text(parts[0])
+    if parts:
+        return " | ".join(_kind_text(part) for part in parts)
+    if kind is NoneType:
+        return "none"
+    return {bool: "true | false", int: "whole number", float: "number", str: "text", Path: "path"}.get(kind, str(kind))
+
+
+def _default_text(value: Any) -> str:
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
