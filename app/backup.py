@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from app.executor import Presence, temporary
+from data_adapters.atomic import new_file
 from data_adapters.errors import UserError
 from lejepa_med import __version__
-from lejepa_med.atomic import sync_folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -54,21 +54,14 @@ def backup(out: Path, *, data: Path) -> Summary:
             remedy="Give the service's --data-dir. With PostgreSQL, run pg_dump and then copy the data directory, as "
             "docs/operations.md has it.",
         )
-    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
     try:
-        with _frozen(data) as frozen, draft.open("xb") as stream:
+        with _frozen(data) as frozen, new_file(out) as draft, draft.open("xb") as stream:
             os.fchmod(stream.fileno(), 0o600)  # it holds uploads of waiting jobs
             summary = _pack(frozen, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, out)
-        sync_folder(out.resolve().parent)
     except (OSError, sqlite3.Error) as error:
         raise UserError(
             f"The backup was not written ({error}).", remedy="Check space and permissions, and repeat it."
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
     return summary
 
 

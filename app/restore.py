@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from app.backup import FORMAT, MANIFEST, STORE, Counted, Summary
+from data_adapters.atomic import sync
 from data_adapters.errors import UserError
-from lejepa_med.atomic import sync_folder
 
 MARK = ".restore"  # folder of a restore that has not ended; the service refuses a data directory that has one
 PIECE = 1 << 20
@@ -36,13 +36,13 @@ def restore(backup: Path, *, data: Path) -> Summary:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         for folder in (path for path in draft.rglob("*") if path.is_dir()):
-            sync_folder(folder)
+            sync(folder)
         # From here on a failure leaves the mark, and with it a folder that the service refuses.
         for entry in sorted(draft.iterdir()):
             os.rename(entry, data / entry.name)
-        sync_folder(data)
+        sync(data)
         draft.rmdir()
-        sync_folder(data)
+        sync(data)
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{backup} was not restored ({type(error).__name__}: {error}).", remedy="Check the file, or take another."

@@ -22,10 +22,10 @@ from app.run_probes import ID, RunProbes
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
 from app.uploads import Upload
-from app.work import JobWork, settle
+from app.work import JobWork
+from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
-from lejepa_med.atomic import write_text
 from lejepa_med.evaluation.examples import Labelled
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.probe import Probe
@@ -144,9 +144,8 @@ class Training(JobWork):
             assert result.vector is not None
             vectors.append(result.vector)
             self.tell(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
-        draft = part.with_suffix(".part.npy")
-        np.save(draft, np.stack(vectors))
-        settle(draft, part)
+        with new_file(part) as draft, draft.open("wb") as stream:
+            np.save(stream, np.stack(vectors))
 
     def _fit(self, job_id: str, plan: Plan) -> None:
         examples, parent, version = self._given(job_id, plan), None, 1

@@ -15,6 +15,7 @@ from app.jobs import Step, Stopped
 from app.schemas import Problem
 from app.settings import Settings
 from app.store import UNFINISHED, Store
+from data_adapters.atomic import sync
 
 TELL_SECONDS = 0.25
 OWNER = "owner"  # file in a job's inputs: the process that accepts it
@@ -148,19 +149,3 @@ class JobWork:
         if not self._store.advance(job_id, stage=stage, progress=min(progress, 0.99), executor=executor_id()):
             raise Stopped
         self._told[job_id] = (time.monotonic(), stage)
-
-
-def sync(path: Path) -> None:
-    """Fsync of a file or folder: what was accepted survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def settle(draft: Path, target: Path) -> None:
-    """Give a whole file its name, so that it is there, under that name, also after a power cut."""
-    sync(draft)
-    os.replace(draft, target)
-    sync(target.parent)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import mmap
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_adapters.atomic import new_file
 from data_adapters.base import Record
-from data_adapters.errors import UserError, naming
+from data_adapters.errors import UserError
 from data_adapters.leaks import Leak, Placed, find_leak
 
 SCHEMA = pa.schema(
@@ -45,16 +45,12 @@ def parquet_writer(
 ) -> Iterator[pq.ParquetWriter]:
     """A writer of manifest rows. The file appears when the block succeeds, whole and on disk, or not at all."""
     header = {b"root": str(root).encode(), b"adapter": json.dumps(adapter).encode(), b"by_folder": by_folder.encode()}
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        shared = [name for name in SCHEMA.names if name not in ONCE]
-        with naming(file), pq.ParquetWriter(draft, SCHEMA.with_metadata(header), use_dictionary=shared) as writer:
-            yield writer
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
+    shared = [name for name in SCHEMA.names if name not in ONCE]
+    with (
+        new_file(file) as draft,
+        pq.ParquetWriter(draft, SCHEMA.with_metadata(header), use_dictionary=shared) as writer,
+    ):
+        yield writer
 
 
 class Records(Sequence[Record]):

@@ -422,7 +422,7 @@ class SearchCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.atomic import write_text
+        from data_adapters.atomic import write_text
         from lejepa_med.names import Names
         from lejepa_med.search.find import find_neighbours
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import CliSuppress
 
-from lejepa_med.atomic import write_text
+from data_adapters.atomic import write_text
 from lejepa_med.errors import ConfigError
 
 LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown to others

@@ -14,11 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_adapters.errors import naming
+from data_adapters.atomic import new_file, write_text
 from data_adapters.identity import PLACE
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table, count
-from lejepa_med.atomic import write_text
 from lejepa_med.embed import read_info, read_shards
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.probe import Probe
@@ -200,13 +199,8 @@ def _write_parquet(out: Path, given: _Given, columns: Sequence[str], found: list
     for place, name in enumerate(columns):
         table = table.append_column(name, pa.array([cells[place] for cells in found], pa.string()))
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.draft")
-    try:
-        with naming(out):
-            pq.write_table(table, draft)
-            draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with new_file(out) as draft:
+        pq.write_table(table, draft)
 
 
 def _write(out: Path, text: str, *, suffixes: Sequence[str]) -> None:

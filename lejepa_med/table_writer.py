@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_adapters.errors import naming
+from data_adapters.atomic import new_file, sync, write_text
 from data_adapters.manifest import Manifest
-from lejepa_med.atomic import sync_folder, write_text
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.features import Feature
 
@@ -159,7 +157,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{out} is not empty and holds no embedding table.", remedy="Give a new folder as --out.")
     else:
         (out / ABOUT).mkdir(exist_ok=True)
-        sync_folder(out)
+        sync(out)
         write_text(out / ABOUT / PLAN, json.dumps(plan, indent=1) + "\n")
 
 
@@ -198,13 +196,8 @@ def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
 def _write_shard(file: Path, rows: pa.Table, vectors: np.ndarray) -> None:
     values = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     table = rows.append_column("vector", pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]))
-    draft = file.with_name(f".{file.name}.draft")
-    with naming(file):
+    with new_file(file) as draft:
         pq.write_table(table, draft)
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
-    draft.rename(file)
-    sync_folder(file.parent)
 
 
 def _write_related(file: Path, rows: pa.Table) -> None:

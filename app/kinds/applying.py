@@ -18,7 +18,8 @@ from app.run_probes import gone
 from app.settings import Settings
 from app.store import PredictionRow, Store, now
 from app.training import Training
-from app.work import JobWork, settle, sync
+from app.work import JobWork
+from data_adapters.atomic import new_file, sync
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.evaluation.probe import Prediction, Probe
 from lejepa_med.evaluation.seen import seen_counts
@@ -156,12 +157,10 @@ class Applying(JobWork):
         target.parent.mkdir(parents=True, exist_ok=True)
         # A column may be without any value in one chunk, and so of no type or absent, and have values in another.
         schema = pa.unify_schemas([pq.read_schema(file) for file in chunks], promote_options="permissive")
-        draft = target.with_suffix(".part")
-        with pq.ParquetWriter(draft, schema) as writer:
+        with new_file(target) as draft, pq.ParquetWriter(draft, schema) as writer:
             for file in chunks:
                 tables = [schema.empty_table(), pq.read_table(file)]
                 writer.write_table(pa.concat_tables(tables, promote_options="permissive"))
-        settle(draft, target)
         sync(target.parent.parent)
 
 
@@ -219,6 +218,5 @@ def _digest(table: EmbeddingTable) -> str:
 
 
 def _write(table: pa.Table, file: Path) -> None:
-    draft = file.with_suffix(".part")
-    pq.write_table(table, draft)
-    settle(draft, file)
+    with new_file(file) as draft:
+        pq.write_table(table, draft)

@@ -23,12 +23,12 @@ from app.library import Library
 from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
 from app.work import JobWork
+from data_adapters.atomic import write_text
 from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table
-from lejepa_med.atomic import write_text
 from lejepa_med.embed import cautions_of, read_info
 from lejepa_med.evaluation.features import Feature
 from lejepa_med.table_writer import ABOUT, TableWriter, about

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from app.work import settle
+from data_adapters.atomic import new_file
 from lejepa_med.evaluation.features import Feature
 from lejepa_med.table_writer import ABOUT
 
 
 def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
-    """Write features, `index` as it is, under a temporary name, flush, then rename."""
+    """Write features, `index` as it is."""
     found = list(features)
     good = [(feature.index, feature.vector) for feature in found if feature.vector is not None]
     bad = [(feature.index, feature.error) for feature in found if feature.vector is None]
-    draft = file.with_suffix(".part")
-    with draft.open("wb") as stream:
+    with new_file(file) as draft, draft.open("wb") as stream:
         np.savez(
             stream,
             rows=np.array([row for row, _ in good], np.int64),
@@ -26,7 +25,6 @@ def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
             bad=np.array([row for row, _ in bad], np.int64),
             reasons=np.array([reason for _, reason in bad], np.str_),
         )
-    settle(draft, file)
 
 
 def read_chunks(files: Iterable[Path]) -> Iterator[Feature]:

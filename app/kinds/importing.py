@@ -23,7 +23,8 @@ from app.sealing import seal, unseal
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
 from app.unzip import Contents, contents, unzip
-from app.work import JobWork, sync
+from app.work import JobWork
+from data_adapters.atomic import sync, write_text
 from data_adapters.base import foreign_format
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
@@ -31,7 +32,6 @@ from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
 from data_adapters.table_paths import tidy
 from data_adapters.tables import FIRST
-from lejepa_med.atomic import write_text
 
 FILES, NAMES = "files", "names.sealed"
 REFUSED, SCREENED = "zips.json", "screened.json"

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from app.vectors.backend import BackendName, Query, Report, measure
-from lejepa_med.atomic import new_folder, write_text
+from data_adapters.atomic import new_folder, write_text
 from lejepa_med.search.base import NONE, Base
 from lejepa_med.search.conditions import to_sql
 

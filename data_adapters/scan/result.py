@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_adapters.atomic import new_file
 from data_adapters.base import Rejected
 from data_adapters.catalog import Catalog
-from data_adapters.errors import naming
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import ROW_GROUP, SCHEMA, Manifest, parquet_writer
 from data_adapters.record import BY_FOLDER
@@ -309,20 +307,7 @@ class Scan:
 
 
 def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
-    with _draft(file) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+    with new_file(file) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows(rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def _draft(file: Path) -> Iterator[Path]:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with naming(file):
-            yield draft
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)

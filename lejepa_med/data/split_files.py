@@ -3,16 +3,14 @@
 import csv
 import hashlib
 import importlib.metadata
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_adapters.errors import naming
+from data_adapters.atomic import new_file, write_text
 from data_adapters.manifest import Manifest
 from data_adapters.tables import INVISIBLE, Table, count, escaped
-from lejepa_med.atomic import write_text
 from lejepa_med.data.split import assign, check_fractions
 from lejepa_med.errors import UserError
 
@@ -66,16 +64,13 @@ def write_split(
     splits, units = assign(groups, labels, contents, fractions=fractions, seed=seed)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
-    try:
-        with naming(out), draft.open("w", newline="", encoding="utf-8") as stream:
+    with new_file(out) as draft:
+        with draft.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(HEADER)
             for row in zip(paths, items, groups, labels, splits, strict=True):
                 path, item, group, label, split = row
                 writer.writerow([path, item, f"hash:{group}", escaped(label or ""), split])
-            stream.flush()
-            os.fsync(stream.fileno())
         content = dict(zip(zip((path.strip(INVISIBLE) for path in paths), items, strict=True), contents, strict=True))
         found = _check(draft, content)
         receipt = {
@@ -95,9 +90,6 @@ def write_split(
         }
         for old in (receipt_file(out), out.with_suffix(".receipt.json")):  # .json: of earlier releases
             old.unlink(missing_ok=True)  # never an old receipt beside a new split
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
     write_text(receipt_file(out), _receipt_text(out, receipt))
     return receipt
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from data_adapters.errors import UserError, naming
+from data_adapters.atomic import new_folder, recover
+from data_adapters.errors import UserError
 
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
@@ -23,44 +22,21 @@ class OtherFormatError(UserError):
 
 
 def write_folder(folder: Path, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-    """Write both files beside `folder`, flush them to the disk, and rename the whole into place.
-
-    A process killed at any moment leaves either no `folder` or a complete one, and at most a hidden `.NAME.*` next to
-    it. A probe that stands there is moved aside first and removed last.
+    """Write both files into a folder that is whole or absent (`new_folder`); it replaces a probe that stands there.
 
     Raises:
         UserError: `folder` exists and is not a probe.
     """
     folder = folder.absolute()
+    recover(folder)
     if folder.exists() and not (folder / DOCUMENT).is_file():
         raise UserError(f"{folder} exists and is not a probe.", remedy="Give the name of a new folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     weights = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
     document = {"format": FORMAT, **document, "arrays_sha256": hashlib.sha256(weights).hexdigest()}
     text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        fresh = Path(scratch, "new")
-        fresh.mkdir()
-        for name, content in ((ARRAYS, weights), (DOCUMENT, text.encode())):
-            with naming(folder), open(fresh / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _flush(fresh)
-        if folder.exists():
-            os.rename(folder, Path(scratch, "old"))
-        os.rename(fresh, folder)
-        _flush(folder.parent)
-
-
-def _flush(folder: Path) -> None:
-    """Make the folder's entries durable, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with new_folder(folder) as draft:
+        (draft / ARRAYS).write_bytes(weights)
+        (draft / DOCUMENT).write_text(text, encoding="utf-8")
 
 
 def find_probes(runs: Path) -> list[Path]:

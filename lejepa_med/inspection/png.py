@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_adapters.atomic import new_file
 from lejepa_med.inspection.display import Pixels
 from lejepa_med.inspection.record import Look
 
@@ -26,9 +27,8 @@ def write_png(file: Path, looks: Sequence[Look]) -> None:
     for look, height in zip(looks, heights, strict=True):
         _row(sheet, draw, look, top)
         top += height
-    draft = file.with_name(f".{file.name}.draft")
-    sheet.save(draft, format="PNG", optimize=True)
-    draft.replace(file)
+    with new_file(file) as draft:
+        sheet.save(draft, format="PNG", optimize=True)
 
 
 def _height(look: Look) -> int:

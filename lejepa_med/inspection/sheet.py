@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from data_adapters.atomic import write_text
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
-from lejepa_med.atomic import write_text
 from lejepa_med.inspection.png import write_png
 from lejepa_med.inspection.record import Look, look_at
 from lejepa_med.page import render_page

@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import data_adapters
+from data_adapters.atomic import new_folder, write_text
 from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
-from lejepa_med.atomic import new_folder, write_text
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.architectures import adaptation, build, inner_layers_of, is_monai, load, model_arguments, origin
 from lejepa_med.models.encoder import Encoder, check_embed_size

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lejepa_med.atomic import new_folder
+from data_adapters.atomic import new_folder
 from lejepa_med.embed import read_info
 from lejepa_med.search.conditions import Condition, mask, require_known
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_adapters.atomic import write_text
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
-from lejepa_med.atomic import write_text
 from lejepa_med.config import ORIGINS, flat, origins_of, read_settings, setting_text
 from lejepa_med.embed import archive_digest
 from lejepa_med.errors import ConfigError

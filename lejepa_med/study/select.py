@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_adapters.atomic import write_text
 from data_adapters.catalog import Catalog
 from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
-from lejepa_med.atomic import write_text
 from lejepa_med.errors import ConfigError
 from lejepa_med.evaluation.enough import FEW as ACCURATE
 from lejepa_med.evaluation.enough import records_for, too_few

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from data_adapters.atomic import write_text
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
-from lejepa_med.atomic import write_text
 from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.study.grid import Axes, Cell, set_up, subset

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lejepa_med.atomic import write_text
+from data_adapters.atomic import write_text
 from lejepa_med.study.grid import Axes
 from lejepa_med.study.heat import HeatCell, heat_map
 from lejepa_med.study.page import render

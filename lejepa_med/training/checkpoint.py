@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lejepa_med.atomic import new_folder
+from data_adapters.atomic import new_folder
 from lejepa_med.errors import TrainingError
 
 PATTERN, STATE = "step-*", "state.json"

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lejepa_med.atomic import recover
+from data_adapters.atomic import recover, write_text
 from lejepa_med.config import PretrainConfig, continued, differences, is_own, load_config, short_name
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.archive import JOURNAL
@@ -171,9 +171,7 @@ class RunFolder:
         for file in (self.metrics, self.online, self.bad_files):
             if file.is_file():
                 kept = [line for line in read_lines(file) if line["step"] <= step]
-                draft = file.with_name(f".{file.name}.draft")
-                draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-                draft.replace(file)
+                write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class DraftFolder(RunFolder):

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from lejepa_med.atomic import write_text
+from data_adapters.atomic import write_text
 from lejepa_med.evaluation.enough import most_directions
 from lejepa_med.evaluation.metrics import effective_rank
 from lejepa_med.page import render_page

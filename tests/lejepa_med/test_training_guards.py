@@ -18,9 +18,9 @@ from PIL import Image
 from rich.console import Console
 
 import data_adapters
+from data_adapters.atomic import new_folder, recover
 from data_adapters.errors import UserError
 from data_adapters.scan import scan_archive
-from lejepa_med.atomic import new_folder, recover
 from lejepa_med.data.dataset import BadRead
 from lejepa_med.errors import ConfigError, TrainingError
 from lejepa_med.models.folder import load_encoder
@@ -151,7 +151,7 @@ def test_a_folder_killed_while_replaced_is_whole(tmp_path: Path) -> None:
     with new_folder(target) as draft:
         (draft / "a.json").write_text(json.dumps({"version": 1}))
     code = (
-        "import os, sys\nfrom pathlib import Path\nimport lejepa_med.atomic as atomic\n"
+        "import os, sys\nfrom pathlib import Path\nimport data_adapters.atomic as atomic\n"
         "real, calls = os.rename, []\n"
         "def rename(a, b):\n"
         "    calls.append(a)\n"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,27 +10,34 @@ from pathlib import Path
 from data_adapters.errors import naming
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable against a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file under a temporary name, sync it, then rename; a failure leaves the old file and no draft."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to; it replaces `target` when the block succeeds, and vanishes when it fails."""
+    # its last suffix is not that of `target`, so that no glob takes what a killed process left for a whole file
+    draft = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}.draft")
     try:
-        with naming(file), draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, file)
+        with naming(target):
+            yield draft
+            sync(draft)
+        os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
-    sync_folder(file.parent)
+    sync(target.parent)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file; a failure leaves the old file and no draft."""
+    with new_file(file) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -46,16 +54,15 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         with naming(target):
             yield draft
-            for file in sorted(path for path in draft.rglob("*") if path.is_file()):
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            sync_folder(draft)
+            for path in sorted(draft.rglob("*")):
+                sync(path)
+            sync(draft)
         previous = target.with_name(f".{target.name}.previous")
         if target.exists():
             shutil.rmtree(previous, ignore_errors=True)
             os.rename(target, previous)
         os.rename(draft, target)
-        sync_folder(target.parent)
+        sync(target.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
