@@ -49,7 +49,7 @@ def test_ranks_share_the_global_batch() -> None:
 
 
 def test_impossible_batches_name_the_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"--train\.batch-size 5"):
+    with pytest.raises(ConfigError, match=r"--batch-size 5"):
         EpochBatches([1] * 5, batch_size=8, epochs=1, seed=0)
     with pytest.raises(ConfigError, match="multiple of 3"):
         EpochBatches([1] * 50, batch_size=8, epochs=1, seed=0, world_size=3)

@@ -249,7 +249,7 @@ def test_defaults_follow_the_modality_and_what_it_allows(pictures: Path, tmp_pat
 
     assert vector("galaxy").model_dump() == {"views": 8, "size": 32, "layers": 2}
     assert vector("galaxy", vector={"views": 1, "size": 64}).model_dump() == {"views": 1, "size": 64, "layers": 2}
-    assert vector("images").views == vector("mri").views == 1
+    assert vector("images").views == 1 and vector("mri").model_dump() == {"views": 2, "size": 32, "layers": 2}
 
     def evaluated(modality: str, **sections: Any) -> int:
         base = PretrainConfig(archive=pictures, out=tmp_path / "run", modality=modality, **sections)

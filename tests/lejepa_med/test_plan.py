@@ -202,7 +202,7 @@ def test_the_report_costs_two_passes_and_the_patch_colours(pictures: Path, tmp_p
 
 
 def test_a_run_has_one_length(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Leave out --train\.epochs or --train\.minutes"):
+    with pytest.raises(ConfigError, match=r"Leave out --epochs or --minutes"):
         pretrain(tiny(pictures, tmp_path / "run", train={"epochs": 1, "minutes": 1}))
 
 

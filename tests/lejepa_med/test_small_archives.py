@@ -91,9 +91,9 @@ def test_only_what_nobody_chose_follows_the_archive(
 
 
 def test_a_chosen_batch_that_cannot_be_divided_is_refused_before_the_scan() -> None:
-    with pytest.raises(ConfigError, match=r"--train\.batch-size 62, or another multiple of 2"):
+    with pytest.raises(ConfigError, match=r"--batch-size 62, or another multiple of 2"):
         check_batch(given(train={"batch_size": 63, "accumulate": 2}), processes=1)
-    with pytest.raises(ConfigError, match=r"--train\.batch-size 4, or another multiple of 4"):
+    with pytest.raises(ConfigError, match=r"--batch-size 4, or another multiple of 4"):
         check_batch(given(train={"batch_size": 3}), processes=4)
     check_batch(given(), processes=4)
 

@@ -93,7 +93,7 @@ def test_a_batch_larger_than_the_archive_has_a_remedy_that_works(
     with pytest.raises(ConfigError, match="fewer than one batch") as raised:
         pretrain(tiny(root, tmp_path / "run", train={"batch_size": None, **train}))
     assert remedy in str(raised.value)
-    if advised := re.search(r"--train\.batch-size (\d+)", str(raised.value)):
+    if advised := re.search(r"--batch-size (\d+)", str(raised.value)):
         given = train | {"batch_size": int(advised[1]), "epochs": 1}
         assert pretrain(tiny(root, tmp_path / "run", train=given)).finished  # in the same folder
 
