@@ -119,6 +119,8 @@ class BaseAdapter:
     # facts of meta that `fit` wants equal in all records, with the remedy where they differ; scan says so beforehand
     uniform: ClassVar[Mapping[str, str]] = {}
     small_size: ClassVar[int] = SMALL_SIZE  # side of a global view where a small machine trains, pixels
+    # number and side of global views where a small machine starts a CNN from weights of others; None: as from scratch
+    warm_views: ClassVar[tuple[int, int] | None] = None
     # items may be larger than memory: `meta.region` picks a rectangle of level 0, and no more than that is decoded
     reads_regions: ClassVar[bool] = False
     dims: ClassVar[Literal[2, 3]] = 2  # 3: views are cubes, and the backbone must be a 3-D one

@@ -54,7 +54,8 @@ class MRIAdapter(BaseAdapter):
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
     small_size: ClassVar[int] = 128  # at 64, a lesion is a few pixels
-    usual_views, usual_layers = 2, 2  # benchmarks/results/warm-start-trials.md
+    warm_views: ClassVar[tuple[int, int] | None] = (2, 224)  # benchmarks/results/warm-start-trials.md
+    usual_views, usual_layers = 2, 2  # the same
     prepares_any_size: ClassVar[bool] = True
 
     @property

@@ -48,7 +48,7 @@ class MRI3DAdapter(MRIAdapter):
     # Reading and intensity are those of `mri`: when they change there, these pixels change too.
     version: ClassVar[int] = 100 * MRIAdapter.version + 1
     dims: ClassVar[Literal[2, 3]] = 3
-    usual_views, usual_layers = 1, 1
+    warm_views, usual_views, usual_layers = None, 1, 1
 
     # --- scan -------------------------------------------------------------------------------------------------------
 

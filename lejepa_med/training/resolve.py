@@ -44,7 +44,7 @@ from lejepa_med.models.source import open_source
 from lejepa_med.models.start import half_of_layers
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
-from lejepa_med.training.recipes import RECIPES, Recipe, scale_of
+from lejepa_med.training.recipes import RECIPES, scale_of
 
 EPOCHS = 100
 EVALUATION_PASSES = 2000  # of one evaluation: of 8 views, 1,000 records would take half of a run of a few minutes
@@ -199,7 +199,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
             whose settings do not go together.
     """
     adapter = load_class(config.modality)
-    dims, small_size = getattr(adapter, "dims", 2), getattr(adapter, "small_size", SMALL_SIZE)
+    dims = getattr(adapter, "dims", 2)
     if config.model.backbone is not None:
         check_name(config.model.backbone, dims=dims)  # now, and not after a scan of hours
     config = _following_weights(config, dims=dims)
@@ -209,15 +209,22 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     check_vit_options(backbone, registers=config.model.registers, conv_stem=config.model.conv_stem)
     code = _code(config, backbone)
     cnn = is_convolutional(backbone) if code is None else code.convolutional
+    foreign = _foreign(config.model)
     views = (recipe.cnn if cnn else recipe.vit)._asdict()
-    views["global_size"] = views["global_size"] or small_size
+    if views["global_size"] is None:
+        views["global_size"] = getattr(adapter, "small_size", SMALL_SIZE)
+        warm = getattr(adapter, "warm_views", None)
+        if warm is not None and cnn and foreign and config.views.global_size is None:
+            views["n_global"], views["global_size"] = warm
     if config.objective.method == "masked":
         views |= {"n_global": 1, "n_local": 0}
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
     views.setdefault("local_size", _local_size(views["global_size"], volumes=dims == 3))
     drop_path = 0.0 if cnn or code is not None else 0.1
     chosen_model: dict[str, Any] = {"backbone": backbone, "drop_path": _first(config.model.drop_path, drop_path)}
-    chosen_model |= {"code_sha256": code and code.sha256, "freeze": _frozen(config.model, recipe, cnn=cnn)}
+    chosen_model |= {"code_sha256": code and code.sha256, "freeze": config.model.freeze}
+    if config.model.freeze is None:
+        chosen_model["freeze"] = half_of_layers(backbone) if foreign and recipe.freezes_half and cnn else 0
     chosen_optim = {
         "lr": _first(config.optim.lr, (RATES if config.model.init is None else WARM_RATES)[cnn]),
         "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
@@ -253,14 +260,11 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     )
 
 
-def _frozen(model: ModelConfig, recipe: Recipe, *, cnn: bool) -> int:
-    """How many layers are not trained, where nobody chose it: half of those that know other images."""
-    if model.freeze is not None:
-        return model.freeze
-    if model.init is None or not (recipe.freezes_half and cnn) or is_own(model.backbone or ""):
-        return 0
-    source = open_source(model.init, backbone=model.backbone)
-    return 0 if source.ours else half_of_layers(source.backbone)
+def _foreign(model: ModelConfig) -> bool:
+    """Whether training starts from weights that are not those of an encoder of ours, and not of the user's own code."""
+    if model.init is None or is_own(model.backbone or ""):
+        return False
+    return not open_source(model.init, backbone=model.backbone).ours
 
 
 def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:

@@ -420,6 +420,18 @@ def test_the_laptop_recipe_freezes_half_of_a_cnn_from_elsewhere(
     assert resolve_machine(config, device="cpu").model.freeze == frozen
 
 
+def test_mr_slices_from_elsewhere_are_large_where_nobody_says_otherwise(tmp_path: Path) -> None:
+    def views(modality: str, name: str | None, **given: int) -> tuple[int | None, int | None]:
+        model = {} if name is None else {"init": timm_folder(tmp_path / name, name)}
+        config = PretrainConfig(archive=tmp_path, out=tmp_path, modality=modality, model=model, views=given)
+        found = resolve_machine(config, device="cpu").views
+        return found.n_global, found.global_size
+
+    assert views("mri", "resnet10t") == (2, 224) and views("mri", None) == (4, 128)
+    assert views("mri", "resnet10t", global_size=96) == (4, 96) and views("mri", "resnet10t", n_global=3) == (3, 224)
+    assert views("mri", VIT) == (2, 128) and views("galaxy", "resnet10t") == (4, 64)
+
+
 def test_an_encoder_of_ours_is_continued_as_a_whole(tmp_path: Path) -> None:
     adapter = data_adapters.create("images", global_size=32, local_size=32)
     save_encoder(create_encoder("resnet10t", adapter.spec), adapter, tmp_path / "run" / "encoder")
