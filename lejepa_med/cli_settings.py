@@ -19,7 +19,7 @@ SHORT = {  # of a setting, by its short name
     **{name: f"model.{name}" for name in ("init", "backbone")},
     **{name: f"train.{name}" for name in ("minutes", "epochs", "batch_size", "seed")},
 }
-FLAGS = ("-o", "--option")  # of options of the modality, NAME=VALUE
+FLAGS = ("-o", "--option", "--options")  # of options of the modality, NAME=VALUE
 OPTIONS = AliasChoices("o", "option")
 ABOUT = (
     "option of the modality as NAME=VALUE, such as -o mpp=0.5; repeat it for further ones; "
@@ -83,16 +83,28 @@ def gathered_options(arguments: list[str]) -> list[str]:
             others += [argument, *rest]
         elif argument in FLAGS or argument.startswith("--option="):
             text = argument.partition("=")[2] if argument not in FLAGS else next(rest, "")
-            name, is_pair, value = text.partition("=")
-            name = name.strip().replace("-", "_")
-            if not (name and is_pair):
-                raise ConfigError(f"{argument} is followed by {text!r}.", remedy="Give -o NAME=VALUE, as -o mpp=0.5.")
-            if name in given:
-                raise ConfigError(f"The option {name} is given twice.", remedy="Give it once.")
-            given[name] = value
+            for name, value in _pairs(argument, text):
+                if name in given:
+                    raise ConfigError(f"The option {name} is given twice.", remedy="Give it once.")
+                given[name] = value
         else:
             others.append(argument)
     return [*others[:1], "--option", json.dumps(given), *others[1:]] if given else others
+
+
+def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
+    """The name and text of an option; of several in a JSON object, as earlier scripts give them."""
+    try:
+        found = json.loads(text) if text.lstrip().startswith("{") else None
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return [(name, one if isinstance(one, str) else json.dumps(one)) for name, one in found.items()]
+    name, is_pair, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not (name and is_pair):
+        raise ConfigError(f"{flag} is followed by {text!r}.", remedy="Give -o NAME=VALUE, as -o mpp=0.5.")
+    return [(name, value)]
 
 
 def option_values(modality: str, given: Mapping[str, str]) -> dict[str, Any]:

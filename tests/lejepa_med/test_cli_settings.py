@@ -51,6 +51,9 @@ def test_options_are_gathered_and_slips_are_named() -> None:
         *("a", "--out", "x", "b"),
     ]
     assert gathered_options(["scan", "--", "-o", "x"]) == ["scan", "--", "-o", "x"]
+    as_json = ["scan", "a", "--options", '{"bands": "g,r", "scales": [1, 2], "field": null}']
+    assert gathered_options(as_json)[2] == '{"bands": "g,r", "scales": "[1, 2]", "field": "null"}'
+    assert option_values("galaxy", {"scales": "[1, 2]", "field": "null"}) == {"scales": [1, 2], "field": None}
     for wrong, told in ((["-o"], "NAME=VALUE"), (["-o", "mpp"], "'mpp'"), (["-o", "a=1", "-o", "a=2"], "given twice")):
         with pytest.raises(ConfigError, match=told):
             gathered_options(["scan", *wrong])
