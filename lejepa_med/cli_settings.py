@@ -19,7 +19,8 @@ SHORT = {  # of a setting, by its short name
     **{name: f"model.{name}" for name in ("init", "backbone")},
     **{name: f"train.{name}" for name in ("minutes", "epochs", "batch_size", "seed")},
 }
-FLAGS = ("-o", "--option", "--options")  # of options of the modality, NAME=VALUE
+FLAGS = ("-o", "--option")  # of options of the modality, NAME=VALUE
+EARLIER = f"{FLAGS[1]}s"  # as scan and split had it before; scripts still do
 OPTIONS = AliasChoices("o", "option")
 ABOUT = (
     "option of the modality as NAME=VALUE, such as -o mpp=0.5; repeat it for further ones; "
@@ -81,8 +82,8 @@ def gathered_options(arguments: list[str]) -> list[str]:
     for argument in rest:
         if argument == "--":
             others += [argument, *rest]
-        elif argument in FLAGS or argument.startswith("--option="):
-            text = argument.partition("=")[2] if argument not in FLAGS else next(rest, "")
+        elif argument in (*FLAGS, EARLIER) or argument.startswith("--option="):
+            text = argument.partition("=")[2] if argument.startswith("--option=") else next(rest, "")
             for name, value in _pairs(argument, text):
                 if name in given:
                     raise ConfigError(f"The option {name} is given twice.", remedy="Give it once.")
