@@ -21,8 +21,8 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to; it replaces `target` when the block succeeds, and vanishes when it fails."""
-    # its last suffix is not that of `target`, so that no glob takes what a killed process left for a whole file
+    """Yield a draft path; it replaces `target` when the block succeeds, and is removed when it fails."""
+    # ends in .draft, so that a glob for the target's suffix does not find what a killed process left
     draft = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}.draft")
     try:
         with naming(target):

@@ -114,7 +114,7 @@ class BaseAdapter:
     # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
     mapper: Callable[..., Iterator[Any]] | None = None
     walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
-    # where files lay, and what they were called, before they were copied to where they are scanned: groups follow it
+    # copied file -> its original path, where a scan reads copies under other names: groups follow the original
     origins: Mapping[Path, Path] | None = None
     # facts of meta that `fit` wants equal in all records, with the remedy where they differ; scan says so beforehand
     uniform: ClassVar[Mapping[str, str]] = {}

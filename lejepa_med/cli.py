@@ -23,14 +23,14 @@ from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, NamesCommand, OptionsCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
-from lejepa_med.cli_settings import Usual, gathered_options
+from lejepa_med.cli_settings import CommonSettings, join_options
 from lejepa_med.cli_study import DiffCommand, SelectCommand, StabilityCommand
 from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
 
 
-class Looking(Usual):
+class Looking(CommonSettings):
     """Settings of commands that read an archive as pretrain will; those without influence are taken, but not listed."""
 
     objective: CliSuppress[ObjectiveConfig] = ObjectiveConfig()
@@ -115,7 +115,7 @@ class InspectCommand(Looking):
         print(f"wrote {sheet.page} and {sheet.picture}")
 
 
-class PretrainCommand(Usual):
+class PretrainCommand(CommonSettings):
     """Pretrain an encoder on an unlabelled archive. Settings left out are chosen, printed and saved."""
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images")
@@ -502,7 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with ended_by_signals():
             try:
-                CliApp.run(Cli, cli_args=_joined(gathered_options(arguments)) or ["--help"])
+                CliApp.run(Cli, cli_args=_joined(join_options(arguments)) or ["--help"])
             finally:
                 sys.stdout.flush()  # here, where an error of the disk behind it can still be explained
     except ValidationError as error:

@@ -16,8 +16,8 @@ from lejepa_med.errors import UserError
 class SplitCommand(Columns):
     """Divide an archive into splits: no group and no equal image on two sides, and the same mix of labels on each.
 
-    Writes a catalogue (path, item, group, label, split) for --catalog of scan, --catalog of pretrain and for
-    probe, and a receipt beside it.
+    Writes a catalogue (path, item, group, label, split) that scan, pretrain and embed take as --catalog, and that probe
+    takes as labels. The receipt lies beside it.
     """
 
     source: CliPositionalArg[Path] = Field(description="manifest.parquet of scan, or a folder with images")

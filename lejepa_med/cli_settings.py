@@ -1,4 +1,4 @@
-"""What commands share: short names of the usual settings, and options of a modality as NAME=VALUE."""
+"""Short flags for the common settings, and modality options as NAME=VALUE."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,13 +14,13 @@ from lejepa_med.config import SETTLED, Columns, DataConfig, ModelConfig, Pretrai
 from lejepa_med.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
-SHORT = {  # of a setting, by its short name
+SHORT = {  # short name -> place in the tree of settings
     **{name: f"data.{name}" for name in ("catalog", "group_column", "label_column", "split", "allow_leak")},
     **{name: f"model.{name}" for name in ("init", "backbone")},
     **{name: f"train.{name}" for name in ("minutes", "epochs", "batch_size", "seed")},
 }
-FLAGS = ("-o", "--option")  # of options of the modality, NAME=VALUE
-EARLIER = f"{FLAGS[1]}s"  # as scan and split had it before; scripts still do
+FLAGS = ("-o", "--option")
+OLD_FLAG = f"{FLAGS[1]}s"  # scripts written for earlier releases use it with a JSON object
 OPTIONS = AliasChoices("o", "option")
 ABOUT = (
     "option of the modality as NAME=VALUE, such as -o mpp=0.5; repeat it for further ones; "
@@ -33,8 +33,8 @@ def _short(name: str) -> Any:
     return Field(default=None, description=SECTIONS[section].model_fields[key].description)
 
 
-class Usual(Columns, PretrainConfig):
-    """The settings of pretrain, the usual ones by short names that are the same in every command."""
+class CommonSettings(Columns, PretrainConfig):
+    """The settings of pretrain, with a short flag for each common one."""
 
     catalog: Path | None = _short("catalog")
     group_column: str | None = _short("group_column")
@@ -50,10 +50,10 @@ class Usual(Columns, PretrainConfig):
     seed: int | None = _short("seed")
 
     def settings(self) -> PretrainConfig:
-        """The settings that were given, in their places of the tree.
+        """Return the given settings as a tree.
 
         Raises:
-            ConfigError: a setting was given by both of its names, or an option that the modality does not have.
+            ConfigError: a setting was given under both names, or the modality has no such option.
         """
         own = set(type(self).model_fields) - set(PretrainConfig.model_fields)
         tree = self.model_dump(exclude_unset=True, exclude=own)
@@ -70,11 +70,11 @@ class Usual(Columns, PretrainConfig):
         return PretrainConfig(**{"modality": self.modality, **tree})
 
 
-def gathered_options(arguments: list[str]) -> list[str]:
-    """The arguments with all options of the modality in one, as JSON, which the parser takes whole.
+def join_options(arguments: list[str]) -> list[str]:
+    """Join all modality options into one JSON argument, because the parser would split values at commas.
 
     Raises:
-        ConfigError: an option without a value, or one that is given twice.
+        ConfigError: an option has no value, or is given twice.
     """
     others: list[str] = []
     given: dict[str, str] = {}
@@ -82,7 +82,7 @@ def gathered_options(arguments: list[str]) -> list[str]:
     for argument in rest:
         if argument == "--":
             others += [argument, *rest]
-        elif argument in (*FLAGS, EARLIER) or argument.startswith("--option="):
+        elif argument in (*FLAGS, OLD_FLAG) or argument.startswith("--option="):
             text = argument.partition("=")[2] if argument.startswith("--option=") else next(rest, "")
             for name, value in _pairs(argument, text):
                 if name in given:
@@ -94,7 +94,7 @@ def gathered_options(arguments: list[str]) -> list[str]:
 
 
 def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
-    """The name and text of an option; of several in a JSON object, as earlier scripts give them."""
+    """Return (name, text) of one NAME=VALUE option, or of each entry of a JSON object."""
     try:
         found = json.loads(text) if text.lstrip().startswith("{") else None
     except ValueError:
@@ -109,13 +109,13 @@ def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
 
 
 def option_values(modality: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """Options of a modality from their texts: numbers, words, 'none', JSON, and lists with commas.
+    """Convert option texts to values: numbers, words, 'none', JSON, and lists with commas.
 
-    `modality` may be empty where a manifest or an encoder tells it later; texts are then taken as JSON or words. A name
-    with a dot is an entry of an option that is a table.
+    NAME.ENTRY sets one entry of a table option. If `modality` is empty, because a manifest or encoder supplies it
+    later, texts are read as JSON or words.
 
     Raises:
-        ConfigError: an option that the modality does not have.
+        ConfigError: the modality has no such option.
     """
     from data_adapters.registry import load_class
 
@@ -139,7 +139,7 @@ def option_values(modality: str, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(field: FieldInfo | None, text: str) -> Any:
-    """The first reading of a text that the option takes; the text itself where none is, for the modality to refuse."""
+    """Return the first interpretation of the text that the option accepts, or the text, which the modality refuses."""
     try:
         parsed = json.loads(text)
     except ValueError:
@@ -160,7 +160,7 @@ def _value(field: FieldInfo | None, text: str) -> Any:
 
 
 def option_rows(modality: str) -> Iterable[tuple[str, str, str, str]]:
-    """(name, values, default, meaning) of a modality's options; without those that follow from other settings."""
+    """Yield (name, values, default, meaning) of each option, except those that follow from other settings."""
     from data_adapters.contract import AdapterOptions
     from data_adapters.registry import load_class
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from lejepa_med.cli_settings import Usual
+from lejepa_med.cli_settings import CommonSettings
 from lejepa_med.config import Columns, Section
 
 
@@ -58,7 +58,7 @@ class DiffCommand(Section):
             print(f"wrote {self.out}")
 
 
-class StabilityCommand(Usual):
+class StabilityCommand(CommonSettings):
     """Pretrain shortly with every combination of lambda, batch, views and architecture, and draw where it collapses.
 
     Repeated with the same --out it keeps finished cells and goes on. All other settings are those of pretrain.

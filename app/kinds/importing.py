@@ -320,7 +320,7 @@ class Importing(JobWork):
         }
 
     def _origins(self, job_id: str, plan: Plan) -> dict[Path, Path]:
-        """Where the client had the files of its zips. A zip without folders is a folder, and another one is none."""
+        """Map unpacked files to the client's own paths. A zip without folders counts as a folder; other zips do not."""
         root = (self.result_folder(job_id) / FILES).resolve()
         origins: dict[Path, Path] = {}
         for index, found in self._zips(job_id, plan).items():

@@ -261,7 +261,7 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
 
 
 def _foreign(model: ModelConfig) -> bool:
-    """Whether training starts from weights that are not those of an encoder of ours, and not of the user's own code."""
+    """Return whether training starts from weights of another project, and not from an encoder of ours."""
     if model.init is None or is_own(model.backbone or ""):
         return False
     return not open_source(model.init, backbone=model.backbone).ours

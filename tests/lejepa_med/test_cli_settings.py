@@ -7,7 +7,7 @@ import pytest
 
 import data_adapters
 from lejepa_med.cli import main
-from lejepa_med.cli_settings import Usual, gathered_options, option_rows, option_values
+from lejepa_med.cli_settings import CommonSettings, join_options, option_rows, option_values
 from lejepa_med.errors import ConfigError
 
 READ = [
@@ -46,28 +46,28 @@ def test_every_listed_default_can_be_given(modality: str) -> None:
 
 def test_options_are_gathered_and_slips_are_named() -> None:
     arguments = ["scan", "a", "-o", "bands=g,r", "--option=group-by=file", "--out", "x", "-o", 'note={"a": 1}', "b"]
-    assert gathered_options(arguments) == [
+    assert join_options(arguments) == [
         *("scan", "--option", '{"bands": "g,r", "group_by": "file", "note": "{\\"a\\": 1}"}'),
         *("a", "--out", "x", "b"),
     ]
-    assert gathered_options(["scan", "--", "-o", "x"]) == ["scan", "--", "-o", "x"]
+    assert join_options(["scan", "--", "-o", "x"]) == ["scan", "--", "-o", "x"]
     as_json = ["scan", "a", "--options", '{"bands": "g,r", "scales": [1, 2], "field": null}']
-    assert gathered_options(as_json)[2] == '{"bands": "g,r", "scales": "[1, 2]", "field": "null"}'
+    assert join_options(as_json)[2] == '{"bands": "g,r", "scales": "[1, 2]", "field": "null"}'
     assert option_values("galaxy", {"scales": "[1, 2]", "field": "null"}) == {"scales": [1, 2], "field": None}
     for wrong, told in ((["-o"], "NAME=VALUE"), (["-o", "mpp"], "'mpp'"), (["-o", "a=1", "-o", "a=2"], "given twice")):
         with pytest.raises(ConfigError, match=told):
-            gathered_options(["scan", *wrong])
+            join_options(["scan", *wrong])
     with pytest.raises(ConfigError, match=r"no option 'band'.*Did you mean bands\?.*lejepa-med options galaxy"):
         option_values("galaxy", {"band": "g"})
 
 
 def test_a_setting_has_one_place_and_is_given_once(tmp_path: Path) -> None:
     base = {"archive": tmp_path, "out": tmp_path, "modality": "images"}
-    found = Usual(**base, minutes=3, o={"hflip": "0"}, data={"workers": 0}).settings()
+    found = CommonSettings(**base, minutes=3, o={"hflip": "0"}, data={"workers": 0}).settings()
     assert found.train.minutes == 3 and float(found.data.options["hflip"]) == 0
     assert found.train.model_fields_set == {"minutes"} and found.data.workers == 0
     with pytest.raises(ConfigError, match=r"--batch-size and --train\.batch_size are one setting"):
-        Usual(**base, batch_size=8, train={"batch_size": 8}).settings()
+        CommonSettings(**base, batch_size=8, train={"batch_size": 8}).settings()
 
 
 def test_the_options_command_lists_names_values_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
