@@ -269,7 +269,7 @@ class BaseAdapter:
                 pass
             yield from left_out
         origins = self.origins or {}
-        paths = (origins.get(path, path) for path in self.walk(root))
+        paths = (origins.get(path, path) for path in self.walk(root)) if origins else self.walk(root)
         places = Places(paths, root, group_by=self.options.group_by, suffixes=self.suffixes)
         for found in self.inspect_all(self.walk(root), root):
             if isinstance(found, Rejected):
@@ -277,10 +277,13 @@ class BaseAdapter:
                 continue
             if catalog is not None:
                 found = catalog.apply(found, root)
-            path = Path(found.uri)
             try:
-                settled = self.grouped(replace(found, uri=str(origins.get(path, path))), root, places)
-                yield replace(settled, uri=found.uri)
+                if origins:
+                    path = Path(found.uri)
+                    original = replace(found, uri=str(origins.get(path, path)))
+                    yield replace(self.grouped(original, root, places), uri=found.uri)
+                else:
+                    yield self.grouped(found, root, places)
             except BadFileError as error:
                 yield rejected(found.uri, error)
 

@@ -23,9 +23,9 @@ from data_adapters.tables import count
 
 ROWS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 BATCH = 1024  # rows that are Python objects at one time
-FOLDER = "rtrim(origin(path), replace(origin(path), '/', ''))"  # without the file's name
+FOLDER = "rtrim({path}, replace({path}, '/', ''))"  # without the file's name
 # where a group lies, where that is not its items' folder
-PLACES = {"BIDS subject": "substr(origin(path), 1, instr(origin(path), 'sub-') - 1)"}
+PLACES = {"BIDS subject": "substr({path}, 1, instr({path}, 'sub-') - 1)"}
 READABLE = "FROM items WHERE run = ? AND NOT refused"
 
 
@@ -114,8 +114,9 @@ class Scan:
         catalog: Catalog | None = None,
         origins: Mapping[str, str] | None = None,
     ) -> None:
-        lay = origins or {}
-        journal.define("origin", lambda path: lay.get(path, path))
+        self._path = "origin(path)" if origins else "path"  # in SQL; without a call of Python where it can be
+        if origins:
+            journal.define("origin", lambda path: origins.get(path, path))
         self.root, self.adapter, self.changes = root, adapter, changes
         self.passed = passed
         """Files that are no images and stand beside them, by suffix, and `system files`."""
@@ -204,8 +205,9 @@ class Scan:
 
     def grouping(self) -> list[Grouping]:
         """How the groups were found, the rule with most items first."""
+        folder = FOLDER.format(path=self._path)
         sql = f"""
-            SELECT grouped_by, COUNT(DISTINCT "group"), COUNT(*), COUNT(DISTINCT {FOLDER}) {READABLE}
+            SELECT grouped_by, COUNT(DISTINCT "group"), COUNT(*), COUNT(DISTINCT {folder}) {READABLE}
             GROUP BY grouped_by ORDER BY 3 DESC, 1
         """
         return [
@@ -221,7 +223,8 @@ class Scan:
     def _apart(self, rule: str) -> int:
         """How many groups of a rule lie in several places."""
         by, _, level = rule.partition(":")
-        place = f"first_parts({FOLDER}, {int(level)})" if by == BY_FOLDER else PLACES.get(rule, FOLDER)
+        place = PLACES.get(rule, FOLDER).format(path=self._path)
+        place = f"first_parts({place}, {int(level)})" if by == BY_FOLDER else place
         sql = f"""
             SELECT COUNT(*) FROM (
                 SELECT 1 {READABLE} AND grouped_by = ? GROUP BY "group" HAVING COUNT(DISTINCT {place}) > 1
