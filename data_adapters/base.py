@@ -20,7 +20,7 @@ from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, View
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from data_adapters.files import SIDECARS, Files, check_content, walk
 from data_adapters.groups import Places
-from data_adapters.record import Caution, Record, Rejected, Spec
+from data_adapters.record import BY_NAME, Caution, Record, Rejected, Spec
 from data_adapters.tables import count
 
 # loader workers are the parallelism: OpenCV's own threads only contend, and a forked worker does not inherit them
@@ -290,10 +290,16 @@ class BaseAdapter:
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
         """The record with its group. Here `record.uri` is where the file lay at first, below `root` (see `origins`).
 
-        Override where the group follows from a name, or from what a catalogue may add, such as a position; a record
-        that has a group keeps it, and what nothing else is known of goes by its place. Raise BadFileError to refuse.
+        Override where the group follows from what a catalogue may add, such as a position; a record that has a group
+        keeps it, and what nothing else is known of goes by its place. Raise BadFileError to refuse.
         """
+        if not record.group and (told := self.group_of_name(Path(record.uri).name)):
+            record = replace(record, group=told, grouped_by=BY_NAME)
         return places.settle(record)
+
+    def group_of_name(self, name: str) -> str:
+        """Return the group that a file's name tells, or an empty text; override where names tell it."""
+        return ""
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """Inspect file by file; override where several files make one record (a DICOM series).

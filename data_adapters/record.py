@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 # Rules for groups that several modalities have; see `Record.grouped_by`.
 BY_CATALOG, BY_FOLDER, BY_FILE, BY_ROW = "catalogue", "folder", "file", "row"
+BY_NAME = "file name"
 BY_PATIENT, BY_SKY = "DICOM patient number", "sky position"
 FROM_CONTENT = (BY_PATIENT, BY_SKY)
 """Rules that read a file's content and not its name, so that they hold for a file that is sent without one."""

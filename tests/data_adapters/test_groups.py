@@ -10,6 +10,7 @@ import data_adapters
 from data_adapters.base import Record
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
+from data_adapters.images.adapter import ImagesAdapter
 from data_adapters.scan import scan_archive
 from tests.data.mri import SPACING, phantom, write_nifti, write_series
 
@@ -142,3 +143,24 @@ def test_a_scan_with_another_rule_reads_its_groups_anew(tmp_path: Path) -> None:
     assert again.changes.same == 2 and [g.groups for g in again.grouping()] == [2]
     first, second, third = again.manifest.column("group")
     assert first == second != third
+
+
+class Named(ImagesAdapter):
+    """As a user writes one whose file names tell the group."""
+
+    def group_of_name(self, name: str) -> str:
+        return name.partition("_")[0] if "_" in name else ""
+
+
+def test_names_and_folders_are_those_before_a_copy(tmp_path: Path) -> None:
+    """Files that a service stored as 0.png, 1.png, ... are grouped as they were where they came from."""
+    originals = ["wing/doe_1.png", "ward/doe_2.png", "wing/roe.png", "wing/poe.png", "ward/loe.png"]
+    for number in range(len(originals)):
+        picture(tmp_path / f"{number}.png")
+    origins = {tmp_path / f"{number}.png": tmp_path / name for number, name in enumerate(originals)}
+    found = scan_archive(Named(), tmp_path, origins=origins, workers=0)
+    assert found.manifest.column("path") == [f"{number}.png" for number in range(5)]
+    doe, again, roe, poe, loe = found.manifest.column("group")
+    assert doe == again and roe == poe and len({doe, roe, loe}) == 3
+    assert found.by_folder == "3 files in 2 folders were taken for 2 groups, by folder (folder:1)"
+    assert len(set(scan_archive(Named(), tmp_path, workers=0).manifest.column("group"))) == 5

@@ -1,4 +1,3 @@
-# ruff: noqa: D102 (BaseAdapter documents the methods)
 """Sentinel-2 patches: TIFF with the bands B2, B3, B4, B8 and B11 as samples, surface reflectance times 10,000."""
 
 from collections.abc import Iterable
@@ -32,7 +31,10 @@ class SatelliteAdapter(BaseAdapter):
             height, width, bands = (*tiff.pages[0].shape, 1)[:3]
         if bands != len(BANDS):
             raise BadFileError("not five bands", remedy=f"Stack {', '.join(BANDS)} as samples of one page.", path=path)
-        yield Record(uri=str(path), group=path.stem.split("_")[0], meta={"size": [width, height], "bands": list(BANDS)})
+        yield Record(uri=str(path), group="", meta={"size": [width, height], "bands": list(BANDS)})
+
+    def group_of_name(self, name: str) -> str:
+        return name.split("_")[0]
 
     def read(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         counts = tifffile.imread(record.uri)
@@ -41,9 +43,7 @@ class SatelliteAdapter(BaseAdapter):
         return (counts / np.float32(10_000)).clip(0, 1)
 
     def augment(self, kind: ViewKind, size: int) -> Seeded:
-        scale = (0.3, 1.0) if kind == "global" else (0.05, 0.3)
-        return Seeded([A.RandomResizedCrop((size, size), scale=scale), A.D4()])
+        return Seeded([A.RandomResizedCrop((size, size), (0.3, 1.0) if kind == "global" else (0.05, 0.3)), A.D4()])
 
     def prepare(self, record: Record) -> Tensor:
-        image = self.read(record, np.random.default_rng(0))
-        return to_tensor(middle_square(image, self.options.prepared_size))[None]
+        return to_tensor(middle_square(self.read(record, np.random.default_rng(0)), self.options.prepared_size))[None]
