@@ -504,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             try:
                 CliApp.run(Cli, cli_args=_joined(join_options(arguments)) or ["--help"])
             finally:
-                sys.stdout.flush()  # here, where an error of the disk behind it can still be explained
+                _flush()
     except ValidationError as error:
         _fail(f"{issues(error)}. See {_help(arguments)}.")
     except SettingsError as error:
@@ -512,7 +512,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
         known = explained(error)
@@ -521,6 +520,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(known))
     finally:
         threading.excepthook = hook
+
+
+def _flush() -> None:
+    """Flush standard output here, where an error of the disk behind it can still be explained."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python flushes what is left once more when it ends, and would turn our exit code into 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _in_thread(failed: threading.ExceptHookArgs) -> None:

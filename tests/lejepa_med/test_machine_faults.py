@@ -113,7 +113,11 @@ def test_commands_explain_a_file_that_may_not_grow(
     assert lines[-1].startswith("lejepa-med: ") and str(tmp_path / "out") in lines[-1] and "Traceback" not in str(lines)
 
 
-def test_output_to_a_full_disk_or_a_closed_pipe(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # Python writes at the end, or at once
+def test_output_to_a_full_disk_or_a_closed_pipe(
+    unbuffered: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     command = [sys.executable, "-m", "lejepa_med.cli", "scan", str(pictures), "--modality", "images"]
     command += ["--out", str(tmp_path), "--workers", "0"]
     with open("/dev/full", "w") as full:
