@@ -10,8 +10,7 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI
 
-from app import errors, examples, logs, policy, telemetry
-from app.auth import Auth, check_bind
+from app import errors, examples, logs, telemetry
 from app.forms import PROBLEM_RESPONSES
 from app.middleware import Drain, Guard
 from app.routes import (
@@ -30,6 +29,7 @@ from app.routes import (
     uncertain,
     uploads,
 )
+from app.security import Auth, admitted, check_bind, check_declared, document_access
 from app.server import FLUSH_SECONDS, STOP_SECONDS, Server
 from app.service import Service
 from app.settings import Settings
@@ -44,14 +44,14 @@ Every error is an RFC 9457 problem document whose `remedy` says what to do.
 
 
 class Documented(FastAPI):
-    """FastAPI with an example request, and the scope it needs, for every operation of its document."""
+    """FastAPI with an example request, and the scope it needs, for every operation in its document."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; made once."""
         document = super().openapi()
         if "securitySchemes" not in document["components"]:  # FastAPI keeps the document that it made
             examples.fill(document)
-            policy.document(document)
+            document_access(document, self.routes)
         return document
 
 
@@ -65,8 +65,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(settings)
         try:
+            check_declared(app.routes)
+            service = Service(settings)
             await run_sync(service.start)
         except Exception as error:
             app.state.refused = errors.at_start(error)
@@ -87,9 +88,10 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         # FastAPI's documentation pages load scripts from a foreign server; ours are in routes/pages.py.
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(policy.declared)],
+        dependencies=[Depends(admitted)],
         responses={status: PROBLEM_RESPONSES[status] for status in (401, 403, 421, 422, 429, 503)},
     )
     errors.install(app)

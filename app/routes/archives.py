@@ -30,6 +30,7 @@ from app.schemas_archives import (
     Leak,
     Reason,
 )
+from app.security import access
 from app.service import Service, new_id
 from app.store import ArchiveRow
 
@@ -39,6 +40,7 @@ IN_USE: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "desc
 
 
 @router.get("", summary="List the embedding tables")
+@access()
 def list_archives(service: Running) -> Archives:
     """Tables that `lejepa-med embed` wrote into the runs directory, and those that jobs made."""
     own = {row.name: row for row in service.store.archives()}
@@ -53,6 +55,7 @@ def list_archives(service: Running) -> Archives:
     responses={**PROBLEM_RESPONSES, **TAKEN},
     openapi_extra=json_only(ArchiveRequest),
 )
+@access("embed")
 async def create_archive(request: Request, response: Response, service: Running) -> Job:
     """An upload, or a folder that the operator has opened, becomes an embedding table by a job."""
     wanted = await json_body(request, ArchiveRequest, service.settings)
@@ -79,6 +82,7 @@ def _accept(service: Service, wanted: ArchiveRequest, response: Response) -> Job
 
 
 @router.get("/{name}", summary="One archive", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def get_archive(name: str, service: Running) -> ArchiveDetail:
     """What the table holds, and why items are missing in it."""
     table = service.library.table(name)
@@ -98,6 +102,7 @@ def get_archive(name: str, service: Running) -> ArchiveDetail:
 
 
 @router.delete("/{name}", status_code=204, summary="Remove an archive", responses={**PROBLEM_RESPONSES, **IN_USE})
+@access("embed")
 def delete_archive(name: str, service: Running) -> Response:
     """Only those that the service made; the runs directory is only read. Probes that learnt from it stay."""
     row = own_archive(service, name)
@@ -125,6 +130,7 @@ def delete_archive(name: str, service: Running) -> Response:
     response_class=Response,
     responses={404: PROBLEM_RESPONSES[404], **PARQUET_RESPONSE},
 )
+@access()
 def get_table(name: str, service: Running) -> Response:
     """Parquet: id, group, label, vector (a list of float32 of fixed length)."""
     service.library.table(name)  # 404 or 422
@@ -173,6 +179,7 @@ def _facts(service: Service, name: str, info: dict[str, Any], own: ArchiveRow | 
 
 
 @router.get("/{name}/ids", summary="Ids of a table", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def list_ids(
     name: str,
     service: Running,

@@ -32,6 +32,7 @@ from app.limits import charge_items
 from app.names import read_names
 from app.routes import Running
 from app.schemas import Embeddings, Skipped
+from app.security import access
 from app.service import Service
 from app.uploads import Form, receive
 
@@ -83,6 +84,7 @@ async def received(request: Request, service: Running) -> AsyncIterator[Form]:
 
 
 @router.post("", summary="Embed files", response_model=Embeddings, responses=RESPONSES, openapi_extra=body_of(FIELDS))
+@access("embed", changes=False)
 async def embed(
     service: Running, kind: Annotated[str, Depends(accepted)], form: Annotated[Form, Depends(received)]
 ) -> Response:

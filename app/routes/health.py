@@ -7,17 +7,20 @@ from fastapi import APIRouter, Request, Response
 from app.errors import log_unexpected
 from app.routes import Running
 from app.schemas import Health, Readiness
+from app.security import access
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Does the process live?")
+@access(is_open=True, any_host=True)
 async def health() -> Health:
     """Always 200 while the process answers; needs no thread, of which a busy service may have none to spare."""
     return Health(status="ok")
 
 
 @router.get("/readyz", summary="Can it work?", responses={503: {"model": Readiness}})
+@access(is_open=True, any_host=True)
 def ready(request: Request, response: Response, service: Running) -> Readiness:
     """200 when the store can be written and the first encoders are loaded and warmed up; tells which do not load.
 

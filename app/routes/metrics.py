@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from app.metrics import REGISTRY
 from app.routes import Running
+from app.security import access
 from app.store.jobs import JobStatistic
 
 router = APIRouter(tags=["health"])
@@ -24,6 +25,7 @@ TEXT: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     response_class=Response,
     responses={200: {"description": "Prometheus' text format", "content": TEXT}},
 )
+@access("admin", opened_by="metrics_open")
 def metrics(service: Running) -> Response:
     """Latencies by route, batches, queues, jobs, refusals by kind, memory and open handles of the process."""
     jobs = CollectorRegistry()

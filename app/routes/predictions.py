@@ -15,6 +15,7 @@ from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
 from app.schemas_probes import PredictedItem, PredictionRequest, Predictions
+from app.security import access
 from app.service import Service
 from app.training import file_id
 from app.uploads import Form, receive
@@ -40,6 +41,7 @@ FIELDS = {
     responses=PROBLEM_RESPONSES,
     openapi_extra=body_of(FIELDS, model=PredictionRequest),
 )
+@access("embed", "probe", changes=False)
 async def predict(probe_id: str, request: Request, service: Running) -> Predictions:
     """Predictions for files (multipart), or for ids of an embedding table (JSON).
 

@@ -17,6 +17,7 @@ from app.routes.jobs import accepted
 from app.run_probes import ID
 from app.schemas import Job
 from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion, UnusableProbe
+from app.security import access
 from app.service import Service, new_id
 from app.store import ProbeRow
 from app.uploads import Form, receive
@@ -58,6 +59,7 @@ ACCEPTED: dict[str, Any] = {"status_code": 202, "response_model": Job, "response
 @router.post(
     "", summary="Train a probe", openapi_extra=body_of(FIELDS, required=("labels",), model=ProbeRequest), **ACCEPTED
 )
+@access("probe")
 async def create_probe(request: Request, response: Response, service: Running) -> Job:
     """Labelled files (multipart), or ids of an embedding table with labels (JSON), become a job.
 
@@ -79,6 +81,7 @@ async def create_probe(request: Request, response: Response, service: Running) -
     openapi_extra=body_of(LABEL_FIELDS, required=("labels",), model=LabelsRequest),
     **ACCEPTED,
 )
+@access("probe")
 async def add_labels(probe_id: str, request: Request, response: Response, service: Running) -> Job:
     """More labels, or better ones for items that have some, become a job that makes the probe's next version.
 
@@ -95,6 +98,7 @@ async def add_labels(probe_id: str, request: Request, response: Response, servic
 
 
 @router.get("", summary="List the probes")
+@access()
 def list_probes(service: Running, request: Request, offset: Offset = 0, limit: Limit = 100) -> Probes:
     """A page of the versions of all probes, newest first: the service's own, and those of the runs directory.
 
@@ -113,6 +117,7 @@ def list_probes(service: Running, request: Request, offset: Offset = 0, limit: L
 
 
 @router.get("/{probe_id}", summary="One probe with its quality", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def get_probe(probe_id: str, service: Running) -> ProbeDetail:
     """Metrics are those of cross-validation over groups, never of the examples that were fitted."""
     row = find_probe(service, probe_id)
@@ -124,6 +129,7 @@ def get_probe(probe_id: str, service: Running) -> ProbeDetail:
 
 
 @router.api_route("/{probe_id}", methods=["DELETE", "PATCH", "PUT"], include_in_schema=False)
+@access("probe")
 def change_probe(probe_id: str, service: Running) -> Response:
     """No probe is changed or removed: predictions name the version that made them."""
     row = find_probe(service, probe_id)

@@ -24,6 +24,7 @@ from app.schemas_search import (
     SearchIndexes,
     SearchRequest,
 )
+from app.security import access
 from app.service import Service
 from app.uploads import Form, receive
 from app.vectors import NONE, Base, Condition, Found, Query, normalised
@@ -49,6 +50,7 @@ FIELDS = {
     responses=PROBLEM_RESPONSES,
     openapi_extra=body_of(FIELDS, required=("archive",), model=SearchRequest),
 )
+@access("embed", "probe", changes=False)
 async def search(request: Request, service: Running) -> SearchAnswer:
     """The k nearest items of a table to ids or vectors (JSON), or to files, which are embedded first (multipart).
 
@@ -63,6 +65,7 @@ async def search(request: Request, service: Running) -> SearchAnswer:
 
 
 @router.get("/indexes", summary="How each table is searched")
+@access()
 def list_indexes(service: Running) -> SearchIndexes:
     """The index of every table, with its recall as measured when it was built."""
     found = []

@@ -11,6 +11,7 @@ from app.routes.predictions import answer_of
 from app.routes.probes import check_same_encoder, find_probe
 from app.routes.search import columns_of
 from app.schemas_probes import Uncertain, UncertainItem
+from app.security import access
 from app.service import Service
 from lejepa_med.evaluation.uncertain import most_uncertain
 
@@ -23,6 +24,7 @@ router = APIRouter(prefix="/v1/probes/{probe_id}/uncertain", tags=["probes"])
     response_model_exclude_none=True,
     responses={status: PROBLEM_RESPONSES[status] for status in (404, 422)},
 )
+@access()
 async def list_uncertain(
     probe_id: str,
     service: Running,
