@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from app.embedding import Result
 from app.errors import ProblemError
-from app.schemas import Key, Problem, Skipped
+from lejepa_med.client.wire.common import FileKey, Problem, Skipped
 
 JSON, NDJSON, NPY = "application/json", "application/x-ndjson", "application/x-npy"
 ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
@@ -44,7 +44,7 @@ class Row:
     vector: np.ndarray | None
     problem: Problem | None
     name: str | None = None
-    key: Key | None = None
+    key: FileKey | None = None
 
 
 def rows_of(index: int, result: Result) -> Iterator[Row]:
@@ -80,7 +80,7 @@ class JsonLines:
         return b""
 
     def text(self, row: Row) -> str:
-        """The row as `schemas.EmbeddedItem` would write it, in a fraction of the time."""
+        """The row as `wire.images.EmbeddedItem` would write it, in a fraction of the time."""
         part = "" if row.part is None else f',"part":{row.part}'
         name = "" if row.name is None else f',"name":{json.dumps(row.name)}'
         key = "" if row.key is None else f',"key":{json.dumps(row.key)}'
@@ -194,7 +194,7 @@ OFFERS = (JSON, NPY, *STREAMS)
 
 
 def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> str:
-    """The JSON answer, as `schemas.Embeddings` describes it."""
+    """The JSON answer, as `wire.images.Embeddings` describes it."""
     lines = JsonLines(head)
     items = ",".join(lines.text(row) for row in rows)
     told = f',"skipped":{json.dumps([one.model_dump() for one in skipped])}' if skipped else ""

@@ -14,10 +14,10 @@ from app.errors import ProblemError, describe
 from app.inference import Batcher, Vector
 from app.items import Source
 from app.sandbox.pool import Sandbox
-from app.schemas import Key, Problem
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError, UserError
+from lejepa_med.client.wire.common import FileKey, Problem
 
 WINDOW = 32  # items of one request between decoding and its vector: bounds memory, and fills batches
 Decoded = tuple[int, "Future[Vector]"]
@@ -36,7 +36,7 @@ class Result:
     problem: Problem | None = None
     group: str = ""
     name: str | None = None
-    key: Key | None = None
+    key: FileKey | None = None
 
 
 class Embedding:

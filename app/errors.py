@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 
 from app import metrics
 from app.logs import request_id, where
-from app.schemas import Key, Problem
 from data_adapters.base import Rejected
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
+from lejepa_med.client.wire.common import FileKey, Problem
 from lejepa_med.errors import EncoderError, explained
 
 log = logging.getLogger("lejepa_med.app")
@@ -131,7 +131,7 @@ def describe_rejected(found: Rejected) -> Problem:
 
 
 def first_bad(
-    bad: Problem, index: int, file_index: int, *, name: str | None = None, key: Key | None = None
+    bad: Problem, index: int, file_index: int, *, name: str | None = None, key: FileKey | None = None
 ) -> ProblemError:
     """The problem of one item as the problem of the whole request, where every item must be good.
 
@@ -145,7 +145,7 @@ def first_bad(
     )
 
 
-def file_of(file_index: int, *, name: str | None = None, key: Key | None = None) -> str:
+def file_of(file_index: int, *, name: str | None = None, key: FileKey | None = None) -> str:
     """A file of the request, as a message begins."""
     told = "" if key is None else f", key {key}"
     inside = "" if name is None else f"'{name}' in the file"

@@ -12,7 +12,6 @@ from app.errors import ProblemError, describe, describe_rejected
 from app.names import Names, names_in
 from app.sandbox.pool import Sandbox
 from app.sandbox.screen import is_whole
-from app.schemas import Key, Problem, Skipped
 from app.settings import Settings
 from app.unzip import unzip
 from app.uploads import Upload
@@ -21,6 +20,7 @@ from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import group_id
 from data_adapters.record import FROM_CONTENT
 from data_adapters.tables import FIRST
+from lejepa_med.client.wire.common import FileKey, Problem, Skipped
 
 LONGEST = 80  # characters of a name or key in a caution, which also goes into a header
 
@@ -74,7 +74,7 @@ class Source:
     pixels: Tensor | None = None
     problem: Problem | None = None
     name: str | None = None
-    key: Key | None = None
+    key: FileKey | None = None
 
     @property
     def group(self) -> str:

@@ -13,14 +13,14 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from app.errors import ProblemError
 from app.settings import Settings
 from app.store import KeyRow, Store, now, open_store
 from data_adapters.errors import UserError
+from lejepa_med.client.wire.common import Scope
 
-Scope = Literal["embed", "probe", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 FORM = re.compile(r"lj_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 NOBODY = hashlib.sha256(secrets.token_bytes(32)).hexdigest()  # compared with where no key has the id

@@ -15,13 +15,13 @@ from app.items import Field, cautions_of, sources
 from app.library import Library
 from app.names import read_names
 from app.sandbox.pool import Sandbox
-from app.schemas import GivenLabel, Label, Name
-from app.schemas_probes import LabelledId, ProbeRequest
 from app.settings import Settings
 from app.uploads import Form
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning
+from lejepa_med.client.wire.common import GivenLabel, Label, Name
+from lejepa_med.client.wire.probes import LabelledId, ProbeRequest
 from lejepa_med.evaluation.labels import clean_labels
 
 Folds = Annotated[int, Ge(2), Le(20)]

@@ -9,11 +9,11 @@ from pydantic import Field, StringConstraints
 
 from app.errors import ProblemError
 from app.forms import parse_field
-from app.schemas import PRINTED, Key, Skipped
 from app.settings import Settings
 from app.unzip import Contents, contents
 from app.uploads import Form, Upload
 from data_adapters.table_paths import fold, tidy
+from lejepa_med.client.wire.common import PRINTED, FileKey, Skipped
 
 GivenKey = (
     Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PRINTED)]
@@ -30,7 +30,7 @@ class Names:
     `skipped` are the files in zips that are no images: at first those that are not even unpacked.
     """
 
-    keys: Sequence[Key | Mapping[str, Key] | None] = ()
+    keys: Sequence[FileKey | Mapping[str, FileKey] | None] = ()
     zips: Mapping[int, Contents] = field(default_factory=dict)
     skipped: list[Skipped] = field(init=False)
 
@@ -38,7 +38,7 @@ class Names:
         told = ((index, name) for index, found in self.zips.items() for name in found.skipped)
         self.skipped = [Skipped(file_index=index, name=name) for index, name in told]
 
-    def of(self, file_index: int, unpacked: str) -> tuple[str | None, Key | None]:
+    def of(self, file_index: int, unpacked: str) -> tuple[str | None, FileKey | None]:
         """Name in the zip, None outside of one, and key of a file; `unpacked` is the file's name here."""
         found = self.zips.get(file_index)
         name = None if found is None else found.names.get(unpacked)
@@ -48,7 +48,7 @@ class Names:
         return name, key
 
     @cached_property
-    def _inside(self) -> dict[int, dict[str, Key]]:
+    def _inside(self) -> dict[int, dict[str, FileKey]]:
         """By position of a zip, its files' keys by name."""
         given = ((index, key) for index, key in enumerate(self.keys) if isinstance(key, Mapping))
         return {index: {_same(name): key for name, key in keys.items()} for index, keys in given}

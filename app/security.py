@@ -20,13 +20,14 @@ from starlette.types import Scope as Request
 
 from app import errors
 from app.errors import ProblemError
-from app.keys import SCOPES, Scope, unauthorized
+from app.keys import SCOPES, unauthorized
 from app.limits import Caller, Left, begin, caller, place
 from app.logs import request_id
 from app.service import Service
 from app.settings import Settings, is_loopback
 from app.store import now, open_store
 from data_adapters.errors import UserError
+from lejepa_med.client.wire.common import Scope
 
 log = logging.getLogger("lejepa_med.app")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})

@@ -12,11 +12,11 @@ from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.routes.probes import find_probe
-from app.schemas import Job
-from app.schemas_archives import Application, ApplicationRequest, Applications
 from app.security import access
 from app.service import Service, new_id
 from app.store import PredictionRow
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.probes import Application, ApplicationRequest, Applications
 
 router = APIRouter(prefix="/v1", tags=["applications"], responses=PROBLEM_RESPONSES)
 

@@ -18,8 +18,11 @@ from app.library import LIST, LIST_TABLES, modality_of
 from app.limits import is_owner
 from app.routes import Running
 from app.routes.jobs import accepted
-from app.schemas import Job
-from app.schemas_archives import (
+from app.security import access
+from app.service import Service, new_id
+from app.store import ArchiveRow
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.images import (
     ARCHIVE_NAME,
     Archive,
     ArchiveDetail,
@@ -30,9 +33,6 @@ from app.schemas_archives import (
     Leak,
     Reason,
 )
-from app.security import access
-from app.service import Service, new_id
-from app.store import ArchiveRow
 
 router = APIRouter(prefix="/v1/archives", tags=["archives"])
 TAKEN: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "description": "The name is taken"}}

@@ -31,10 +31,11 @@ from app.items import Field, cautions_of, sources
 from app.limits import charge_items
 from app.names import read_names
 from app.routes import Running
-from app.schemas import Embeddings, Skipped
 from app.security import access
 from app.service import Service
 from app.uploads import Form, receive
+from lejepa_med.client.wire.common import Skipped
+from lejepa_med.client.wire.images import Embeddings
 
 router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
 FIELDS = {

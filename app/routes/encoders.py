@@ -9,8 +9,8 @@ from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
 from app.library import LIST, PUBLIC, modality_of
 from app.routes import Running
-from app.schemas import Encoder, EncoderDetail, Encoders
 from app.security import access
+from lejepa_med.client.wire.images import Encoder, EncoderDetail, Encoders
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import fingerprint, precision_of
 from lejepa_med.models.formation import formation_of

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from app.errors import log_unexpected
 from app.routes import Running
-from app.schemas import Health, Readiness
 from app.security import access
+from lejepa_med.client.wire.common import Health, Readiness
 
 router = APIRouter(tags=["health"])
 

@@ -10,10 +10,10 @@ from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES
 from app.limits import check_owner
 from app.routes import Limit, Offset, Running, page
-from app.schemas import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 from app.security import access
 from app.service import Service
 from app.store import UNFINISHED, JobRow, now
+from lejepa_med.client.wire.common import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 CONFLICT: dict[int | str, dict[str, Any]] = {

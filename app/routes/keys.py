@@ -11,9 +11,9 @@ from app.errors import ProblemError, not_found
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.keys import make_key
 from app.routes import Running
-from app.schemas_keys import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
 from app.security import access
 from app.store import AuditRow, KeyRow
+from lejepa_med.client.wire.common import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
 
 MANY = 1000  # of one page
 

@@ -14,12 +14,12 @@ from app.labelled import groups_of, rows_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
-from app.schemas_probes import PredictedItem, PredictionRequest, Predictions
 from app.security import access
 from app.service import Service
 from app.training import file_id
 from app.uploads import Form, receive
 from data_adapters.identity import group_id
+from lejepa_med.client.wire.probes import PredictedItem, PredictionRequest, Predictions
 from lejepa_med.evaluation.probe import Prediction
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])

@@ -15,12 +15,20 @@ from app.labelled import Plan, pick, plan_of_archive, plan_of_files
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.run_probes import ID
-from app.schemas import Job
-from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion, UnusableProbe
 from app.security import access
 from app.service import Service, new_id
 from app.store import ProbeRow
 from app.uploads import Form, receive
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.probes import (
+    LabelsRequest,
+    Probe,
+    ProbeDetail,
+    ProbeRequest,
+    Probes,
+    ProbeVersion,
+    UnusableProbe,
+)
 from lejepa_med.evaluation.fit import check_labels
 from lejepa_med.evaluation.kinds import kind_of
 

@@ -10,9 +10,9 @@ from app.routes import Running
 from app.routes.predictions import answer_of
 from app.routes.probes import check_same_encoder, find_probe
 from app.routes.search import columns_of
-from app.schemas_probes import Uncertain, UncertainItem
 from app.security import access
 from app.service import Service
+from lejepa_med.client.wire.probes import Uncertain, UncertainItem
 from lejepa_med.evaluation.uncertain import most_uncertain
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/uncertain", tags=["probes"])

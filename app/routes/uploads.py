@@ -22,8 +22,13 @@ from app.names import read_names
 from app.routes import Limit, Offset, Running, page
 from app.routes.archives import IN_USE, TAKEN, check_name
 from app.routes.jobs import accepted
-from app.schemas import Job, Name, Skipped
-from app.schemas_archives import (
+from app.security import access
+from app.service import Service, new_id
+from app.store import JobRow, UploadRow, now
+from app.uploads import Form, receive
+from data_adapters.base import Adapter
+from lejepa_med.client.wire.common import Job, Name, Skipped
+from lejepa_med.client.wire.images import (
     ArchiveName,
     Duplicate,
     Reason,
@@ -34,11 +39,6 @@ from app.schemas_archives import (
     UploadItems,
     Uploads,
 )
-from app.security import access
-from app.service import Service, new_id
-from app.store import JobRow, UploadRow, now
-from app.uploads import Form, receive
-from data_adapters.base import Adapter
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 LISTED = 1000

@@ -1,13 +1,14 @@
-"""Typed client of the service; it needs httpx and nothing else of this package, no torch above all.
+"""Typed client of the service; it needs httpx and pydantic, and nothing else of this package, no torch above all.
 
+from pathlib import Path
 from lejepa_med.client import Client
 
-with Client("http://127.0.0.1:8000", key="lj_...") as service:
+with Client("http://127.0.0.1:8000") as service:
 for item in service.embed_many(Path("night-3").glob("*.fits"), encoder="galaxies"):
-print(item.file_index, item.vector)
-job = service.train_probe(files, labels, encoder="galaxies")
+print(item.file_index, item.vector or item.error)
+job = service.train_probe(["a.fits", "b.fits", ...], ["spiral", "elliptical", ...], encoder="galaxies")
 job = service.wait(job, progress=lambda job: print(f"{job.progress:.0%}"))
-for found in service.predict_files(job.id, new_files):
+for found in service.predict_files(job.id, ["new.fits"]):
 print(found.label, found.probabilities, found.novelty)
 """
 
@@ -26,21 +27,22 @@ from lejepa_med.client.errors import (
     UnreachableError,
 )
 from lejepa_med.client.files import CautionWarning
-from lejepa_med.client.models import (
+from lejepa_med.client.wire.common import Job, JobDetail, Problem
+from lejepa_med.client.wire.images import (
     Archive,
     ArchiveDetail,
-    ArchiveItem,
     EmbeddedItem,
     Embeddings,
     Encoder,
     EncoderDetail,
-    Job,
-    Problem,
     Upload,
     UploadDetail,
     UploadItem,
 )
-from lejepa_med.client.models_probes import Application, Hit, Neighbours, Prediction, Probe, ProbeVersion, UncertainItem
+from lejepa_med.client.wire.images import ArchiveId as ArchiveItem
+from lejepa_med.client.wire.probes import Application, Hit, Probe, ProbeDetail, ProbeVersion, UncertainItem
+from lejepa_med.client.wire.probes import Neighbourhood as Neighbours
+from lejepa_med.client.wire.probes import PredictedItem as Prediction
 
 __all__ = [
     "Application",
@@ -60,11 +62,13 @@ __all__ = [
     "Hit",
     "InvalidError",
     "Job",
+    "JobDetail",
     "JobFailedError",
     "Neighbours",
     "NotFoundError",
     "Prediction",
     "Probe",
+    "ProbeDetail",
     "ProbeVersion",
     "Problem",
     "ServerFaultError",

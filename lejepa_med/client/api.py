@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -13,11 +12,12 @@ import httpx
 from lejepa_med.client.archives import ArchiveCalls
 from lejepa_med.client.calls import form_fields, given_fields, part
 from lejepa_med.client.errors import BusyError, JobFailedError, UnreachableError
-from lejepa_med.client.files import File, Key, Keys, sent_keys, skipped_names, warned, with_names
+from lejepa_med.client.files import File, Keys, sent_keys, skipped_names, warned, with_names
 from lejepa_med.client.http import Http
-from lejepa_med.client.models import EmbeddedItem, Embeddings, Encoder, EncoderDetail, Job
 from lejepa_med.client.probes import ProbeCalls
 from lejepa_med.client.stream import embed_stream
+from lejepa_med.client.wire.common import FileKey, Job, JobDetail
+from lejepa_med.client.wire.images import EmbeddedItem, Embeddings, Encoder, EncoderDetail
 
 
 class Client(ArchiveCalls, ProbeCalls):
@@ -90,11 +90,12 @@ class Client(ArchiveCalls, ProbeCalls):
         given = sent_keys(files, keys)
         fields = form_fields(encoder=encoder, region=_region(region), mpp=mpp, pool=pool, keys=given)
         found = Embeddings.read(self._http.json("POST", "/v1/embeddings", files=files, fields=fields))
-        return replace(
-            found,
-            items=list(with_names(found.items, files)),
-            skipped=skipped_names(found.skipped, files),
-            cautions=warned(found.cautions, files),
+        return found.model_copy(
+            update={
+                "items": list(with_names(found.items, files)),
+                "skipped": skipped_names(found.skipped or [], files),
+                "cautions": warned(found.cautions, files),
+            }
         )
 
     def embed_many(
@@ -104,7 +105,7 @@ class Client(ArchiveCalls, ProbeCalls):
         encoder: str | None = None,
         mpp: float | None = None,
         pool: str | None = None,
-        keys: Iterable[Key | Mapping[str, Key] | None] | None = None,
+        keys: Iterable[FileKey | Mapping[str, FileKey] | None] | None = None,
         batch: int = 32,
     ) -> Iterator[EmbeddedItem]:
         """The vectors of any number of files, as they come, in their order; a bad file gives an item with `error`.
@@ -124,9 +125,9 @@ class Client(ArchiveCalls, ProbeCalls):
         found = self._http.pages(f"/v1/jobs?{query}", name="jobs")
         return [Job.read(item) for item in islice(found, limit)]
 
-    def job(self, job: Job | str, *, wait: float = 0) -> Job:
+    def job(self, job: Job | str, *, wait: float = 0) -> JobDetail:
         """A job as it stands, with its log; with `wait` when it has ended, or after that many seconds (at most 30)."""
-        return Job.read(self._http.json("GET", f"/v1/jobs/{_id(job)}", params=given_fields(wait=wait or None)))
+        return JobDetail.read(self._http.json("GET", f"/v1/jobs/{_id(job)}", params=given_fields(wait=wait or None)))
 
     def cancel(self, job: Job | str) -> Job:
         """Cancel a job.
@@ -152,7 +153,7 @@ class Client(ArchiveCalls, ProbeCalls):
         progress: Callable[[Job], None] | None = None,
         timeout: float | None = None,
         poll: float = 1.0,
-    ) -> Job:
+    ) -> JobDetail:
         """The job once it has succeeded; a restart of the service in between does no harm.
 
         The service answers as soon as the job has ended, so `poll` delays nothing but `progress`.

@@ -8,8 +8,9 @@ from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
 from lejepa_med.client.files import File, Keys, sent_keys, sent_name, warned, with_names
-from lejepa_med.client.models import Archive, ArchiveDetail, ArchiveItem, Job, Upload, UploadDetail, UploadItem
-from lejepa_med.client.models_probes import Neighbours
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.images import Archive, ArchiveDetail, ArchiveId, Upload, UploadDetail, UploadItem
+from lejepa_med.client.wire.probes import Neighbourhood
 
 
 class ArchiveCalls(Calls):
@@ -122,19 +123,19 @@ class ArchiveCalls(Calls):
         """
         self._http.nothing("DELETE", f"/v1/archives/{part(archive)}")
 
-    def archive_items(self, archive: str, *, page: int = 1000) -> Iterator[ArchiveItem]:
+    def archive_items(self, archive: str, *, page: int = 1000) -> Iterator[ArchiveId]:
         """The items of a table in its order, `page` at a time."""
         for item in self._http.pages(f"/v1/archives/{part(archive)}/ids?limit={page}"):
-            yield ArchiveItem.read(item)
+            yield ArchiveId.read(item)
 
-    def search(self, archive: str, ids: Sequence[str], *, k: int = 10, **options: Any) -> list[Neighbours]:
+    def search(self, archive: str, ids: Sequence[str], *, k: int = 10, **options: Any) -> list[Neighbourhood]:
         """The `k` nearest items of a table to some of its items; `options` as in the service's SearchRequest."""
         body = {"archive": archive, "ids": list(ids), "k": k, **options}
         return neighbours(self._http.json("POST", "/v1/search", body=body))
 
     def search_vectors(
         self, archive: str, vectors: Sequence[Sequence[float]], *, fingerprint: str, k: int = 10, **options: Any
-    ) -> list[Neighbours]:
+    ) -> list[Neighbourhood]:
         """The nearest items to vectors (n, dim) of the encoder with this fingerprint."""
         given = [[float(value) for value in vector] for vector in vectors]
         body = {"archive": archive, "vectors": given, "fingerprint": fingerprint, "k": k, **options}
@@ -142,7 +143,7 @@ class ArchiveCalls(Calls):
 
     def search_files(
         self, archive: str, *files: File, k: int = 10, mpp: float | None = None, keys: Keys | None = None
-    ) -> list[Neighbours]:
+    ) -> list[Neighbourhood]:
         """The nearest items to files, which the table's encoder embeds; `mpp` and `keys` as of `embed`."""
         fields = form_fields(archive=archive, k=k, mpp=mpp, keys=sent_keys(files, keys))
         found = self._http.json("POST", "/v1/search", files=files, fields=fields)
@@ -150,9 +151,9 @@ class ArchiveCalls(Calls):
         return list(with_names(neighbours(found), files))
 
 
-def neighbours(answer: Any) -> list[Neighbours]:
+def neighbours(answer: Any) -> list[Neighbourhood]:
     """The items of a search's answer."""
-    return [Neighbours.read(item) for item in answer["items"]]
+    return [Neighbourhood.read(item) for item in answer["items"]]
 
 
 def _catalog(files: Sequence[File], labels: Sequence[str | None] | None, groups: Sequence[str | None] | None) -> bytes:

@@ -1,6 +1,6 @@
 """What can go wrong, as exceptions that carry the service's own words."""
 
-from lejepa_med.client.models import Job, Problem
+from lejepa_med.client.wire.common import Job, Problem
 
 
 class ClientError(Exception):

@@ -14,7 +14,7 @@ import httpx
 
 from lejepa_med.client.errors import BY_STATUS, ClientError, ServerFaultError, ServiceError, UnreachableError
 from lejepa_med.client.files import File, open_all
-from lejepa_med.client.models import Problem
+from lejepa_med.client.wire.common import Problem
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; doubled each time, and at least Retry-After
 
@@ -180,10 +180,11 @@ def unreachable(error: httpx.HTTPError) -> UnreachableError:
 
 def refusal(answer: httpx.Response) -> ServiceError:
     """The exception for an answer other than success, whatever its body is."""
+    plain = {"type": "about:blank", "title": answer.reason_phrase, "status": answer.status_code, "detail": ""}
     try:
-        problem = Problem.read(json.loads(answer.read()))
-    except (ValueError, TypeError, AttributeError):
-        problem = Problem(status=answer.status_code, title=answer.reason_phrase)
+        problem = Problem.read({**plain, **json.loads(answer.read())})
+    except (ValueError, TypeError):  # a proxy's page, or JSON of another kind
+        problem = Problem.read(plain)
     after = answer.headers.get("retry-after", "")
     seconds = float(after) if after.isdigit() else None
     return BY_STATUS.get(answer.status_code, ServerFaultError)(problem, retry_after=seconds)

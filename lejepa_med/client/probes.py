@@ -1,14 +1,13 @@
 """Probes: trained on labels, improved by more, applied to files, items and whole archives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lejepa_med.client.calls import Calls, form_fields, given_fields, part
 from lejepa_med.client.files import File, Keys, sent_keys, warned, with_names
-from lejepa_med.client.models import Job
-from lejepa_med.client.models_probes import Application, Prediction, Probe, UncertainItem
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.probes import Application, PredictedItem, Probe, ProbeDetail, UncertainItem
 
 
 class ProbeCalls(Calls):
@@ -96,9 +95,9 @@ class ProbeCalls(Calls):
         """All versions of all probes, newest first."""
         return [Probe.read(item) for item in self._http.pages("/v1/probes?limit=1000", name="probes")]
 
-    def probe(self, probe: str) -> Probe:
+    def probe(self, probe: str) -> ProbeDetail:
         """One probe with its metrics and versions."""
-        return Probe.read(self._http.json("GET", f"/v1/probes/{part(probe)}"))
+        return ProbeDetail.read(self._http.json("GET", f"/v1/probes/{part(probe)}"))
 
     def predict_files(
         self,
@@ -108,7 +107,7 @@ class ProbeCalls(Calls):
         mpp: float | None = None,
         groups: Sequence[str | None] | None = None,
         keys: Keys | None = None,
-    ) -> list[Prediction]:
+    ) -> list[PredictedItem]:
         """A probe's answers for files; `keys` as of `embed`.
 
         `groups`, one for each file, marks those of groups that the probe learnt from.
@@ -117,14 +116,14 @@ class ProbeCalls(Calls):
         fields = form_fields(mpp=mpp, groups=groups, keys=sent_keys(files, keys))
         found = self._http.json("POST", path, files=list(files), fields=fields)
         warned(found.get("cautions", []), files)
-        return list(with_names(map(Prediction.read, found["items"]), files))
+        return list(with_names(map(PredictedItem.read, found["items"]), files))
 
-    def predict_items(self, probe: str, archive: str, ids: Sequence[str]) -> list[Prediction]:
+    def predict_items(self, probe: str, archive: str, ids: Sequence[str]) -> list[PredictedItem]:
         """A probe's answers for items of a table."""
         path = f"/v1/probes/{part(probe)}/predictions"
         found = self._http.json("POST", path, body={"archive": archive, "ids": list(ids)})
         warned(found.get("cautions", []))
-        return [Prediction.read(item) for item in found["items"]]
+        return [PredictedItem.read(item) for item in found["items"]]
 
     def apply_probe(self, probe: str, archive: str) -> Job:
         """Predict every item of an archive. The application has the job's id."""
@@ -161,4 +160,4 @@ def _labelled(labels: Mapping[str, Any], groups: Mapping[str, str] | None) -> li
 
 def _warned(job: Job, files: Sequence[File] = ()) -> Job:
     """A job that was accepted, with its cautions in the caller's names; warns of them."""
-    return replace(job, cautions=warned(job.cautions or [], files, level=4))
+    return job.model_copy(update={"cautions": warned(job.cautions or [], files, level=4)})

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from app.answers import ARROW, JSON, NDJSON, NPY, PARQUET, Head, ParquetFile, Row, negotiate
 from app.errors import ProblemError
-from app.schemas import Embeddings
 from app.settings import Settings
+from lejepa_med.client.wire.images import Embeddings
 from tests.app.helpers import files, png
 
 THREE = files(png(0), b"not a picture", png(1))
