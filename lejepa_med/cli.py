@@ -3,12 +3,13 @@
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -21,13 +22,13 @@ from pydantic_settings import (
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, NamesCommand, OptionsCommand, SplitCommand
-from lejepa_med.cli_keys import KeyCommand
-from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
 from lejepa_med.cli_settings import CommonSettings, join_options
 from lejepa_med.cli_study import DiffCommand, SelectCommand, StabilityCommand
 from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
 from lejepa_med.errors import UserError, explained
+
+COMMAND_GROUP = "lejepa_med.commands"
 
 
 class Looking(CommonSettings):
@@ -453,7 +454,7 @@ class SearchCommand(Section):
         print(f"wrote {len(found.rows):,} neighbours to {self.out}")
 
 
-class Cli(BaseSettings):
+class Commands(BaseSettings):
     """In-domain self-supervised pretraining (LeJEPA) on your own archive, embeddings and small-label probes."""
 
     model_config = SettingsConfigDict(
@@ -467,31 +468,46 @@ class Cli(BaseSettings):
         env_prefix="LEJEPA_CLI_UNUSED_",  # settings come from flags and files only
     )
 
-    scan: CliSubCommand[ScanCommand]
-    split: CliSubCommand[SplitCommand]
-    inspect: CliSubCommand[InspectCommand]
-    pretrain: CliSubCommand[PretrainCommand]
-    embed: CliSubCommand[EmbedCommand]
-    precision: CliSubCommand[PrecisionCommand]
-    vectors: CliSubCommand[VectorsCommand]
-    probe: CliSubCommand[ProbeCommand]
-    predict: CliSubCommand[PredictCommand]
-    search: CliSubCommand[SearchCommand]
-    names: CliSubCommand[NamesCommand]
-    select: CliSubCommand[SelectCommand]
-    diff: CliSubCommand[DiffCommand]
-    stability: CliSubCommand[StabilityCommand]
-    serve: CliSubCommand[ServeCommand]
-    work: CliSubCommand[WorkCommand]
-    backup: CliSubCommand[BackupCommand]
-    restore: CliSubCommand[RestoreCommand]
-    key: CliSubCommand[KeyCommand]
-    options: CliSubCommand[OptionsCommand]
-    doctor: CliSubCommand[DoctorCommand]
-
     def cli_cmd(self) -> None:
         """Run the chosen command."""
         CliApp.run_subcommand(self)
+
+
+def registered() -> dict[str, type[Section]]:
+    """Return the commands that installed packages add, the service's among them, by name.
+
+    An entry point in the group `lejepa_med.commands` names a dictionary of settings classes with a method `cli_cmd`.
+    """
+    return {name: kind for point in entry_points(group=COMMAND_GROUP) for name, kind in point.load().items()}
+
+
+def command_line(commands: Mapping[str, type[Section]]) -> type[Commands]:
+    """Return the class that parses a command line with these commands, in their order."""
+    fields: dict[str, Any] = {name: (CliSubCommand[kind], ...) for name, kind in commands.items()}  # type: ignore[valid-type]
+    return create_model("Cli", __base__=Commands, __doc__=Commands.__doc__, **fields)
+
+
+Cli = command_line(
+    {
+        "scan": ScanCommand,
+        "split": SplitCommand,
+        "inspect": InspectCommand,
+        "pretrain": PretrainCommand,
+        "embed": EmbedCommand,
+        "precision": PrecisionCommand,
+        "vectors": VectorsCommand,
+        "probe": ProbeCommand,
+        "predict": PredictCommand,
+        "search": SearchCommand,
+        "names": NamesCommand,
+        "select": SelectCommand,
+        "diff": DiffCommand,
+        "stability": StabilityCommand,
+        **registered(),
+        "options": OptionsCommand,
+        "doctor": DoctorCommand,
+    }
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
