@@ -12,7 +12,7 @@ for found in service.predict_files(job.id, ["new.fits"]):
 print(found.label, found.probabilities, found.novelty)
 """
 
-from lejepa_med.client.api import Client
+from lejepa_med.client.client import Client
 from lejepa_med.client.errors import (
     BusyError,
     ClientError,

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import sleep
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -188,3 +189,22 @@ def refusal(answer: httpx.Response) -> ServiceError:
     after = answer.headers.get("retry-after", "")
     seconds = float(after) if after.isdigit() else None
     return BY_STATUS.get(answer.status_code, ServerFaultError)(problem, retry_after=seconds)
+
+
+def form_fields(**given: Any) -> dict[str, str]:
+    """Form fields: text as it is, everything else as JSON, and nothing for None."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def given_fields(**given: Any) -> dict[str, Any]:
+    """Fields of a JSON body; nothing for None."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def part(name: str) -> str:
+    """A name as one part of an address."""
+    return quote(name, safe="")

@@ -7,10 +7,9 @@ from typing import Any
 
 import httpx
 
-from lejepa_med.client.calls import form_fields
 from lejepa_med.client.errors import InvalidError
 from lejepa_med.client.files import File, sent_keys, warned, with_names
-from lejepa_med.client.http import Http, pause, unreachable
+from lejepa_med.client.http import Http, form_fields, pause, unreachable
 from lejepa_med.client.wire.common import FileKey
 from lejepa_med.client.wire.images import EmbeddedItem
 
