@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from app.bodies import Form, Upload, too_large
 from app.errors import ProblemError, describe
 from app.settings import Settings
 from app.unzip import contents, read_entry
-from app.uploads import Form, Upload, too_large
 from data_adapters.catalog import NEEDS, PARTICIPANTS
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import sealed

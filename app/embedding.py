@@ -11,8 +11,8 @@ from torch import Tensor
 
 from app import metrics
 from app.errors import ProblemError, describe
+from app.file_items import Source
 from app.inference import Batcher, Vector
-from app.items import Source
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Record

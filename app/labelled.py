@@ -9,14 +9,12 @@ import numpy as np
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
+from app.bodies import Form, parse_field
 from app.errors import ProblemError, file_of, first_bad
-from app.forms import parse_field
-from app.items import Field, cautions_of, sources
+from app.file_items import Field, cautions_of, read_names, sources
 from app.library import Library
-from app.names import read_names
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
-from app.uploads import Form
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning

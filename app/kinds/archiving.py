@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from app import catalogs
 from app.embedding import Embedding
 from app.errors import ProblemError, as_error, not_found
-from app.items import Source
+from app.file_items import Source
 from app.jobs import Step
 from app.kinds.chunks import failures, read_chunks, write_chunk
 from app.kinds.folders import archive_folder, archive_table, archives_root

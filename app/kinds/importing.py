@@ -13,10 +13,10 @@ from typing import Any
 import data_adapters
 from app import catalogs
 from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
+from app.file_items import Names
 from app.jobs import Step
 from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
-from app.names import Names
 from app.sandbox.pool import Sandbox
 from app.sealing import seal, unseal
 from app.settings import Settings

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
-from app.downloads import TABLE_RESPONSE, table
+from app.bodies import json_body
 from app.errors import ProblemError, not_found, removed_meanwhile
-from app.forms import PROBLEM_RESPONSES, json_body, json_only
+from app.formats import TABLE_RESPONSE, table
+from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.routes.probes import find_probe

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 
-from app.downloads import PARQUET_RESPONSE, joined
+from app.bodies import json_body
 from app.errors import ProblemError, not_found, removed_meanwhile
-from app.forms import PROBLEM_RESPONSES, json_body, json_only
+from app.formats import PARQUET_RESPONSE, joined
 from app.kinds.archiving import name_taken
 from app.kinds.chunks import failures
 from app.kinds.importing import Place
 from app.library import LIST, LIST_TABLES, modality_of
 from app.limits import is_owner
+from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Running
 from app.routes.jobs import accepted
 from app.security import access

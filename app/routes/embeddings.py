@@ -11,7 +11,11 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.answers import (
+from app.bodies import Form, check_fields, receive
+from app.embedding import Result
+from app.errors import ProblemError, first_bad
+from app.file_items import Field, cautions_of, read_names, sources
+from app.formats import (
     JSON,
     NPY,
     STREAMS,
@@ -23,17 +27,12 @@ from app.answers import (
     whole_json,
     whole_npy,
 )
-from app.embedding import Result
-from app.errors import ProblemError, first_bad
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.inference import busy
-from app.items import Field, cautions_of, sources
 from app.limits import charge_items
-from app.names import read_names
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
 from app.security import access
 from app.service import Service
-from app.uploads import Form, receive
 from lejepa_med.client.wire.common import Skipped
 from lejepa_med.client.wire.images import Embeddings
 

@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES
 from app.library import LIST, PUBLIC, modality_of
+from app.openapi import PROBLEM_RESPONSES
 from app.routes import Running
 from app.security import access
 from lejepa_med.client.wire.images import Encoder, EncoderDetail, Encoders

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES
 from app.limits import check_owner
+from app.openapi import PROBLEM_RESPONSES
 from app.routes import Limit, Offset, Running, page
 from app.security import access
 from app.service import Service

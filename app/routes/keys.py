@@ -7,9 +7,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app import limits
+from app.bodies import json_body
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.keys import make_key
+from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Running
 from app.security import access
 from app.store import AuditRow, KeyRow

@@ -8,14 +8,14 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
+from app.bodies import Form, check_fields, is_json, json_body, parse_field, receive
 from app.errors import ProblemError
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body, parse_field
-from app.items import Field
+from app.file_items import Field
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form
 from app.security import access
 from app.service import Service
-from app.uploads import Form, receive
 from app.vectors import NONE, Base, Condition, Found, Query, normalised
 from lejepa_med.client.wire.probes import (
     Filters,

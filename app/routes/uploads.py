@@ -13,19 +13,19 @@ from pydantic import TypeAdapter, ValidationError
 
 import data_adapters
 from app import catalogs
+from app.bodies import Form, check_fields, parse_field, receive
 from app.errors import ProblemError, as_error, invalid, not_found
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, parse_field
+from app.file_items import read_names
 from app.kinds.importing import Place, Plan
 from app.library import modality_of
 from app.limits import is_owner
-from app.names import read_names
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Limit, Offset, Running, page
 from app.routes.archives import IN_USE, TAKEN, check_name
 from app.routes.jobs import accepted
 from app.security import access
 from app.service import Service, new_id
 from app.store import JobRow, UploadRow, now
-from app.uploads import Form, receive
 from data_adapters.base import Adapter
 from lejepa_med.client.wire.common import Job, Name, Skipped
 from lejepa_med.client.wire.images import (

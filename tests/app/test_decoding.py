@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import data_adapters
+from app.bodies import Upload
 from app.embedding import Embedding, Result
-from app.items import Field, Source, sources
+from app.file_items import Field, Source, sources
 from app.library import Library
 from app.sandbox.frames import LENGTHS, MAX_HEADER, BrokenFrameError, receive
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
-from app.uploads import Upload
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError
 from tests.app.growth import Growth

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from app.answers import ARROW, PARQUET
+from app.formats import ARROW, PARQUET
 from app.settings import Settings
 from data_adapters.base import Record
 from lejepa_med.models.folder import load_encoder
@@ -201,10 +201,10 @@ def test_too_large_by_declared_and_by_counted_bytes(client: TestClient, settings
 
 
 def test_too_many_pixels(runs: Path, tmp_path: Path) -> None:
+    from app.bodies import Upload
     from app.embedding import Embedding
-    from app.items import Field, sources
+    from app.file_items import Field, sources
     from app.library import Library
-    from app.uploads import Upload
 
     limited = Settings(runs_dir=runs, data_dir=tmp_path, threads=1, max_pixels=40 * 40 - 1)
     library, embedding = Library(limited), Embedding(limited)

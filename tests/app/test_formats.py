@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from app.answers import ARROW, JSON, NDJSON, NPY, PARQUET, Head, ParquetFile, Row, negotiate
 from app.errors import ProblemError
+from app.formats import ARROW, JSON, NDJSON, NPY, PARQUET, Head, ParquetFile, Row, negotiate
 from app.settings import Settings
 from lejepa_med.client.wire.images import Embeddings
 from tests.app.helpers import files, png

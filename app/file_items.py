@@ -1,28 +1,128 @@
-"""From received files to the items in them."""
+"""From received files to the items in them, and which item is which file in the client's own words.
+
+These words are the keys that it gives, and the names in the zips that it sent.
+"""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field as FieldInfo
+from pydantic import StringConstraints
 from torch import Tensor
 
+from app.bodies import Form, Upload, parse_field
 from app.errors import ProblemError, describe, describe_rejected
-from app.names import Names, names_in
 from app.sandbox.pool import Sandbox
 from app.sandbox.screen import is_whole
 from app.settings import Settings
-from app.unzip import unzip
-from app.uploads import Upload
+from app.unzip import Contents, contents, unzip
 from data_adapters.base import Adapter, BaseAdapter, Record, foreign_format
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import group_id
 from data_adapters.record import FROM_CONTENT
+from data_adapters.table_paths import fold, tidy
 from data_adapters.tables import FIRST
-from lejepa_med.client.wire.common import FileKey, Problem, Skipped
+from lejepa_med.client.wire.common import PRINTED, FileKey, Problem, Skipped
 
 LONGEST = 80  # characters of a name or key in a caution, which also goes into a header
+
+# --- keys and names in zips ------------------------------------------------------------------------------------------
+
+GivenKey = (
+    Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PRINTED)]
+    | Annotated[int, FieldInfo(strict=True)]
+)
+GivenKeys = list[GivenKey | dict[str, GivenKey] | None]
+"""The form field `keys`: for each file a key, null, or for a zip its files' keys by name."""
+
+
+@dataclass
+class Names:
+    """The keys of a request's files by position, and the names in its zips, by position as well.
+
+    `skipped` are the files in zips that are no images: at first those that are not even unpacked.
+    """
+
+    keys: Sequence[FileKey | Mapping[str, FileKey] | None] = ()
+    zips: Mapping[int, Contents] = field(default_factory=dict)
+    skipped: list[Skipped] = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = ((index, name) for index, found in self.zips.items() for name in found.skipped)
+        self.skipped = [Skipped(file_index=index, name=name) for index, name in told]
+
+    def of(self, file_index: int, unpacked: str) -> tuple[str | None, FileKey | None]:
+        """Name in the zip, None outside of one, and key of a file; `unpacked` is the file's name here."""
+        found = self.zips.get(file_index)
+        name = None if found is None else found.names.get(unpacked)
+        key = self.keys[file_index] if file_index < len(self.keys) else None
+        if isinstance(key, Mapping):
+            key = None if name is None else self._inside[file_index].get(_same(name))
+        return name, key
+
+    @cached_property
+    def _inside(self) -> dict[int, dict[str, FileKey]]:
+        """By position of a zip, its files' keys by name."""
+        given = ((index, key) for index, key in enumerate(self.keys) if isinstance(key, Mapping))
+        return {index: {_same(name): key for name, key in keys.items()} for index, keys in given}
+
+
+def read_names(form: Form, settings: Settings) -> Names:
+    """The names of a request: its field `keys`, and what its zips hold. Blocks on the disk: on a thread.
+
+    Raises:
+        ProblemError: 422, `keys` does not fit the files.
+    """
+    keys = parse_field(form, "keys", GivenKeys, [])
+    if keys and len(keys) != len(form.uploads):
+        raise ProblemError(
+            422,
+            "invalid-request",
+            f"The request has {len(form.uploads)} files and {len(keys)} keys.",
+            remedy="Give 'keys' as a JSON list with one entry for each file, in the order of the files; null for none.",
+        )
+    names = Names(keys, names_in(form.uploads, settings))
+    for index, key in enumerate(keys):
+        if not isinstance(key, dict):
+            continue
+        if index not in names.zips:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                f"The entry at position {index} of 'keys' is an object, but the file at this position is no zip.",
+                remedy="Give a text or a whole number for a file that is no zip.",
+                file_index=index,
+            )
+        known = {_same(name) for name in names.zips[index].names.values()}
+        unknown = [place for place, name in enumerate(key) if _same(name) not in known]
+        if unknown and known:  # a zip that cannot be read is refused with its own reason
+            raise ProblemError(
+                422,
+                "invalid-request",
+                f"{len(unknown)} of the {len(key)} names in 'keys' are not names of images in the zip at position "
+                f"{index}; the first is at position {unknown[0]}.",
+                remedy="Name the files as the zip does, with their folders: unzip -l FILE lists them.",
+                file_index=index,
+            )
+    return names
+
+
+def names_in(uploads: Sequence[Upload], settings: Settings) -> dict[int, Contents]:
+    """What the zips among the files hold, by position."""
+    zips = (upload for upload in uploads if upload.path.suffix == ".zip")
+    return {upload.index: contents(upload.path, settings) for upload in zips}
+
+
+def _same(name: str) -> str:
+    return fold(tidy(name))
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Multipart requests, streamed to files below the data directory. A client's file name is never used as a path."""
+"""Bodies of requests: multipart, streamed to files below the data directory, or JSON.
+
+A client's file name is never used as a path.
+"""
 
 import asyncio
 import re
@@ -10,18 +13,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
+from typing import Any, TypeVar
 
 import python_multipart
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from app.errors import ProblemError, nul
+from app.errors import ProblemError, as_error, invalid, nul
 from app.settings import Settings
 
+M = TypeVar("M", bound=BaseModel)
 HOP = 1 << 20  # bytes that are collected before they are parsed and written on a thread
 LEAST_RATE = 1 << 10  # bytes a second; a client below it holds a connection and a file for nothing
 MAX_FIELDS = 50
@@ -325,3 +331,63 @@ def _broken() -> ProblemError:
         remedy="Send the request again; do not set the content type's boundary by hand.",
         headers={"Connection": "close"},
     )
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body says that it is JSON."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+
+
+async def json_body(request: Request, model: type[M], settings: Settings) -> M:
+    """The JSON body as `model`.
+
+    Raises:
+        ProblemError: 413 beyond the limit, 422 where it does not fit.
+    """
+    body = await read_json(request, settings)
+    try:
+        found = model.model_validate_json(body)
+        if b"\\u0000" in body and holds_nul(found.model_dump()):
+            raise nul("A text in the body")
+        return found
+    except ValidationError as error:
+        raise as_error(invalid(error.errors(include_input=False, include_url=False))) from None
+
+
+def holds_nul(value: Any) -> bool:
+    """Whether any text in a value from JSON holds a NUL."""
+    if isinstance(value, dict):
+        return any(map(holds_nul, value.values()))
+    if isinstance(value, list):
+        return any(map(holds_nul, value))
+    return isinstance(value, str) and "\0" in value
+
+
+def check_fields(form: Form, known: set[str], *, files: bool = True) -> None:
+    """Refuse a form without files, and misspelt fields, which would be ignored otherwise."""
+    if form.fields.keys() - known:
+        raise ProblemError(
+            422,
+            "invalid-request",
+            "The form has a field that this route does not know.",
+            remedy=f"It knows: files, {', '.join(sorted(known))}.",
+        )
+    if files and not form.uploads:
+        raise ProblemError(
+            422,
+            "no-files",
+            "The request holds no file.",
+            remedy="Send one or more form fields 'files'; with curl: -F files=@FILE",
+        )
+
+
+def parse_field(form: Form, name: str, kind: Any, default: Any = None) -> Any:
+    """A form field that holds JSON (or a bare number), validated as `kind`."""
+    text = form.fields.get(name, "")
+    if text == "":
+        return default
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        issues = [{**issue, "loc": (name, *issue["loc"])} for issue in error.errors(include_input=False)]
+        raise as_error(invalid(issues)) from None
