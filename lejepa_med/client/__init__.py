@@ -1,15 +1,20 @@
 """Typed client of the service; it needs httpx and pydantic, and nothing else of this package, no torch above all.
 
+```python
 from pathlib import Path
+
 from lejepa_med.client import Client
 
-with Client("http://127.0.0.1:8000") as service:
-for item in service.embed_many(Path("night-3").glob("*.fits"), encoder="galaxies"):
-print(item.file_index, item.vector or item.error)
-job = service.train_probe(["a.fits", "b.fits", ...], ["spiral", "elliptical", ...], encoder="galaxies")
-job = service.wait(job, progress=lambda job: print(f"{job.progress:.0%}"))
-for found in service.predict_files(job.id, ["new.fits"]):
-print(found.label, found.probabilities, found.novelty)
+files = sorted(Path("night-3").glob("*.fits"))
+labels = ["spiral" if "spiral" in file.name else "elliptical" for file in files]
+with Client("http://127.0.0.1:8000", key=None) as service:
+    for item in service.embed_many(files, encoder="galaxies"):
+        print(item.file_index, item.vector or item.error)
+    job = service.train_probe(files, labels, encoder="galaxies")
+    job = service.wait(job, progress=lambda job: print(f"{job.progress:.0%}"))
+    for found in service.predict_files(job.id, files[:3]):
+        print(found.label, found.probabilities, found.novelty)
+```
 """
 
 from lejepa_med.client.client import Client

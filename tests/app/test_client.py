@@ -85,6 +85,25 @@ def test_import_is_light() -> None:
     assert sorted(package.__all__) == package.__all__ and all(hasattr(package, name) for name in package.__all__)
 
 
+def test_the_example_in_the_docstring_runs(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an encoder and pictures of these tests in place of the example's."""
+    example = (package.__doc__ or "").partition("```python\n")[2].partition("```")[0]
+    for told, real in (("http://127.0.0.1:8000", url), ("galaxies", "images"), ("*.fits", "*.png")):
+        assert told in example
+        example = example.replace(told, real)
+    (tmp_path / "night-3").mkdir()
+    for number in range(12):
+        name = f"{('spiral', 'elliptical')[number % 2]}-{number}.png"
+        (tmp_path / "night-3" / name).write_bytes(png(number, bright=number % 2 == 0))
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:12]] == [str(number) for number in range(12)]
+    assert "100%" in lines and [line.split()[0] for line in lines[-3:]] == ["elliptical"] * 3
+
+
 def test_answers_of_a_newer_service_are_read() -> None:
     """Fields and words that this release does not know, at any depth; the service itself refuses them."""
     found = JobDetail.read(
