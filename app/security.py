@@ -16,7 +16,7 @@ from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Send
-from starlette.types import Scope as Request
+from starlette.types import Scope as AsgiScope
 
 from app import errors
 from app.errors import ProblemError
@@ -123,7 +123,7 @@ def each_route(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
             yield from each_route(included.routes)
 
 
-def _match(request: Request) -> tuple[Route, dict[str, Any]] | None:
+def _match(request: AsgiScope) -> tuple[Route, dict[str, Any]] | None:
     """Return the route of a request and the parameters in its path; None where no route has this path.
 
     A path that has routes, but none for the method, is guarded like its first route: it answers 405 to known callers.
@@ -178,7 +178,7 @@ class Auth:
         self.app = app
         self._pruned = -DAY
 
-    async def __call__(self, scope: Request, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -244,7 +244,7 @@ class Auth:
                 remedy="Use http://127.0.0.1 with the port, or the operator lists the name in LEJEPA_ALLOWED_HOSTS.",
             )
 
-    async def _caller(self, service: Service, wanted: Access, scope: Request, headers: Headers) -> Caller:
+    async def _caller(self, service: Service, wanted: Access, scope: AsgiScope, headers: Headers) -> Caller:
         client = scope.get("client")
         address = place(client[0] if client else None)
         if wanted.is_open or (wanted.opened_by and getattr(service.settings, wanted.opened_by)):
@@ -260,7 +260,7 @@ class Auth:
             await run_sync(service.store.use_key, row.id)
         return Caller(key_id=row.id, scopes=frozenset(row.scopes), address=address, limits=service.limits)
 
-    def _limited(self, service: Service, scope: Request, error: ProblemError) -> ProblemError:
+    def _limited(self, service: Service, scope: AsgiScope, error: ProblemError) -> ProblemError:
         """The refusal of a key or a page, or after too many from one address 429, which nobody writes down."""
         if error.problem.status != 401 and not error.problem.type.endswith(":cross-site"):
             return error
