@@ -37,7 +37,7 @@ INSIDE_COMPRESSED = ("nii", "fits", "fit", "fts", "dcm")
 
 
 @dataclass(frozen=True)
-class Upload:
+class ReceivedFile:
     """One received file; `index` is its place among the request's files.
 
     `name` is what the client calls it: it joins a catalogue's rows while the request lasts, and is never stored.
@@ -55,7 +55,7 @@ class Form:
 
     folder: Path
     fields: dict[str, str] = field(default_factory=dict)
-    uploads: list[Upload] = field(default_factory=list)
+    uploads: list[ReceivedFile] = field(default_factory=list)
     catalog: Path | None = None
     is_removed: bool = False
 
@@ -310,7 +310,7 @@ class _Sink:
             if self.name == "catalog":
                 self.form.catalog = self.path
                 return
-            upload = Upload(index=len(self.form.uploads), path=self.path, size=self.size, name=self.file_name)
+            upload = ReceivedFile(index=len(self.form.uploads), path=self.path, size=self.size, name=self.file_name)
             self.form.uploads.append(upload)
             return
         if self.name in self.form.fields:

@@ -30,7 +30,7 @@ ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.
 ARROW_ROWS, PARQUET_ROWS = 256, 4096  # of one record batch or row group, which is what is kept in memory
 
 
-class Head(NamedTuple):
+class AnswerHead(NamedTuple):
     """What holds for all items of an answer."""
 
     encoder: str
@@ -41,7 +41,7 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VectorRow:
     """One vector of an answer, or the problem that stands for an item. `part` is a slice's or tile's place in it.
 
     `name` and `key` are the client's words for the item's file.
@@ -57,20 +57,20 @@ class Row:
     key: FileKey | None = None
 
 
-def rows_of(index: int, result: Result) -> Iterator[Row]:
+def rows_of(index: int, result: Result) -> Iterator[VectorRow]:
     """One row for a pooled item or a bad one, n rows for an item whose n vectors are kept apart."""
     vector = result.vector
     if vector is None or vector.ndim == 1:
-        yield Row(index, result.file_index, None, result.items, vector, result.problem, result.name, result.key)
+        yield VectorRow(index, result.file_index, None, result.items, vector, result.problem, result.name, result.key)
         return
     for part, single in enumerate(vector):
-        yield Row(index, result.file_index, part, 1, single, None, result.name, result.key)
+        yield VectorRow(index, result.file_index, part, 1, single, None, result.name, result.key)
 
 
-class Answer(Protocol):
+class VectorStream(Protocol):
     """An answer in the making: `add` and `end` give the bytes that can be sent."""
 
-    def add(self, row: Row) -> bytes: ...  # noqa: D102
+    def add(self, row: VectorRow) -> bytes: ...  # noqa: D102
 
     def end(self) -> bytes: ...  # noqa: D102
 
@@ -78,10 +78,10 @@ class Answer(Protocol):
 class JsonLines:
     """One JSON document a line, as in the list `items` of the JSON answer."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: AnswerHead) -> None:
         self._numbers = ",".join(["%.9g"] * head.dim)  # nine digits give every float32 back exactly
 
-    def add(self, row: Row) -> bytes:
+    def add(self, row: VectorRow) -> bytes:
         """The row's line."""
         return self.text(row).encode() + b"\n"
 
@@ -89,7 +89,7 @@ class JsonLines:
         """Nothing is left to say."""
         return b""
 
-    def text(self, row: Row) -> str:
+    def text(self, row: VectorRow) -> str:
         """The row as `wire.images.EmbeddedItem` would write it, in a fraction of the time."""
         part = "" if row.part is None else f',"part":{row.part}'
         name = "" if row.name is None else f',"name":{json.dumps(row.name)}'
@@ -106,7 +106,7 @@ class ArrowStream:
 
     rows = ARROW_ROWS
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: AnswerHead) -> None:
         self._schema = pa.schema(
             [
                 pa.field("index", pa.int32(), nullable=False),
@@ -125,7 +125,7 @@ class ArrowStream:
             },
         )
         self._dim = head.dim
-        self._rows: list[Row] = []
+        self._rows: list[VectorRow] = []
         self._sink = _Outlet()
         self._writer = self.open(self._sink, self._schema)
 
@@ -133,7 +133,7 @@ class ArrowStream:
         """A writer of record batches."""
         return pa.ipc.new_stream(sink, schema)
 
-    def add(self, row: Row) -> bytes:
+    def add(self, row: VectorRow) -> bytes:
         """The bytes of a batch once it is full."""
         self._rows.append(row)
         if len(self._rows) >= self.rows:
@@ -203,7 +203,7 @@ STREAMS: dict[str, type[JsonLines] | type[ArrowStream]] = {NDJSON: JsonLines, AR
 OFFERS = (JSON, NPY, *STREAMS)
 
 
-def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> str:
+def whole_json(head: AnswerHead, rows: list[VectorRow], skipped: Sequence[Skipped] = ()) -> str:
     """The JSON answer, as `wire.images.Embeddings` describes it."""
     lines = JsonLines(head)
     items = ",".join(lines.text(row) for row in rows)
@@ -215,7 +215,7 @@ def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> 
     )
 
 
-def whole_npy(rows: list[Row]) -> bytes:
+def whole_npy(rows: list[VectorRow]) -> bytes:
     """Vectors (rows, dim) float32 in NumPy's format; every row must have one."""
     buffer = io.BytesIO()
     np.save(buffer, np.stack([row.vector for row in rows if row.vector is not None]))

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.bodies import Form, parse_field
 from app.errors import ProblemError, file_of, first_bad
-from app.file_items import Field, cautions_of, read_names, sources
+from app.file_items import Area, cautions_of, read_names, request_items
 from app.library import Library
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
@@ -203,9 +203,9 @@ def plan_of_files(
     _check_count(form, "labels", labels)
     groups = groups_of(form)
     encoder_id, loaded, _ = library.encoder(encoder)
-    place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    place = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     names = read_names(form, settings)
-    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
+    found = request_items(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
     for index, source in enumerate(found):
         if source.problem is not None:
             raise first_bad(source.problem, index, source.file_index, name=source.name, key=source.key)

@@ -27,7 +27,7 @@ class Caller:
     key_id: str | None
     scopes: frozenset[str]
     address: str
-    limits: "Limits | None" = field(default=None, repr=False)
+    limits: "RateLimits | None" = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -143,7 +143,7 @@ class Buckets:
         )
 
 
-class Limits:
+class RateLimits:
     """The limits of one process."""
 
     def __init__(self, settings: Settings) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import data_adapters
 from app import catalogs
 from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
-from app.file_items import Names
+from app.file_items import FileNames
 from app.jobs import Step
 from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
@@ -333,7 +333,7 @@ class Importing(JobWork):
     def _places(self, job_id: str, plan: Plan, skipped: Set[str]) -> Places:
         """Which file of the request lies where. `skipped`: paths in zips that turned out to be no images."""
         zips = self._zips(job_id, plan)
-        names = Names(plan.keys, zips)
+        names = FileNames(plan.keys, zips)
         files: dict[str, Place] = {}
         others = list(names.skipped)
         for index, (name, _) in enumerate(plan.files):

@@ -9,7 +9,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 
 from app.bodies import Form, check_fields, is_json, json_body, receive
-from app.file_items import Field
+from app.file_items import Area
 from app.labelled import groups_of, rows_of
 from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
@@ -77,7 +77,7 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
 def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
     encoder_id = service.library.present(row.fingerprint)
-    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    field = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     groups = groups_of(form)
     files = [file_id(upload.path) for upload in form.uploads]
     results, skipped, cautions = embed_form(service, form, encoder_id, field)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 
 from app.bodies import Form, check_fields, is_json, json_body, parse_field, receive
 from app.errors import ProblemError
-from app.file_items import Field
+from app.file_items import Area
 from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form
@@ -163,7 +163,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     name = form.fields.get("archive", "")
     k = parse_field(form, "k", NeighbourCount, 10)
     filters = parse_field(form, "filters", Filters, [])
-    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    field = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     base = service.search.base(name)
     encoder_id = form.fields.get("encoder") or service.library.present(base.encoder)
     _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
