@@ -28,8 +28,8 @@ from app.errors import ProblemError, as_error, invalid, nul
 from app.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
-HOP = 1 << 20  # bytes that are collected before they are parsed and written on a thread
-LEAST_RATE = 1 << 10  # bytes a second; a client below it holds a connection and a file for nothing
+HOP = 1 << 20  # bytes to collect before a thread parses and writes them
+LEAST_RATE = 1 << 10  # bytes a second; a slower client only occupies a connection and a file
 MAX_FIELDS = 50
 MAX_HEADER_BYTES = 16 << 10  # of one part; names of fields and files
 COMPRESSED = ("gz", "bz2", "xz", "fz")
@@ -96,7 +96,7 @@ def too_large(limit: int, what: str) -> ProblemError:
 
 
 def check_declared(request: Request, limit: int) -> None:
-    """Refuse by Content-Length before a byte is read; what arrives is counted besides."""
+    """Refuse by Content-Length before a byte is read; the bytes that arrive are counted as well."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit, "The request")
@@ -199,7 +199,7 @@ async def _steady(request: Request, seconds: float) -> AsyncIterator[bytes]:
 
 
 class _Sink:
-    """Callbacks of the multipart parser: files to disk, fields to memory."""
+    """Callbacks of the multipart parser: it writes files to disk and keeps fields in memory."""
 
     def __init__(self, form: Form, settings: Settings, boundary: bytes, *, catalog: bool) -> None:
         self.form, self.settings, self.catalog = form, settings, catalog
@@ -334,12 +334,12 @@ def _broken() -> ProblemError:
 
 
 def is_json(request: Request) -> bool:
-    """Whether the body says that it is JSON."""
+    """Return whether the Content-Type is JSON."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
 async def json_body(request: Request, model: type[M], settings: Settings) -> M:
-    """The JSON body as `model`.
+    """Return the JSON body as `model`.
 
     Raises:
         ProblemError: 413 beyond the limit, 422 where it does not fit.
@@ -355,7 +355,7 @@ async def json_body(request: Request, model: type[M], settings: Settings) -> M:
 
 
 def holds_nul(value: Any) -> bool:
-    """Whether any text in a value from JSON holds a NUL."""
+    """Return whether any text in a value from JSON holds a NUL."""
     if isinstance(value, dict):
         return any(map(holds_nul, value.values()))
     if isinstance(value, list):
@@ -382,7 +382,7 @@ def check_fields(form: Form, known: set[str], *, files: bool = True) -> None:
 
 
 def parse_field(form: Form, name: str, kind: Any, default: Any = None) -> Any:
-    """A form field that holds JSON (or a bare number), validated as `kind`."""
+    """Return a form field that holds JSON (or a bare number), validated as `kind`."""
     text = form.fields.get(name, "")
     if text == "":
         return default

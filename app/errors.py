@@ -27,7 +27,7 @@ CHECK_FILE = "Check that the file is complete and of the format that its suffix 
 
 
 class ProblemError(Exception):
-    """An answer other than success. `kind` is a stable word that programs can test."""
+    """An answer other than success. `kind` is a stable word that programs can test for."""
 
     def __init__(self, status: int, kind: str, detail: str, *, remedy: str = "", **extra: Any) -> None:
         super().__init__(kind)
@@ -60,7 +60,7 @@ def problem(status: int, kind: str, detail: str, *, remedy: str = "", **extra: A
 
 
 def not_found(what: str, *, remedy: str) -> ProblemError:
-    """404 for one thing that the client named; the name is not repeated."""
+    """Return the error 404 for a thing that the client named; the name is not repeated."""
     return ProblemError(404, "not-found", f"There is no such {what}.", remedy=remedy)
 
 
@@ -78,7 +78,7 @@ def describe(error: Exception) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, EncoderError):
-        # Its words are for the operator and may hold the folder's path.
+        # Its text is for the operator and may hold the folder's path.
         reference = log_unexpected(error)
         return problem(
             422,
@@ -118,7 +118,7 @@ def describe(error: Exception) -> Problem:
 
 
 def at_start(error: Exception) -> UserError | None:
-    """Why the service cannot start, in words for the operator; None for a fault that nobody expected."""
+    """Return why the service cannot start, in words for the operator; None for an unexpected fault."""
     if isinstance(error, ProblemError):
         return UserError(error.problem.detail, remedy=error.problem.remedy)
     return explained(error)

@@ -233,7 +233,7 @@ class Auth:
         if not settings.hosts and not is_loopback(settings.host):
             return
         if not settings.hosts and await _asks(service):
-            return  # whoever points a foreign name at this address has no key
+            return  # a page that points a foreign name at this address has no key
         name = headers.get("host", "").lower()
         name = name if name.endswith("]") else name.rpartition(":")[0] or name
         if name not in LOOPBACK_NAMES | settings.hosts:
@@ -261,7 +261,7 @@ class Auth:
         return Caller(key_id=row.id, scopes=frozenset(row.scopes), address=address, limits=service.limits)
 
     def _limited(self, service: Service, scope: AsgiScope, error: ProblemError) -> ProblemError:
-        """The refusal of a key or a page, or after too many from one address 429, which nobody writes down."""
+        """Return the refusal of a key or page; after too many from one address 429, which gets no line in the trail."""
         if error.problem.status != 401 and not error.problem.type.endswith(":cross-site"):
             return error
         try:
@@ -281,13 +281,13 @@ class Auth:
             await run_sync(
                 lambda: service.store.add_audit(action, status=status, key_id=key_id, target=target, request_id=asked)
             )
-        except Exception as error:  # the request was carried out, so it gets its answer; the log keeps the line
+        except Exception as error:  # the request was carried out, so it gets its answer, and the log gets the line
             log.error("audit %s %s key %s target %s could not be stored", action, status, key_id, target)
             errors.log_unexpected(error)
 
 
 async def _asks(service: Service) -> bool:
-    """Whether requests need a key now: a key that is made while the service runs closes it."""
+    """Return whether requests need a key now. The first key closes a running service."""
     if service.settings.auth == "off":
         return False
     if not service.keys.is_fresh:
@@ -296,7 +296,7 @@ async def _asks(service: Service) -> bool:
 
 
 def _is_audited(wanted: Access, status: int) -> bool:
-    """Refusals always; else what changed something, or may have before it failed."""
+    """Return whether an answer gets a line: each refusal, and what changed something or may have before it failed."""
     return status in (401, 403) or (wanted.changes and (status < 400 or status >= 500))
 
 
@@ -309,8 +309,8 @@ def _has_large_body(headers: Headers) -> bool:
 def check_site(headers: Headers) -> None:
     """Refuse what a browser sends on behalf of another site's page.
 
-    As Go's http.CrossOriginProtection: Sec-Fetch-Site, which no page can forge, else Origin against Host. Programs that
-    are no browsers send neither.
+    As Go's http.CrossOriginProtection: it reads Sec-Fetch-Site, which no page can forge, else compares Origin with
+    Host. Programs other than browsers send neither.
 
     Raises:
         ProblemError: 403.
@@ -332,7 +332,7 @@ def check_scopes(caller: Caller, wanted: Access) -> None:
     """Refuse a caller whose key has none of the scopes that the route asks for.
 
     Raises:
-        ProblemError: 403 that names what is missing.
+        ProblemError: 403, names the missing scopes.
     """
     if wanted.is_open or not wanted.scopes or "admin" in caller.scopes or caller.scopes & set(wanted.scopes):
         return
@@ -353,7 +353,7 @@ def check_scopes(caller: Caller, wanted: Access) -> None:
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuse to listen to other machines before there is a key to ask for. With auth 'on' nobody gets in without one.
+    """Refuse to listen to other machines before the first key is made. With auth 'on' nobody gets in without a key.
 
     Raises:
         UserError: a non-loopback host, without a key in the store and without `allow_unauthenticated`.
