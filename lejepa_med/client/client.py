@@ -443,7 +443,7 @@ class Client:
         self,
         job: Job | str,
         *,
-        progress: Callable[[Job], None] | None = None,
+        progress: Callable[[JobDetail], None] | None = None,
         timeout: float | None = None,
         poll: float = 1.0,
     ) -> JobDetail:
