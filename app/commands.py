@@ -154,7 +154,7 @@ class ListKeysCommand(Section):
 
         rows = listed(data_dir=self.data_dir)
         heads = ("id", "name", "scopes", "created", "last used", "expires", "revoked")
-        table = [heads]
+        table: list[tuple[str, ...]] = [heads]
         for row in rows:
             times = (_when(at) for at in (row.created, row.last_used, row.expires, row.revoked))
             table.append((row.id, row.name, ",".join(row.scopes), *times))

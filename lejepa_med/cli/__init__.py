@@ -65,7 +65,8 @@ def registered() -> dict[str, type[Section]]:
 
 def command_line(commands: Mapping[str, type[Section]]) -> type[Commands]:
     """Return the class that parses a command line with these commands, in their order."""
-    fields: dict[str, Any] = {name: (CliSubCommand[kind], ...) for name, kind in commands.items()}  # type: ignore[valid-type]
+    subcommand: Any = CliSubCommand  # a generic alias, which type checkers take for type annotations alone
+    fields: dict[str, Any] = {name: (subcommand[kind], ...) for name, kind in commands.items()}
     return create_model("Cli", __base__=Commands, __doc__=Commands.__doc__, **fields)
 
 
