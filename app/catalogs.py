@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from app.bodies import Form, ReceivedFile, too_large
 from app.errors import ProblemError, describe
 from app.settings import Settings
 from app.unzip import contents, read_entry
-from app.uploads import Form, Upload, too_large
 from data_adapters.catalog import NEEDS, PARTICIPANTS
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import sealed
@@ -144,7 +144,7 @@ def _without_catalog(form: Form, settings: Settings, *, wanted: str | None) -> T
     return Translated(used=False, notes=[told] if tables else [])
 
 
-def _beside(form: Form, settings: Settings) -> list[tuple[Upload, str]]:
+def _beside(form: Form, settings: Settings) -> list[tuple[ReceivedFile, str]]:
     """The files of a request that are not given to a reader, or not as images: all those in zips, and lone tables."""
     found = []
     for upload in form.uploads:
@@ -162,7 +162,7 @@ def _participants(form: Form, settings: Settings) -> bytes | None:
         BadFileError: it cannot be read.
         ProblemError: 422, there are several.
     """
-    named: defaultdict[int, list[tuple[int, Upload, str]]] = defaultdict(list)
+    named: defaultdict[int, list[tuple[int, ReceivedFile, str]]] = defaultdict(list)
     for upload, name in _beside(form, settings):
         if _last(tidy(name)).lower() == PARTICIPANTS:
             named[upload.index].append((tidy(name).count("/"), upload, name))
@@ -178,7 +178,7 @@ def _participants(form: Form, settings: Settings) -> bytes | None:
     return found.pop() if found else None
 
 
-def _content(upload: Upload, name: str, *, most: int) -> bytes:
+def _content(upload: ReceivedFile, name: str, *, most: int) -> bytes:
     if upload.path.suffix == ".zip":
         return read_entry(upload.path, name, most=most)
     if upload.size > most:
@@ -206,7 +206,7 @@ class _Places:
     """Where the files of each client's name will lie below the upload's folder."""
 
     def __init__(
-        self, uploads: Sequence[Upload], settings: Settings, rows: Sequence[Row], *, participants: bool
+        self, uploads: Sequence[ReceivedFile], settings: Settings, rows: Sequence[Row], *, participants: bool
     ) -> None:
         self._exact: defaultdict[str, list[str]] = defaultdict(list)
         for upload in uploads:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from app import metrics
 from app.errors import ProblemError, describe
+from app.file_items import RequestItem
 from app.inference import Batcher, Vector
-from app.items import Source
 from app.sandbox.pool import Sandbox
-from app.schemas import Key, Problem
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError, UserError
+from lejepa_med.client.wire.common import FileKey, Problem
 
 WINDOW = 32  # items of one request between decoding and its vector: bounds memory, and fills batches
 Decoded = tuple[int, "Future[Vector]"]
@@ -27,7 +27,7 @@ Decoded = tuple[int, "Future[Vector]"]
 class Result:
     """One item's vector (dim,) float32, or the problem that stands for it.
 
-    `group` is as in `Source`; `name` and `key` are the client's.
+    `group` is as in `RequestItem`; `name` and `key` are the client's.
     """
 
     file_index: int
@@ -36,7 +36,7 @@ class Result:
     problem: Problem | None = None
     group: str = ""
     name: str | None = None
-    key: Key | None = None
+    key: FileKey | None = None
 
 
 class Embedding:
@@ -52,7 +52,7 @@ class Embedding:
         self.sandbox.close()
 
     def run(
-        self, adapter: Adapter, batcher: Batcher, found: Sequence[Source], *, patient: bool = False
+        self, adapter: Adapter, batcher: Batcher, found: Sequence[RequestItem], *, patient: bool = False
     ) -> Iterator[Result]:
         """Results in the order of `found`. Blocks: call it on a thread.
 
@@ -65,7 +65,7 @@ class Embedding:
         Raises:
             ProblemError: 503, the queue is full.
         """
-        waiting: deque[tuple[Source, Future[Decoded] | Decoded | None]] = deque()
+        waiting: deque[tuple[RequestItem, Future[Decoded] | Decoded | None]] = deque()
         try:
             for source in found:
                 waiting.append((source, self._start(adapter, batcher, source, patient)))
@@ -79,7 +79,7 @@ class Embedding:
                     future.cancel()
 
     def _start(
-        self, adapter: Adapter, batcher: Batcher, source: Source, patient: bool
+        self, adapter: Adapter, batcher: Batcher, source: RequestItem, patient: bool
     ) -> "Future[Decoded] | Decoded | None":
         if source.pixels is not None:
             return len(source.pixels), _submit(batcher.submit, source.pixels, patient)
@@ -102,7 +102,7 @@ def _submit(submit: "Callable[[Tensor], Future[Vector]]", tensor: Tensor, patien
             time.sleep(0.1)
 
 
-def _collect(source: Source, future: "Future[Decoded] | Decoded | None") -> Result:
+def _collect(source: RequestItem, future: "Future[Decoded] | Decoded | None") -> Result:
     found = Result(source.file_index, problem=source.problem, name=source.name, key=source.key)
     if future is None:
         return found

@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 
 from app import metrics
 from app.logs import request_id, where
-from app.schemas import Key, Problem
 from data_adapters.base import Rejected
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
+from lejepa_med.client.wire.common import FileKey, Problem
 from lejepa_med.errors import EncoderError, explained
 
 log = logging.getLogger("lejepa_med.app")
@@ -27,7 +27,7 @@ CHECK_FILE = "Check that the file is complete and of the format that its suffix 
 
 
 class ProblemError(Exception):
-    """An answer other than success. `kind` is a stable word that programs can test."""
+    """An answer other than success. `kind` is a stable word that programs can test for."""
 
     def __init__(self, status: int, kind: str, detail: str, *, remedy: str = "", **extra: Any) -> None:
         super().__init__(kind)
@@ -60,7 +60,7 @@ def problem(status: int, kind: str, detail: str, *, remedy: str = "", **extra: A
 
 
 def not_found(what: str, *, remedy: str) -> ProblemError:
-    """404 for one thing that the client named; the name is not repeated."""
+    """Return the error 404 for a thing that the client named; the name is not repeated."""
     return ProblemError(404, "not-found", f"There is no such {what}.", remedy=remedy)
 
 
@@ -78,7 +78,7 @@ def describe(error: Exception) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, EncoderError):
-        # Its words are for the operator and may hold the folder's path.
+        # Its text is for the operator and may hold the folder's path.
         reference = log_unexpected(error)
         return problem(
             422,
@@ -118,7 +118,7 @@ def describe(error: Exception) -> Problem:
 
 
 def at_start(error: Exception) -> UserError | None:
-    """Why the service cannot start, in words for the operator; None for a fault that nobody expected."""
+    """Return why the service cannot start, in words for the operator; None for an unexpected fault."""
     if isinstance(error, ProblemError):
         return UserError(error.problem.detail, remedy=error.problem.remedy)
     return explained(error)
@@ -131,7 +131,7 @@ def describe_rejected(found: Rejected) -> Problem:
 
 
 def first_bad(
-    bad: Problem, index: int, file_index: int, *, name: str | None = None, key: Key | None = None
+    bad: Problem, index: int, file_index: int, *, name: str | None = None, key: FileKey | None = None
 ) -> ProblemError:
     """The problem of one item as the problem of the whole request, where every item must be good.
 
@@ -145,7 +145,7 @@ def first_bad(
     )
 
 
-def file_of(file_index: int, *, name: str | None = None, key: Key | None = None) -> str:
+def file_of(file_index: int, *, name: str | None = None, key: FileKey | None = None) -> str:
     """A file of the request, as a message begins."""
     told = "" if key is None else f", key {key}"
     inside = "" if name is None else f"'{name}' in the file"

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from app.errors import ProblemError, describe
 from app.executor import executor_id
-from app.faults import GaveUp, Halted, persevere, why_passing
-from app.schemas import Problem
+from app.retry import GaveUp, Halted, persevere, why_passing
 from app.store import patience
+from lejepa_med.client.wire.common import Problem
 
 QUEUE = "jobs"
 FORMAT = "2"  # of the jobs' steps: recovery takes up only jobs of an equal version, so raise it when steps change

@@ -1,7 +1,7 @@
-"""API keys: how they look, how they are made, and how one that comes with a request is checked.
+"""API keys: their form, how they are made, and how the key in a request is checked.
 
-A key is `lj_ID_SECRET`: 64 random bits that name it, and 256 random bits of which only the SHA-256 is stored. So much
-randomness cannot be guessed, so the hash needs neither salt nor slowness.
+A key is `lj_ID_SECRET`: 64 random bits that name it, and 256 random bits of which only the SHA-256 is stored. Nobody
+can guess so many random bits, so the hash needs neither a salt nor a slow function.
 """
 
 import hashlib
@@ -13,31 +13,31 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from app.errors import ProblemError
 from app.settings import Settings
 from app.store import KeyRow, Store, now, open_store
 from data_adapters.errors import UserError
+from lejepa_med.client.wire.common import Scope
 
-Scope = Literal["embed", "probe", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 FORM = re.compile(r"lj_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
-NOBODY = hashlib.sha256(secrets.token_bytes(32)).hexdigest()  # compared with where no key has the id
-KNOWN_SECONDS = 1.0  # for how long the keys are remembered: so late can a revocation by another process take effect
-USED_SECONDS = 60.0  # how often the use of a key is noted at most
+NOBODY = hashlib.sha256(secrets.token_bytes(32)).hexdigest()  # compared with when no key has the id
+KNOWN_SECONDS = 1.0  # keys are read again after this time, so a revocation by another process takes effect within it
+USED_SECONDS = 60.0  # the use of a key is written at most this often
 
 
 def make_key(
     store: Store, *, name: str, scopes: Collection[Scope], days: float | None = None, key_id: str | None = None
 ) -> tuple[KeyRow, str]:
-    """A new key: its row, and the key itself, which nothing keeps.
+    """Make a key; return its row, and the key itself, which is stored nowhere.
 
     Args:
         store: where the row goes.
         name: whose key it is, 1 to 120 characters; administrators see it.
         scopes: what it may do, one at least; admin includes the others.
-        days: after which it expires; None: never.
+        days: time until it expires; None: never.
         key_id: 16 hexadecimal digits; None: random ones.
     """
     key_id, secret = key_id or secrets.token_hex(8), secrets.token_urlsafe(32)
@@ -59,8 +59,8 @@ def make_key(
 class KeyRing:
     """All keys, read at most once a second.
 
-    All and not only those that were asked for: the check of an unknown id then takes the same way, and the same time,
-    as that of a known id with a wrong secret. Its methods block where the keys are read; call them on threads.
+    It holds all keys, not only those that were asked for. So an unknown id is checked in the same way, and in the same
+    time, as a known id with a wrong secret. `refresh` blocks while it reads the keys: call it on a thread.
     """
 
     def __init__(self, store: Store) -> None:
@@ -76,10 +76,10 @@ class KeyRing:
         return time.monotonic() - self._read < KNOWN_SECONDS
 
     def refresh(self, *, at_once: bool = False) -> None:
-        """Read the keys, unless that was done within the second; `at_once` after a change by this process.
+        """Read the keys, unless they were read within the last second; `at_once` after a change by this process.
 
         Raises:
-            ProblemError: 503, the database is away: nobody is let in on old knowledge.
+            ProblemError: 503, the database is away; keys that were read before do not count then.
         """
         with self._lock:
             if at_once or not self.is_fresh:
@@ -88,14 +88,14 @@ class KeyRing:
                 self._read = started
 
     def __len__(self) -> int:
-        """How many keys were ever made; more than zero, and the service asks for them."""
+        """Number of keys that were ever made. From the first one on, the service asks for keys."""
         return len(self._rows)
 
     def check(self, given: str) -> KeyRow:
-        """The key that was sent. `refresh` first.
+        """Return the row of the key that was sent; call `refresh` before.
 
         Raises:
-            ProblemError: 401, there is no such key, or its time is over.
+            ProblemError: 401, the key is unknown, revoked or expired.
         """
         match = FORM.fullmatch(given)
         key_id, secret = match.groups() if match else ("", given)
@@ -109,7 +109,7 @@ class KeyRing:
         return row
 
     def note_use(self, key_id: str) -> bool:
-        """Whether the use of a key is to be written down now: once a minute."""
+        """Return whether to write down a key's use now: at most once a minute."""
         at = time.monotonic()
         if at - self._used.get(key_id, -USED_SECONDS) < USED_SECONDS:
             return False
@@ -137,10 +137,10 @@ def _digest(secret: str) -> str:
 def create(
     *, name: str, scopes: Sequence[str], days: float | None = None, data_dir: Path | None = None
 ) -> tuple[str, str]:
-    """Make a key in the service's store, whether the service runs or not: the key, and where its hash is kept.
+    """Make a key in the service's store, whether the service runs or not; return the key, and where its hash is stored.
 
     Raises:
-        UserError: the scopes or the name are not right, or the store cannot be opened.
+        UserError: a scope or the name is wrong, or the store cannot be opened.
     """
     wrong = [scope for scope in scopes if scope not in SCOPES]
     if wrong or not scopes:
@@ -168,7 +168,7 @@ def listed(*, data_dir: Path | None = None) -> list[KeyRow]:
 
 
 def revoke(key_id: str, *, data_dir: Path | None = None) -> KeyRow:
-    """End a key; a running service refuses it within a second.
+    """Revoke a key; a running service refuses it within a second.
 
     Raises:
         UserError: there is no such key, or the store cannot be opened.

@@ -9,19 +9,17 @@ import numpy as np
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
+from app.bodies import Form, parse_field
 from app.errors import ProblemError, file_of, first_bad
-from app.forms import parse_field
-from app.items import Field, cautions_of, sources
+from app.file_items import Area, cautions_of, read_names, request_items
 from app.library import Library
-from app.names import read_names
 from app.sandbox.pool import Sandbox
-from app.schemas import GivenLabel, Label, Name
-from app.schemas_probes import LabelledId, ProbeRequest
 from app.settings import Settings
-from app.uploads import Form
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning
+from lejepa_med.client.wire.common import GivenLabel, Label, Name
+from lejepa_med.client.wire.probes import LabelledId, ProbeRequest
 from lejepa_med.evaluation.labels import clean_labels
 
 Folds = Annotated[int, Ge(2), Le(20)]
@@ -205,9 +203,9 @@ def plan_of_files(
     _check_count(form, "labels", labels)
     groups = groups_of(form)
     encoder_id, loaded, _ = library.encoder(encoder)
-    place = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    place = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     names = read_names(form, settings)
-    found = sources(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
+    found = request_items(loaded.adapter, form.uploads, place, settings=settings, sandbox=sandbox, names=names)
     for index, source in enumerate(found):
         if source.problem is not None:
             raise first_bad(source.problem, index, source.file_index, name=source.name, key=source.key)

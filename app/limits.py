@@ -1,8 +1,8 @@
-"""How much one caller may do: requests and embedded items a minute, unfinished jobs, refused keys.
+"""Limits of one caller: requests and embedded items a minute, unfinished jobs, refused keys.
 
-Token buckets on the monotonic clock: a bucket holds a minute's worth and fills evenly, so a burst passes and the mean
-does not. The library `limits` was tried and not taken: it reads the wall clock (set back by an hour, it refuses for an
-hour), and starts a thread for each hit that comes alone (1.8 ms here, against some microseconds).
+Token buckets on the monotonic clock: a bucket holds one minute's worth and fills evenly, so it lets a burst pass but
+limits the mean. We tried the library `limits` and left it: it reads the wall clock (set back by an hour, it refuses for
+an hour), and starts a thread for each single hit (1.8 ms here, against some microseconds).
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from app.errors import ProblemError
 from app.settings import Settings
 
-CALLERS = 10_000  # buckets of one kind that are remembered; the one unused longest goes
+CALLERS = 10_000  # buckets of one kind that are kept; the one unused longest goes first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +27,16 @@ class Caller:
     key_id: str | None
     scopes: frozenset[str]
     address: str
-    limits: "Limits | None" = field(default=None, repr=False)
+    limits: "RateLimits | None" = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """What its buckets are counted under."""
+        """Name of its buckets."""
         return f"key {self.key_id}" if self.key_id else self.address
 
     @property
     def is_limited(self) -> bool:
-        """A person at this machine, who needs no key, is not limited."""
+        """Whether limits apply: not to a person at this machine who needs no key."""
         return self.key_id is not None or self.address != "loopback"
 
 
@@ -44,29 +44,29 @@ _caller: ContextVar[Caller | None] = ContextVar("lejepa_med_caller", default=Non
 
 
 def begin(caller: Caller) -> None:
-    """Say who asks from here on, in this task and the threads that it starts."""
+    """Set the caller from here on, in this task and the threads that it starts."""
     _caller.set(caller)
 
 
 def caller() -> Caller | None:
-    """Who asked for what runs here; None in jobs and at the start."""
+    """Return the caller whose request runs here; None in jobs and at the start."""
     return _caller.get()
 
 
 def key_id() -> str | None:
-    """The id of the key that asked for what runs here."""
+    """Return the id of the key whose request runs here."""
     found = _caller.get()
     return found.key_id if found is not None else None
 
 
 def is_owner(owner: str | None) -> bool:
-    """Whether who asks is the key `owner`, an administrator, or the service itself."""
+    """Return whether the caller is the key `owner`, an administrator, or the service itself."""
     found = _caller.get()
     return found is None or "admin" in found.scopes or (owner is not None and owner == found.key_id)
 
 
 def check_owner(owner: str | None) -> None:
-    """Refuse to cancel or remove what another key asked for, but to administrators. All keys read all results.
+    """Refuse to cancel or remove what another key asked for; administrators may. All keys read all results.
 
     Raises:
         ProblemError: 403.
@@ -110,11 +110,11 @@ class Buckets:
     def take(self, who: str, count: int = 1) -> Left:
         """Take `count` out of a caller's bucket.
 
-        A count beyond the whole bucket passes when the bucket is full, and is owed: a request of many items must be
-        possible, if rarely.
+        A count beyond the whole bucket passes when the bucket is full, and the rest is owed: a request with many items
+        must be possible, if rarely.
 
         Raises:
-            ProblemError: 429 with Retry-After, so many are not left.
+            ProblemError: 429 with Retry-After, fewer are left.
         """
         at = self._clock()
         pace = self.limit / 60
@@ -143,7 +143,7 @@ class Buckets:
         )
 
 
-class Limits:
+class RateLimits:
     """The limits of one process."""
 
     def __init__(self, settings: Settings) -> None:
@@ -153,7 +153,7 @@ class Limits:
 
 
 def charge_items(count: int) -> None:
-    """Count items that the caller of this request has embedded; jobs are not counted, they wait for each other.
+    """Count the items that the caller embeds in this request. Jobs are not counted, since they wait for each other.
 
     Raises:
         ProblemError: 429.
@@ -164,7 +164,7 @@ def charge_items(count: int) -> None:
 
 
 def too_many_jobs(limit: int) -> ProblemError:
-    """429: the queue is not one caller's alone."""
+    """Return the error 429 for a caller with too many unfinished jobs."""
     return ProblemError(
         429,
         "too-many-jobs",
@@ -175,7 +175,7 @@ def too_many_jobs(limit: int) -> ProblemError:
 
 
 def place(host: str | None) -> str:
-    """The address of a client as it is counted: 'loopback', an IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the address under which a client is counted: 'loopback', IPv4, or the /64 network of an IPv6 address."""
     try:
         address = ipaddress.ip_address((host or "").partition("%")[0])
     except ValueError:

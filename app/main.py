@@ -2,18 +2,19 @@
 
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI
 
-from app import errors, examples, logs, policy, telemetry
-from app.auth import Auth, check_bind
-from app.forms import PROBLEM_RESPONSES
+from app import errors, logs, openapi, telemetry
 from app.middleware import Drain, Guard
+from app.openapi import PROBLEM_RESPONSES
 from app.routes import (
     applications,
     archives,
@@ -22,21 +23,21 @@ from app.routes import (
     health,
     jobs,
     keys,
-    metrics,
     pages,
     predictions,
     probes,
     search,
-    uncertain,
     uploads,
 )
-from app.server import FLUSH_SECONDS, STOP_SECONDS, Server
+from app.security import Auth, admitted, check_bind, check_declared, document_access
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import Traced
 from lejepa_med import __version__, ending
 
 HEAD_BYTES = 16 << 10  # of a request's target and headers
+FLUSH_SECONDS = 2  # for the last bytes of answers, after the drain
+STOP_SECONDS = 7  # for jobs and threads, after that; or for a start that hangs
 DESCRIPTION = """Embeddings from an encoder pretrained on a lab's own archive, and probes from a handful of labels.
 
 Every error is an RFC 9457 problem document whose `remedy` says what to do.
@@ -44,14 +45,14 @@ Every error is an RFC 9457 problem document whose `remedy` says what to do.
 
 
 class Documented(FastAPI):
-    """FastAPI with an example request, and the scope it needs, for every operation of its document."""
+    """FastAPI with an example request, and the scope it needs, for every operation in its document."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; made once."""
         document = super().openapi()
         if "securitySchemes" not in document["components"]:  # FastAPI keeps the document that it made
-            examples.fill(document)
-            policy.document(document)
+            openapi.add_examples(document)
+            document_access(document, self.routes)
         return document
 
 
@@ -65,8 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(settings)
         try:
+            check_declared(app.routes)
+            service = Service(settings)
             await run_sync(service.start)
         except Exception as error:
             app.state.refused = errors.at_start(error)
@@ -87,9 +89,10 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         # FastAPI's documentation pages load scripts from a foreign server; ours are in routes/pages.py.
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(policy.declared)],
+        dependencies=[Depends(admitted)],
         responses={status: PROBLEM_RESPONSES[status] for status in (401, 403, 421, 422, 429, 503)},
     )
     errors.install(app)
@@ -100,13 +103,11 @@ def create_app(settings: Settings) -> FastAPI:
         predictions,
         applications,
         uploads,
-        uncertain,
         archives,
         search,
         jobs,
         keys,
         health,
-        metrics,
         pages,
     ):
         app.include_router(module.router)
@@ -116,6 +117,30 @@ def create_app(settings: Settings) -> FastAPI:
     if traces is not None:
         app.add_middleware(Traced, telemetry=traces)
     return app
+
+
+class Server(uvicorn.Server):
+    """A server that goes on answering while requests are in flight, at most `seconds`, after SIGTERM or SIGINT.
+
+    uvicorn alone would close its socket first, so that a load balancer could not read 'draining' from /readyz.
+    A second signal ends the process at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, drain: Drain, seconds: float) -> None:
+        super().__init__(config)
+        self._drain, self._seconds = drain, seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the drain at the first signal; go at the second."""
+        if self._drain.since is None:
+            self._drain.begin()
+        else:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end now; asked ten times a second."""
+        return await super().on_tick(counter) or self._drain.is_over(self._seconds)
 
 
 def run(**options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, one log line, its metrics, security headers, and the drain before the end."""
+"""Middleware around every request (id, log line, metrics, security headers), and the drain before the end."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from app.errors import ProblemError
 
 log = logging.getLogger("lejepa_med.app")
 
-WAITED = "lejepa.waited"  # in a request's scope: seconds that it asked to wait for a job, which are no work
+WAITED = "lejepa.waited"  # in a request's scope: seconds that it waited for a job, which do not count as work
 
 SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to the proxy that speaks TLS
     (b"x-content-type-options", b"nosniff"),
@@ -30,14 +30,14 @@ SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to 
 
 
 class Drain:
-    """Whether the service is on its way to its end, and how many requests it still answers."""
+    """Whether the service is ending, and how many requests it still answers."""
 
     def __init__(self) -> None:
         self.since: float | None = None  # time.monotonic()
         self.in_flight = 0
 
     def begin(self) -> None:
-        """Take no new work from now on."""
+        """Refuse new work from now on."""
         self.since = self.since or time.monotonic()
 
     def is_over(self, seconds: float) -> bool:
@@ -45,12 +45,12 @@ class Drain:
         return self.since is not None and (self.in_flight == 0 or time.monotonic() - self.since > seconds)
 
     def refuses(self, method: str) -> bool:
-        """Whether a request is new work. Reading goes on, and so does cancelling a job."""
+        """Whether a request is refused as new work. Reading goes on, and so does cancelling a job."""
         return self.since is not None and method not in ("GET", "HEAD", "OPTIONS", "DELETE")
 
 
 class Guard:
-    """Outermost: id, log line, metrics, security headers, and a problem document for what nobody expected."""
+    """The outermost middleware: id, log line, metrics, security headers, a problem document for unexpected errors."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app, self.drain = app, drain
@@ -97,7 +97,7 @@ class Guard:
 
 
 def draining() -> ProblemError:
-    """503: this process ends soon; the next one, or another replica, takes the work."""
+    """Return the error 503 of a process that ends soon; the next one, or another replica, takes the work."""
     return ProblemError(
         503,
         "draining",

@@ -21,7 +21,7 @@ from app.kinds.archiving import Archiving
 from app.kinds.importing import Importing
 from app.kinds.sweeper import Sweeper
 from app.library import Library
-from app.limits import Limits, key_id, too_many_jobs
+from app.limits import RateLimits, key_id, too_many_jobs
 from app.restore import MARK
 from app.settings import Settings
 from app.store import JobRow, Store, open_store
@@ -46,7 +46,7 @@ class Service:
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
         self.waiting = CapacityLimiter(settings.queue_items)
-        self.limits = Limits(settings)
+        self.limits = RateLimits(settings)
         self.store: Store
         self.keys: KeyRing
         self.training: Training

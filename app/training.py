@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy.exc import IntegrityError
 
+from app.bodies import ReceivedFile
 from app.embedding import Embedding
 from app.errors import ProblemError, first_bad, log_unexpected
-from app.items import Field, sources
+from app.file_items import Area, request_items
 from app.jobs import Step, Stopped
 from app.labelled import Plan
 from app.library import Library
 from app.run_probes import ID, RunProbes
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
-from app.uploads import Upload
 from app.work import JobWork
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
@@ -130,12 +130,12 @@ class Training(JobWork):
         self.tell(job_id, EMBED_SHARE * start / count, "embedding")
         _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
         uploads = [
-            Upload(plan.places[index], self.folder(job_id) / name, size)
+            ReceivedFile(plan.places[index], self.folder(job_id) / name, size)
             for index, (name, size) in enumerate(plan.files)
             if start <= index < start + CHUNK
         ]
-        field = Field(region=None if plan.region is None else (*plan.region,), mpp=plan.mpp)
-        found = sources(encoder.adapter, uploads, field, settings=self._settings, sandbox=self._embedding.sandbox)
+        field = Area(region=None if plan.region is None else (*plan.region,), mpp=plan.mpp)
+        found = request_items(encoder.adapter, uploads, field, settings=self._settings, sandbox=self._embedding.sandbox)
         vectors: list[np.ndarray] = []
         for result in self._embedding.run(encoder.adapter, batcher, found, patient=True):
             index = start + len(vectors)

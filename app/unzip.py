@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from app.bodies import safe_suffix
 from app.settings import Settings
-from app.uploads import safe_suffix
 from data_adapters.errors import BadFileError
 from data_adapters.files import APPLE_DOUBLE, SIDECARS, SYSTEM
 

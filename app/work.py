@@ -12,10 +12,10 @@ import numpy as np
 
 from app.executor import executor_id
 from app.jobs import Step, Stopped
-from app.schemas import Problem
 from app.settings import Settings
 from app.store import UNFINISHED, Store
 from data_adapters.atomic import sync
+from lejepa_med.client.wire.common import Problem
 
 TELL_SECONDS = 0.25
 OWNER = "owner"  # file in a job's inputs: the process that accepts it

@@ -19,12 +19,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.hardware import cpu_name, publish
+from lejepa_med.client import Client, UnreachableError
 from lejepa_med.embed import DONE
 from lejepa_med.evaluation.fit import fit_probe
 
@@ -81,13 +81,13 @@ class Service:
             stderr=self._log,
             env={**os.environ, "LEJEPA_THREADS": "1"},
         )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self.client = Client(f"http://127.0.0.1:{port}", timeout=60, retries=0)
         end = time.monotonic() + 300
         while True:
             try:
-                self.client.get("/healthz").raise_for_status()
+                self.client.archives()  # without an encoder the service never says that it is ready
                 return
-            except httpx.TransportError:
+            except UnreachableError:
                 if time.monotonic() > end or self._process.poll() is not None:
                     self._log.seek(0)
                     raise SystemExit(f"the service did not start:\n{self._log.read()}") from None
@@ -99,22 +99,18 @@ class Service:
         self._process.wait(30)
 
     def train(self, ids: list[str], labels: list[Any]) -> tuple[float, str]:
-        """Seconds from the request to the readable result, and the probe's address."""
-        body = {"archive": "table", "labels": [{"id": i, "label": v} for i, v in zip(ids, labels, strict=True)]}
+        """Seconds from the request to the readable result, and the probe's id."""
+        given = dict(zip(ids, labels, strict=True))
         start = time.perf_counter()
-        job = self.client.post("/v1/probes", json=body).raise_for_status().json()
-        while job["state"] in ("queued", "running"):
-            job = self.client.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).json()
-        assert job["state"] == "succeeded", job
-        self.client.get(job["result"]).raise_for_status()
-        return time.perf_counter() - start, job["result"]
+        job = self.client.wait(self.client.train_probe_on("table", given), poll=30)
+        self.client.probe(job.id)
+        return time.perf_counter() - start, job.id
 
     def predict(self, probe: str, item: str) -> float:
         """Milliseconds of the prediction for one embedded item, once the probe is loaded."""
-        body = {"archive": "table", "ids": [item]}
-        self.client.post(f"{probe}/predictions", json=body).raise_for_status()
+        self.client.predict_items(probe, "table", [item])
         start = time.perf_counter()
-        self.client.post(f"{probe}/predictions", json=body).raise_for_status()
+        self.client.predict_items(probe, "table", [item])
         return 1000 * (time.perf_counter() - start)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from app import catalogs
 from app.embedding import Embedding
 from app.errors import ProblemError, as_error, not_found
-from app.items import Source
+from app.file_items import RequestItem
 from app.jobs import Step
 from app.kinds.chunks import failures, read_chunks, write_chunk
 from app.kinds.folders import archive_folder, archive_table, archives_root
@@ -324,7 +324,7 @@ class Archiving(JobWork):
     def _compute(self, job_id: str, plan: Plan, manifest: Manifest, rows: range) -> None:
         _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
         first = rows.start % SHARD_ROWS
-        found = [Source(0, record=manifest.record(row)) for row in rows]
+        found = [RequestItem(0, record=manifest.record(row)) for row in rows]
         features: list[Feature] = []
         for number, result in enumerate(self._embedding.run(encoder.adapter, batcher, found, patient=True)):
             if result.problem is not None and result.problem.status >= 500:  # no fault of the item

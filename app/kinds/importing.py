@@ -13,12 +13,11 @@ from typing import Any
 import data_adapters
 from app import catalogs
 from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
+from app.file_items import FileNames
 from app.jobs import Step
 from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
-from app.names import Names
 from app.sandbox.pool import Sandbox
-from app.schemas import Key, Skipped
 from app.sealing import seal, unseal
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
@@ -32,6 +31,7 @@ from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
 from data_adapters.table_paths import tidy
 from data_adapters.tables import FIRST
+from lejepa_med.client.wire.common import FileKey, Skipped
 
 FILES, NAMES = "files", "names.sealed"
 REFUSED, SCREENED = "zips.json", "screened.json"
@@ -78,7 +78,7 @@ class Place:
     file_index: int
     entry: int | None = None
     name: str | None = None
-    key: Key | None = None
+    key: FileKey | None = None
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class Importing(JobWork):
     def _places(self, job_id: str, plan: Plan, skipped: Set[str]) -> Places:
         """Which file of the request lies where. `skipped`: paths in zips that turned out to be no images."""
         zips = self._zips(job_id, plan)
-        names = Names(plan.keys, zips)
+        names = FileNames(plan.keys, zips)
         files: dict[str, Place] = {}
         others = list(names.skipped)
         for index, (name, _) in enumerate(plan.files):

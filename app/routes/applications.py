@@ -6,16 +6,18 @@ from datetime import UTC, datetime
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
-from app.downloads import TABLE_RESPONSE, table
+from app.bodies import json_body
 from app.errors import ProblemError, not_found, removed_meanwhile
-from app.forms import PROBLEM_RESPONSES, json_body, json_only
+from app.formats import TABLE_RESPONSE, table
+from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.routes.probes import find_probe
-from app.schemas import Job
-from app.schemas_archives import Application, ApplicationRequest, Applications
+from app.security import access
 from app.service import Service, new_id
 from app.store import PredictionRow
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.probes import Application, ApplicationRequest, Applications
 
 router = APIRouter(prefix="/v1", tags=["applications"], responses=PROBLEM_RESPONSES)
 
@@ -27,6 +29,7 @@ router = APIRouter(prefix="/v1", tags=["applications"], responses=PROBLEM_RESPON
     responses={status: PROBLEM_RESPONSES[status] for status in (408, 413, 507)},
     openapi_extra=json_only(ApplicationRequest),
 )
+@access("probe")
 async def create_application(probe_id: str, request: Request, response: Response, service: Running) -> Job:
     """A job predicts every item of the archive; the application has the job's id."""
     wanted = await json_body(request, ApplicationRequest, service.settings)
@@ -41,6 +44,7 @@ def _accept(service: Service, probe_id: str, wanted: ApplicationRequest, respons
 
 
 @router.get("/probes/{probe_id}/applications", summary="List the applications of a probe")
+@access()
 def list_applications(
     probe_id: str, service: Running, request: Request, offset: Offset = 0, limit: Limit = 100
 ) -> Applications:
@@ -51,12 +55,14 @@ def list_applications(
 
 
 @router.get("/applications/{application_id}", summary="One application")
+@access()
 def get_application(application_id: str, service: Running) -> Application:
     """How many items have which label, and how many are unlike everything that was labelled."""
     return _application(_find(service, application_id))
 
 
 @router.delete("/applications/{application_id}", status_code=204, summary="Remove an application")
+@access("probe")
 def delete_application(application_id: str, service: Running) -> Response:
     """Its predictions go; the probe stays."""
     service.applying.discard(_find(service, application_id).id, service.store.remove_prediction)
@@ -69,6 +75,7 @@ def delete_application(application_id: str, service: Running) -> Response:
     response_class=Response,
     responses=TABLE_RESPONSE,
 )
+@access()
 def get_table(application_id: str, request: Request, service: Running) -> Response:
     """A row an item: id, what the probe predicts, a column `probability CLASS` for each class, and a note."""
     row = _find(service, application_id)

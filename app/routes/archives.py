@@ -8,18 +8,22 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 
-from app.downloads import PARQUET_RESPONSE, joined
+from app.bodies import json_body
 from app.errors import ProblemError, not_found, removed_meanwhile
-from app.forms import PROBLEM_RESPONSES, json_body, json_only
+from app.formats import PARQUET_RESPONSE, joined
 from app.kinds.archiving import name_taken
 from app.kinds.chunks import failures
 from app.kinds.importing import Place
 from app.library import LIST, LIST_TABLES, modality_of
 from app.limits import is_owner
+from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Running
 from app.routes.jobs import accepted
-from app.schemas import Job
-from app.schemas_archives import (
+from app.security import access
+from app.service import Service, new_id
+from app.store import ArchiveRow
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.images import (
     ARCHIVE_NAME,
     Archive,
     ArchiveDetail,
@@ -30,8 +34,6 @@ from app.schemas_archives import (
     Leak,
     Reason,
 )
-from app.service import Service, new_id
-from app.store import ArchiveRow
 
 router = APIRouter(prefix="/v1/archives", tags=["archives"])
 TAKEN: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "description": "The name is taken"}}
@@ -39,6 +41,7 @@ IN_USE: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "desc
 
 
 @router.get("", summary="List the embedding tables")
+@access()
 def list_archives(service: Running) -> Archives:
     """Tables that `lejepa-med embed` wrote into the runs directory, and those that jobs made."""
     own = {row.name: row for row in service.store.archives()}
@@ -53,6 +56,7 @@ def list_archives(service: Running) -> Archives:
     responses={**PROBLEM_RESPONSES, **TAKEN},
     openapi_extra=json_only(ArchiveRequest),
 )
+@access("embed")
 async def create_archive(request: Request, response: Response, service: Running) -> Job:
     """An upload, or a folder that the operator has opened, becomes an embedding table by a job."""
     wanted = await json_body(request, ArchiveRequest, service.settings)
@@ -79,6 +83,7 @@ def _accept(service: Service, wanted: ArchiveRequest, response: Response) -> Job
 
 
 @router.get("/{name}", summary="One archive", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def get_archive(name: str, service: Running) -> ArchiveDetail:
     """What the table holds, and why items are missing in it."""
     table = service.library.table(name)
@@ -98,6 +103,7 @@ def get_archive(name: str, service: Running) -> ArchiveDetail:
 
 
 @router.delete("/{name}", status_code=204, summary="Remove an archive", responses={**PROBLEM_RESPONSES, **IN_USE})
+@access("embed")
 def delete_archive(name: str, service: Running) -> Response:
     """Only those that the service made; the runs directory is only read. Probes that learnt from it stay."""
     row = own_archive(service, name)
@@ -125,6 +131,7 @@ def delete_archive(name: str, service: Running) -> Response:
     response_class=Response,
     responses={404: PROBLEM_RESPONSES[404], **PARQUET_RESPONSE},
 )
+@access()
 def get_table(name: str, service: Running) -> Response:
     """Parquet: id, group, label, vector (a list of float32 of fixed length)."""
     service.library.table(name)  # 404 or 422
@@ -173,6 +180,7 @@ def _facts(service: Service, name: str, info: dict[str, Any], own: ArchiveRow | 
 
 
 @router.get("/{name}/ids", summary="Ids of a table", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def list_ids(
     name: str,
     service: Running,

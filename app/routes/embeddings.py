@@ -11,29 +11,30 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.answers import (
+from app.bodies import Form, check_fields, receive
+from app.embedding import Result
+from app.errors import ProblemError, first_bad
+from app.file_items import Area, cautions_of, read_names, request_items
+from app.formats import (
     JSON,
     NPY,
     STREAMS,
-    Answer,
-    Head,
-    Row,
+    AnswerHead,
+    VectorRow,
+    VectorStream,
     negotiate,
     rows_of,
     whole_json,
     whole_npy,
 )
-from app.embedding import Result
-from app.errors import ProblemError, first_bad
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields
 from app.inference import busy
-from app.items import Field, cautions_of, sources
 from app.limits import charge_items
-from app.names import read_names
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
-from app.schemas import Embeddings, Skipped
+from app.security import access
 from app.service import Service
-from app.uploads import Form, receive
+from lejepa_med.client.wire.common import Skipped
+from lejepa_med.client.wire.images import Embeddings
 
 router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
 FIELDS = {
@@ -66,7 +67,7 @@ T = TypeVar("T")
 class Started(NamedTuple):
     """Embedding under way: what holds for all items, their results as they are taken, and what in zips is no image."""
 
-    head: Head
+    head: AnswerHead
     results: Iterator[Result]
     skipped: list[Skipped]
 
@@ -83,6 +84,7 @@ async def received(request: Request, service: Running) -> AsyncIterator[Form]:
 
 
 @router.post("", summary="Embed files", response_model=Embeddings, responses=RESPONSES, openapi_extra=body_of(FIELDS))
+@access("embed", changes=False)
 async def embed(
     service: Running, kind: Annotated[str, Depends(accepted)], form: Annotated[Form, Depends(received)]
 ) -> Response:
@@ -92,7 +94,7 @@ async def embed(
     asked for and any cannot, the answer is 422 and names the item.
     """
     check_fields(form, set(FIELDS))
-    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    field = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     pooled = _pooled(form)
     if kind in STREAMS:
         return await _stream(service, form, field, pooled=pooled, kind=kind)
@@ -118,12 +120,12 @@ async def run_waiting(service: Service, function: "partial[T]") -> T:
 
 
 def start(
-    service: Service, form: Form, encoder_id: str | None, field: Field, *, pooled: bool = True, patient: bool = False
+    service: Service, form: Form, encoder_id: str | None, field: Area, *, pooled: bool = True, patient: bool = False
 ) -> Started:
     """Begin to embed all items in a form's files: headers are read, vectors are computed as they are taken. Blocks."""
     names = read_names(form, service.settings)
     encoder_id, encoder, batcher = service.library.encoder(encoder_id)
-    found = sources(
+    found = request_items(
         encoder.adapter,
         form.uploads,
         field,
@@ -135,7 +137,7 @@ def start(
     charge_items(len(found))
     entrance = batcher if pooled else batcher.unpooled()
     cautions = cautions_of(encoder.adapter, found)
-    head = Head(encoder_id, encoder.fingerprint, encoder.precision, encoder.dim, cautions)
+    head = AnswerHead(encoder_id, encoder.fingerprint, encoder.precision, encoder.dim, cautions)
     return Started(head, service.embedding.run(encoder.adapter, entrance, found, patient=patient), names.skipped)
 
 
@@ -147,7 +149,7 @@ class Embedded(NamedTuple):
     cautions: list[str]
 
 
-def embed_form(service: Service, form: Form, encoder_id: str | None, field: Field) -> Embedded:
+def embed_form(service: Service, form: Form, encoder_id: str | None, field: Area) -> Embedded:
     """Embed all items in a form's files. Blocks: call it on a thread."""
     head, found, skipped = start(service, form, encoder_id, field)
     return Embedded(list(found), skipped or None, list(head.cautions))
@@ -161,7 +163,7 @@ def check_any(results: list[Result], *, every: bool = False) -> None:
                 raise first_bad(result.problem, index, result.file_index, name=result.name, key=result.key)
 
 
-def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
+def _whole(service: Service, form: Form, field: Area, *, pooled: bool, kind: str) -> Response:
     head, found, skipped = start(service, form, form.fields.get("encoder") or None, field, pooled=pooled)
     results = list(found)
     form.remove()  # on this thread already: another one would cost as much as the removal
@@ -171,7 +173,7 @@ def _whole(service: Service, form: Form, field: Field, *, pooled: bool, kind: st
     return Response(content, media_type=kind, headers=None if kind == JSON else _headers(head, len(skipped)))
 
 
-def _headers(head: Head, skipped: int) -> dict[str, str]:
+def _headers(head: AnswerHead, skipped: int) -> dict[str, str]:
     return {
         **({"X-Skipped-Files": str(skipped)} if skipped else {}),
         **({"X-Cautions": json.dumps(head.cautions)} if head.cautions else {}),
@@ -181,7 +183,7 @@ def _headers(head: Head, skipped: int) -> dict[str, str]:
     }
 
 
-async def _stream(service: Service, form: Form, field: Field, *, pooled: bool, kind: str) -> Response:
+async def _stream(service: Service, form: Form, field: Area, *, pooled: bool, kind: str) -> Response:
     """An answer that is sent while it is computed; its status waits for the first item that can be read."""
     head, pieces, skipped = await run_waiting(service, partial(_begin, service, form, field, pooled=pooled, kind=kind))
 
@@ -198,8 +200,8 @@ async def _stream(service: Service, form: Form, field: Field, *, pooled: bool, k
 
 
 def _begin(
-    service: Service, form: Form, field: Field, *, pooled: bool, kind: str
-) -> tuple[Head, Generator[bytes, None, None], int]:
+    service: Service, form: Form, field: Area, *, pooled: bool, kind: str
+) -> tuple[AnswerHead, Generator[bytes, None, None], int]:
     # Patient: once bytes are sent, a full queue can no longer be told by the status, so the stream slows down.
     encoder_id = form.fields.get("encoder") or None
     head, found, skipped = start(service, form, encoder_id, field, pooled=pooled, patient=True)
@@ -213,7 +215,7 @@ def _begin(
     return head, _pieces(STREAMS[kind](head), rows), len(skipped)
 
 
-def _pieces(answer: Answer, rows: Iterator[Row]) -> Generator[bytes, None, None]:
+def _pieces(answer: VectorStream, rows: Iterator[VectorRow]) -> Generator[bytes, None, None]:
     for row in rows:
         yield answer.add(row)
     yield answer.end()

@@ -6,10 +6,11 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES
 from app.library import LIST, PUBLIC, modality_of
+from app.openapi import PROBLEM_RESPONSES
 from app.routes import Running
-from app.schemas import Encoder, EncoderDetail, Encoders
+from app.security import access
+from lejepa_med.client.wire.images import Encoder, EncoderDetail, Encoders
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import fingerprint, precision_of
 from lejepa_med.models.formation import formation_of
@@ -18,6 +19,7 @@ router = APIRouter(prefix="/v1/encoders", tags=["encoders"], responses={404: PRO
 
 
 @router.get("", summary="List the encoders")
+@access()
 def list_encoders(service: Running) -> Encoders:
     """Encoders of the runs directory; a new run appears by itself."""
     library = service.library
@@ -25,6 +27,7 @@ def list_encoders(service: Running) -> Encoders:
 
 
 @router.get("/{encoder_id}", summary="One encoder")
+@access()
 def get_encoder(encoder_id: str, service: Running) -> EncoderDetail:
     """What the encoder expects and gives."""
     folder = service.library.encoders().get(encoder_id)

@@ -7,12 +7,13 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES
 from app.limits import check_owner
+from app.openapi import PROBLEM_RESPONSES
 from app.routes import Limit, Offset, Running, page
-from app.schemas import Job, JobDetail, JobEvent, Jobs, JobState, Problem
+from app.security import access
 from app.service import Service
 from app.store import UNFINISHED, JobRow, now
+from lejepa_med.client.wire.common import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 CONFLICT: dict[int | str, dict[str, Any]] = {
@@ -22,6 +23,7 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("", summary="List the jobs")
+@access()
 def list_jobs(
     service: Running,
     request: Request,
@@ -37,6 +39,7 @@ def list_jobs(
 
 
 @router.get("/{job_id}", summary="One job", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 async def get_job(
     job_id: str,
     service: Running,
@@ -59,6 +62,7 @@ async def get_job(
 
 
 @router.delete("/{job_id}", summary="Cancel a job", responses=CONFLICT)
+@access("embed", "probe")
 def cancel_job(job_id: str, service: Running) -> Job:
     """The job ends as cancelled, and nothing of it becomes visible; work in progress stops at its next check.
 
@@ -74,6 +78,7 @@ def cancel_job(job_id: str, service: Running) -> Job:
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Queue a dead job again", responses=CONFLICT)
+@access("embed", "probe")
 def retry_job(job_id: str, service: Running) -> Job:
     """A dead job (its tries are used up) keeps what was sent for it, and begins anew with what is done already."""
     if not service.retry_job(job_id) and service.store.job(job_id) is not None:

@@ -7,12 +7,14 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app import limits
+from app.bodies import json_body
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES, json_body, json_only
 from app.keys import make_key
+from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Running
-from app.schemas_keys import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
+from app.security import access
 from app.store import AuditRow, KeyRow
+from lejepa_med.client.wire.common import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
 
 MANY = 1000  # of one page
 
@@ -45,6 +47,7 @@ Administrator = Annotated[str, Depends(administrator)]
     responses={413: PROBLEM_RESPONSES[413]},
     openapi_extra=json_only(KeyRequest),
 )
+@access("admin")
 async def create_key(request: Request, response: Response, service: Running, by: Administrator) -> NewKey:
     """The answer holds the key; it is shown this once, and only a hash of it is kept."""
     wanted = await json_body(request, KeyRequest, service.settings)
@@ -57,12 +60,14 @@ async def create_key(request: Request, response: Response, service: Running, by:
 
 
 @router.get("/keys", summary="List the API keys")
+@access("admin")
 def list_keys(service: Running, by: Administrator) -> Keys:
     """All keys, oldest first, without their secrets."""
     return Keys(keys=[_facts(row) for row in service.store.keys()])
 
 
 @router.delete("/keys/{key_id}", summary="Revoke an API key", responses={404: PROBLEM_RESPONSES[404]})
+@access("admin")
 def revoke_key(key_id: str, service: Running, by: Administrator) -> Key:
     """The key is refused from now on. A key does not revoke itself, so that one administrator stays."""
     if key_id == by:
@@ -80,6 +85,7 @@ def revoke_key(key_id: str, service: Running, by: Administrator) -> Key:
 
 
 @router.get("/audit", summary="Who did what")
+@access("admin")
 def list_audit(
     service: Running,
     since: datetime | None = None,

@@ -7,27 +7,39 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment
 from markupsafe import Markup, escape
+
+from app.security import access
 
 router = APIRouter(include_in_schema=False)
 WEB = Path(__file__).parent.parent / "web"
 
 
 @router.get("/")
+@access(is_open=True)
 def index() -> FileResponse:
     """The overview; index.js fills it from the API."""
     return FileResponse(WEB / "index.html", media_type="text/html")
 
 
 @router.get("/web/index.js")
+@access(is_open=True)
 def script() -> FileResponse:
     """Script of the overview."""
     return FileResponse(WEB / "index.js", media_type="text/javascript")
 
 
+@router.api_route("/openapi.json", methods=["GET", "HEAD"])
+@access(is_open=True)
+def document(request: Request) -> JSONResponse:
+    """The OpenAPI document."""
+    return JSONResponse(request.app.openapi())
+
+
 @router.get("/docs")
+@access(is_open=True)
 def docs(request: Request) -> HTMLResponse:
     """The routes with their fields and a curl example each, made from the OpenAPI document."""
     schema = request.app.openapi()

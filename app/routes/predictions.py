@@ -1,27 +1,30 @@
-"""POST /v1/probes/{id}/predictions: labels for new files or for embedded items."""
+"""Labels for new files or embedded items (/v1/probes/{id}/predictions), and what to label next (.../uncertain)."""
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
-from app.items import Field
+from app.bodies import Form, check_fields, is_json, json_body, receive
+from app.file_items import Area
 from app.labelled import groups_of, rows_of
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
-from app.schemas_probes import PredictedItem, PredictionRequest, Predictions
+from app.routes.search import columns_of
+from app.security import access
 from app.service import Service
 from app.training import file_id
-from app.uploads import Form, receive
 from data_adapters.identity import group_id
+from lejepa_med.client.wire.probes import PredictedItem, PredictionRequest, Predictions, Uncertain, UncertainItem
 from lejepa_med.evaluation.probe import Prediction
+from lejepa_med.evaluation.uncertain import most_uncertain
 
-router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])
+router = APIRouter(prefix="/v1/probes/{probe_id}", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]
 FIELDS = {
     **{name: TEXT_FIELDS[name] for name in ("region", "mpp", "keys")},
@@ -34,12 +37,13 @@ FIELDS = {
 
 
 @router.post(
-    "",
+    "/predictions",
     summary="Predict",
     response_model_exclude_none=True,
     responses=PROBLEM_RESPONSES,
     openapi_extra=body_of(FIELDS, model=PredictionRequest),
 )
+@access("embed", "probe", changes=False)
 async def predict(probe_id: str, request: Request, service: Running) -> Predictions:
     """Predictions for files (multipart), or for ids of an embedding table (JSON).
 
@@ -73,7 +77,7 @@ def _of_archive(service: Service, probe_id: str, wanted: PredictionRequest) -> P
 def _of_files(service: Service, probe_id: str, form: Form) -> Predictions:
     row = find_probe(service, probe_id)
     encoder_id = service.library.present(row.fingerprint)
-    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    field = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     groups = groups_of(form)
     files = [file_id(upload.path) for upload in form.uploads]
     results, skipped, cautions = embed_form(service, form, encoder_id, field)
@@ -112,3 +116,49 @@ def _group(given: str | None, own: str, known: set[str]) -> str:
 def answer_of(given: Prediction) -> dict[str, Any]:
     """A prediction's fields on the wire."""
     return {name: getattr(given, name) for name in ANSWERS} | {"note": given.note or None}
+
+
+@router.get(
+    "/uncertain",
+    summary="What to label next",
+    response_model_exclude_none=True,
+    responses={status: PROBLEM_RESPONSES[status] for status in (404, 422)},
+)
+@access()
+async def list_uncertain(
+    probe_id: str,
+    service: Running,
+    archive: Annotated[str, Query(description="name of an embedding table, see GET /v1/archives")],
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Uncertain:
+    """The unlabelled items of a table whose labels would teach the probe most, the first one first.
+
+    They are uncertain and unlike the labelled ones and each other, so the list is not twenty pictures of one thing.
+    """
+    return await run_sync(_most_uncertain, service, probe_id, archive, limit)
+
+
+def _most_uncertain(service: Service, probe_id: str, archive: str, limit: int) -> Uncertain:
+    row = find_probe(service, probe_id)
+    table = service.library.table(archive)
+    check_same_encoder(row, table.encoder)
+    probe = service.training.probe(row.id)
+    chosen = most_uncertain(probe, table.vectors, table.ids, limit=limit, groups=table.groups)
+    rows = [candidate.row for candidate in chosen]
+    ids, groups = [table.ids[row] for row in rows], [table.groups[row] for row in rows]
+    found = probe.predict(table.vectors[rows], ids=ids, groups=groups) if chosen else []
+    base = service.search.base(archive)
+    places = {name: row for name, row in zip(ids, base.rows_of(ids), strict=True) if row is not None}
+    columns = dict(zip(places, columns_of(base, list(places.values())), strict=True))
+    items = [
+        UncertainItem(
+            index=index,
+            id=ids[index],
+            group=groups[index],
+            distance=candidate.distance,
+            columns=columns.get(ids[index], {}),  # none where the table was written anew at this moment
+            **answer_of(given),
+        )
+        for index, (candidate, given) in enumerate(zip(chosen, found, strict=True))
+    ]
+    return Uncertain(probe=row.id, archive=archive, cautions=table.info.get("cautions", []), items=items)

@@ -9,17 +9,26 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
+from app.bodies import Form, check_fields, is_json, json_body, receive
 from app.errors import ProblemError, not_found
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.labelled import Plan, pick, plan_of_archive, plan_of_files
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.run_probes import ID
-from app.schemas import Job
-from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, Probes, ProbeVersion, UnusableProbe
+from app.security import access
 from app.service import Service, new_id
 from app.store import ProbeRow
-from app.uploads import Form, receive
+from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.probes import (
+    LabelsRequest,
+    Probe,
+    ProbeDetail,
+    ProbeRequest,
+    Probes,
+    ProbeVersion,
+    UnusableProbe,
+)
 from lejepa_med.evaluation.fit import check_labels
 from lejepa_med.evaluation.kinds import kind_of
 
@@ -58,6 +67,7 @@ ACCEPTED: dict[str, Any] = {"status_code": 202, "response_model": Job, "response
 @router.post(
     "", summary="Train a probe", openapi_extra=body_of(FIELDS, required=("labels",), model=ProbeRequest), **ACCEPTED
 )
+@access("probe")
 async def create_probe(request: Request, response: Response, service: Running) -> Job:
     """Labelled files (multipart), or ids of an embedding table with labels (JSON), become a job.
 
@@ -79,6 +89,7 @@ async def create_probe(request: Request, response: Response, service: Running) -
     openapi_extra=body_of(LABEL_FIELDS, required=("labels",), model=LabelsRequest),
     **ACCEPTED,
 )
+@access("probe")
 async def add_labels(probe_id: str, request: Request, response: Response, service: Running) -> Job:
     """More labels, or better ones for items that have some, become a job that makes the probe's next version.
 
@@ -95,6 +106,7 @@ async def add_labels(probe_id: str, request: Request, response: Response, servic
 
 
 @router.get("", summary="List the probes")
+@access()
 def list_probes(service: Running, request: Request, offset: Offset = 0, limit: Limit = 100) -> Probes:
     """A page of the versions of all probes, newest first: the service's own, and those of the runs directory.
 
@@ -113,6 +125,7 @@ def list_probes(service: Running, request: Request, offset: Offset = 0, limit: L
 
 
 @router.get("/{probe_id}", summary="One probe with its quality", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def get_probe(probe_id: str, service: Running) -> ProbeDetail:
     """Metrics are those of cross-validation over groups, never of the examples that were fitted."""
     row = find_probe(service, probe_id)
@@ -124,6 +137,7 @@ def get_probe(probe_id: str, service: Running) -> ProbeDetail:
 
 
 @router.api_route("/{probe_id}", methods=["DELETE", "PATCH", "PUT"], include_in_schema=False)
+@access("probe")
 def change_probe(probe_id: str, service: Running) -> Response:
     """No probe is changed or removed: predictions name the version that made them."""
     row = find_probe(service, probe_id)

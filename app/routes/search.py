@@ -8,27 +8,28 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
+from app.bodies import Form, check_fields, is_json, json_body, parse_field, receive
 from app.errors import ProblemError
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body, parse_field
-from app.items import Field
+from app.file_items import Area
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form
-from app.schemas_search import (
-    HITS,
+from app.security import access
+from app.service import Service
+from app.vectors import NONE, Base, Condition, Found, Query, normalised
+from lejepa_med.client.wire.probes import (
     Filters,
     Hit,
+    NeighbourCount,
     Neighbourhood,
-    Neighbours,
     SearchAnswer,
     SearchIndex,
     SearchIndexes,
     SearchRequest,
 )
-from app.service import Service
-from app.uploads import Form, receive
-from app.vectors import NONE, Base, Condition, Found, Query, normalised
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
+HITS = 100_000  # of one answer: queries times k
 FIELDS = {
     **TEXT_FIELDS,
     "encoder": {"type": "string", "description": "encoder id, checked against the table's; by default the table's"},
@@ -49,6 +50,7 @@ FIELDS = {
     responses=PROBLEM_RESPONSES,
     openapi_extra=body_of(FIELDS, required=("archive",), model=SearchRequest),
 )
+@access("embed", "probe", changes=False)
 async def search(request: Request, service: Running) -> SearchAnswer:
     """The k nearest items of a table to ids or vectors (JSON), or to files, which are embedded first (multipart).
 
@@ -63,6 +65,7 @@ async def search(request: Request, service: Running) -> SearchAnswer:
 
 
 @router.get("/indexes", summary="How each table is searched")
+@access()
 def list_indexes(service: Running) -> SearchIndexes:
     """The index of every table, with its recall as measured when it was built."""
     found = []
@@ -158,9 +161,9 @@ def _given_vectors(wanted: SearchRequest, base: Base) -> np.ndarray:
 
 def _by_files(service: Service, form: Form) -> SearchAnswer:
     name = form.fields.get("archive", "")
-    k = parse_field(form, "k", Neighbours, 10)
+    k = parse_field(form, "k", NeighbourCount, 10)
     filters = parse_field(form, "filters", Filters, [])
-    field = Field.parse(form.fields.get("region"), form.fields.get("mpp"))
+    field = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     base = service.search.base(name)
     encoder_id = form.fields.get("encoder") or service.library.present(base.encoder)
     _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
@@ -170,7 +173,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     vectors = normalised(np.stack([result.vector for _, result in good if result.vector is not None]))
     answer = _answer(name, base, _query(base, vectors, k, filters), service)
     found = {index: item for (index, _), item in zip(good, answer.items, strict=True)}
-    answer.items = [
+    items = [
         Neighbourhood(
             index=index,
             file_index=result.file_index,
@@ -181,8 +184,7 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
         )
         for index, result in enumerate(results)
     ]
-    answer.skipped, answer.cautions = skipped, cautions
-    return answer
+    return answer.model_copy(update={"items": items, "skipped": skipped, "cautions": cautions})
 
 
 def _require_encoder(base: Base, fingerprint: str) -> None:

@@ -13,17 +13,22 @@ from pydantic import TypeAdapter, ValidationError
 
 import data_adapters
 from app import catalogs
+from app.bodies import Form, check_fields, parse_field, receive
 from app.errors import ProblemError, as_error, invalid, not_found
-from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, parse_field
+from app.file_items import read_names
 from app.kinds.importing import Place, Plan
 from app.library import modality_of
 from app.limits import is_owner
-from app.names import read_names
+from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Limit, Offset, Running, page
 from app.routes.archives import IN_USE, TAKEN, check_name
 from app.routes.jobs import accepted
-from app.schemas import Job, Name, Skipped
-from app.schemas_archives import (
+from app.security import access
+from app.service import Service, new_id
+from app.store import JobRow, UploadRow, now
+from data_adapters.base import Adapter
+from lejepa_med.client.wire.common import Job, Name, Skipped
+from lejepa_med.client.wire.images import (
     ArchiveName,
     Duplicate,
     Reason,
@@ -34,10 +39,6 @@ from app.schemas_archives import (
     UploadItems,
     Uploads,
 )
-from app.service import Service, new_id
-from app.store import JobRow, UploadRow, now
-from app.uploads import Form, receive
-from data_adapters.base import Adapter
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 LISTED = 1000
@@ -67,6 +68,7 @@ CATALOG: dict[str, Any] = {
     responses={**PROBLEM_RESPONSES, **TAKEN},
     openapi_extra=body_of({**FIELDS, "catalog": CATALOG}),
 )
+@access("embed")
 async def create_upload(request: Request, response: Response, service: Running) -> Job:
     """Files are kept, scanned and listed by a job, whose id the upload has; `embed` makes an archive of them, too."""
     async with receive(request, service.settings, catalog=True) as form:
@@ -76,6 +78,7 @@ async def create_upload(request: Request, response: Response, service: Running) 
 
 
 @router.get("", summary="List the uploads")
+@access()
 def list_uploads(service: Running, request: Request, offset: Offset = 0, limit: Limit = 100) -> Uploads:
     """A page of them, newest first; those that are being imported come before the others, all on the first page."""
     found = service.store.uploads(offset=offset, limit=limit + 1)
@@ -89,6 +92,7 @@ def list_uploads(service: Running, request: Request, offset: Offset = 0, limit: 
 
 
 @router.get("/{upload_id}", summary="One upload", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def get_upload(upload_id: str, service: Running) -> UploadDetail:
     """What the import found. Names in zips and keys are told to the sender alone (and to administrators)."""
     job = service.store.job(_check_id(upload_id))
@@ -122,6 +126,7 @@ def get_upload(upload_id: str, service: Running) -> UploadDetail:
 
 
 @router.get("/{upload_id}/items", summary="Items of an upload", responses={404: PROBLEM_RESPONSES[404]})
+@access()
 def list_items(
     upload_id: str,
     service: Running,
@@ -153,6 +158,7 @@ def list_items(
 
 
 @router.delete("/{upload_id}", status_code=204, summary="Remove an upload", responses={**PROBLEM_RESPONSES, **IN_USE})
+@access("embed")
 def delete_upload(upload_id: str, service: Running) -> Response:
     """Its files go; archives that were made from it stay."""
     row = service.store.upload(_check_id(upload_id))  # also one whose removal was interrupted

@@ -5,15 +5,14 @@
 `indexes` chooses between them, builds them and measures their recall against the exact answer.
 """
 
-from app.vectors.backend import Backend, BackendName, Query, Report
+from app.vectors.backend import Backend, Query, Report
 from app.vectors.indexes import Found, Indexes, IndexState
 from lejepa_med.search.base import NONE, Base, normalised
-from lejepa_med.search.conditions import Condition
+from lejepa_med.search.filters import Condition
 
 __all__ = [
     "NONE",
     "Backend",
-    "BackendName",
     "Base",
     "Condition",
     "Found",

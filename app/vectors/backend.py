@@ -3,16 +3,16 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from lejepa_med.client.wire.common import BackendName
 from lejepa_med.search.base import NONE, Base
-from lejepa_med.search.conditions import Condition
+from lejepa_med.search.filters import Condition
 
 TOP = 10  # neighbours over which recall is counted
 SAMPLE = 200  # queries of the measurement: 2,000 neighbours give a standard error below 0.01
-BackendName = Literal["exact", "pgvector", "lancedb"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,12 @@ from sqlalchemy import Engine
 from app.errors import ProblemError, log_unexpected
 from app.library import Library
 from app.settings import Settings
-from app.vectors.backend import Backend, BackendName, Query, Report, exact, rank
+from app.vectors.backend import Backend, Query, Report, exact, rank
 from app.vectors.bases import Bases
 from app.vectors.lance import Lance
 from app.vectors.pgvector import PgVector
 from data_adapters.errors import UserError
+from lejepa_med.client.wire.common import BackendName
 from lejepa_med.search.base import Base
 from lejepa_med.search.conditions import ConditionError
 

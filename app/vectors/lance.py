@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from app.vectors.backend import BackendName, Query, Report, measure
+from app.vectors.backend import Query, Report, measure
 from data_adapters.atomic import new_folder, write_text
+from lejepa_med.client.wire.common import BackendName
 from lejepa_med.search.base import NONE, Base
 from lejepa_med.search.conditions import to_sql
 

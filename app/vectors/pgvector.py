@@ -15,8 +15,9 @@ import numpy as np
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from app.vectors.backend import BackendName, Query, Report, measure
+from app.vectors.backend import Query, Report, measure
 from data_adapters.errors import UserError
+from lejepa_med.client.wire.common import BackendName
 from lejepa_med.search.base import NONE, Base
 from lejepa_med.search.conditions import to_sql
 

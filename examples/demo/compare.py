@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -14,11 +15,15 @@ from rich.table import Table
 
 from data_adapters.manifest import Manifest
 from examples.demo.common import VAL_FRACTION
-from examples.demo.probing import Client, Item, balanced_accuracy, budgets, draw_labels
+from examples.demo.probing import Item, balanced_accuracy, budgets, draw_labels
 from examples.demo.service import Running
+
+if TYPE_CHECKING:
+    from lejepa_med.client import Client, Job
 
 LABELS_PER_CLASS = (10, 50)
 DRAWS = 3
+POLL_SECONDS = 0.3
 
 
 def items_of(manifest: Manifest, *, embedded: set[str]) -> list[Item]:
@@ -42,7 +47,7 @@ def items_of(manifest: Manifest, *, embedded: set[str]) -> list[Item]:
     return [item for item in items if item.label in usable] if len(usable) >= 2 else []
 
 
-def compare(client: Client, items: Sequence[Item], tables: Mapping[str, str], *, console: Console) -> str:
+def compare(client: "Client", items: Sequence[Item], tables: Mapping[str, str], *, console: Console) -> str:
     """Train probes at each number of labels on each table, score them on `val`, print the scores.
 
     `tables` maps a title to an embedding table's name; the first is the pretrained encoder's. Returns the address of
@@ -64,14 +69,16 @@ def compare(client: Client, items: Sequence[Item], tables: Mapping[str, str], *,
                     bar.update(task, description=f"{level} labels per class, {title}, draw {draw + 1}")
                     done = bar.tasks[0].completed
 
-                    def tell(share: float, done: float = done) -> None:
-                        bar.update(task, completed=done + share)
+                    def tell(job: "Job", done: float = done) -> None:
+                        bar.update(task, completed=done + job.progress)
 
                     name = f"{level} labels per class, {title}, draw {draw + 1}"
-                    probe = client.train(name=name, archive=table, items=labelled, tell=tell)
-                    found = client.predict(probe, archive=table, items=val)
-                    scores.setdefault((title, level), []).append(balanced_accuracy(truth, found))
-                    best = probe if table == next(iter(tables.values())) else best
+                    labels = {item.id: item.label for item in labelled}
+                    job = client.wait(client.train_probe_on(table, labels, name=name), progress=tell, poll=POLL_SECONDS)
+                    found = client.predict_items(job.id, table, [item.id for item in val])
+                    score = balanced_accuracy(truth, [str(one.label) for one in found])
+                    scores.setdefault((title, level), []).append(score)
+                    best = str(job.result) if table == next(iter(tables.values())) else best
     console.print(_table(scores, tables, levels, classes=len(set(truth)), val=len(val)))
     return best
 

@@ -1,15 +1,13 @@
-"""Probes over HTTP: a handful of labels is posted, the job followed, and the validation split predicted and scored."""
+"""The demo's labelled items, the scores of predictions, and problems of the service as errors with a remedy."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
-from data_adapters.errors import UserError, require
-
-POLL_SECONDS = 0.3
+from data_adapters.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,64 +20,27 @@ class Item:
     split: str
 
 
-class Client:
-    """The few requests that a probe needs. Problems of the service become UserErrors with its own remedy."""
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise a problem of the service as a UserError with the service's own remedy, and ignore cautions.
 
-    def __init__(self, url: str) -> None:
-        httpx = require("httpx", extra="serve")
-        self._transport_error = httpx.TransportError
-        # trust_env: the proxies of a lab's environment must not see requests to this machine.
-        self._http = httpx.Client(base_url=url, timeout=120, trust_env=False)
+    Raises:
+        UserError: the service refused a request, a job failed, or there was no answer.
+    """
+    from lejepa_med.client import CautionWarning, JobFailedError, ServiceError, UnreachableError
 
-    def train(self, *, name: str, archive: str, items: Sequence[Item], tell: Callable[[float], None]) -> str:
-        """POST /v1/probes with ids and labels, follow the job, and return the probe's address."""
-        labels = [{"id": item.id, "label": item.label} for item in items]
-        job = self._send("POST", "/v1/probes", {"name": name, "archive": archive, "labels": labels})
-        while job["state"] in ("queued", "running"):
-            tell(job["progress"])
-            time.sleep(POLL_SECONDS)
-            job = self._send("GET", f"/v1/jobs/{job['id']}")
-        if job["state"] != "succeeded":
-            error = job.get("error") or {}
-            raise UserError(
-                f"The probe's job ended as {job['state']}: {error.get('detail', 'no reason given')}",
-                remedy=error.get("remedy", ""),
-            )
-        tell(1.0)
-        return str(job["result"])
-
-    def predict(self, probe: str, *, archive: str, items: Sequence[Item]) -> list[str]:
-        """POST .../predictions for items of the table; their classes."""
-        answer = self._send("POST", f"{probe}/predictions", {"archive": archive, "ids": [item.id for item in items]})
-        return [found["label"] for found in answer["items"]]
-
-    def embedded(self, archive: str) -> set[str]:
-        """Ids of a table; rows that could not be read are not among them."""
-        found: set[str] = set()
-        link: str | None = f"/v1/archives/{archive}/ids?limit=10000"
-        while link:
-            page = self._send("GET", link)
-            found |= {item["id"] for item in page["items"]}
-            link = page["next"]
-        return found
-
-    def _send(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            response = self._http.request(method, path, json=body)
-        except self._transport_error as error:
-            raise UserError(
-                f"The service stopped answering ({type(error).__name__}).", remedy="See its log, service.log."
-            ) from error
-        if response.is_error:
-            try:
-                problem = response.json()
-            except ValueError:
-                problem = {}
-            raise UserError(
-                f"{method} {path} was answered with {response.status_code}: {problem.get('detail', 'no reason given')}",
-                remedy=problem.get("remedy", ""),
-            )
-        return response.json()
+    try:
+        with catch_warnings():
+            simplefilter("ignore", CautionWarning)  # the step that embedded the archive has printed them
+            yield
+    except ServiceError as error:
+        raise UserError(f"The service answered {error.status}: {error.detail}", remedy=error.remedy) from error
+    except JobFailedError as error:
+        problem = error.job.error
+        reason, remedy = ("no reason given", "") if problem is None else (problem.detail, problem.remedy)
+        raise UserError(f"The probe's job ended as {error.job.state}: {reason}", remedy=remedy) from error
+    except UnreachableError as error:
+        raise UserError(f"The service stopped answering: {error}", remedy="See its log, service.log.") from error
 
 
 def draw_labels(items: Sequence[Item], *, per_class: int, seed: int) -> list[Item]:

@@ -21,7 +21,7 @@ from examples.demo import archives, service
 from examples.demo.archives import Archive
 from examples.demo.common import LABELS, read_labels
 from examples.demo.compare import compare, items_of, show_next
-from examples.demo.probing import Client
+from examples.demo.probing import explained
 from lejepa_med.config import load_config
 from lejepa_med.table_writer import DONE, about
 
@@ -237,13 +237,14 @@ def run(demo: Demo, given: Path | None) -> None:
     demo.embed(archive)
     running = demo.serve()
     manifest = Manifest.read(place.manifest)
-    client = Client(running.url)
-    items = items_of(manifest, embedded=client.embedded(place.table(random=False).name))
+    pretrained, random = (place.table(random=one).name for one in (False, True))
     probe = ""
-    if items:
-        demo.say("Train probes on a few labels over HTTP, and predict the validation images")
-        tables = {"pretrained": place.table(random=False).name, "random initialisation": place.table(random=True).name}
-        probe = compare(client, items, tables, console=demo.console)
+    with service.connect(running) as client, explained():
+        items = items_of(manifest, embedded={item.id for item in client.archive_items(pretrained, page=10_000)})
+        if items:
+            demo.say("Train probes on a few labels over HTTP, and predict the validation images")
+            tables = {"pretrained": pretrained, "random initialisation": random}
+            probe = compare(client, items, tables, console=demo.console)
     show_next(demo.console, running, home=place.home, manifest=manifest, table=place.table(random=False), probe=probe)
 
 

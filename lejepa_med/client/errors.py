@@ -1,6 +1,6 @@
 """What can go wrong, as exceptions that carry the service's own words."""
 
-from lejepa_med.client.models import Job, Problem
+from lejepa_med.client.wire.common import JobDetail, Problem
 
 
 class ClientError(Exception):
@@ -57,7 +57,7 @@ class ServerFaultError(ServiceError):
 class JobFailedError(ClientError):
     """A job that ended without success; `job.error` says why where it failed."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobDetail) -> None:
         super().__init__(f"The job ended as {job.state}. {job.error or ''}".strip())
         self.job = job
 

@@ -7,16 +7,15 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
+
+from lejepa_med.client.wire.common import FileKey, Skipped
 
 File: TypeAlias = str | Path | tuple[bytes, str]
 """A path; a folder, which is sent as a zip (a DICOM series); or bytes with their suffix, such as '.nii.gz'."""
 
-Key: TypeAlias = str | int
-"""The caller's own name of a file, which its items carry in the answer."""
-Keys: TypeAlias = Sequence[Key | Mapping[str, Key] | None]
+Keys: TypeAlias = Sequence[FileKey | Mapping[str, FileKey] | None]
 """For each file a key or None; for a folder or zip also keys by the names of the files in it."""
 
 Part: TypeAlias = tuple[str, tuple[str, IO[bytes], str]]
@@ -78,14 +77,14 @@ def with_names(items: Iterable[T], files: Sequence[File]) -> Iterator[T]:
         if index is not None and name is not None and index < len(files):
             if index not in known:
                 known[index] = names_in(files[index])
-            item = replace(item, name=known[index].get(name, name))
+            item = item.model_copy(update={"name": known[index].get(name, name)})
         yield item
 
 
-def skipped_names(skipped: Sequence[Mapping[str, Any]], files: Sequence[File]) -> list[dict[str, Any]]:
+def skipped_names(skipped: Sequence[Skipped], files: Sequence[File]) -> list[Skipped]:
     """What was skipped in an answer, in a sent folder by the paths below it."""
-    known = {index: names_in(files[index]) for index in {one["file_index"] for one in skipped}}
-    return [{**one, "name": known[one["file_index"]].get(one["name"], one["name"])} for one in skipped]
+    known = {index: names_in(files[index]) for index in {one.file_index for one in skipped}}
+    return [one.model_copy(update={"name": known[one.file_index].get(one.name, one.name)}) for one in skipped]
 
 
 class CautionWarning(UserWarning):

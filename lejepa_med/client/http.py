@@ -9,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import sleep
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from lejepa_med.client.errors import BY_STATUS, ClientError, ServerFaultError, ServiceError, UnreachableError
 from lejepa_med.client.files import File, open_all
-from lejepa_med.client.models import Problem
+from lejepa_med.client.wire.common import Problem
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; doubled each time, and at least Retry-After
 
@@ -180,10 +181,30 @@ def unreachable(error: httpx.HTTPError) -> UnreachableError:
 
 def refusal(answer: httpx.Response) -> ServiceError:
     """The exception for an answer other than success, whatever its body is."""
+    plain = {"type": "about:blank", "title": answer.reason_phrase, "status": answer.status_code, "detail": ""}
     try:
-        problem = Problem.read(json.loads(answer.read()))
-    except (ValueError, TypeError, AttributeError):
-        problem = Problem(status=answer.status_code, title=answer.reason_phrase)
+        problem = Problem.read({**plain, **json.loads(answer.read())})
+    except (ValueError, TypeError):  # a proxy's page, or JSON of another kind
+        problem = Problem.read(plain)
     after = answer.headers.get("retry-after", "")
     seconds = float(after) if after.isdigit() else None
     return BY_STATUS.get(answer.status_code, ServerFaultError)(problem, retry_after=seconds)
+
+
+def form_fields(**given: Any) -> dict[str, str]:
+    """Form fields: text as it is, everything else as JSON, and nothing for None."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def given_fields(**given: Any) -> dict[str, Any]:
+    """Fields of a JSON body; nothing for None."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def part(name: str) -> str:
+    """A name as one part of an address."""
+    return quote(name, safe="")

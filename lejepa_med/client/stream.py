@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import httpx
 
-from lejepa_med.client.calls import form_fields
 from lejepa_med.client.errors import InvalidError
-from lejepa_med.client.files import File, Key, sent_keys, warned, with_names
-from lejepa_med.client.http import Http, pause, unreachable
-from lejepa_med.client.models import EmbeddedItem
+from lejepa_med.client.files import File, sent_keys, warned, with_names
+from lejepa_med.client.http import Http, form_fields, pause, unreachable
+from lejepa_med.client.wire.common import FileKey
+from lejepa_med.client.wire.images import EmbeddedItem
 
 LINES = "application/x-ndjson"
 
@@ -20,7 +19,7 @@ LINES = "application/x-ndjson"
 def embed_stream(
     http: Http,
     files: Iterable[File],
-    keys: Iterable[Key | Mapping[str, Key] | None] | None,
+    keys: Iterable[FileKey | Mapping[str, FileKey] | None] | None,
     *,
     fields: dict[str, str],
     batch: int,
@@ -37,7 +36,7 @@ def embed_stream(
         count = 0
         own = sent_keys(group, None if told is None else list(islice(told, len(group))))
         for item in with_names(_group(http, group, own, fields, said), group):
-            yield replace(item, index=given + item.index, file_index=sent + item.file_index)
+            yield item.model_copy(update={"index": given + item.index, "file_index": sent + item.file_index})
             count = item.index + 1
         sent, given = sent + len(group), given + count
 
@@ -83,13 +82,13 @@ def _one_by_one(
     """A request of which no file could be read names only the first; here each file gets its own problem."""
     if len(group) == 1:
         found = error.problem
-        yield EmbeddedItem(index=0, file_index=0, name=found.name, key=found.key, error=found)
+        yield EmbeddedItem(index=0, file_index=0, items=0, name=found.name, key=found.key, error=found)
         return
     given = 0
     for place, file in enumerate(group):
         count = 0
         for item in _group(http, [file], None if keys is None else [keys[place]], fields, said):
-            yield replace(item, index=given + item.index, file_index=place)
+            yield item.model_copy(update={"index": given + item.index, "file_index": place})
             count = item.index + 1
         given += count
 

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 
 from benchmarks.launcher import Process
+from lejepa_med.client import Client
 
 
 def picture(seed: int, *, bright: bool, side: int = 40) -> np.ndarray:
@@ -38,14 +39,16 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def wait(client: Any, job: str, *, seconds: float = 120) -> dict[str, Any]:
+def wait(client: httpx.Client, job: str, *, seconds: float = 120) -> dict[str, Any]:
     """The job once it has an outcome; progress must never fall on the way."""
+    service = Client(str(client.base_url), http=client)
     end, progress = time.monotonic() + seconds, 0.0
     while time.monotonic() < end:
-        found = client.get(f"/v1/jobs/{job}").json()
-        assert found["progress"] >= progress
-        progress = found["progress"]
-        if found["state"] not in ("queued", "running"):
-            return dict(found)
+        # not Client.wait: a TestClient may have an event loop for each request, and what waits is of one loop
+        found = service.job(job)
+        assert found.progress >= progress
+        progress = found.progress
+        if found.has_ended:
+            return found.model_dump(mode="json")
         time.sleep(0.05)
     raise AssertionError(f"job not ended after {seconds} s: {found}")

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from app.service import Service
 from lejepa_med import client as package
@@ -25,6 +26,7 @@ from lejepa_med.client import (
     ConflictError,
     InvalidError,
     Job,
+    JobDetail,
     JobFailedError,
     NotFoundError,
     ServiceError,
@@ -76,11 +78,59 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_import_is_light() -> None:
-    heavy = ("torch", "numpy", "pydantic", "data_adapters", "app", "fastapi")
+    heavy = ("torch", "numpy", "pyarrow", "data_adapters", "app", "fastapi")
     code = f"import sys, lejepa_med.client; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert sorted(package.__all__) == package.__all__ and all(hasattr(package, name) for name in package.__all__)
+
+
+def test_the_example_in_the_docstring_runs(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an encoder and pictures of these tests in place of the example's."""
+    example = (package.__doc__ or "").partition("```python\n")[2].partition("```")[0]
+    for told, real in (("http://127.0.0.1:8000", url), ("galaxies", "images"), ("*.fits", "*.png")):
+        assert told in example
+        example = example.replace(told, real)
+    (tmp_path / "night-3").mkdir()
+    for number in range(12):
+        name = f"{('spiral', 'elliptical')[number % 2]}-{number}.png"
+        (tmp_path / "night-3" / name).write_bytes(png(number, bright=number % 2 == 0))
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:12]] == [str(number) for number in range(12)]
+    assert "100%" in lines and [line.split()[0] for line in lines[-3:]] == ["elliptical"] * 3
+
+
+def test_answers_of_a_newer_service_are_read() -> None:
+    """Fields and words that this release does not know, at any depth; the service itself refuses them."""
+    found = JobDetail.read(
+        {
+            "id": "0b8c",
+            "kind": "merge-archives",
+            "state": "paused",
+            "progress": 0.5,
+            "created": "2026-11-01T00:00:00Z",
+            "attempts": 1,
+            "priority": "high",
+            "error": {"type": "x:y", "title": "t", "status": 422, "detail": "d", "hint": [1]},
+            "events": [{"at": "2026-11-01T00:00:00Z", "message": "m", "level": 2}],
+        }
+    )
+    assert (found.kind, found.state, found.has_ended, found.more) == (
+        "merge-archives",
+        "paused",
+        False,
+        {"priority": "high"},
+    )
+    assert found.error is not None and (found.error.kind, found.error.more) == ("y", {"hint": [1]})
+    assert found.events[0].more == {"level": 2} and found.events[0].at.year == 2026
+    with pytest.raises(ValidationError, match="kind"):
+        JobDetail.model_validate(found.model_dump())
+    with pytest.raises(ValidationError, match="progress"):
+        JobDetail.read({"id": "0b8c"})
 
 
 def test_encoders_and_readiness(service: Client) -> None:

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import data_adapters
+from app.bodies import ReceivedFile
 from app.embedding import Embedding, Result
-from app.items import Field, Source, sources
+from app.file_items import Area, RequestItem, request_items
 from app.library import Library
 from app.sandbox.frames import LENGTHS, MAX_HEADER, BrokenFrameError, receive
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
-from app.uploads import Upload
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError
 from tests.app.growth import Growth
@@ -39,9 +39,9 @@ class Reader:
 
     def results(self, modality: str, path: Path) -> list[Result]:
         _, encoder, batcher = self.library.encoder(modality)
-        upload = Upload(0, path, path.stat().st_size)
-        found: list[Source] = sources(
-            encoder.adapter, [upload], Field(), settings=self.settings, sandbox=self.embedding.sandbox
+        upload = ReceivedFile(0, path, path.stat().st_size)
+        found: list[RequestItem] = request_items(
+            encoder.adapter, [upload], Area(), settings=self.settings, sandbox=self.embedding.sandbox
         )
         return list(self.embedding.run(encoder.adapter, batcher, found))
 
@@ -199,11 +199,13 @@ def test_a_worker_lost_in_one_go_costs_its_own_file(box: Sandbox, odd: Adapter, 
 def test_only_a_lone_file_is_decoded_before_its_turn(reader: Reader, tmp_path: Path) -> None:
     """Else the pixels of a thousand files would wait in memory."""
     adapter = reader.library.encoder("images")[1].adapter
-    uploads = [Upload(number, tmp_path / f"{number}.png", 1) for number in range(2)]
+    uploads = [ReceivedFile(number, tmp_path / f"{number}.png", 1) for number in range(2)]
     for upload in uploads:
         upload.path.write_bytes(png(upload.index))
     for some in (uploads[:1], uploads):
-        found = sources(adapter, some, Field(), settings=reader.settings, sandbox=reader.embedding.sandbox, pixels=True)
+        found = request_items(
+            adapter, some, Area(), settings=reader.settings, sandbox=reader.embedding.sandbox, pixels=True
+        )
         assert [source.pixels is not None for source in found] == [len(some) == 1] * len(some)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from app.answers import ARROW, PARQUET
+from app.formats import ARROW, PARQUET
 from app.settings import Settings
 from data_adapters.base import Record
 from lejepa_med.models.folder import load_encoder
@@ -201,17 +201,17 @@ def test_too_large_by_declared_and_by_counted_bytes(client: TestClient, settings
 
 
 def test_too_many_pixels(runs: Path, tmp_path: Path) -> None:
+    from app.bodies import ReceivedFile
     from app.embedding import Embedding
-    from app.items import Field, sources
+    from app.file_items import Area, request_items
     from app.library import Library
-    from app.uploads import Upload
 
     limited = Settings(runs_dir=runs, data_dir=tmp_path, threads=1, max_pixels=40 * 40 - 1)
     library, embedding = Library(limited), Embedding(limited)
     (tmp_path / "a.png").write_bytes(png())
     _, encoder, batcher = library.encoder("images")
-    found = sources(
-        encoder.adapter, [Upload(0, tmp_path / "a.png", 1)], Field(), settings=limited, sandbox=embedding.sandbox
+    found = request_items(
+        encoder.adapter, [ReceivedFile(0, tmp_path / "a.png", 1)], Area(), settings=limited, sandbox=embedding.sandbox
     )
     (result,) = embedding.run(encoder.adapter, batcher, found)
     assert result.problem is not None and "pixels" in result.problem.detail

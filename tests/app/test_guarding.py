@@ -19,10 +19,10 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from app import logs
+from app.bodies import safe_suffix
 from app.errors import describe
 from app.settings import Settings
 from app.unzip import unzip
-from app.uploads import safe_suffix
 from data_adapters.errors import BadFileError
 from tests.app.helpers import eventually, files, png
 

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from app import limits
 from app.errors import ProblemError
-from app.limits import Buckets, Caller, Limits, charge_items, place
+from app.limits import Buckets, Caller, RateLimits, charge_items, place
 from app.service import Service
 from app.settings import Settings
 from tests.app.helpers import files, png
@@ -31,7 +31,7 @@ def limited(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     update = {"requests_per_minute": 6, "items_per_minute": 3, "failures_per_minute": 2, "jobs_per_key": 1}
     monkeypatch.setattr(service, "settings", service.settings.model_copy(update=update))
-    monkeypatch.setattr(service, "limits", Limits(service.settings))
+    monkeypatch.setattr(service, "limits", RateLimits(service.settings))
     yield service
 
 
@@ -91,7 +91,7 @@ def test_items_of_one_caller(client: TestClient, limited: Service) -> None:
 
 
 def test_nobody_at_this_machine_is_limited_and_jobs_are_not_charged(settings: Settings) -> None:
-    few = Limits(settings.model_copy(update={"items_per_minute": 1}))
+    few = RateLimits(settings.model_copy(update={"items_per_minute": 1}))
     charge_items(1000)  # no caller: a job
     limits.begin(Caller(key_id=None, scopes=frozenset(), address="loopback", limits=few))
     charge_items(1000)

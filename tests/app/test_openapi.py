@@ -200,9 +200,9 @@ def operations(client: TestClient) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def test_every_parameter_and_body_has_an_example(place: Place) -> None:
     for path, method, operation in operations(place.client):
         for parameter in operation.get("parameters", []):
-            assert "example" in parameter, f"app/examples.py lacks the parameter {parameter['name']} of {path}"
+            assert "example" in parameter, f"app/openapi.py lacks the parameter {parameter['name']} of {path}"
         for kind, body in operation.get("requestBody", {}).get("content", {}).items():
-            assert "example" in body, f"app/examples.py lacks {kind} of {method} {path}"
+            assert "example" in body, f"app/openapi.py lacks {kind} of {method} {path}"
             unknown = body["example"].keys() - body["schema"]["properties"].keys()
             assert not unknown, f"the example of {method} {path} has fields that its schema lacks: {unknown}"
 

@@ -119,7 +119,7 @@ def test_time_in_which_everything_was_stopped_counts_for_no_file(notes: data_ada
 
 
 def test_the_command_has_the_same_limit_as_the_function() -> None:
-    from lejepa_med.cli import ScanCommand
+    from lejepa_med.cli.archive import ScanCommand
 
     field = ScanCommand.model_fields["file_seconds"]
     assert field.default == FILE_SECONDS == 300

@@ -22,7 +22,8 @@ from data_adapters.errors import UserError
 from data_adapters.manifest import SCHEMA, Manifest
 from examples.demo import archives, run, service
 from examples.demo.compare import items_of
-from examples.demo.probing import Client, Item, balanced_accuracy, budgets, draw_labels
+from examples.demo.probing import Item, balanced_accuracy, budgets, draw_labels, explained
+from lejepa_med.client import Client
 
 
 def manifest_of(rows: list[tuple[str, str, str]]) -> Manifest:
@@ -105,15 +106,15 @@ def refusing() -> Iterator[str]:
 
 
 def test_a_problem_of_the_service_is_told_with_its_remedy(refusing: str) -> None:
-    with pytest.raises(UserError, match=r"404: No such archive. GET /v1/archives lists them."):
-        Client(refusing).embedded("none")
+    with pytest.raises(UserError, match=r"404: No such archive. GET /v1/archives lists them."), explained():
+        Client(refusing).archive("none")
 
 
 def test_a_dead_service_is_told() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(UserError, match="stopped answering"):
-            Client(f"http://127.0.0.1:{unused.getsockname()[1]}").embedded("any")
+        with pytest.raises(UserError, match="stopped answering"), explained():
+            Client(f"http://127.0.0.1:{unused.getsockname()[1]}", retries=0).archive("any")
 
 
 def test_a_busy_port_is_passed_over() -> None:

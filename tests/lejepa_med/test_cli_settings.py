@@ -7,7 +7,7 @@ import pytest
 
 import data_adapters
 from lejepa_med.cli import main
-from lejepa_med.cli_settings import CommonSettings, join_options, option_rows, option_values
+from lejepa_med.cli.settings import CommonSettings, join_options, option_rows, option_values
 from lejepa_med.errors import ConfigError
 
 READ = [

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from app.answers import ARROW, JSON, NDJSON, NPY, PARQUET, Head, ParquetFile, Row, negotiate
 from app.errors import ProblemError
-from app.schemas import Embeddings
+from app.formats import ARROW, JSON, NDJSON, NPY, PARQUET, AnswerHead, ParquetFile, VectorRow, negotiate
 from app.settings import Settings
+from lejepa_med.client.wire.images import Embeddings
 from tests.app.helpers import files, png
 
 THREE = files(png(0), b"not a picture", png(1))
@@ -129,8 +129,8 @@ def test_a_stream_is_sent_in_pieces_and_leaves_no_files(client: TestClient, sett
 
 def test_a_table_is_written_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ParquetFile, "rows", 4)
-    answer = ParquetFile(Head("e", "f", "float32", 2))
-    pieces = [answer.add(Row(n, 0, None, 1, np.array([n, 1], np.float32), None)) for n in range(10)]
+    answer = ParquetFile(AnswerHead("e", "f", "float32", 2))
+    pieces = [answer.add(VectorRow(n, 0, None, 1, np.array([n, 1], np.float32), None)) for n in range(10)]
     # the first holds the magic bytes
     assert [bool(piece) for piece in pieces] == [n in (0, 3, 7) for n in range(10)]
     found = pq.ParquetFile(io.BytesIO(b"".join([*pieces, answer.end()])))

@@ -1,13 +1,99 @@
-"""Commands about many runs: select, diff and stability. Heavy imports wait for the command."""
+"""Commands about runs and their encoders. Heavy imports wait for the command."""
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from lejepa_med.cli_settings import CommonSettings
+from lejepa_med.cli.settings import CommonSettings, make_console
 from lejepa_med.config import Columns, Section
+from lejepa_med.ending import STOPPED
+
+
+class PretrainCommand(CommonSettings):
+    """Pretrain an encoder on an unlabelled archive. Settings left out are chosen, printed and saved."""
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images")
+    resume: bool = Field(default=False, description="continue the run in --out: repeat the command with this flag")
+    overwrite: bool = Field(default=False, description="delete the run in --out first")
+    dry_run: bool = Field(
+        default=False,
+        description="train nothing: print every setting with its origin, steps, expected time, memory and disk, from a "
+        "few timed steps; the scan is remembered for the run; with --resume, what is left",
+    )
+
+    def cli_cmd(self) -> None:
+        """Run the command; exit code 3 says that the run was stopped and can be resumed."""
+        from lejepa_med.training.folder import weight_text
+        from lejepa_med.training.loop import pretrain
+
+        result = pretrain(self.settings(), resume=self.resume, overwrite=self.overwrite, dry_run=self.dry_run)
+        if self.dry_run:
+            return
+        if not result.finished:
+            sys.exit(STOPPED)
+        print(f"encoder: {result.folder}/encoder\nreport:  {result.folder}/report.html")
+        print(f"disk:    {weight_text(result.folder)}")
+
+
+class PrecisionCommand(Section):
+    """Record in which precision an encoder computes its vectors; `embed`, probes, search and the service all follow.
+
+    float32 is the default on every machine. bfloat16 is faster on GPUs from Ampere on and on CPUs with AVX512-BF16 or
+    AMX, and rougher: see docs/service.md.
+    """
+
+    encoder: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
+    precision: CliPositionalArg[Literal["float32", "bfloat16"]] = Field(description="arithmetic of the vectors")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.models.folder import record_precision
+
+        folder = record_precision(self.encoder, self.precision)
+        print(
+            f"{folder} now computes in {self.precision}. Tables and probes that were made in another precision do not "
+            "fit it any more: embed the archive again."
+        )
+
+
+class VectorsCommand(Section):
+    """Show how an encoder forms its vectors and what an image costs; with a setting, record another way.
+
+    `embed`, probes, search and the service all follow. Tables and probes of the old way are then those of another
+    encoder: embed the archive again, or record the old way again.
+    """
+
+    encoder: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
+    views: int | None = Field(
+        default=None, description="fixed views that are averaged: 1, 2, 4 or 8, as far as the modality allows"
+    )
+    size: int | None = Field(default=None, ge=16, description="side of the image that the encoder gets, pixels")
+    layers: int | None = Field(default=None, description="1: the pooled output; 2: joined with the layer before it")
+    device: str = Field(default="cpu", description="cpu or cuda, where the cost is measured")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from rich.table import Table
+
+        from lejepa_med.models.folder import encoder_folder, formation_rows, load_encoder, read_info, record_formation
+        from lejepa_med.models.formation import formation_of
+
+        before = formation_of(read_info(encoder_folder(self.encoder)))
+        folder = record_formation(self.encoder, size=self.size, views=self.views, layers=self.layers)
+        encoder = load_encoder(folder, device=self.device)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for row in formation_rows(encoder):
+            table.add_row(*row)
+        make_console(stderr=False).print(table, highlight=False)
+        if changed := encoder.formation.differs(before):
+            back = " ".join(f"--{name} {old}" for name, (_, old) in changed.items())
+            print(
+                f"{folder} forms its vectors so from now on. Tables and probes that were made before do not fit it any "
+                f"more: embed the archive again, or go back with: lejepa-med vectors {self.encoder} {back}"
+            )
 
 
 class SelectCommand(Columns):

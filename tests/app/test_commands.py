@@ -1,5 +1,8 @@
-"""lejepa-med key create, list, revoke: the first key, before any service runs."""
+"""The service's commands: `lejepa-med key` before any service runs, and each command without the extra 'serve'."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,22 @@ def test_mistakes_name_the_remedy(
     with pytest.raises(SystemExit) as ended:
         main(["key", *arguments, *place])
     assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve runs", "work runs", "backup b.tar --data-dir d", "key list", "scan --help"])
+def test_without_the_extra_each_command_says_what_to_install(command: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['fastapi'] = None\nfrom lejepa_med.cli import main; main({command.split()!r})"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    if command == "scan --help":
+        assert ended.returncode == 0, ended.stderr
+    else:
+        assert ended.returncode == 2 and "pip install 'lejepa-med[serve]'" in ended.stderr, ended.stderr
+        assert "'fastapi'" in ended.stderr
+
+
+def test_the_method_does_not_name_the_service() -> None:
+    """Arrows go one way, also in strings and imports inside functions: app -> lejepa_med -> data_adapters."""
+    for package, above in (("lejepa_med", "app"), ("data_adapters", "app|lejepa_med")):
+        for file in (Path(__file__).parents[2] / package).rglob("*.py"):
+            found = re.search(rf"""^\s*(from|import) ({above})\b|["']app[.:]\w""", file.read_text("utf-8"), re.M)
+            assert found is None, f"{file}: {found[0]}"

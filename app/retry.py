@@ -1,4 +1,4 @@
-"""Faults that pass (a full disk, a database that restarts, too little memory), and trying again until a limit."""
+"""Temporary faults (a full disk, a database that restarts, too little memory), and retrying up to a limit."""
 
 from collections.abc import Callable
 from threading import Event
@@ -15,15 +15,15 @@ PASSING_STATUS = (503, 507)  # a full queue, a database that is away, a full dis
 
 
 class GaveUp(Exception):
-    """A fault did not pass within the limit; its cause is the fault."""
+    """A fault lasted through all retries; it is this error's cause."""
 
 
 class Halted(BaseException):
-    """Work ends without an outcome: the process stops, or the job is another one's now. Nothing may record it."""
+    """Work ends without an outcome: the process stops, or another process has the job now. Nothing may record it."""
 
 
 def why_passing(error: BaseException) -> str | None:
-    """In words without paths, why the same may succeed later; None for what would only fail again."""
+    """Return why the same call may succeed later, in words without paths; None where it would only fail again."""
     if isinstance(error, ProblemError):
         return error.problem.detail.rstrip(".") if error.problem.status in PASSING_STATUS else None
     if isinstance(error, OSError):
@@ -36,18 +36,18 @@ def why_passing(error: BaseException) -> str | None:
 
 
 def persevere(call: Callable[[], T], *, retries: int, note: Callable[[str], bool], halt: Event) -> T:
-    """What `call` gives, tried again after 1, 2, 4, ... seconds while its faults are passing ones.
+    """Return the result of `call`, retried after 1, 2, 4, ... seconds while its faults are temporary.
 
     Args:
-        call: may be repeated.
-        retries: how often it is tried again.
-        note: told of each fault; False when the work has lost its purpose.
+        call: the work, which may be repeated.
+        retries: number of tries after the first.
+        note: called with a message about each fault; returns False when the work has lost its purpose.
         halt: ends the waiting.
 
     Raises:
-        GaveUp: the last try failed, too.
-        Halted: `halt` was set, or `note` said False.
-        Exception: a fault of `call` that does not pass.
+        GaveUp: the last try failed as well.
+        Halted: `halt` was set, or `note` returned False.
+        Exception: a fault of `call` that is not temporary.
     """
     tried = 0
     while True:

@@ -1,16 +1,69 @@
-"""Commands about the archive and the installation: split and doctor. Heavy imports wait for the command."""
+"""Commands about an archive and the installation. Heavy imports wait for the command."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-from pydantic_settings import CliPositionalArg
+from pydantic import AliasChoices, Field
+from pydantic_settings import CliPositionalArg, CliSuppress
 from rich.markup import escape
 
-from lejepa_med.cli_settings import ABOUT, OPTIONS, option_rows, option_values
-from lejepa_med.config import Columns, Section
+from lejepa_med.cli.settings import ABOUT, OPTIONS, CommonSettings, make_console, option_rows, option_values
+from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, Section
 from lejepa_med.errors import UserError
+
+
+class Looking(CommonSettings):
+    """Settings of commands that read an archive as pretrain will; those without influence are taken, but not listed."""
+
+    objective: CliSuppress[ObjectiveConfig] = ObjectiveConfig()
+    optim: CliSuppress[OptimConfig] = OptimConfig()
+    monitor: CliSuppress[MonitorConfig] = MonitorConfig()
+
+
+class ScanCommand(Looking):
+    """Look through an archive: write manifest.parquet and rejected.csv, and print what was found.
+
+    Repeated with the same --out it reads only what is new or changed; interrupted, it goes on where it was. It reads as
+    pretrain will do on this machine, and takes pretrain's settings, some of which decide how many samples there are.
+    """
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images")
+    modality: str = Field(description="mri, mri3d, histology, galaxy, images, a plug-in, or ./file.py:Class")
+    out: Path = Field(description="folder for manifest.parquet, rejected.csv and duplicates.csv")
+    verify: bool = Field(default=True, description="decode every file once")
+    workers: int | None = Field(
+        default=None, ge=0, description="reading processes; None: usable cores; 0: this process"
+    )
+    fresh: bool = Field(default=False, description="read every file again, changed or not")
+    file_seconds: float = Field(
+        default=300.0, gt=0, description="after so long on one file a reading process is killed and the file refused"
+    )
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.training.archive import JOURNAL, scan
+        from lejepa_med.training.resolve import create_adapter, device_of, outlook, resolve_machine
+
+        given, console = self.settings(), make_console()
+        config = resolve_machine(given, device=device_of(given))
+        found = scan(
+            create_adapter(config),
+            self.archive,
+            **config.data.table(),
+            verify=self.verify and config.data.verify,
+            workers=self.workers,
+            journal=self.out / JOURNAL,
+            fresh=self.fresh,
+            file_seconds=self.file_seconds,
+            split=config.data.split,
+            console=console,
+        )
+        found.write(self.out)
+        console.print(outlook(config, found, given=given), soft_wrap=True, highlight=False)
+        further = {"duplicates.csv": found.copied.contents, "leaks.csv": found.leak}
+        names = ["manifest.parquet", "rejected.csv", *(name for name, there in further.items() if there)]
+        print(f"wrote {', '.join(f'{self.out}/{name}' for name in names)}")
 
 
 class SplitCommand(Columns):
@@ -71,6 +124,38 @@ class SplitCommand(Columns):
         adapter = data_adapters.create(self.modality, **option_values(self.modality, self.options))
         given = self.model_dump(include={"catalog", *Columns.model_fields})
         return scan(adapter, self.source, console=Console(stderr=True), **given).manifest
+
+
+class InspectCommand(Looking):
+    """Write a contact sheet of what the encoder sees: file, prepared pixels and all views, with facts and warnings.
+
+    It takes pretrain's settings and settles open ones as pretrain does, so the same options show the very views that
+    the run will draw in its first epoch.
+    """
+
+    archive: CliPositionalArg[Path] = Field(description="folder with the images, or a manifest.parquet of scan")
+    out: Path = Field(description="folder for inspect.html and inspect.png")
+    modality: str = Field(default="", description="as in scan; a manifest or --encoder tells it otherwise")
+    encoder: Path | None = Field(default=None, description="run folder: inspect with the preprocessing of its encoder")
+    records: int = Field(
+        default=8,
+        ge=1,
+        validation_alias=AliasChoices("records", "n"),
+        description="how many, drawn evenly over the groups",
+    )
+    show_names: bool = Field(default=False, description="show file names instead of pseudonyms only")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from data_adapters.tables import count
+        from lejepa_med.inspection.command import inspect_archive
+
+        sheet = inspect_archive(
+            self.settings(), encoder=self.encoder, n=self.records, names=self.show_names, console=make_console()
+        )
+        has = "has" if sheet.warned == 1 else "have"
+        print(f"{sheet.warned} of {count(len(sheet.looks), 'record')} {has} a warning")
+        print(f"wrote {sheet.page} and {sheet.picture}")
 
 
 class NamesCommand(Section):

@@ -1,11 +1,27 @@
-"""What labels, probes, predictions and advice on what to label next look like over the wire."""
+"""Labels, probes, predictions, applications of a probe to an archive, and the search for similar items."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field, FiniteFloat
 
-from app.schemas import CAUTIONS, KEY, NAME, SKIPPED, GivenLabel, Key, Name, ProbeKind, Problem, Skipped, Strict
+from lejepa_med.client.wire.common import (
+    CAUTIONS,
+    KEY,
+    NAME,
+    NEWER,
+    SKIPPED,
+    Answer,
+    BackendName,
+    FileKey,
+    GivenLabel,
+    Name,
+    ProbeKind,
+    Problem,
+    Request,
+    Skipped,
+)
+from lejepa_med.search.filters import Condition
 
 AllowLeak = Annotated[
     bool,
@@ -13,7 +29,7 @@ AllowLeak = Annotated[
 ]
 
 
-class LabelledId(Strict):
+class LabelledId(Request):
     """One labelled item of an embedding table."""
 
     id: str = Field(max_length=200, examples=["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"])
@@ -29,7 +45,7 @@ class LabelledId(Strict):
     )
 
 
-class ProbeRequest(Strict):
+class ProbeRequest(Request):
     """Train a probe on items that are embedded already."""
 
     name: Name | None = Field(default=None, examples=["morphology"])
@@ -45,7 +61,7 @@ class ProbeRequest(Strict):
     allow_leak: AllowLeak = False
 
 
-class Probe(BaseModel):
+class Probe(Answer):
     """One version of a trained probe; it never changes."""
 
     id: str
@@ -70,7 +86,7 @@ class Probe(BaseModel):
     )
 
 
-class UnusableProbe(BaseModel):
+class UnusableProbe(Answer):
     """A folder of the runs directory whose probe is damaged or of another release."""
 
     id: str
@@ -78,7 +94,7 @@ class UnusableProbe(BaseModel):
     remedy: str
 
 
-class Probes(BaseModel):
+class Probes(Answer):
     """Versions of all probes, newest first."""
 
     probes: list[Probe]
@@ -86,7 +102,7 @@ class Probes(BaseModel):
     next: str | None = Field(default=None, description="link to the next page")
 
 
-class ProbeVersion(BaseModel):
+class ProbeVersion(Answer):
     """One version among those of its series."""
 
     id: str
@@ -99,28 +115,29 @@ class ProbeDetail(Probe):
     """A probe with the quality that cross-validation measured."""
 
     metrics: dict[str, Any] = Field(
-        description="out-of-fold scores of the linear probe and of k-NN with intervals, calibration, warnings"
+        repr=False,
+        description="out-of-fold scores of the linear probe and of k-NN with intervals, calibration, warnings",
     )
-    receipt: dict[str, Any] = Field(description="folds, seed and group counts of the cross-validation")
+    receipt: dict[str, Any] = Field(repr=False, description="folds, seed and group counts of the cross-validation")
     versions: list[ProbeVersion] = Field(description="all versions of this probe, newest first")
 
 
-class PredictionRequest(Strict):
+class PredictionRequest(Request):
     """Predict items that are embedded already."""
 
     archive: str = Field(examples=["galaxies-val"])
     ids: list[str] = Field(min_length=1, max_length=100_000)
 
 
-class PredictedItem(BaseModel):
+class PredictedItem(Answer):
     """One prediction, or why there is none."""
 
     index: int
     file_index: int | None = Field(default=None, description="position of its file in the request; none for ids")
     name: str | None = Field(default=None, description=NAME)
-    key: Key | None = Field(default=None, description=KEY)
+    key: FileKey | None = Field(default=None, description=KEY)
     id: str | None = Field(default=None, description="the id that was asked for; none for files")
-    seen: Literal["no", "record", "group"] | None = Field(
+    seen: Annotated[Literal["no", "record", "group"], NEWER] | None = Field(
         default=None,
         description="record: the probe learnt from this image; group: from others of its group. Then every field comes "
         "from the part of the cross-validation that has seen neither, as the probe's scores do",
@@ -155,7 +172,7 @@ class PredictedItem(BaseModel):
     error: Problem | None = None
 
 
-class Predictions(BaseModel):
+class Predictions(Answer):
     """Predictions in the order of the files or ids."""
 
     probe: str
@@ -168,7 +185,7 @@ class Predictions(BaseModel):
     skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
 
 
-class LabelsRequest(Strict):
+class LabelsRequest(Request):
     """More labels for a probe, on items that are embedded already."""
 
     archive: str = Field(examples=["galaxies-val"], description="name of an embedding table, see GET /v1/archives")
@@ -189,10 +206,124 @@ class UncertainItem(PredictedItem):
     )
 
 
-class Uncertain(BaseModel):
+class Uncertain(Answer):
     """Items whose labels would teach the probe most, the first one first."""
 
     probe: str
     archive: str
     cautions: list[str] = Field(default=[], description=CAUTIONS)
     items: list[UncertainItem]
+
+
+class ApplicationRequest(Request):
+    """Apply a probe to every item of an archive."""
+
+    archive: str = Field(max_length=300, examples=["galaxies-val"])
+
+
+class Application(Answer):
+    """A probe's predictions for a whole archive."""
+
+    id: str
+    probe: str
+    archive: str
+    fingerprint: str = Field(description="fingerprint of the encoder")
+    count: int = Field(examples=[100000])
+    summary: dict[str, Any] = Field(
+        repr=False,
+        description="`counts` by label, or the spread of the `value`; `unlike`: share of items unlike the labelled "
+        "ones; `seen`: items that the probe has seen, and those that are in-sample; `notes`: what that means",
+    )
+    cautions: list[str] = Field(default=[], description=CAUTIONS)
+    created: datetime
+
+
+class Applications(Answer):
+    """Applications of a probe, newest first."""
+
+    applications: list[Application]
+    next: str | None = Field(default=None, description="link to the next page")
+
+
+NeighbourCount = Annotated[int, Field(ge=1, le=1000)]
+Filters = Annotated[list[Condition], Field(max_length=50)]
+QUERIES = 1000  # of one request
+
+
+class SearchRequest(Request):
+    """Neighbours of items that are embedded already, or of vectors. Give `ids` or `vectors`."""
+
+    archive: str = Field(examples=["galaxies-val"], description="the embedding table that is searched")
+    ids: list[Annotated[str, Field(max_length=200)]] | None = Field(
+        default=None, min_length=1, max_length=QUERIES, examples=[["5f0c7e1b9a3d4c2e8f6a1b0c9d8e7f6a"]]
+    )
+    ids_of: str | None = Field(default=None, description="the table that the ids are of; by default `archive`")
+    vectors: list[Annotated[list[FiniteFloat], Field(max_length=65_536)]] | None = Field(
+        default=None, min_length=1, max_length=QUERIES, description="as POST /v1/embeddings gives them, of any length"
+    )
+    fingerprint: str | None = Field(
+        default=None, max_length=200, description="of the encoder that made `vectors`; POST /v1/embeddings names it"
+    )
+    k: NeighbourCount = Field(default=10, description="neighbours of each item, at most")
+    filters: Filters = Field(default=[], description="conditions on group, label and the table's further columns")
+    leave_out_own_group: bool = Field(
+        default=False, description="no neighbours of the item's own patient, slide or field; for `ids`"
+    )
+
+
+class Hit(Answer):
+    """One neighbour."""
+
+    id: str
+    group: str
+    score: float = Field(examples=[0.93], description="cosine of the two vectors, -1 to 1")
+    columns: dict[str, str | bool | int | float | None] = Field(
+        examples=[{"label": "spiral", "mpp": 0.5}], description="label, and what `lejepa-med embed --columns` kept"
+    )
+
+
+class Neighbourhood(Answer):
+    """The neighbours of one item, the nearest first, or why there are none."""
+
+    index: int = Field(description="position among the items of this answer")
+    id: str | None = Field(default=None, description="the id that was asked for; it is not its own neighbour")
+    file_index: int | None = Field(default=None, description="position of its file in the request")
+    name: str | None = Field(default=None, description=NAME)
+    key: FileKey | None = Field(default=None, description=KEY)
+    hits: list[Hit] = Field(default=[])
+    error: Problem | None = None
+
+
+class SearchAnswer(Answer):
+    """Neighbours, in the order of the ids, vectors or files."""
+
+    archive: str
+    fingerprint: str = Field(description="fingerprint of the encoder whose vectors were compared")
+    backend: BackendName
+    recall: float = Field(description="recall at 10 of the index, measured when it was built; 1 where exact")
+    note: str | None = Field(default=None, description="why the answer is exact although the table has an index")
+    cautions: list[str] = Field(default=[], description=f"{CAUTIONS}; of files")
+    items: list[Neighbourhood]
+    skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
+
+
+class SearchIndex(Answer):
+    """How a table is searched."""
+
+    archive: str
+    rows: int = Field(examples=[1000])
+    backend: BackendName
+    state: Annotated[Literal["absent", "building", "ready", "failed"], NEWER] = Field(
+        description="absent: the first search makes it, and is answered exactly meanwhile"
+    )
+    recall: float | None = Field(default=None, description="recall at 10 against the exact answer; 1 where exact")
+    sample: int | None = Field(default=None, description="items of the table with which recall was measured")
+    build_seconds: float | None = None
+    built: datetime | None = None
+    note: str | None = None
+
+
+class SearchIndexes(Answer):
+    """All tables, by name."""
+
+    indexes: list[SearchIndex]

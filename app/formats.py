@@ -1,26 +1,36 @@
-"""How vectors are answered: JSON, lines of JSON, .npy, Parquet or an Arrow stream, and which the client wants."""
+"""Formats of answers: vectors as JSON, lines of JSON, .npy, Parquet or an Arrow stream; tables as Parquet, CSV or JSON.
 
+Tables are sent from disk, row by row; none is ever whole in memory.
+"""
+
+import csv
 import io
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fastapi.responses import Response, StreamingResponse
 
 from app.embedding import Result
 from app.errors import ProblemError
-from app.schemas import Key, Problem, Skipped
+from app.settings import Settings
+from data_adapters.tables import NO_LABELS
+from lejepa_med.client.wire.common import FileKey, Problem, Skipped
 
-JSON, NDJSON, NPY = "application/json", "application/x-ndjson", "application/x-npy"
+JSON, NDJSON, NPY, CSV = "application/json", "application/x-ndjson", "application/x-npy", "text/csv"
 ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
 ARROW_ROWS, PARQUET_ROWS = 256, 4096  # of one record batch or row group, which is what is kept in memory
 
 
-class Head(NamedTuple):
+class AnswerHead(NamedTuple):
     """What holds for all items of an answer."""
 
     encoder: str
@@ -31,7 +41,7 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VectorRow:
     """One vector of an answer, or the problem that stands for an item. `part` is a slice's or tile's place in it.
 
     `name` and `key` are the client's words for the item's file.
@@ -44,23 +54,23 @@ class Row:
     vector: np.ndarray | None
     problem: Problem | None
     name: str | None = None
-    key: Key | None = None
+    key: FileKey | None = None
 
 
-def rows_of(index: int, result: Result) -> Iterator[Row]:
+def rows_of(index: int, result: Result) -> Iterator[VectorRow]:
     """One row for a pooled item or a bad one, n rows for an item whose n vectors are kept apart."""
     vector = result.vector
     if vector is None or vector.ndim == 1:
-        yield Row(index, result.file_index, None, result.items, vector, result.problem, result.name, result.key)
+        yield VectorRow(index, result.file_index, None, result.items, vector, result.problem, result.name, result.key)
         return
     for part, single in enumerate(vector):
-        yield Row(index, result.file_index, part, 1, single, None, result.name, result.key)
+        yield VectorRow(index, result.file_index, part, 1, single, None, result.name, result.key)
 
 
-class Answer(Protocol):
+class VectorStream(Protocol):
     """An answer in the making: `add` and `end` give the bytes that can be sent."""
 
-    def add(self, row: Row) -> bytes: ...  # noqa: D102
+    def add(self, row: VectorRow) -> bytes: ...  # noqa: D102
 
     def end(self) -> bytes: ...  # noqa: D102
 
@@ -68,10 +78,10 @@ class Answer(Protocol):
 class JsonLines:
     """One JSON document a line, as in the list `items` of the JSON answer."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: AnswerHead) -> None:
         self._numbers = ",".join(["%.9g"] * head.dim)  # nine digits give every float32 back exactly
 
-    def add(self, row: Row) -> bytes:
+    def add(self, row: VectorRow) -> bytes:
         """The row's line."""
         return self.text(row).encode() + b"\n"
 
@@ -79,8 +89,8 @@ class JsonLines:
         """Nothing is left to say."""
         return b""
 
-    def text(self, row: Row) -> str:
-        """The row as `schemas.EmbeddedItem` would write it, in a fraction of the time."""
+    def text(self, row: VectorRow) -> str:
+        """The row as `wire.images.EmbeddedItem` would write it, in a fraction of the time."""
         part = "" if row.part is None else f',"part":{row.part}'
         name = "" if row.name is None else f',"name":{json.dumps(row.name)}'
         key = "" if row.key is None else f',"key":{json.dumps(row.key)}'
@@ -96,7 +106,7 @@ class ArrowStream:
 
     rows = ARROW_ROWS
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: AnswerHead) -> None:
         self._schema = pa.schema(
             [
                 pa.field("index", pa.int32(), nullable=False),
@@ -115,7 +125,7 @@ class ArrowStream:
             },
         )
         self._dim = head.dim
-        self._rows: list[Row] = []
+        self._rows: list[VectorRow] = []
         self._sink = _Outlet()
         self._writer = self.open(self._sink, self._schema)
 
@@ -123,7 +133,7 @@ class ArrowStream:
         """A writer of record batches."""
         return pa.ipc.new_stream(sink, schema)
 
-    def add(self, row: Row) -> bytes:
+    def add(self, row: VectorRow) -> bytes:
         """The bytes of a batch once it is full."""
         self._rows.append(row)
         if len(self._rows) >= self.rows:
@@ -193,8 +203,8 @@ STREAMS: dict[str, type[JsonLines] | type[ArrowStream]] = {NDJSON: JsonLines, AR
 OFFERS = (JSON, NPY, *STREAMS)
 
 
-def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> str:
-    """The JSON answer, as `schemas.Embeddings` describes it."""
+def whole_json(head: AnswerHead, rows: list[VectorRow], skipped: Sequence[Skipped] = ()) -> str:
+    """The JSON answer, as `wire.images.Embeddings` describes it."""
     lines = JsonLines(head)
     items = ",".join(lines.text(row) for row in rows)
     told = f',"skipped":{json.dumps([one.model_dump() for one in skipped])}' if skipped else ""
@@ -205,7 +215,7 @@ def whole_json(head: Head, rows: list[Row], skipped: Sequence[Skipped] = ()) -> 
     )
 
 
-def whole_npy(rows: list[Row]) -> bytes:
+def whole_npy(rows: list[VectorRow]) -> bytes:
     """Vectors (rows, dim) float32 in NumPy's format; every row must have one."""
     buffer = io.BytesIO()
     np.save(buffer, np.stack([row.vector for row in rows if row.vector is not None]))
@@ -244,3 +254,97 @@ def _range(text: str) -> tuple[str, float]:
     kind, *parameters = (part.strip().lower() for part in text.split(";"))
     quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
     return kind, float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+PIECE = 1 << 20
+ROWS = 1024  # that are Python objects at one time
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+PARQUET_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"description": "Parquet", "content": {PARQUET: BINARY}}}
+TABLE_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Parquet, or by 'Accept' CSV with a header line, or a JSON list of objects",
+        "content": {PARQUET: BINARY, CSV: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "array"}}},
+    }
+}
+
+
+def joined(folder: Path, settings: Settings) -> Response:
+    """The shards of an embedding table as one Parquet file.
+
+    Raises:
+        FileNotFoundError: it has been removed.
+    """
+    (settings.data / "tmp").mkdir(exist_ok=True)
+    # Without a name, so that nothing is left when the client goes away or the service is killed.
+    stream = tempfile.TemporaryFile(dir=settings.data / "tmp")
+    shards = sorted(folder.glob("part-*.parquet"))
+    if not shards:
+        raise FileNotFoundError
+    with pq.ParquetWriter(stream, pq.read_schema(shards[0])) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard))
+    headers = {"Content-Length": str(stream.tell()), **_named("archive.parquet")}
+    stream.seek(0)
+    return StreamingResponse(_pieces(stream), media_type=PARQUET, headers=headers)
+
+
+def table(file: Path, accept: str) -> Response:
+    """A Parquet file as it is, or as the CSV or JSON that `accept` names; whole, also where it is removed meanwhile.
+
+    Raises:
+        FileNotFoundError: it has been removed.
+    """
+    stream = file.open("rb")
+    if CSV in accept:
+        return StreamingResponse(_csv(stream), media_type=CSV, headers=_named("predictions.csv"))
+    if JSON in accept:
+        return StreamingResponse(_json(stream), media_type=JSON)
+    headers = {"Content-Length": str(os.fstat(stream.fileno()).st_size), **_named("predictions.parquet")}
+    return StreamingResponse(_pieces(stream), media_type=PARQUET, headers=headers)
+
+
+def _named(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    with stream:
+        while piece := stream.read(PIECE):
+            yield piece
+
+
+def _batches(source: pq.ParquetFile) -> Iterator[list[dict[str, Any]]]:
+    for batch in source.iter_batches(batch_size=ROWS):
+        yield batch.to_pylist()
+
+
+def _csv(stream: IO[bytes]) -> Iterator[str]:
+    text = io.StringIO()
+    with stream, pq.ParquetFile(stream) as source:
+        writer = csv.DictWriter(text, source.schema_arrow.names)
+        writer.writeheader()
+        for rows in _batches(source):
+            for row in rows:
+                writer.writerow({k: _cell(v) for k, v in row.items()})
+            yield text.getvalue()
+            text.seek(0)
+            text.truncate()
+
+
+def _cell(value: Any) -> Any:
+    """A value as `lejepa-med predict` writes it; labels of one image as a table of labels has them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (";".join(value) or NO_LABELS) if isinstance(value, list) else value
+
+
+def _json(stream: IO[bytes]) -> Iterator[str]:
+    before = "["
+    with stream, pq.ParquetFile(stream) as source:
+        for rows in _batches(source):
+            for row in rows:
+                yield before + json.dumps(row)
+                before = ",\n"
+    yield "]"

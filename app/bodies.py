@@ -1,4 +1,7 @@
-"""Multipart requests, streamed to files below the data directory. A client's file name is never used as a path."""
+"""Bodies of requests: multipart, streamed to files below the data directory, or JSON.
+
+A client's file name is never used as a path.
+"""
 
 import asyncio
 import re
@@ -10,20 +13,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
+from typing import Any, TypeVar
 
 import python_multipart
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from app.errors import ProblemError, nul
+from app.errors import ProblemError, as_error, invalid, nul
 from app.settings import Settings
 
-HOP = 1 << 20  # bytes that are collected before they are parsed and written on a thread
-LEAST_RATE = 1 << 10  # bytes a second; a client below it holds a connection and a file for nothing
+M = TypeVar("M", bound=BaseModel)
+HOP = 1 << 20  # bytes to collect before a thread parses and writes them
+LEAST_RATE = 1 << 10  # bytes a second; a slower client only occupies a connection and a file
 MAX_FIELDS = 50
 MAX_HEADER_BYTES = 16 << 10  # of one part; names of fields and files
 COMPRESSED = ("gz", "bz2", "xz", "fz")
@@ -31,7 +37,7 @@ INSIDE_COMPRESSED = ("nii", "fits", "fit", "fts", "dcm")
 
 
 @dataclass(frozen=True)
-class Upload:
+class ReceivedFile:
     """One received file; `index` is its place among the request's files.
 
     `name` is what the client calls it: it joins a catalogue's rows while the request lasts, and is never stored.
@@ -49,7 +55,7 @@ class Form:
 
     folder: Path
     fields: dict[str, str] = field(default_factory=dict)
-    uploads: list[Upload] = field(default_factory=list)
+    uploads: list[ReceivedFile] = field(default_factory=list)
     catalog: Path | None = None
     is_removed: bool = False
 
@@ -90,7 +96,7 @@ def too_large(limit: int, what: str) -> ProblemError:
 
 
 def check_declared(request: Request, limit: int) -> None:
-    """Refuse by Content-Length before a byte is read; what arrives is counted besides."""
+    """Refuse by Content-Length before a byte is read; the bytes that arrive are counted as well."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit, "The request")
@@ -193,7 +199,7 @@ async def _steady(request: Request, seconds: float) -> AsyncIterator[bytes]:
 
 
 class _Sink:
-    """Callbacks of the multipart parser: files to disk, fields to memory."""
+    """Callbacks of the multipart parser: it writes files to disk and keeps fields in memory."""
 
     def __init__(self, form: Form, settings: Settings, boundary: bytes, *, catalog: bool) -> None:
         self.form, self.settings, self.catalog = form, settings, catalog
@@ -304,7 +310,7 @@ class _Sink:
             if self.name == "catalog":
                 self.form.catalog = self.path
                 return
-            upload = Upload(index=len(self.form.uploads), path=self.path, size=self.size, name=self.file_name)
+            upload = ReceivedFile(index=len(self.form.uploads), path=self.path, size=self.size, name=self.file_name)
             self.form.uploads.append(upload)
             return
         if self.name in self.form.fields:
@@ -325,3 +331,63 @@ def _broken() -> ProblemError:
         remedy="Send the request again; do not set the content type's boundary by hand.",
         headers={"Connection": "close"},
     )
+
+
+def is_json(request: Request) -> bool:
+    """Return whether the Content-Type is JSON."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+
+
+async def json_body(request: Request, model: type[M], settings: Settings) -> M:
+    """Return the JSON body as `model`.
+
+    Raises:
+        ProblemError: 413 beyond the limit, 422 where it does not fit.
+    """
+    body = await read_json(request, settings)
+    try:
+        found = model.model_validate_json(body)
+        if b"\\u0000" in body and holds_nul(found.model_dump()):
+            raise nul("A text in the body")
+        return found
+    except ValidationError as error:
+        raise as_error(invalid(error.errors(include_input=False, include_url=False))) from None
+
+
+def holds_nul(value: Any) -> bool:
+    """Return whether any text in a value from JSON holds a NUL."""
+    if isinstance(value, dict):
+        return any(map(holds_nul, value.values()))
+    if isinstance(value, list):
+        return any(map(holds_nul, value))
+    return isinstance(value, str) and "\0" in value
+
+
+def check_fields(form: Form, known: set[str], *, files: bool = True) -> None:
+    """Refuse a form without files, and misspelt fields, which would be ignored otherwise."""
+    if form.fields.keys() - known:
+        raise ProblemError(
+            422,
+            "invalid-request",
+            "The form has a field that this route does not know.",
+            remedy=f"It knows: files, {', '.join(sorted(known))}.",
+        )
+    if files and not form.uploads:
+        raise ProblemError(
+            422,
+            "no-files",
+            "The request holds no file.",
+            remedy="Send one or more form fields 'files'; with curl: -F files=@FILE",
+        )
+
+
+def parse_field(form: Form, name: str, kind: Any, default: Any = None) -> Any:
+    """Return a form field that holds JSON (or a bare number), validated as `kind`."""
+    text = form.fields.get(name, "")
+    if text == "":
+        return default
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        issues = [{**issue, "loc": (name, *issue["loc"])} for issue in error.errors(include_input=False)]
+        raise as_error(invalid(issues)) from None

@@ -1,11 +1,25 @@
-"""What goes over the wire about uploads, archives and applications of probes; see `app.schemas`."""
+"""Encoders, vectors of images, uploads, and embedding tables (archives)."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from app.schemas import CAUTIONS, KEY, NAME, SKIPPED, Key, Skipped, Strict
+from lejepa_med.client.wire.common import (
+    CAUTIONS,
+    KEY,
+    NAME,
+    NEWER,
+    SKIPPED,
+    Answer,
+    FileKey,
+    Problem,
+    Request,
+    Skipped,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ARCHIVE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}"
 ArchiveName = Annotated[str, StringConstraints(pattern=f"^{ARCHIVE_NAME}$")]
@@ -20,7 +34,96 @@ TAKEN = "what was taken for groups where nothing better is known; null where tha
 ENTRY = "position of its file among the images in the zip, by name; use `name` to tell which it is"
 
 
-class Archive(BaseModel):
+class Encoder(Answer):
+    """One encoder of the runs directory."""
+
+    id: str = Field(examples=["galaxies"])
+    name: str = Field(examples=["galaxies"], description="name of its run")
+    modality: str = Field(examples=["galaxy"], description="adapter that reads its files")
+    available: bool = Field(description="false where its folder is damaged or incomplete")
+    vectors: str = Field(
+        default="",
+        examples=["64 px, mean over 8 fixed views: 8 passes an image"],
+        description="how the vector of an image is formed, and what it costs; empty where the folder is damaged",
+    )
+
+
+class Encoders(Answer):
+    """All encoders, by id."""
+
+    encoders: list[Encoder]
+
+
+class EncoderDetail(Encoder):
+    """One encoder with what it expects and gives."""
+
+    fingerprint: str = Field(
+        description="SHA-256 over weights, preprocessing, formation and precision; vectors compare only if it is equal"
+    )
+    precision: str = Field(
+        default="float32", examples=["float32"], description="arithmetic of its vectors, as recorded with the encoder"
+    )
+    dim: int = Field(examples=[512], description="length of a vector")
+    image_size: int = Field(examples=[224], description="side of the square or cube that the encoder sees")
+    formation: dict[str, int] = Field(
+        default={},
+        examples=[{"size": 224, "views": 8, "layers": 1}],
+        description="of its vectors: side of the image, fixed views that are averaged (passes an image), joined layers",
+    )
+    dims: int = Field(default=2, examples=[2], description="2: images, 3: volumes, seen as cubes")
+    channels: int = Field(examples=[3])
+    info: dict[str, Any] = Field(
+        repr=False, description="public part of lejepa_med.json: objective, backbone, code version"
+    )
+    metrics: dict[str, dict[str, Any]] = Field(
+        repr=False,
+        examples=[{"training": {"step": 900, "loss": 0.31, "backbone/effective_rank": 84.2}, "evaluation": {}}],
+        description="the last records of the run: `training` of metrics.jsonl, `evaluation` of online.jsonl, under the "
+        "names that docs/observe.md explains; both empty where the encoder's folder came without its run",
+    )
+
+
+class EmbeddedItem(Answer):
+    """The vector of one item (image, volume, series, slide, region), or why there is none."""
+
+    index: int = Field(examples=[0], description="position among the items of this answer")
+    file_index: int = Field(examples=[0], description="position of its file in the request")
+    name: str | None = Field(default=None, examples=["night 3/a.fits"], description=NAME)
+    key: FileKey | None = Field(default=None, description=KEY)
+    part: int | None = Field(
+        default=None, description="position of the slice or tile within its item; only with the form field pool=none"
+    )
+    items: int = Field(examples=[1], description="slices or tiles whose vectors were averaged; 0 with an error")
+    vector: list[float] | None = Field(default=None, examples=[[0.12, -0.03]])
+    error: Problem | None = None
+
+
+class Embeddings(Answer):
+    """Vectors in the order of the files; a file with several items (a zip, an HDF5 table) gives several."""
+
+    encoder: str = Field(examples=["galaxies"])
+    fingerprint: str
+    precision: str = Field(default="float32", examples=["float32"], description="arithmetic of the vectors")
+    dim: int = Field(examples=[512])
+    cautions: list[str] = Field(default=[], description=CAUTIONS)
+    items: list[EmbeddedItem]
+    skipped: list[Skipped] | None = Field(default=None, description=SKIPPED)
+
+    def array(self) -> "np.ndarray":
+        """Return all vectors, (items, dim) float32; needs NumPy.
+
+        Raises:
+            ValueError: an item has no vector.
+        """
+        import numpy as np
+
+        for item in self.items:
+            if item.vector is None:
+                raise ValueError(f"item {item.index} has no vector: {item.error}")
+        return np.array([item.vector for item in self.items], np.float32)
+
+
+class Archive(Answer):
     """An embedding table, of the runs directory or made by the service."""
 
     name: str = Field(examples=["galaxies-val"])
@@ -37,22 +140,22 @@ class Archive(BaseModel):
     )
 
 
-class Archives(BaseModel):
+class Archives(Answer):
     """All embedding tables, by name."""
 
     archives: list[Archive]
 
 
-class ArchiveId(BaseModel):
+class ArchiveId(Answer):
     """One item of a table. Names and keys are told of an upload's archive, to its sender, while the upload is there."""
 
     id: str
     group: str
     name: str | None = Field(default=None, description=NAME)
-    key: Key | None = Field(default=None, description=KEY)
+    key: FileKey | None = Field(default=None, description=KEY)
 
 
-class ArchiveIds(BaseModel):
+class ArchiveIds(Answer):
     """A page of ids, in the table's order."""
 
     archive: str
@@ -62,14 +165,14 @@ class ArchiveIds(BaseModel):
     next: str | None = Field(default=None, description="link to the next page")
 
 
-class Reason(BaseModel):
+class Reason(Answer):
     """Why items are missing, and how many."""
 
     reason: str = Field(examples=["damaged or truncated picture"])
     count: int = Field(examples=[3])
 
 
-class Leak(BaseModel):
+class Leak(Answer):
     """Groups and equal images that lie in several splits of the catalogue: scores on such a split are too high."""
 
     groups: int = Field(examples=[2], description="groups (patients, slide cases, fields) in several splits")
@@ -80,38 +183,38 @@ class Leak(BaseModel):
     first: list[str] = Field(description="pseudonyms of the first groups")
 
 
-class Upload(BaseModel):
+class Upload(Answer):
     """Files that were sent to become an archive."""
 
     id: str
     name: str = Field(examples=["ward 3, autumn"])
     modality: str = Field(examples=["mri"])
-    state: Literal["importing", "ready"]
+    state: Annotated[Literal["importing", "ready"], NEWER]
     files: int = Field(examples=[200])
     bytes: int = Field(examples=[104857600])
     sha256: str = Field(description="over the contents of the files in their order")
     created: datetime
 
 
-class Uploads(BaseModel):
+class Uploads(Answer):
     """Uploads, newest first."""
 
     uploads: list[Upload]
     next: str | None = Field(default=None, description="link to the next page")
 
 
-class RefusedItem(BaseModel):
+class RefusedItem(Answer):
     """A file, or an entry of a zip, that cannot be used."""
 
     file_index: int = Field(examples=[4], description="position of the file in the request")
     entry: int | None = Field(default=None, description=ENTRY)
     name: str | None = Field(default=None, examples=["night 3/a.fits"], description=NAME)
-    key: Key | None = Field(default=None, description=KEY)
+    key: FileKey | None = Field(default=None, description=KEY)
     reason: str
     remedy: str
 
 
-class Duplicate(BaseModel):
+class Duplicate(Answer):
     """An item whose content is that of an earlier one."""
 
     id: str
@@ -153,20 +256,20 @@ class UploadDetail(Upload):
     embedding: str | None = Field(default=None, description="id of the job that embeds it, where that was asked for")
 
 
-class UploadItem(BaseModel):
+class UploadItem(Answer):
     """One readable item; its id is the same in every archive that is made from the upload."""
 
     id: str
     file_index: int
     entry: int | None = Field(default=None, description=ENTRY)
     name: str | None = Field(default=None, examples=["night 3/a.fits"], description=NAME)
-    key: Key | None = Field(default=None, description=KEY)
+    key: FileKey | None = Field(default=None, description=KEY)
     item: str | None = Field(default=None, description="which item of its file, where there are several")
     group: str
     label: str | None = None
 
 
-class UploadItems(BaseModel):
+class UploadItems(Answer):
     """A page of items."""
 
     upload: str
@@ -176,7 +279,7 @@ class UploadItems(BaseModel):
     next: str | None = Field(default=None, description="link to the next page")
 
 
-class ArchiveRequest(Strict):
+class ArchiveRequest(Request):
     """Embed an upload, or a folder of the operator's."""
 
     name: ArchiveName = Field(examples=["ward-3"], description="letters, digits, _ . -")
@@ -224,32 +327,3 @@ class ArchiveDetail(Archive):
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
     notes: list[str] = Field(default=[], description=f"{NOTES}; of a folder")
     by_folder: str | None = Field(default=None, examples=[BY_FOLDER], description=TAKEN)
-
-
-class ApplicationRequest(Strict):
-    """Apply a probe to every item of an archive."""
-
-    archive: str = Field(max_length=300, examples=["galaxies-val"])
-
-
-class Application(BaseModel):
-    """A probe's predictions for a whole archive."""
-
-    id: str
-    probe: str
-    archive: str
-    fingerprint: str = Field(description="fingerprint of the encoder")
-    count: int = Field(examples=[100000])
-    summary: dict[str, Any] = Field(
-        description="`counts` by label, or the spread of the `value`; `unlike`: share of items unlike the labelled "
-        "ones; `seen`: items that the probe has seen, and those that are in-sample; `notes`: what that means"
-    )
-    cautions: list[str] = Field(default=[], description=CAUTIONS)
-    created: datetime
-
-
-class Applications(BaseModel):
-    """Applications of a probe, newest first."""
-
-    applications: list[Application]
-    next: str | None = Field(default=None, description="link to the next page")

@@ -1,4 +1,4 @@
-"""Short flags for the common settings, and modality options as NAME=VALUE."""
+"""What commands share: short flags for the common settings, modality options as NAME=VALUE, and the console."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -195,3 +195,10 @@ def _default_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def make_console(*, stderr: bool = True) -> Any:
+    """Return a rich console; the import waits for the command."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
