@@ -21,7 +21,7 @@ from data_adapters.table_paths import (
     subjects,
     tidy,
 )
-from data_adapters.tables import FIRST, INVISIBLE, OWN, PARTICIPANT, Missing, Row, Table, count
+from data_adapters.tables import FIRST, INVISIBLE, OWN, PARTICIPANT, MissingCells, Row, Table, count
 
 SCHEMA = """
 CREATE TABLE rows (
@@ -38,7 +38,7 @@ PARTICIPANTS = "participants.tsv"  # at the root of a BIDS dataset
 NEEDS = (("path", PARTICIPANT),)
 """Columns of which a catalogue has one."""
 SMALL = "Unicode form (NFC, NFD), the case of the suffix or '\\' for '/'"
-Found = tuple[str, str, str, int, str]
+MatchedRow = tuple[str, str, str, int, str]
 
 
 class Catalog:
@@ -151,16 +151,16 @@ class Catalog:
             self._sql.execute("UPDATE rows SET used = ? WHERE path = ? AND item = ?", (_text(uri), path, own))
         return self._cells(cells)
 
-    def _find(self, uri: str, item: str, root: Path) -> Found | None:
+    def _find(self, uri: str, item: str, root: Path) -> MatchedRow | None:
         root = root if root.is_dir() else root.parent
         names = self._names(uri, root)
         for name in names:
-            found: Found | None = self._sql.execute(FIND, (name, item)).fetchone()
+            found: MatchedRow | None = self._sql.execute(FIND, (name, item)).fetchone()
             if found is not None:
                 return found
         for name, base in names.items():
             folded = fold(name)
-            rows: list[Found] = self._sql.execute(FIND_FOLDED, (folded, folded, item)).fetchall()
+            rows: list[MatchedRow] = self._sql.execute(FIND_FOLDED, (folded, folded, item)).fetchall()
             own = [row for row in rows if not self._is_other(row[0], uri, base, root)]
             own = [row for row in own if row[1] == own[0][1]]
             if any({**self._cells(row[2]), "path": ""} != {**self._cells(own[0][2]), "path": ""} for row in own):
@@ -175,10 +175,10 @@ class Catalog:
                 return own[0]
         return None
 
-    def _find_participant(self, uri: str, item: str, root: Path) -> Found | None:
+    def _find_participant(self, uri: str, item: str, root: Path) -> MatchedRow | None:
         base = tidy(str(root if root.is_dir() else root.parent))
         for name in subjects(uri.removeprefix(base.rstrip("/") + "/")):
-            found: Found | None = self._sql.execute(FIND, (name, item)).fetchone()
+            found: MatchedRow | None = self._sql.execute(FIND, (name, item)).fetchone()
             if found is not None:
                 return found
         return None
@@ -248,7 +248,7 @@ class Catalog:
         return list(self._sql.execute(sql, (FIRST,)))
 
     @property
-    def missing(self) -> Missing:
+    def missing(self) -> MissingCells:
         """Cells that were taken as missing."""
         return self._table.missing
 

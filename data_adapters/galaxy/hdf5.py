@@ -25,7 +25,7 @@ CHUNK_CACHE = 64 * 2**20  # bytes a file, as they are used: rows of a compressed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class CutoutTable:
     """The layout of one file: rows, the image's axes, and the planes to use in channel order."""
 
     dataset: str
@@ -74,7 +74,7 @@ class Hdf5Files:
         return file
 
 
-def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
+def table_layout(file: Any, wanted: tuple[str, ...] | None) -> CutoutTable:
     """How the rows of an open file are to be read.
 
     Raises:
@@ -98,7 +98,7 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
         raise BadFileError(f"8-bit pictures with {count} channels", remedy="Store grey or RGB, or flux as floats.")
     found = PICTURE_BANDS[count] if picture else _named(images, file, count)
     chosen, bands = choose(found, count, wanted)
-    return Table(
+    return CutoutTable(
         dataset=name,
         rows=images.shape[0],
         axes=axes,
@@ -114,7 +114,7 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
     )
 
 
-def read_row(file: Any, table: Table, row: int) -> np.ndarray:
+def read_row(file: Any, table: CutoutTable, row: int) -> np.ndarray:
     """One image, (height, width, bands): uint8 for pictures, native float32 for flux with NaN for fill values.
 
     Raises:
@@ -151,7 +151,7 @@ def _sentinels(images: Any, *, picture: bool) -> tuple[int | float, ...]:
     return tuple(value for value in found if isinstance(value, int | float))
 
 
-def columns(file: Any, table: Table) -> tuple[list[str | None], list[dict[str, float]]]:
+def columns(file: Any, table: CutoutTable) -> tuple[list[str | None], list[dict[str, float]]]:
     """Label and measured values of every row, as far as the file has them.
 
     Raises:

@@ -37,6 +37,7 @@ from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import Recipe, Source
 from data_adapters.histology.tiles import SUFFIXES as TILE_SUFFIXES
 from data_adapters.histology.tiles import read_tile
+from data_adapters.record import files_of
 
 SCALE_SAMPLE = 1000  # records by which `fit` tells whether the archive has a scale
 # Known to labs, unknown to openslide: the reason says more than "not a format".
@@ -87,7 +88,7 @@ class HistologyAdapter(BaseAdapter):
                 yield self.settle(found)
             except BadFileError as error:
                 of_mirax = found.uri.lower().endswith(mirax.SUFFIX)  # its data files are no slides of their own
-                for path in (found.uri,) if of_mirax else found.meta.get("files", (found.uri,)):
+                for path in (found.uri,) if of_mirax else files_of(found):
                     yield rejected(path, error)
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:

@@ -101,7 +101,7 @@ def row_table(path: Path, handles: Handles) -> hdf5.TileTable:
     return table
 
 
-def training_reader(path: Path, handles: Handles, opened: Any, head: slide.Header) -> str:
+def training_reader(path: Path, handles: Handles, opened: Any, head: slide.SlideHeader) -> str:
     """The reader for training: "tiles" where the slide is a plain tiled TIFF and both readers see the same pixels."""
     if isinstance(opened, TiledTiff):
         return "tiles"

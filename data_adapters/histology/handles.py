@@ -18,7 +18,7 @@ from data_adapters.histology.tiledtiff import TiledTiff
 CACHE_BYTES = 64 * 2**20  # decoded tiles, shared by all openslide handles: about 1 MB a handle instead of 10
 OPENERS: dict[str, Callable[[Path], Any]] = {"openslide": open_slide, "tiles": TiledTiff.open, "hdf5": hdf5.open_tiles}
 Key = tuple[str, str, int, int]
-Pixels = TypeVar("Pixels", bound=np.ndarray | Canvas)
+FieldPixels = TypeVar("FieldPixels", bound=np.ndarray | Canvas)
 
 
 class Handles:
@@ -102,7 +102,7 @@ class Handles:
         """
         return self._guarded(path, reader, lambda slide: read_source(slide, corner=corner, side=side, out=out))
 
-    def _guarded(self, path: Path, reader: str, read: Callable[[Any], Pixels]) -> Pixels:
+    def _guarded(self, path: Path, reader: str, read: Callable[[Any], FieldPixels]) -> FieldPixels:
         slide = self.get(path, reader)
         try:
             return read(slide)

@@ -23,7 +23,7 @@ ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class SlideHeader:
     """What a slide's header says.
 
     Attributes:
@@ -68,7 +68,7 @@ def open_slide(path: Path) -> Any:
         ) from error
 
 
-def header(slide: Any, path: Path) -> Header:
+def header(slide: Any, path: Path) -> SlideHeader:
     """The header of an open slide, checked.
 
     Raises:
@@ -84,7 +84,7 @@ def header(slide: Any, path: Path) -> Header:
                 remedy="Export one slide (not channels, a stack or several scenes) as a pyramidal TIFF.",
                 path=path,
             )
-    return Header(
+    return SlideHeader(
         size=(width, height),
         downsamples=tuple(float(d) for d in slide.level_downsamples),
         mpp=_mpp(slide, path),

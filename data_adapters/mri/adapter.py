@@ -18,7 +18,7 @@ from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
 from data_adapters.groups import Places
 from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
-from data_adapters.mri.geometry import Grid
+from data_adapters.mri.geometry import VoxelGrid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
 from data_adapters.mri.subjects import by_bids, by_name
@@ -88,16 +88,16 @@ class MRIAdapter(BaseAdapter):
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
-        headers: list[dicom.Header] = []
+        headers: list[dicom.DicomHeader] = []
         # a pair is one record, under its header's name
         single = (path for path in paths if path == root or not _has_header(path))
         for found in self.each(self.look, single, root):
-            if isinstance(found, dicom.Header):
+            if isinstance(found, dicom.DicomHeader):
                 headers.append(found)
             else:
                 yield from found
         hashed = self.each(self.look_pixels, series.suspects(headers))
-        digests = {found.path: found.digest for found in hashed if isinstance(found, dicom.Pixels)}
+        digests = {found.path: found.digest for found in hashed if isinstance(found, dicom.PixelDigest)}
         sorted_out = series.group_series(headers, digests)
         if sorted_out.namesakes:
             logger.warning(NAMESAKES, sorted_out.namesakes)
@@ -121,7 +121,7 @@ class MRIAdapter(BaseAdapter):
                 remedy="Skipped, no error: the first copy is used.",
             )
 
-    def look(self, path: Path, root: Path) -> dicom.Header | list[Record | Rejected]:
+    def look(self, path: Path, root: Path) -> dicom.DicomHeader | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         try:
             check_content(path)
@@ -131,7 +131,7 @@ class MRIAdapter(BaseAdapter):
             return [rejected(path, error)]
         return self.try_inspect(path, root)
 
-    def look_pixels(self, path: Path) -> dicom.Pixels | list[Record | Rejected]:
+    def look_pixels(self, path: Path) -> dicom.PixelDigest | list[Record | Rejected]:
         """The hash of one DICOM image's pixels, where its SOPInstanceUID is another's, too."""
         return dicom.pixels_of(path)
 
@@ -166,7 +166,7 @@ class MRIAdapter(BaseAdapter):
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
         return [self._volume_record(path, "", header.grid, meta)]
 
-    def _dicom_record(self, members: list[dicom.Header]) -> Record:
+    def _dicom_record(self, members: list[dicom.DicomHeader]) -> Record:
         first = members[0]
         dicom.permit(members, self.options)
         meta = {"bits": first.bits, "files": [str(header.path) for header in members], **first.facts}
@@ -187,7 +187,7 @@ class MRIAdapter(BaseAdapter):
             meta["mirror"] = int(np.abs(first.orientation[:3]).argmax()) == 0  # columns run from right to left
         return Record(uri=str(first.path), group=group, grouped_by=BY_PATIENT if group else "", meta=meta)
 
-    def _volume_record(self, path: Path, group: str, grid: Grid, meta: dict[str, Any]) -> Record:
+    def _volume_record(self, path: Path, group: str, grid: VoxelGrid, meta: dict[str, Any]) -> Record:
         if math.prod(grid.size) > MAX_VOXELS:
             raise BadFileError("more than 10^9 voxels", remedy="Give a coarser volume or parts of it.", path=path)
         plane = slicing_plane(shape=grid.size, spacing=grid.spacing, plane=self.options.plane)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_adapters.errors import BadFileError, MissingExtraError
 from data_adapters.mri import metaimage, nifti, nrrd, rawgrid
-from data_adapters.mri.geometry import Header
+from data_adapters.mri.geometry import VolumeHeader
 from data_adapters.mri.options import VolumeChoice
 from data_adapters.mri.volume import Volume
 
@@ -21,7 +21,7 @@ def header_of(path: Path) -> Path | None:
     return nifti.header_of(path)
 
 
-def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> Header:
+def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
     """Check a volume file by its header.
 
     Args:

@@ -29,6 +29,7 @@ from data_adapters.mri.cube_options import MRI3DOptions
 from data_adapters.mri.cube_sequences import draw_channels, draw_paired, in_order
 from data_adapters.mri.cube_views import CubeSource, Source, cube_augment
 from data_adapters.mri.volume import Volume
+from data_adapters.record import files_of
 
 MIN_PLANES = 16  # along each axis; fewer are a slab, which 2.5-D shows as well
 FEWEST = 8  # ... and along each axis after resampling: a volume of microscopy at 1 mm would be a few voxels
@@ -146,7 +147,7 @@ class MRI3DAdapter(MRIAdapter):
         recipe = {
             "adapter": self.name,
             "version": self.version,
-            "volumes": [[part.item, len(decoding.files_of(part))] for part in _members(record)],
+            "volumes": [[part.item, len(files_of(part))] for part in _members(record)],
             "volume": o.volume,
             "spacing_mm": o.spacing_mm,
         }

@@ -13,14 +13,10 @@ from data_adapters.errors import BadFileError, UserError
 from data_adapters.mri import containers, dicom, exported, nifti, series
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.volume import Stack, Volume, normalise, stack_slices, stack_volume
+from data_adapters.record import files_of
 
 SLICE_READERS = ("slice", "exported")
 T = TypeVar("T")
-
-
-def files_of(record: Record) -> tuple[str, ...]:
-    """Absolute paths of all files that make up the record."""
-    return tuple(record.meta.get("files", (record.uri,)))
 
 
 def missing(record: Record) -> BadFileError:

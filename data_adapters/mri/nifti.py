@@ -17,7 +17,7 @@ from nibabel import affines, filebasedimages, imageclasses, orientations, spatia
 from data_adapters.errors import BadFileError, require
 from data_adapters.mri.geometry import (
     UNUSABLE,
-    Header,
+    VolumeHeader,
     canonical_grid,
     check_affine,
     millimetres,
@@ -236,7 +236,7 @@ def _minc_scale(image: Any) -> np.ndarray:
 _PAIR_REMEDY = "Keep .hdr with .img, and .HEAD with .BRIK, in one folder."
 
 
-def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> Header:
+def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
     """Check a file by its header.
 
     Args:
@@ -264,7 +264,7 @@ def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) 
         for part in image.file_map.values()
         if part.filename is not None and Path(part.filename).is_file()
     }
-    return Header(grid=canonical_grid(shape, opened.affine), bits=dtype.itemsize * 8, files=tuple(files))
+    return VolumeHeader(grid=canonical_grid(shape, opened.affine), bits=dtype.itemsize * 8, files=tuple(files))
 
 
 def load(path: Path, *, volume: VolumeChoice | None) -> Volume:

@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from data_adapters.errors import BadFileError
-from data_adapters.mri.geometry import Header, canonical_grid, check_affine, single, spatial_shape, to_ras
+from data_adapters.mri.geometry import VolumeHeader, canonical_grid, check_affine, single, spatial_shape, to_ras
 from data_adapters.mri.options import VolumeChoice
 from data_adapters.mri.volume import Volume
 
@@ -66,14 +66,14 @@ def beside(header: Path, name: str) -> Path:
     return file
 
 
-def header(raw: RawGrid, path: Path, *, volume: VolumeChoice | None) -> Header:
+def header(raw: RawGrid, path: Path, *, volume: VolumeChoice | None) -> VolumeHeader:
     """Check sizes and geometry of the file `path`.
 
     Raises:
         BadFileError: as `spatial_shape` and `check_affine` do.
     """
     shape = spatial_shape([raw.shape[axis] for axis in raw.order], volume)
-    return Header(
+    return VolumeHeader(
         grid=canonical_grid(shape, check_affine(raw.affine)),
         bits=raw.dtype.itemsize * 8,
         files=tuple(dict.fromkeys((str(path), str(raw.data)))),

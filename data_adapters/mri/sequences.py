@@ -16,6 +16,7 @@ from data_adapters.base import Record, Rejected, rejected
 from data_adapters.errors import BadFileError
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.volume import NOT_ONE_GRID, slicing_plane
+from data_adapters.record import files_of
 
 READER = "sequences"
 GRID_TOLERANCE = 0.1  # of the smallest voxel side: by how much a corner may lie elsewhere on "the same" grid
@@ -151,5 +152,5 @@ def same_grid(one: Record, other: Record) -> bool:
 
 def _refused(records: Iterable[Record], error: BadFileError) -> Iterator[Rejected]:
     for record in records:
-        for file in record.meta.get("files", (record.uri,)):
+        for file in files_of(record):
             yield rejected(file, error)
