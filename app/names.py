@@ -13,7 +13,7 @@ from app.schemas import PRINTED, Key, Skipped
 from app.settings import Settings
 from app.unzip import Contents, contents
 from app.uploads import Form, Upload
-from data_adapters.table_paths import fold, tidy
+from data_adapters.catalog import fold, tidy
 
 GivenKey = (
     Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PRINTED)]

@@ -1,6 +1,6 @@
 """The tables that a user hands in (catalogues, labels, meta tables): one reader, and one rule for missing cells.
 
-docs/archive.md, "Tables you hand in", says the same for users. Which file a row means is in `table_paths`.
+docs/archive.md, "Tables you hand in", says the same for users. Which file a row means is in `catalog`.
 """
 
 import codecs

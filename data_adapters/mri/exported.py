@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_adapters.errors import BadFileError
-from data_adapters.raster_tiff import NODATA, without_nodata
+from data_adapters.raster import NODATA, without_nodata
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 BITS = {

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data_adapters.catalog import Catalog
+from data_adapters.catalog import Catalog, below, fold, spellings, tidy
 from data_adapters.errors import UserError
 from data_adapters.identity import place_id
 from data_adapters.registry import create
 from data_adapters.scan import scan_archive
-from data_adapters.table_paths import below, fold, spellings, tidy
 from tests.data.images import scene, write_image
 
 NAME = "ward 1/Müller.png"
