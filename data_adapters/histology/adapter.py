@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -30,8 +31,8 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
 from data_adapters.groups import Places
-from data_adapters.histology import coords, dicom, files, groups, hdf5, mirax, regions, scale
-from data_adapters.histology.handles import Handles
+from data_adapters.histology import coords, formats, hdf5, regions
+from data_adapters.histology.formats import Handles
 from data_adapters.histology.ops import resize
 from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import Recipe, Source
@@ -42,6 +43,9 @@ from data_adapters.record import files_of
 SCALE_SAMPLE = 1000  # records by which `fit` tells whether the archive has a scale
 # Known to labs, unknown to openslide: the reason says more than "not a format".
 _FOREIGN = (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff")
+TCGA = "TCGA patient"
+# Project, tissue source site, participant: the first 12 characters of a TCGA barcode name the patient.
+_TCGA = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 
 
 class HistologyAdapter(BaseAdapter):
@@ -53,7 +57,7 @@ class HistologyAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "histology"
-    suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
+    suffixes: ClassVar[tuple[str, ...]] = (*formats.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
     Options: ClassVar[type[AdapterOptions]] = HistologyOptions
     version: ClassVar[int] = 1
     small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
@@ -87,7 +91,7 @@ class HistologyAdapter(BaseAdapter):
             try:
                 yield self.settle(found)
             except BadFileError as error:
-                of_mirax = found.uri.lower().endswith(mirax.SUFFIX)  # its data files are no slides of their own
+                of_mirax = found.uri.lower().endswith(formats.MIRAX)  # its data files are no slides of their own
                 for path in (found.uri,) if of_mirax else files_of(found):
                     yield rejected(path, error)
 
@@ -95,7 +99,7 @@ class HistologyAdapter(BaseAdapter):
         """File by file; the files of one DICOM slide (one folder, one series) make one record, at the end."""
         series: dict[tuple[Path, str], list[Path]] = {}
         for found in self.each(self.look, self._of_their_own(paths), root):
-            if isinstance(found, dicom.SlideInstance):
+            if isinstance(found, formats.SlideInstance):
                 series.setdefault((found.path.parent, found.series), []).append(found.path)
             else:
                 yield from found
@@ -109,13 +113,13 @@ class HistologyAdapter(BaseAdapter):
                     yield slide
                     yield from (dataclasses.replace(slide, uri=str(p)) for p in others)
 
-    def look(self, path: Path, root: Path) -> dicom.SlideInstance | list[Record | Rejected]:
+    def look(self, path: Path, root: Path) -> formats.SlideInstance | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         if path.suffix.lower() != ".dcm":
             return self.try_inspect(path, root)
         try:
             check_content(path)
-            return dicom.slide_instance(path)
+            return formats.slide_instance(path)
         except BadFileError as error:
             return [rejected(path, error)]
 
@@ -128,8 +132,8 @@ class HistologyAdapter(BaseAdapter):
         suffix = path.suffix.lower()
         if suffix in hdf5.SUFFIXES:
             return hdf5.companions(path)
-        if suffix == mirax.SUFFIX:
-            found = [path.with_suffix(""), *mirax.parts(path)[1:]]
+        if suffix == formats.MIRAX:
+            found = [path.with_suffix(""), *formats.mirax_files(path)[1:]]
         else:
             found = [path.parent] if suffix == ".dcm" else []
         return found + ([] if self.options.coords is None else coords.names(self.options.coords, path))
@@ -150,19 +154,19 @@ class HistologyAdapter(BaseAdapter):
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """One slide, one tile, or the rows of an HDF5 file."""
         if path.suffix.lower() in hdf5.SUFFIXES:
-            return hdf5.records(path, files.row_table(path, self._handles), files.KEY)
-        if not files.is_slide(path):
-            return [Record(uri=str(path), group="", meta=files.tile_meta(path, self.options))]
-        case = dicom.slide_instance(path).case if path.suffix.lower() == ".dcm" else ""
-        meta = files.slide_meta(path, self._handles, self.options, tissue=True)
-        if path.suffix.lower() == mirax.SUFFIX:
-            meta = {**meta, "files": [str(part) for part in mirax.parts(path)]}
+            return hdf5.records(path, formats.row_table(path, self._handles), formats.KEY)
+        if not formats.is_slide(path):
+            return [Record(uri=str(path), group="", meta=formats.tile_meta(path, self.options))]
+        case = formats.slide_instance(path).case if path.suffix.lower() == ".dcm" else ""
+        meta = formats.slide_meta(path, self._handles, self.options, tissue=True)
+        if path.suffix.lower() == formats.MIRAX:
+            meta = {**meta, "files": [str(part) for part in formats.mirax_files(path)]}
         return [Record(uri=str(path), group=case, grouped_by="DICOM patient or study" if case else "", meta=meta)]
 
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
         """The record with the group of its content or names, else of its place; a row of an HDF5 file has no name."""
-        is_slide = record.meta[files.KEY]["kind"] == "slide"
-        return places.settle(record if record.item else groups.by_name(record, root, is_slide=is_slide))
+        is_slide = record.meta[formats.KEY]["kind"] == "slide"
+        return places.settle(record if record.item else by_name(record, root, is_slide=is_slide))
 
     def settle(self, record: Record) -> Record:
         """A scanned record with its catalogue values -> the same with `samples`, or refused.
@@ -170,15 +174,15 @@ class HistologyAdapter(BaseAdapter):
         Raises:
             BadFileError: mpp missing, absurd or too coarse; slide too small or with too little tissue for one region.
         """
-        own = record.meta[files.KEY]
+        own = record.meta[formats.KEY]
         if own["kind"] != "slide":
-            scale.native_mpp(record.meta)
+            regions.native_mpp(record.meta)
             return record
-        pixel = scale.downsample(record.meta, self.options)
+        pixel = regions.downsample(record.meta, self.options)
         side = self.options.tile_px * pixel
         if max(side, self.options.prepared_size * pixel) > min(own["size"]):  # nothing is filled beyond the slide
-            raise files.too_small(self.options, Path(record.uri))
-        tissue = files.where(own)
+            raise formats.too_small(self.options, Path(record.uri))
+        tissue = formats.where(own)
         if tissue.most(side=side, size=tuple(own["size"])) < self.options.min_tissue:
             raise BadFileError(
                 "no region with enough tissue", remedy="Reduce min_tissue, or check the options stain and mpp."
@@ -197,12 +201,12 @@ class HistologyAdapter(BaseAdapter):
             BadFileError: the pixels cannot be read right.
         """
         path, meta = Path(record.uri), self._meta(record, tissue=True)
-        own, side_px = meta[files.KEY], self.options.tile_px
+        own, side_px = meta[formats.KEY], self.options.tile_px
         if own["kind"] != "slide":
             return Source(pixels=self._tile(record, own), scaled=False)
         size = tuple(own["size"])
-        side = side_px * scale.draw_downsample(meta, self.options, size, rng)
-        corner = files.where(own).draw(rng, side=side, size=size, least=self.options.min_tissue)
+        side = side_px * regions.draw_downsample(meta, self.options, size, rng)
+        corner = formats.where(own).draw(rng, side=side, size=size, least=self.options.min_tissue)
         reader = own.get("training_reader", "openslide")
         pixels = self._handles.source(path, corner=corner, side=side, out=side_px, reader=reader)
         return Source(pixels=pixels, scaled=True)
@@ -214,7 +218,9 @@ class HistologyAdapter(BaseAdapter):
     def fit(self, records: Sequence[Record]) -> "HistologyAdapter":
         """The adapter that knows whether its encoder saw images of a known scale."""
         chosen = records[:: max(1, len(records) // SCALE_SAMPLE)]
-        known = any("mpp" in record.meta or record.meta.get(files.KEY, {}).get("kind") == "slide" for record in chosen)
+        known = any(
+            "mpp" in record.meta or record.meta.get(formats.KEY, {}).get("kind") == "slide" for record in chosen
+        )
         fitted = copy.copy(self)  # through __getstate__, so without open files
         fitted.options = self.options.model_copy(update={"known_scale": known})
         return fitted
@@ -229,9 +235,9 @@ class HistologyAdapter(BaseAdapter):
         unknown: list[int] = []
         other: list[int] = []
         for row, record in enumerate(records):
-            of_slide, marked = record.meta[files.KEY]["kind"] == "slide", record.meta.get("region")
+            of_slide, marked = record.meta[formats.KEY]["kind"] == "slide", record.meta.get("region")
             try:
-                native = scale.native_mpp(record.meta)
+                native = regions.native_mpp(record.meta)
             except BadFileError:  # of a request: `prepare` refuses the item
                 continue
             if of_slide and (native is not None or not isinstance(marked, list | tuple)):
@@ -241,7 +247,7 @@ class HistologyAdapter(BaseAdapter):
                 unknown.append(row)
                 continue
             side = min(marked[2:] if isinstance(marked, list | tuple) else record.meta["size"])
-            if not low / scale.ENLARGE <= native * side / o.prepared_size <= high * scale.ENLARGE:
+            if not low / regions.ENLARGE <= native * side / o.prepared_size <= high * regions.ENLARGE:
                 other.append(row)
         names = sorted(set(kinds), reverse=True)
         one, all_of_them = " or ".join(names), f"{len(kinds):,} {' and '.join(f'{name}s' for name in names)}"
@@ -281,9 +287,9 @@ class HistologyAdapter(BaseAdapter):
         path, out = Path(record.uri), self.options.prepared_size
         marked = isinstance(record.meta.get("region"), list | tuple)
         meta = self._meta(record, tissue=not marked)
-        own = meta[files.KEY]
+        own = meta[formats.KEY]
         if own["kind"] != "slide":
-            scale.native_mpp(meta)  # a scan checks it, but a request may bring its own
+            regions.native_mpp(meta)  # a scan checks it, but a request may bring its own
             pixels = self._tile(record, own)
             fields = [_fit(_cut(pixels, regions.marked_region(meta, pixels.shape[1::-1])), out)]
         else:
@@ -299,10 +305,10 @@ class HistologyAdapter(BaseAdapter):
         """Side (level-0 pixels) and corners of the tiles that stand for a slide or a region of it."""
         o = self.options
         if region is None:
-            side = o.prepared_size * scale.downsample(meta, o)
-            return side, files.where(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
-        unknown = o.mpp is not None and scale.native_mpp(meta) is None
-        side = min(region[2:]) if unknown else o.prepared_size * scale.downsample(meta, o)
+            side = o.prepared_size * regions.downsample(meta, o)
+            return side, formats.where(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
+        unknown = o.mpp is not None and regions.native_mpp(meta) is None
+        side = min(region[2:]) if unknown else o.prepared_size * regions.downsample(meta, o)
         return side, regions.cover(region, side=side, count=o.tiles)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
@@ -310,7 +316,7 @@ class HistologyAdapter(BaseAdapter):
     def _tile(self, record: Record, own: dict[str, Any]) -> np.ndarray:
         path = Path(record.uri)
         if own["kind"] == "row":
-            return files.row_table(path, self._handles).read(int(record.item))
+            return formats.row_table(path, self._handles).read(int(record.item))
         return read_tile(path, grey=self.options.stain == "any")
 
     def _is_coords(self, path: Path) -> bool:
@@ -318,13 +324,13 @@ class HistologyAdapter(BaseAdapter):
 
     def _meta(self, record: Record, *, tissue: bool) -> dict[str, Any]:
         """The record's meta; for a record that no scan made (an upload), completed from the file."""
-        own = record.meta.get(files.KEY)
+        own = record.meta.get(formats.KEY)
         if own is not None and (own["kind"] != "slide" or "tissue" in own or "patches" in own or not tissue):
             return dict(record.meta)
         path = Path(record.uri)
-        if files.is_slide(path):
-            return {**files.slide_meta(path, self._handles, self.options, tissue=tissue), **record.meta}
-        return {**files.tile_meta(path, self.options), **record.meta}
+        if formats.is_slide(path):
+            return {**formats.slide_meta(path, self._handles, self.options, tissue=tissue), **record.meta}
+        return {**formats.tile_meta(path, self.options), **record.meta}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_handles": Handles(self._handles.limit)}
@@ -351,3 +357,27 @@ def _fit(pixels: np.ndarray, side: int) -> np.ndarray:
     fitted = resize(pixels, (max(side, round(width * factor)), max(side, round(height * factor))))
     top, left = (fitted.shape[0] - side) // 2, (fitted.shape[1] - side) // 2
     return np.ascontiguousarray(fitted[top : top + side, left : left + side])
+
+
+def tcga_patient(name: str) -> str | None:
+    """The patient of a TCGA barcode at the start of `name`, or None."""
+    found = _TCGA.match(name)
+    return found.group().upper() if found else None
+
+
+def by_name(record: Record, root: Path, *, is_slide: bool) -> Record:
+    """A record without a group with that of its names, if they tell one: the patient, otherwise the slide.
+
+    A slide has the TCGA patient of its file's name, else that name (one slide, one case): equal names in two folders
+    are one group, as stains and scans of one case often lie so, and too fine a group leaks. A tile has the TCGA patient
+    of its file's name, or of the nearest folder below `root` that tells one.
+    """
+    if record.group:
+        return record
+    path = Path(record.uri)
+    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) and path != root else ()
+    names = (path.stem, *(() if is_slide else reversed(folders)))
+    patient = next((found for name in names if (found := tcga_patient(name))), None)
+    if patient:
+        return dataclasses.replace(record, group=patient, grouped_by=TCGA)
+    return dataclasses.replace(record, group=path.stem, grouped_by="slide name") if is_slide else record

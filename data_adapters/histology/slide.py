@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.histology.canvas import Canvas
 from data_adapters.histology.ops import resize
-from data_adapters.histology.tiledtiff import TiledTiff
+from data_adapters.histology.tiledtiff import Canvas, TiledTiff
 
 # A broken pyramid must not make one small view decode gigapixels.
 MAX_REGION_PIXELS = 8192**2

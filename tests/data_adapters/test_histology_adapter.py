@@ -21,7 +21,7 @@ from data_adapters.histology.adapter import HistologyAdapter
 from data_adapters.histology.ops import random_crop
 from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import RATIO, Recipe, Source
-from data_adapters.histology.scale import draw_downsample
+from data_adapters.histology.regions import draw_downsample
 from data_adapters.histology.tissue import Tissue
 from tests.data.histology import write_slide, write_tiles
 

@@ -13,8 +13,7 @@ import tifffile
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError
 from data_adapters.histology.adapter import HistologyAdapter
-from data_adapters.histology.jpegtile import decode, reduction
-from data_adapters.histology.tiledtiff import TiledTiff
+from data_adapters.histology.tiledtiff import TiledTiff, decode_jpeg_tile, jpeg_reduction
 from tests.data.histology import he_picture, write_pyramid
 
 SIDE = 128
@@ -32,18 +31,18 @@ def stream(tile: np.ndarray) -> bytes:
 
 
 def test_pixels_are_those_of_libjpeg(stream: bytes) -> None:
-    assert np.array_equal(decode(stream, **WHOLE), imagecodecs.jpeg8_decode(stream))
+    assert np.array_equal(decode_jpeg_tile(stream, **WHOLE), imagecodecs.jpeg8_decode(stream))
 
 
 @pytest.mark.parametrize("by", [2, 4])
 def test_a_reduced_tile_is_an_average(tile: np.ndarray, stream: bytes, by: int) -> None:
-    got = decode(stream, reduce=by, **WHOLE)
+    got = decode_jpeg_tile(stream, reduce=by, **WHOLE)
     assert got is not None
     small = (SIDE // by, SIDE // by)
     exact = cv2.resize(imagecodecs.jpeg8_decode(stream), small, interpolation=cv2.INTER_AREA)
     assert np.abs(got.astype(int) - exact).mean() < 2
-    assert reduction((SIDE, SIDE), by + 0.5) == by
-    assert reduction((SIDE, SIDE + 1), 9) == reduction((SIDE, SIDE), 1.9) == 1
+    assert jpeg_reduction((SIDE, SIDE), by + 0.5) == by
+    assert jpeg_reduction((SIDE, SIDE + 1), 9) == jpeg_reduction((SIDE, SIDE), 1.9) == 1
 
 
 def test_the_tag_decides_on_colours_not_the_stream(tile: np.ndarray) -> None:
@@ -54,7 +53,7 @@ def test_the_tag_decides_on_colours_not_the_stream(tile: np.ndarray) -> None:
     for mark in (b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00", b""):
         if body.startswith(b"\xff\xee"):
             body = body[16:]
-        got = decode(b"\xff\xd8" + mark + body, tables=None, ycbcr=False, tile=(SIDE, SIDE))
+        got = decode_jpeg_tile(b"\xff\xd8" + mark + body, tables=None, ycbcr=False, tile=(SIDE, SIDE))
         assert got is not None
         assert np.abs(got.astype(int) - tile).mean() < 4
 
@@ -68,9 +67,9 @@ def test_tables_may_stand_apart(stream: bytes) -> None:
         )
         at = end
     bare = b"\xff\xd8" + rest + stream[at:]
-    assert decode(bare, **WHOLE) is None
+    assert decode_jpeg_tile(bare, **WHOLE) is None
     with_tables = {**WHOLE, "tables": b"\xff\xd8" + tables + b"\xff\xd9"}
-    assert np.array_equal(decode(bare, **with_tables), decode(stream, **WHOLE))
+    assert np.array_equal(decode_jpeg_tile(bare, **with_tables), decode_jpeg_tile(stream, **WHOLE))
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -88,12 +87,12 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("reduce", [1, 2])
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_that_libjpeg_tolerates_is_refused(stream: bytes, kind: str, reduce: int) -> None:
-    assert decode(stream, reduce=reduce, **WHOLE) is not None
-    assert decode(DAMAGE[kind](stream), reduce=reduce, **WHOLE) is None
+    assert decode_jpeg_tile(stream, reduce=reduce, **WHOLE) is not None
+    assert decode_jpeg_tile(DAMAGE[kind](stream), reduce=reduce, **WHOLE) is None
 
 
 def test_a_tile_of_another_size_is_refused(stream: bytes) -> None:
-    assert decode(stream, tables=None, ycbcr=True, tile=(SIDE * 2, SIDE)) is None
+    assert decode_jpeg_tile(stream, tables=None, ycbcr=True, tile=(SIDE * 2, SIDE)) is None
 
 
 def flip(path: Path, seed: int) -> None:

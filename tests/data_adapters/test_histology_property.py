@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_adapters.histology.handles import Handles
+from data_adapters.histology.formats import Handles
 from data_adapters.histology.recipe import RATIO
 from tests.data.histology import he_picture, write_pyramid
 

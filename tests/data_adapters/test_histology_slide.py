@@ -12,8 +12,7 @@ import tifffile
 
 from data_adapters.errors import BadFileError
 from data_adapters.histology import slide
-from data_adapters.histology.files import slide_meta
-from data_adapters.histology.handles import Handles
+from data_adapters.histology.formats import Handles, slide_meta
 from data_adapters.histology.options import HistologyOptions
 from tests.data.histology import he_picture, write_dicom_slide, write_pyramid, write_svs
 

@@ -10,7 +10,7 @@ import tifffile
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError
 from data_adapters.histology.adapter import HistologyAdapter
-from data_adapters.histology.handles import Handles
+from data_adapters.histology.formats import Handles
 from data_adapters.histology.slide import on_white
 from data_adapters.histology.tiledtiff import TiledTiff
 from tests.data.histology import he_picture, write_dicom_slide, write_ome, write_pyramid, write_svs

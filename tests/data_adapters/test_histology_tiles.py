@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 from data_adapters.errors import BadFileError
-from data_adapters.histology.groups import by_name
+from data_adapters.histology.adapter import by_name
 from data_adapters.histology.tiles import read_tile, tile_header
 from data_adapters.record import Record
 from tests.data.histology import he_picture
