@@ -28,13 +28,19 @@ from data_adapters.base import (
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.galaxy import fits, hdf5
-from data_adapters.galaxy.bands import COMPANION_FILE, choose, named_bands, settle
-from data_adapters.galaxy.field import middle
-from data_adapters.galaxy.flux import clean_flux
+from data_adapters.galaxy.cutout import clean_flux, middle
 from data_adapters.galaxy.learn import UNIFORM, learn
+from data_adapters.galaxy.metadata import (
+    COMPANION_FILE,
+    choose,
+    named_bands,
+    parse_angle,
+    position_in,
+    settle,
+    sky_cell,
+)
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
-from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
 from data_adapters.groups import Places, stem
 from data_adapters.record import BY_SKY
 

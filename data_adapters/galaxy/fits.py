@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, MissingExtraError, require
-from data_adapters.galaxy.bands import COMPANION, FILTER_NAME, NAME_BANDS, choose, header_band, plane_bands
-from data_adapters.galaxy.sky import locate
+from data_adapters.galaxy.metadata import COMPANION, FILTER_NAME, NAME_BANDS, choose, header_band, locate, plane_bands
 from data_adapters.sentinels import blanked, marked
 
 SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".fits.z")
@@ -32,7 +31,7 @@ class FitsImage:
 
 
 def fits_info(path: Path | str, wanted: tuple[str, ...] | None) -> tuple[FitsImage, dict[str, float]]:
-    """Headers only: the image, and its place as `sky.locate` tells it.
+    """Headers only: the image, and its place as `metadata.locate` tells it.
 
     `wanted`: the archive's bands, or None for those that the file or a catalogue names.
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, MissingExtraError, require
-from data_adapters.galaxy.bands import choose
-from data_adapters.galaxy.flux import MAX_BLANK, too_blank
+from data_adapters.galaxy.cutout import MAX_BLANK, too_blank
+from data_adapters.galaxy.metadata import choose
 from data_adapters.galaxy.options import MIN_SIDE, PICTURE_BANDS
 from data_adapters.sentinels import blanked, marked
 from data_adapters.tables import array_labels

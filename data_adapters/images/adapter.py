@@ -20,10 +20,11 @@ from data_adapters.base import (
     to_tensor,
 )
 from data_adapters.errors import BadFileError
-from data_adapters.images import arrays
-from data_adapters.images.intensity import map_intensity, require_policy
+from data_adapters.images import formats
 from data_adapters.images.options import MIN_SIDE, ImagesOptions
 from data_adapters.images.recipe import Recipe
+
+PERCENTILES = (0.5, 99.5)  # that intensity=percentile maps to 0 and 1 where no others are given
 
 
 class ImagesAdapter(BaseAdapter):
@@ -54,7 +55,7 @@ class ImagesAdapter(BaseAdapter):
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """The header of one file -> one record."""
         if path.name.lower().endswith(".npy"):
-            height, width, channels, dtype = arrays.npy_info(path)
+            height, width, channels, dtype = formats.npy_info(path)
         else:
             info = raster.raster_info(path)
             height, width, channels, dtype = info.height, info.width, info.channels, info.dtype
@@ -84,7 +85,7 @@ class ImagesAdapter(BaseAdapter):
             BadFileError: damaged, of another number of channels, or of a depth without a policy.
         """
         path = Path(record.uri)
-        image = arrays.read_npy(path) if path.name.lower().endswith(".npy") else raster.read_raster(path)
+        image = formats.read_npy(path) if path.name.lower().endswith(".npy") else raster.read_raster(path)
         image = image[:, :, None] if image.ndim == 2 else image
         self._check_channels(image.shape[2])
         o = self.options
@@ -112,3 +113,39 @@ class ImagesAdapter(BaseAdapter):
         The same as resizing the short side and cropping the middle. Raises BadFileError as `pixels` does.
         """
         return to_tensor(middle_square(self.pixels(record), self.options.prepared_size))[None]
+
+
+def require_policy(dtype: np.dtype[np.generic], policy: str) -> None:
+    """Refuse anything but 8-bit images while the policy is the default `dtype8`.
+
+    Raises:
+        BadFileError: the values' meaning is unknown.
+    """
+    if policy == "dtype8" and dtype != np.uint8:
+        raise BadFileError(
+            f"{dtype.name} values, which have no natural range",
+            remedy="Set the option intensity to percentile (each image) or window (with intensity_range=low,high).",
+        )
+
+
+def map_intensity(image: np.ndarray, *, policy: str, bounds: tuple[float, float] | None) -> np.ndarray:
+    """(H, W, C) of any real dtype -> uint8 unchanged (`dtype8`) or float32 in [0, 1].
+
+    `percentile` maps two percentiles of the image, over all its channels together, to 0 and 1; it forgets absolute
+    brightness. `window` maps two fixed values and keeps it. Both cut what lies outside, which is their purpose.
+
+    Raises:
+        BadFileError: no policy for this depth, NaN or infinite values, or an image of one value under `percentile`.
+    """
+    require_policy(image.dtype, policy)
+    if policy == "dtype8":
+        return image
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise BadFileError("NaN or infinite values", remedy="Repair or leave out the image.")
+    values = image.astype(np.float32)
+    low, high = np.percentile(values, bounds or PERCENTILES) if policy == "percentile" else (bounds or (0.0, 1.0))
+    if not low < high:
+        raise BadFileError("an image of a single value", remedy="Leave it out, or use intensity=window.")
+    values -= np.float32(low)
+    values *= np.float32(1 / (high - low))
+    return np.clip(values, 0, 1, out=values)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from data_adapters.base import Record
 from data_adapters.galaxy.adapter import GalaxyAdapter
-from data_adapters.galaxy.field import source_fraction
+from data_adapters.galaxy.cutout import source_fraction
 from data_adapters.registry import from_description
 
 

@@ -11,7 +11,7 @@ from data_adapters.base import Record, Rejected
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.galaxy.adapter import GalaxyAdapter
-from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
+from data_adapters.galaxy.metadata import parse_angle, position_in, sky_cell
 from tests.data import galaxy as make
 
 
