@@ -2,7 +2,9 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +19,10 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
 from data_adapters.groups import Places
-from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
+from data_adapters.mri import bids, dicom, exported, formats, nifti, sequences, series
 from data_adapters.mri.geometry import VoxelGrid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
-from data_adapters.mri.subjects import by_bids, by_name
 from data_adapters.mri.volume import LAYOUT, Stack, resize, slicing_plane, spread, square_slice, usable
 from data_adapters.record import BY_FILE, BY_PATIENT
 
@@ -38,6 +39,15 @@ MIXED = (
     "%d DICOM series hold images of several patients under one SeriesInstanceUID: each patient's images are read as a "
     "series of their own. Check who belongs to which patient, and give each series a UID of its own."
 )
+# Which patient a file belongs to, where no catalogue says so, in this order: the BIDS entity sub-XX in the path; the
+# DICOM PatientID (unless it is one that de-identifiers write for everybody); the folder, as in every modality; the
+# file's name without a trailing contrast name (_T1, _flair). Too coarse a group costs folds, too fine a group leaks a
+# patient into both sides of a split: the rule leans to coarse.
+BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+CONTRAST = re.compile(
+    r"[_-](t1|t2|pd)?(w|c|ce|gd|w?ce|n)?$|[_-](flair|dwi|adc|swi|mra|bold|fa|b0|mprage)$", re.IGNORECASE
+)
+BY_NAME = "file name without its contrast"
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +60,7 @@ class MRIAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "mri"
-    suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
+    suffixes: ClassVar[tuple[str, ...]] = (*formats.VOLUME_SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
     small_size: ClassVar[int] = 128  # at 64, a lesion is a few pixels
@@ -82,7 +92,7 @@ class MRIAdapter(BaseAdapter):
         return sequences.combine(found, self.options) if self.options.sequences else found
 
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
-        """The record with the group of its patient by the rule of `subjects`."""
+        """The record with the group of its patient, by the rule beside `BIDS`."""
         record = places.settle(by_bids(record, root))
         return by_name(record) if record.grouped_by == BY_FILE and self.options.group_by != "file" else record
 
@@ -160,9 +170,9 @@ class MRIAdapter(BaseAdapter):
             picture = exported.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
             return [Record(uri=str(path), group="", meta=meta)]
-        path = containers.header_of(path) or path
+        path = formats.header_of(path) or path
         o = self.options
-        header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
+        header = formats.read_header(path, volume=o.volume, sides_matter=not o.flip)
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
         return [self._volume_record(path, "", header.grid, meta)]
 
@@ -219,8 +229,8 @@ class MRIAdapter(BaseAdapter):
             stacks = {name: self._stack(part, store=True) for name, part in members.items()}
             common: dict[str, Any] = {"rng": rng, "slab_mm": o.slab_mm, "mirror": o.flip, "dropout": o.sequence_dropout}
             if o.combine == "channels":
-                return paired.draw_channels([stacks.get(name) for name in o.sequences], **common)
-            return paired.draw_paired(stacks, members, plane=o.plane, channels=o.channels, **common)
+                return sequences.draw_channels([stacks.get(name) for name in o.sequences], **common)
+            return sequences.draw_paired(stacks, members, plane=o.plane, channels=o.channels, **common)
         stack = self._stack(record, store=True)
         return draw_slab(stack, rng=rng, slab_mm=o.slab_mm, channels=o.channels, mirror=o.flip)
 
@@ -240,7 +250,7 @@ class MRIAdapter(BaseAdapter):
             if o.combine == "views":
                 return torch.cat([self.prepare(part) for part in members.values()])
             stacks = {name: self._stack(part, store=False) for name, part in members.items()}
-            images = paired.prepare_channels(
+            images = sequences.prepare_channels(
                 [stacks.get(name) for name in o.sequences], slices=o.slices, size=o.prepared_size
             )
             return torch.stack([to_tensor(image) for image in images])
@@ -258,8 +268,8 @@ class MRIAdapter(BaseAdapter):
             for part in sequences.parts(record).values():
                 self.verify(part)
             return
-        decoding.check_files(record)
-        decoding.guarded(record, lambda one: decoding.load_stack(one, self.options))
+        formats.check_files(record)
+        formats.guarded(record, lambda one: formats.load_stack(one, self.options))
 
     @cached_property
     def _cache(self) -> ArrayCache:
@@ -274,12 +284,28 @@ class MRIAdapter(BaseAdapter):
             "plane": o.plane,
             "volume": o.volume,
         }
-        return decoding.cached_stack(record, o, recipe=recipe, cache=self._cache, store=store)
+        return formats.cached_stack(record, o, recipe=recipe, cache=self._cache, store=store)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_cache"}
 
 
 def _has_header(path: Path) -> bool:
-    header = containers.header_of(path)
+    header = formats.header_of(path)
     return header is not None and header.is_file()
+
+
+def by_bids(record: Record, root: Path) -> Record:
+    """A record of a file below `root` with the BIDS subject of its path, where it has one and no catalogue tells."""
+    if record.grouped_by not in ("", BY_PATIENT):
+        return record
+    path = Path(record.uri)
+    parts = path.relative_to(root).parts if path != root and path.is_relative_to(root) else (path.name,)
+    found = next((match for part in reversed(parts) if (match := BIDS.search(part))), None)
+    return replace(record, group=found.group(1), grouped_by="BIDS subject") if found else record
+
+
+def by_name(record: Record) -> Record:
+    """A record whose group is its file's path without suffix: with the name without the contrast."""
+    name = Path(record.group).name
+    return replace(record, group=CONTRAST.sub("", name) or name, grouped_by=BY_NAME)

@@ -12,8 +12,7 @@ from data_adapters.base import Record, Rejected
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.manifest import Manifest
 from data_adapters.mri import cube_intensity
-from data_adapters.mri.cube_adapter import MRI3DAdapter
-from data_adapters.mri.cube_sequences import ras_of
+from data_adapters.mri.cube_adapter import MRI3DAdapter, ras_of
 from data_adapters.mri.sequences import parts
 from data_adapters.scan import scan_archive
 from tests.data.mri import phantom, write_nifti, write_series

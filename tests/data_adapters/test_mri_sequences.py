@@ -13,8 +13,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.mri.adapter import MRIAdapter
-from data_adapters.mri.paired import ChannelSlab, kept, slice_places
-from data_adapters.mri.sequences import parts
+from data_adapters.mri.sequences import ChannelSlab, kept, parts, slice_places
 from data_adapters.scan import scan_archive
 from tests.data.mri import phantom, write_nifti, write_series
 from tests.data.mri_sessions import ALL, SHAPE, SUFFIXES, write_session

@@ -1,7 +1,4 @@
-"""From a record of the scan to decoded pixels: each reader behind one door, and the cache of decoded volumes.
-
-Whatever a foreign reader raises becomes a BadFileError that names the file only to the owner of the archive.
-"""
+"""The files of this modality: which reader takes one, which files belong to it, its voxels, and the cache of them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +6,67 @@ from typing import Any, TypeVar
 
 from data_adapters.base import Record
 from data_adapters.cache import ArrayCache, Entry, cache_key
-from data_adapters.errors import BadFileError, UserError
-from data_adapters.mri import containers, dicom, exported, nifti, series
-from data_adapters.mri.options import MRIOptions
+from data_adapters.errors import BadFileError, MissingExtraError, UserError
+from data_adapters.mri import dicom, exported, metaimage, nifti, nrrd, rawgrid, series
+from data_adapters.mri.geometry import VolumeHeader
+from data_adapters.mri.options import MRIOptions, VolumeChoice
 from data_adapters.mri.volume import Stack, Volume, normalise, stack_slices, stack_volume
 from data_adapters.record import files_of
+
+DETACHED = (".nhdr", ".mhd")  # headers whose voxels lie in a file of any name beside them
+VOLUME_SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
+
+
+def header_of(path: Path) -> Path | None:
+    """The header file that a data file belongs to (for NIfTI pairs and AFNI, whether or not it exists), or None."""
+    stems = [path.name[:at] for at, letter in enumerate(path.name) if letter == "." and at]
+    for header in (path.with_name(stem + suffix) for stem in stems for suffix in DETACHED):
+        if path != header and header.is_file() and _names(header, path):
+            return header
+    return nifti.header_of(path)
+
+
+def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
+    """Check a volume file by its header.
+
+    Args:
+        path: the file, or the header of a pair.
+        volume: which volume of a 4-D file to take; None refuses 4-D files.
+        sides_matter: refuse files that do not record their orientation (NRRD and MetaImage are always refused then).
+
+    Raises:
+        BadFileError: 4-D without a choice, RGB, complex, contradictory or unusable geometry.
+    """
+    raw = _describe(path)
+    if raw is not None:
+        return rawgrid.header(raw, path, volume=volume)
+    return nifti.read_header(path, volume=volume, sides_matter=sides_matter)
+
+
+def load_file(path: Path, *, volume: VolumeChoice | None) -> Volume:
+    """Decode one volume to RAS order and float32.
+
+    Raises:
+        BadFileError: 4-D without a choice, or damaged data.
+    """
+    raw = _describe(path)
+    return nifti.load(path, volume=volume) if raw is None else rawgrid.load(raw, volume=volume)
+
+
+def _describe(path: Path) -> rawgrid.RawGrid | None:
+    name = path.name.lower()
+    if name.endswith(nrrd.SUFFIXES):
+        return nrrd.describe(path)
+    return metaimage.describe(path) if name.endswith(metaimage.SUFFIXES) else None
+
+
+def _names(header: Path, data: Path) -> bool:
+    try:
+        raw = _describe(header)
+    except (BadFileError, MissingExtraError):  # the header itself is refused with its reason
+        return False
+    return raw is not None and raw.data == data
+
 
 SLICE_READERS = ("slice", "exported")
 T = TypeVar("T")
@@ -52,7 +105,7 @@ def load_volume(record: Record, options: MRIOptions) -> Volume:
     path = Path(record.uri)
     match record.meta.get("reader"):
         case "nifti":
-            return containers.load(path, volume=options.volume)
+            return load_file(path, volume=options.volume)
         case "series":
             return series.load_series(files_of(record))
         case "multiframe":
