@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class CutoutTable:
     axes: str  # of one row: "HW", "HWC" or "CHW"
     width: int
     height: int
-    kind: str
+    kind: Literal["flux", "picture"]
     bits: int
     bands: tuple[str, ...]
     found: tuple[str, ...] | None  # the names of all planes, where the file gives them
@@ -72,6 +72,9 @@ class Hdf5Files:
         if len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)  # closes with its last reference: another thread may be reading
         return file
+
+
+OPEN_FILES = Hdf5Files()
 
 
 def table_layout(file: Any, wanted: tuple[str, ...] | None) -> CutoutTable:

@@ -12,18 +12,100 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
+from data_adapters.formats import FormatTable
 from data_adapters.histology import hdf5, slide, tiles
 from data_adapters.histology.coords import Patches, find_patches
 from data_adapters.histology.options import HistologyOptions
-from data_adapters.histology.slide import open_slide, read_field, read_source
+from data_adapters.histology.slide import read_field, read_source
 from data_adapters.histology.tiledtiff import VENDOR as OME
-from data_adapters.histology.tiledtiff import Canvas, TiledTiff, is_ome
+from data_adapters.histology.tiledtiff import Canvas, TiledTiff, is_ome, undecodable
 from data_adapters.histology.tissue import Tissue, tissue_mask
 
+KEY = "histology"  # of what this adapter keeps in Record.meta, out of the way of a catalogue's columns
 CACHE_BYTES = 64 * 2**20  # decoded tiles, shared by all openslide handles: about 1 MB a handle instead of 10
-OPENERS: dict[str, Callable[[Path], Any]] = {"openslide": open_slide, "tiles": TiledTiff.open, "hdf5": hdf5.open_tiles}
+MIRAX, DICOM = ".mrxs", ".dcm"
+MIRAX_PARTS = (".ini", ".dat")  # Slidedat.ini, Index.dat, Data0000.dat, ...
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
+# A plain tiled TIFF with one level and longer sides than this is a slide without a pyramid, not a tile.
+LARGEST_TILE = 4096
+# Whose tiles may be plain; each slide is compared before its tiles are read directly.
+DIRECT_VENDORS = ("generic-tiff", "aperio")
+COMPARED = 64  # pixels a side, in the middle of each level
+SAME_LEVELS = 8.0  # grey levels: a shift by half a pixel on a coarse level is allowed, another picture is not
 Key = tuple[str, str, int, int]
 FieldPixels = TypeVar("FieldPixels", bound=np.ndarray | Canvas)
+
+
+def alone(path: Path) -> list[Path]:
+    """The files of a slide that is one file."""
+    return [path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideFormat:
+    """A format of whole slides.
+
+    Attributes:
+        suffixes: lower case.
+        reader: name of the reader in the manifest.
+        open: path -> handle. It has what `slide.py` uses of openslide's: `dimensions`, `level_count`,
+            `level_dimensions`, `level_downsamples`, `properties` (`openslide.mpp-x` and `-y`, um per pixel),
+            `get_best_level_for_downsample` and `read_region`. Both raise BadFileError for what they cannot read right.
+        files: all files that hold a slide, itself first.
+    """
+
+    suffixes: tuple[str, ...]
+    reader: str
+    open: Callable[[Path], Any]
+    files: Callable[[Path], list[Path]] = alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileFormat:
+    """A format of single tiles. Both functions take `grey`, whether greyscale is accepted, and raise BadFileError.
+
+    Attributes:
+        suffixes: lower case.
+        size: width and height of a tile, upright, from its header.
+        read: (H, W, 3) uint8 RGB, upright.
+    """
+
+    suffixes: tuple[str, ...]
+    size: Callable[[Path, bool], tuple[int, int]]
+    read: Callable[[Path, bool], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileTableFormat:
+    """A format of many tiles in one file.
+
+    Attributes:
+        suffixes: lower case.
+        reader: name of the reader among the open handles.
+        open: path -> an `hdf5.TileTable`, or what has its attributes and methods. Raises BadFileError.
+    """
+
+    suffixes: tuple[str, ...]
+    reader: str
+    open: Callable[[Path], hdf5.TileTable]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedFormat:
+    """A format whose files are slides or tiles.
+
+    Attributes:
+        suffixes: lower case.
+        of: looks into a file; gives `tile`, or the format of a slide.
+        tile: reads a file that is a tile.
+    """
+
+    suffixes: tuple[str, ...]
+    of: Callable[[Path], SlideFormat | TileFormat]
+    tile: TileFormat
+
+
+HistologyFormat = SlideFormat | TileFormat | TileTableFormat | MixedFormat
 
 
 class Handles:
@@ -32,22 +114,26 @@ class Handles:
     Handles are let go, not closed, so one that another thread still reads from lives until that read ends.
     """
 
-    def __init__(self, limit: int = 32) -> None:
-        self.limit = limit
+    def __init__(self, limit: int = 32, table: FormatTable[HistologyFormat] | None = None) -> None:
+        """Open files by the readers of `table`, by default `FORMATS`; keep at most `limit` of them."""
+        self.limit, self.table = limit, FORMATS if table is None else table
+        slides = [OPENSLIDE, TILED_TIFF, *(one for one in self.table.formats if isinstance(one, SlideFormat))]
+        tables = [one for one in self.table.formats if isinstance(one, TileTableFormat)]
+        self._openers: dict[str, Callable[[Path], Any]] = {one.reader: one.open for one in (*slides, *tables)}
         self._lock = threading.Lock()
         self._open: OrderedDict[Key, Any] = OrderedDict()
         self._pid = os.getpid()
         self._inherited: list[Any] = []
         self._cache: Any = None
 
-    def __reduce__(self) -> tuple[type["Handles"], tuple[int]]:
-        return Handles, (self.limit,)
-
     def __len__(self) -> int:
         return len(self._open)
 
+    def __reduce__(self) -> tuple[type["Handles"], tuple[int, FormatTable[HistologyFormat]]]:
+        return Handles, (self.limit, self.table)
+
     def get(self, path: Path, reader: str = "openslide") -> Any:
-        """The handle of `path` under one of OPENERS; a file that changed on disk is opened anew.
+        """The handle of `path` under one of the readers; a file that changed on disk is opened anew.
 
         Raises:
             BadFileError: the reader cannot open the file, or it is gone.
@@ -64,7 +150,7 @@ class Handles:
             if key in self._open:
                 self._open.move_to_end(key)
                 return self._open[key]
-        handle = OPENERS[reader](path)
+        handle = self._openers[reader](path)
         with self._lock:
             if reader == "openslide":
                 if self._cache is None:
@@ -125,18 +211,6 @@ class Handles:
             self._open, self._cache, self._pid = OrderedDict(), None, os.getpid()
 
 
-def undecodable(path: Path) -> BadFileError:
-    """The error for slide data that openslide opens but cannot decode."""
-    return BadFileError(
-        "slide whose pixels cannot be decoded",
-        remedy="The file is damaged or incomplete; copy it again from the scanner or archive.",
-        path=path,
-    )
-
-
-WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
-
-
 @dataclass(frozen=True, kw_only=True)
 class SlideInstance:
     """The series of one DICOM file and its case (patient, else study; empty where the header tells neither)."""
@@ -178,10 +252,6 @@ def slide_instance(path: Path) -> SlideInstance:
     return SlideInstance(path=path, series=series, case=case)
 
 
-MIRAX = ".mrxs"
-MIRAX_PARTS = (".ini", ".dat")  # Slidedat.ini, Index.dat, Data0000.dat, ...
-
-
 def mirax_files(path: Path) -> list[Path]:
     """A MIRAX slide: NAME.mrxs, an index with a thumbnail, and the files with its pixels in the folder NAME, by name.
 
@@ -197,47 +267,63 @@ def mirax_files(path: Path) -> list[Path]:
     return [path, *sorted(found)]
 
 
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".dcm")
-TIFF_SUFFIXES = (".tif", ".tiff")
-# A plain tiled TIFF with one level and longer sides than this is a slide without a pyramid, not a tile.
-LARGEST_TILE = 4096
-# Whose tiles may be plain; each slide is compared before its tiles are read directly.
-DIRECT_VENDORS = ("generic-tiff", "aperio")
-COMPARED = 64  # pixels a side, in the middle of each level
-SAME_LEVELS = 8.0  # grey levels: a shift by half a pixel on a coarse level is allowed, another picture is not
-KEY = "histology"  # of what this adapter keeps in Record.meta, out of the way of a catalogue's columns
+def tiff_format(path: Path) -> SlideFormat | TileFormat:
+    """The format of a TIFF by its content.
 
-
-def is_slide(path: Path) -> bool:
-    """Whether `path` is read as a slide.
-
-    Slide suffixes are slides. A TIFF is one when openslide knows its vendor, or when it is a tiled pyramid of several
-    levels, or larger than LARGEST_TILE. Everything else is a tile.
+    It is a slide when openslide knows its vendor, or when it is a tiled pyramid of several levels, or larger than
+    LARGEST_TILE. Everything else is a tile.
     """
-    suffix = path.suffix.lower()
-    if suffix not in TIFF_SUFFIXES:
-        return suffix in SLIDE_SUFFIXES
     vendor = slide.detect(path)
+    if vendor is None:
+        return PICTURE
+    kind = TILED_TIFF if is_ome(path) else OPENSLIDE
     if vendor != "generic-tiff":
-        return vendor is not None
+        return kind
     try:
-        opened = TiledTiff.open(path) if is_ome(path) else slide.open_slide(path)
+        opened = kind.open(path)
     except BadFileError:
-        return False  # a compression that openslide lacks: Pillow reads it, or names the reason
-    return bool(opened.level_count > 1 or max(opened.dimensions) > LARGEST_TILE)
+        return PICTURE  # a compression that openslide lacks: Pillow reads it, or names the reason
+    return kind if opened.level_count > 1 or max(opened.dimensions) > LARGEST_TILE else PICTURE
 
 
-def tile_meta(path: Path, options: HistologyOptions) -> dict[str, Any]:
+OPENSLIDE = SlideFormat(
+    suffixes=(".svs", ".ndpi", ".scn", ".bif", ".svslide"), reader="openslide", open=slide.open_slide
+)
+TILED_TIFF = SlideFormat(suffixes=(), reader="tiles", open=TiledTiff.open)  # told by content, see `tiff_format`
+PICTURE = TileFormat(suffixes=tiles.SUFFIXES, size=tiles.tile_size, read=tiles.read_tile)
+FORMATS: FormatTable[HistologyFormat] = FormatTable(
+    OPENSLIDE,
+    SlideFormat(suffixes=(MIRAX,), reader="openslide", open=slide.open_slide, files=mirax_files),
+    SlideFormat(suffixes=(DICOM,), reader="openslide", open=slide.open_slide),  # its series is one slide, see `look`
+    PICTURE,
+    MixedFormat(suffixes=(".tif", ".tiff"), of=tiff_format, tile=PICTURE),
+    TileTableFormat(suffixes=hdf5.SUFFIXES, reader="hdf5", open=hdf5.open_tiles),
+)
+
+
+def format_of(path: Path, table: FormatTable[HistologyFormat]) -> SlideFormat | TileFormat | TileTableFormat:
+    """The format of a file.
+
+    Raises:
+        BadFileError: none of the table.
+    """
+    found = table.of(path)
+    return found.of(path) if isinstance(found, MixedFormat) else found
+
+
+def tile_meta(path: Path, form: TileFormat, options: HistologyOptions) -> dict[str, Any]:
     """Meta of a tile, from its header.
 
     Raises:
-        BadFileError: see `tiles.tile_header`.
+        BadFileError: see `TileFormat`.
     """
-    size = tiles.tile_header(path, grey=options.stain == "any").size
+    size = form.size(path, options.stain == "any")
     return {"size": list(size), "bits": 8, KEY: {"kind": "tile", "size": list(size)}}
 
 
-def slide_meta(path: Path, handles: Handles, options: HistologyOptions, *, tissue: bool) -> dict[str, Any]:
+def slide_meta(
+    path: Path, form: SlideFormat, handles: Handles, options: HistologyOptions, *, tissue: bool
+) -> dict[str, Any]:
     """Meta of a slide, from its header and, with `tissue`, its overview or the patches of the option coords.
 
     `mpp` is there when the file tells one, be it sane or not: the catalogue may still correct it.
@@ -245,8 +331,7 @@ def slide_meta(path: Path, handles: Handles, options: HistologyOptions, *, tissu
     Raises:
         BadFileError: not readable as one 8-bit colour picture, damaged, or without tissue.
     """
-    reader = "tiles" if path.suffix.lower() in TIFF_SUFFIXES and is_ome(path) else "openslide"
-    opened = handles.get(path, reader)
+    opened = handles.get(path, form.reader)
     head = slide.header(opened, path)
     if head.vendor in ("generic-tiff", OME):
         _check_plain_tiff(path, grey=options.stain == "any")
@@ -255,7 +340,7 @@ def slide_meta(path: Path, handles: Handles, options: HistologyOptions, *, tissu
         "size": list(head.size),
         "downsamples": list(head.downsamples),
         "vendor": head.vendor,
-        "reader": reader,
+        "reader": form.reader,
     }
     if tissue:
         if min(head.size) < 2 * slide.FINEST_CELL:
@@ -264,36 +349,37 @@ def slide_meta(path: Path, handles: Handles, options: HistologyOptions, *, tissu
             own["patches"] = find_patches(options.coords, path, head).pack()
         else:
             own["tissue"] = _tissue(path, handles, opened, options).pack()
-        own["training_reader"] = training_reader(path, handles, opened, head)
+        own["training_reader"] = training_reader(path, form.reader, handles, opened, head)
     meta: dict[str, Any] = {"size": list(head.size), "bits": 8, KEY: own}
     return meta if head.mpp is None else {**meta, "mpp": head.mpp}
 
 
-def where(own: dict[str, Any]) -> Tissue | Patches:
+def tissue_of(own: dict[str, Any]) -> Tissue | Patches:
     """Where a slide has tissue, from the manifest."""
     return Patches.unpack(own["patches"]) if "patches" in own else Tissue.unpack(own["tissue"])
 
 
-def row_table(path: Path, handles: Handles) -> hdf5.TileTable:
-    """The tiles of an HDF5 file.
+def tile_table(path: Path, form: TileTableFormat, handles: Handles) -> hdf5.TileTable:
+    """The tiles of a file of many.
 
     Raises:
-        BadFileError: see `hdf5.open_tiles`.
+        BadFileError: see `TileTableFormat`.
     """
-    table: hdf5.TileTable = handles.get(path, "hdf5")
+    table: hdf5.TileTable = handles.get(path, form.reader)
     return table
 
 
-def training_reader(path: Path, handles: Handles, opened: Any, head: slide.SlideHeader) -> str:
-    """The reader for training: "tiles" where the slide is a plain tiled TIFF and both readers see the same pixels."""
-    if isinstance(opened, TiledTiff):
-        return "tiles"
-    if head.vendor not in DIRECT_VENDORS:
-        return "openslide"
+def training_reader(path: Path, reader: str, handles: Handles, opened: Any, head: slide.SlideHeader) -> str:
+    """The reader for training: "tiles" in place of `reader` where the slide is a plain tiled TIFF.
+
+    Scan compares both readers, so that they show the same pixels.
+    """
+    if isinstance(opened, TiledTiff) or head.vendor not in DIRECT_VENDORS:
+        return reader
     try:
         direct = handles.get(path, "tiles")
         if direct.level_dimensions != opened.level_dimensions:
-            return "openslide"
+            return reader
         # one tile in the middle of each level, on the level's own grid, where openslide does not interpolate
         for level, (width, height) in enumerate(direct.level_dimensions):
             side = min(COMPARED, width, height)
@@ -302,10 +388,10 @@ def training_reader(path: Path, handles: Handles, opened: Any, head: slide.Slide
             one = direct.region(corner, level, (side, side))[0].astype(np.int16)
             two = slide.on_white(opened.read_region(corner, level, (side, side)))[0]
             if np.abs(one - two).mean() > SAME_LEVELS:
-                return "openslide"
+                return reader
     except (BadFileError, require("openslide", extra="histology").OpenSlideError):
         handles.drop(path)  # whichever is damaged: the reading that follows finds it
-        return "openslide"
+        return reader
     return "tiles"
 
 

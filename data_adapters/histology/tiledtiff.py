@@ -251,7 +251,7 @@ class TiledTiff:
             data = self._file.read(count)
         tile = self._decoded(level, data, index, reduce) if len(data) == count else None
         if tile is None:
-            raise _undecodable(self._path)
+            raise undecodable(self._path)
         return tile
 
     def _decoded(self, level: Level, data: bytes, index: int, reduce: int) -> np.ndarray | None:
@@ -261,7 +261,7 @@ class TiledTiff:
         try:
             pixels = level.page.decode(data, index)[0]
         except Exception as error:  # imagecodecs has an exception class for each codec
-            raise _undecodable(self._path) from error
+            raise undecodable(self._path) from error
         return None if pixels is None else np.asarray(pixels[0][..., :3])
 
 
@@ -321,7 +321,8 @@ def _properties(description: str) -> dict[str, str]:
     return properties
 
 
-def _undecodable(path: Path) -> BadFileError:
+def undecodable(path: Path) -> BadFileError:
+    """The error for slide data that a reader opens but cannot decode."""
     return BadFileError(
         "slide whose pixels cannot be decoded",
         remedy="The file is damaged or incomplete; copy it again from the scanner or archive.",

@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from data_adapters import raster
 from data_adapters.augment.resize import middle_square
 from data_adapters.base import (
     IMAGENET_MEAN,
@@ -20,7 +19,8 @@ from data_adapters.base import (
     to_tensor,
 )
 from data_adapters.errors import BadFileError
-from data_adapters.images import formats
+from data_adapters.formats import FormatTable
+from data_adapters.images.formats import FORMATS, ImageFormat
 from data_adapters.images.options import MIN_SIDE, ImagesOptions
 from data_adapters.images.recipe import Recipe
 
@@ -35,7 +35,8 @@ class ImagesAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "images"
-    suffixes: ClassVar[tuple[str, ...]] = (*raster.SUFFIXES, ".npy")
+    formats: ClassVar[FormatTable[ImageFormat]] = FORMATS
+    suffixes: ClassVar[tuple[str, ...]] = formats.suffixes
     Options: ClassVar[type[ImagesOptions]] = ImagesOptions
     prepares_any_size: ClassVar[bool] = True
 
@@ -54,20 +55,16 @@ class ImagesAdapter(BaseAdapter):
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """The header of one file -> one record."""
-        if path.name.lower().endswith(".npy"):
-            height, width, channels, dtype = formats.npy_info(path)
-        else:
-            info = raster.raster_info(path)
-            height, width, channels, dtype = info.height, info.width, info.channels, info.dtype
-        if min(height, width) < MIN_SIDE:
+        info = self.formats.of(path).info(path)
+        if min(info.height, info.width) < MIN_SIDE:
             raise BadFileError(
                 f"a side of less than {MIN_SIDE} pixels",
                 remedy="Give the full-size picture, or leave it out.",
                 path=path,
             )
-        self._check_channels(channels)
-        require_policy(dtype, self.options.intensity)
-        meta = {"size": [width, height], "bits": dtype.itemsize * 8, "channels": channels}
+        self._check_channels(info.channels)
+        require_policy(info.dtype, self.options.intensity)
+        meta = {"size": [info.width, info.height], "bits": info.bits, "channels": info.channels}
         return [Record(uri=str(path), group="", meta=meta)]
 
     def _check_channels(self, channels: int) -> None:
@@ -85,7 +82,7 @@ class ImagesAdapter(BaseAdapter):
             BadFileError: damaged, of another number of channels, or of a depth without a policy.
         """
         path = Path(record.uri)
-        image = formats.read_npy(path) if path.name.lower().endswith(".npy") else raster.read_raster(path)
+        image = self.formats.of(path).read(path)
         image = image[:, :, None] if image.ndim == 2 else image
         self._check_channels(image.shape[2])
         o = self.options

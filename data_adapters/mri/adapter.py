@@ -18,8 +18,21 @@ from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
+from data_adapters.formats import FormatTable
 from data_adapters.groups import Places
-from data_adapters.mri import bids, dicom, exported, formats, nifti, sequences, series
+from data_adapters.mri import bids, dicom, sequences, series
+from data_adapters.mri.formats import (
+    FORMATS,
+    MRIFormat,
+    SliceFormat,
+    VolumeFormat,
+    cached_stack,
+    check_files,
+    guarded,
+    header_of,
+    load_stack,
+    volume_formats,
+)
 from data_adapters.mri.geometry import VoxelGrid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
@@ -30,7 +43,6 @@ SLICES_PER_SAMPLE = 8  # an epoch draws one slab for each 8 slices of a volume .
 MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
 MAX_VOXELS = 10**9  # 4 GB while decoding; a damaged or hostile header can claim more than any scanner makes
 THICK = 3  # slices are thick above this ratio of voxel sides (nnU-Net's threshold for anisotropic data)
-PACKED_DICOM = ".dcm.gz"
 NAMESAKES = (
     "%d DICOM images share a SOPInstanceUID with another image, but show something else: all are used. "
     "Whatever wrote them should give each image a UID of its own."
@@ -60,7 +72,8 @@ class MRIAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "mri"
-    suffixes: ClassVar[tuple[str, ...]] = (*formats.VOLUME_SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
+    formats: ClassVar[FormatTable[MRIFormat]] = FORMATS
+    suffixes: ClassVar[tuple[str, ...]] = formats.suffixes
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
     small_size: ClassVar[int] = 128  # at 64, a lesion is a few pixels
@@ -100,7 +113,7 @@ class MRIAdapter(BaseAdapter):
         """File by file, then the DICOM series in the order of their first files."""
         headers: list[dicom.DicomHeader] = []
         # a pair is one record, under its header's name
-        single = (path for path in paths if path == root or not _has_header(path))
+        single = (path for path in paths if path == root or not self._has_header(path))
         for found in self.each(self.look, single, root):
             if isinstance(found, dicom.DicomHeader):
                 headers.append(found)
@@ -154,27 +167,29 @@ class MRIAdapter(BaseAdapter):
 
     def companions(self, path: Path) -> Iterable[Path]:
         """The data file of a header file, and the BIDS sidecars that apply."""
-        name = path.name.lower()
-        pairs = [(data, path.name[: -len(head)]) for data, head in nifti.PAIRS.items() if name.endswith(head.lower())]
-        beside = [path.with_name(stem + kind) for data, stem in pairs for kind in (data, data.upper())]
-        return beside + bids.sidecars(path)
+        return [data for one in volume_formats(self.formats) for data in one.data_of(path)] + bids.sidecars(path)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file below the archive's folder `root`."""
-        lower = path.name.lower()
-        if lower.endswith(PACKED_DICOM):
+        if path.name.lower().endswith(dicom.PACKED):
             raise BadFileError("compressed DICOM file (.dcm.gz)", remedy="Unpack it with gunzip.", path=path)
         if dicom.is_dicom(path, others=self.suffixes):
             return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)])]
-        if lower.endswith(exported.SUFFIXES):
-            picture = exported.read_header(path)
+        path = header_of(path, self.formats) or path
+        form, o = self.formats.of(path), self.options
+        if isinstance(form, SliceFormat):
+            picture = form.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
             return [Record(uri=str(path), group="", meta=meta)]
-        path = formats.header_of(path) or path
-        o = self.options
-        header = formats.read_header(path, volume=o.volume, sides_matter=not o.flip)
+        if not isinstance(form, VolumeFormat):
+            raise BadFileError("not a readable DICOM file", remedy="Export it again.", path=path)
+        header = form.read_header(path, volume=o.volume, sides_matter=not o.flip)
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
         return [self._volume_record(path, "", header.grid, meta)]
+
+    def _has_header(self, path: Path) -> bool:
+        header = header_of(path, self.formats)
+        return header is not None and header.is_file()
 
     def _dicom_record(self, members: list[dicom.DicomHeader]) -> Record:
         first = members[0]
@@ -268,8 +283,8 @@ class MRIAdapter(BaseAdapter):
             for part in sequences.parts(record).values():
                 self.verify(part)
             return
-        formats.check_files(record)
-        formats.guarded(record, lambda one: formats.load_stack(one, self.options))
+        check_files(record)
+        guarded(record, lambda one: load_stack(one, self.options, self.formats))
 
     @cached_property
     def _cache(self) -> ArrayCache:
@@ -284,15 +299,10 @@ class MRIAdapter(BaseAdapter):
             "plane": o.plane,
             "volume": o.volume,
         }
-        return formats.cached_stack(record, o, recipe=recipe, cache=self._cache, store=store)
+        return cached_stack(record, o, self.formats, recipe=recipe, cache=self._cache, store=store)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_cache"}
-
-
-def _has_header(path: Path) -> bool:
-    header = formats.header_of(path)
-    return header is not None and header.is_file()
 
 
 def by_bids(record: Record, root: Path) -> Record:

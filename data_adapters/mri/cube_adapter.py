@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_adapters.base import Augment, Record, Rejected, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
-from data_adapters.mri import formats, sequences
+from data_adapters.mri import sequences
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.cube import (
     Box,
@@ -30,6 +30,7 @@ from data_adapters.mri.cube import (
 )
 from data_adapters.mri.cube_options import MRI3DOptions
 from data_adapters.mri.cube_views import CubeSource, Source, cube_augment
+from data_adapters.mri.formats import SLICE_READERS, check_files, find, guarded, load_volume
 from data_adapters.mri.sequences import kept
 from data_adapters.mri.volume import Volume
 from data_adapters.record import files_of
@@ -126,7 +127,7 @@ class MRI3DAdapter(MRIAdapter):
                 self.verify(part)
             return
         for part in _members(record):
-            formats.check_files(part)
+            check_files(part)
         self._decode(record)
 
     def _channels(self, record: Record, cubes: Cubes) -> list[np.ndarray | None]:
@@ -136,13 +137,13 @@ class MRI3DAdapter(MRIAdapter):
         return in_order(cubes, present=list(sequences.parts(record)), sequences=self.options.sequences)
 
     def _decode(self, record: Record) -> Cubes:
-        volumes = [formats.guarded(part, self._unit_volume) for part in _members(record)]
-        return formats.guarded(record, lambda _: canonical_cubes(volumes, spacing_mm=self.options.spacing_mm))
+        volumes = [guarded(part, self._unit_volume) for part in _members(record)]
+        return guarded(record, lambda _: canonical_cubes(volumes, spacing_mm=self.options.spacing_mm))
 
     def _unit_volume(self, record: Record) -> Volume:
-        if record.meta.get("reader") in formats.SLICE_READERS:
+        if record.meta.get("reader") in SLICE_READERS:
             raise BadFileError("a single slice, no volume", remedy=f"{USE_SLICES}.")
-        return unit_volume(formats.load_volume(record, self.options))
+        return unit_volume(load_volume(record, self.options, self.formats))
 
     def _cubes(self, record: Record, *, store: bool) -> Cubes:
         """The canonical form of a volume, or of a session's volumes on one grid; from the cache where it is there."""
@@ -154,7 +155,7 @@ class MRI3DAdapter(MRIAdapter):
             "volume": o.volume,
             "spacing_mm": o.spacing_mm,
         }
-        key, entry = formats.find(record, recipe=recipe, cache=self._cache, store=store)
+        key, entry = find(record, recipe=recipe, cache=self._cache, store=store)
         if entry is not None:
             return Cubes(voxels=entry.array("cubes"), box=entry.array("box"))
         cubes = self._decode(record)

@@ -18,6 +18,7 @@ from data_adapters.mri.options import MRIOptions
 from data_adapters.sentinels import Sentinel, darkened, marked
 
 SUFFIXES = (".dcm", ".ima")
+PACKED = ".dcm.gz"  # refused: no reader takes it
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
 # MR, Enhanced MR, Enhanced MR Color and Legacy Converted Enhanced MR Image Storage
 MR_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.4{kind}" for kind in ("", ".1", ".3", ".4"))

@@ -1,75 +1,157 @@
 """The files of this modality: which reader takes one, which files belong to it, its voxels, and the cache of them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from data_adapters.base import Record
 from data_adapters.cache import ArrayCache, Entry, cache_key
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
+from data_adapters.formats import FormatTable
 from data_adapters.mri import dicom, exported, metaimage, nifti, nrrd, rawgrid, series
+from data_adapters.mri.exported import SliceHeader
 from data_adapters.mri.geometry import VolumeHeader
 from data_adapters.mri.options import MRIOptions, VolumeChoice
 from data_adapters.mri.volume import Stack, Volume, normalise, stack_slices, stack_volume
 from data_adapters.record import files_of
 
-DETACHED = (".nhdr", ".mhd")  # headers whose voxels lie in a file of any name beside them
-VOLUME_SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
+SLICE_READERS = ("slice", "exported")
+T = TypeVar("T")
 
 
-def header_of(path: Path) -> Path | None:
-    """The header file that a data file belongs to (for NIfTI pairs and AFNI, whether or not it exists), or None."""
-    stems = [path.name[:at] for at, letter in enumerate(path.name) if letter == "." and at]
-    for header in (path.with_name(stem + suffix) for stem in stems for suffix in DETACHED):
-        if path != header and header.is_file() and _names(header, path):
-            return header
-    return nifti.header_of(path)
+class ReadVolumeHeader(Protocol):
+    """Check a volume file, or the header of a pair, without its voxels."""
+
+    def __call__(self, path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
+        """Read the header.
+
+        Args:
+            path: the file, or the header of a pair.
+            volume: which volume of a 4-D file to take; None refuses 4-D files.
+            sides_matter: refuse files that do not record their orientation.
+
+        Raises:
+            BadFileError: 4-D without a choice, RGB, complex, contradictory or unusable geometry.
+        """
 
 
-def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
-    """Check a volume file by its header.
+class LoadVolume(Protocol):
+    """Decode one volume to RAS order and float32."""
 
-    Args:
-        path: the file, or the header of a pair.
-        volume: which volume of a 4-D file to take; None refuses 4-D files.
-        sides_matter: refuse files that do not record their orientation (NRRD and MetaImage are always refused then).
+    def __call__(self, path: Path, *, volume: VolumeChoice | None) -> Volume:
+        """Read the voxels.
 
-    Raises:
-        BadFileError: 4-D without a choice, RGB, complex, contradictory or unusable geometry.
+        Raises:
+            BadFileError: 4-D without a choice, or damaged data.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFormat:
+    """A format of volumes, one a file or pair of files.
+
+    Attributes:
+        suffixes: lower case.
+        read_header: see `ReadVolumeHeader`.
+        load: see `LoadVolume`.
+        header_of: the header file that a data file belongs to (whether or not it exists), or None.
+        data_of: data files that a header file may have beside it.
     """
-    raw = _describe(path)
-    if raw is not None:
-        return rawgrid.header(raw, path, volume=volume)
-    return nifti.read_header(path, volume=volume, sides_matter=sides_matter)
+
+    suffixes: tuple[str, ...]
+    read_header: ReadVolumeHeader
+    load: LoadVolume
+    header_of: Callable[[Path], Path | None] = lambda path: None
+    data_of: Callable[[Path], list[Path]] = lambda path: []
 
 
-def load_file(path: Path, *, volume: VolumeChoice | None) -> Volume:
+@dataclass(frozen=True, kw_only=True)
+class SliceFormat:
+    """A format of single slices; both functions raise BadFileError.
+
+    Attributes:
+        suffixes: lower case.
+        read_header: size and bits, without decoding.
+        load: (H, W) float32 as stored, upright.
+    """
+
+    suffixes: tuple[str, ...]
+    read_header: Callable[[Path], SliceHeader]
+    load: Callable[[Path], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomFormat:
+    """DICOM, which is told by content under any name; `series` makes volumes of its files."""
+
+    suffixes: tuple[str, ...]
+
+
+MRIFormat = VolumeFormat | SliceFormat | DicomFormat
+
+
+def _text_header(suffixes: tuple[str, str], describe: Callable[[Path], rawgrid.RawGrid]) -> VolumeFormat:
+    """NRRD or MetaImage. The second of `suffixes` is that of headers whose voxels lie in a file of any name beside."""
+
+    def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
+        return rawgrid.header(describe(path), path, volume=volume)  # refused without orientation in any case
+
+    def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
+        return rawgrid.load(describe(path), volume=volume)
+
+    def header_of(path: Path) -> Path | None:
+        stems = [path.name[:at] for at, letter in enumerate(path.name) if letter == "." and at]
+        found = (path.with_name(stem + suffixes[1]) for stem in stems)
+        return next((header for header in found if header.is_file() and names(header, path)), None)
+
+    def names(header: Path, data: Path) -> bool:
+        try:
+            return header != data and describe(header).data == data
+        except (BadFileError, MissingExtraError):  # the header itself is refused with its reason
+            return False
+
+    return VolumeFormat(suffixes=suffixes, read_header=read_header, load=load, header_of=header_of)
+
+
+FORMATS: FormatTable[MRIFormat] = FormatTable(
+    VolumeFormat(
+        suffixes=nifti.SUFFIXES,
+        read_header=nifti.read_header,
+        load=nifti.load,
+        header_of=nifti.header_of,
+        data_of=nifti.data_of,
+    ),
+    _text_header(nrrd.SUFFIXES, nrrd.describe),
+    _text_header(metaimage.SUFFIXES, metaimage.describe),
+    SliceFormat(suffixes=exported.SUFFIXES, read_header=exported.read_header, load=exported.load),
+    DicomFormat(suffixes=(*dicom.SUFFIXES, dicom.PACKED)),
+)
+
+
+def volume_formats(table: FormatTable[MRIFormat]) -> list[VolumeFormat]:
+    """Return the formats of volumes."""
+    return [one for one in table.formats if isinstance(one, VolumeFormat)]
+
+
+def header_of(path: Path, table: FormatTable[MRIFormat]) -> Path | None:
+    """The header file that a data file belongs to (for NIfTI pairs and AFNI, whether or not it exists), or None."""
+    found = (one.header_of(path) for one in reversed(volume_formats(table)))  # those that any name may belong to first
+    return next((header for header in found if header is not None), None)
+
+
+def load_file(path: Path, table: FormatTable[MRIFormat], *, volume: VolumeChoice | None) -> Volume:
     """Decode one volume to RAS order and float32.
 
     Raises:
-        BadFileError: 4-D without a choice, or damaged data.
+        BadFileError: see `LoadVolume`, or no volume file.
     """
-    raw = _describe(path)
-    return nifti.load(path, volume=volume) if raw is None else rawgrid.load(raw, volume=volume)
-
-
-def _describe(path: Path) -> rawgrid.RawGrid | None:
-    name = path.name.lower()
-    if name.endswith(nrrd.SUFFIXES):
-        return nrrd.describe(path)
-    return metaimage.describe(path) if name.endswith(metaimage.SUFFIXES) else None
-
-
-def _names(header: Path, data: Path) -> bool:
-    try:
-        raw = _describe(header)
-    except (BadFileError, MissingExtraError):  # the header itself is refused with its reason
-        return False
-    return raw is not None and raw.data == data
-
-
-SLICE_READERS = ("slice", "exported")
-T = TypeVar("T")
+    form = table.of(path)
+    if not isinstance(form, VolumeFormat):
+        raise BadFileError("no volume file", remedy="Scan the archive again.", path=path)
+    return form.load(path, volume=volume)
 
 
 def missing(record: Record) -> BadFileError:
@@ -100,12 +182,12 @@ def guarded(record: Record, decode: Callable[[Record], T]) -> T:
         raise BadFileError(cause, remedy="Export the image again.", path=record.uri) from error
 
 
-def load_volume(record: Record, options: MRIOptions) -> Volume:
+def load_volume(record: Record, options: MRIOptions, table: FormatTable[MRIFormat]) -> Volume:
     """The voxels of a volume file, a DICOM series or a multi-frame file, in RAS order."""
     path = Path(record.uri)
     match record.meta.get("reader"):
         case "nifti":
-            return load_file(path, volume=options.volume)
+            return load_file(path, table, volume=options.volume)
         case "series":
             return series.load_series(files_of(record))
         case "multiframe":
@@ -113,7 +195,7 @@ def load_volume(record: Record, options: MRIOptions) -> Volume:
     raise BadFileError("record without a reader", remedy="Records come from scan: scan the archive again.")
 
 
-def load_stack(record: Record, options: MRIOptions) -> Stack:
+def load_stack(record: Record, options: MRIOptions, table: FormatTable[MRIFormat]) -> Stack:
     """The canonical stack of a volume, or of a single slice."""
     path, meta = Path(record.uri), record.meta
     match meta.get("reader"):
@@ -125,8 +207,10 @@ def load_stack(record: Record, options: MRIOptions) -> Stack:
                 mirror=bool(meta.get("mirror", True)),
             )
         case "exported":
-            return stack_slices(normalise(exported.load(path))[None])
-    return stack_volume(load_volume(record, options), plane=options.plane)
+            form = table.of(path)
+            if isinstance(form, SliceFormat):
+                return stack_slices(normalise(form.load(path))[None])
+    return stack_volume(load_volume(record, options, table), plane=options.plane)
 
 
 def find(record: Record, *, recipe: Mapping[str, Any], cache: ArrayCache, store: bool) -> tuple[str, Entry | None]:
@@ -145,11 +229,17 @@ def find(record: Record, *, recipe: Mapping[str, Any], cache: ArrayCache, store:
 
 
 def cached_stack(
-    record: Record, options: MRIOptions, *, recipe: Mapping[str, Any], cache: ArrayCache, store: bool
+    record: Record,
+    options: MRIOptions,
+    table: FormatTable[MRIFormat],
+    *,
+    recipe: Mapping[str, Any],
+    cache: ArrayCache,
+    store: bool,
 ) -> Stack:
     """The canonical stack: 2-D slices are decoded each time, volumes come from the cache where they are."""
     if record.meta.get("reader") in SLICE_READERS:
-        return guarded(record, lambda one: load_stack(one, options))
+        return guarded(record, lambda one: load_stack(one, options, table))
     key, entry = find(record, recipe=recipe, cache=cache, store=store)
     if entry is not None:
         meta = entry.meta
@@ -159,7 +249,7 @@ def cached_stack(
             step=float(meta["step"]),
             mirror=meta["mirror"] == "True",
         )
-    stack = guarded(record, lambda one: load_stack(one, options))
+    stack = guarded(record, lambda one: load_stack(one, options, table))
     if store:
         meta = {"step": repr(stack.step), "mirror": str(stack.mirror)}
         cache.write(key, {"slices": stack.slices, "area": stack.area}, meta=meta)

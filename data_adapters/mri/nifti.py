@@ -64,6 +64,13 @@ def header_of(path: Path) -> Path | None:
     return None
 
 
+def data_of(path: Path) -> list[Path]:
+    """Where the data file of a pair's header may lie; none for any other file."""
+    name = path.name.lower()
+    stems = [(data, path.name[: -len(head)]) for data, head in PAIRS.items() if name.endswith(head.lower())]
+    return [path.with_name(stem + suffix) for data, stem in stems for suffix in (data, data.upper())]
+
+
 @dataclass(frozen=True)
 class Opened:
     """A file whose header has been read.

@@ -12,7 +12,7 @@ import tifffile
 
 from data_adapters.errors import BadFileError
 from data_adapters.histology import slide
-from data_adapters.histology.formats import Handles, slide_meta
+from data_adapters.histology.formats import OPENSLIDE, Handles, slide_meta
 from data_adapters.histology.options import HistologyOptions
 from tests.data.histology import he_picture, write_dicom_slide, write_pyramid, write_svs
 
@@ -110,8 +110,8 @@ def test_stacks_16_bits_and_greyscale_are_refused(tmp_path: Path) -> None:
     for cause, path in cases.items():
         assert slide.detect(path) == "generic-tiff"
         with pytest.raises(BadFileError, match=cause):
-            slide_meta(path, Handles(), options, tissue=False)
-    grey = slide_meta(cases["not RGB"], Handles(), HistologyOptions(stain="any"), tissue=True)
+            slide_meta(path, OPENSLIDE, Handles(), options, tissue=False)
+    grey = slide_meta(cases["not RGB"], OPENSLIDE, Handles(), HistologyOptions(stain="any"), tissue=True)
     assert grey["size"] == [512, 512]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_adapters.errors import BadFileError
 from data_adapters.histology.adapter import by_name
-from data_adapters.histology.tiles import read_tile, tile_header
+from data_adapters.histology.tiles import read_tile, tile_size
 from data_adapters.record import Record
 from tests.data.histology import he_picture
 
@@ -23,7 +23,7 @@ def picture() -> np.ndarray:
 def test_lossless_formats_give_their_pixels(tmp_path: Path, picture: np.ndarray, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(picture).save(path, **({"lossless": True} if suffix == "webp" else {}))
-    assert tile_header(path, grey=False).size == (60, 40)
+    assert tile_size(path, grey=False) == (60, 40)
     assert np.array_equal(read_tile(path, grey=False), picture)
 
 
@@ -41,7 +41,7 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, picture: np.ndarray, s
     options = {"jpg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.ascontiguousarray(np.rot90(picture, turns))).save(path, exif=exif, **options)
-    assert tile_header(path, grey=False).size == (60, 40)
+    assert tile_size(path, grey=False) == (60, 40)
     assert np.abs(read_tile(path, grey=False).astype(int) - picture).mean() < 2
 
 
@@ -106,7 +106,7 @@ def awkward(folder: Path, picture: np.ndarray) -> dict[str, tuple[Path, str]]:
 
 def test_what_is_not_8_bit_colour_is_refused_by_header(tmp_path: Path, picture: np.ndarray) -> None:
     for path, cause in awkward(tmp_path, picture).values():
-        for reader in (tile_header, read_tile):
+        for reader in (tile_size, read_tile):
             with pytest.raises(BadFileError, match=cause) as caught:
                 reader(path, grey=False)
             assert caught.value.remedy
@@ -142,7 +142,7 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, side: i
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     path.write_bytes(bytes(data))
     with pytest.raises(BadFileError, match="too many pixels"):
-        tile_header(path, grey=False)
+        tile_size(path, grey=False)
 
 
 def test_groups_that_names_tell(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from data_adapters.base import Record, Rejected
 from data_adapters.errors import BadFileError
-from data_adapters.mri import formats
 from data_adapters.mri.adapter import MRIAdapter
+from data_adapters.mri.formats import FORMATS, load_file
 from tests.data.mri import SPACING, phantom, write_metaimage, write_nrrd
 
 SMALL = (9, 11, 10)
 
 
 def read(path: Path, volume=None) -> np.ndarray:
-    header = formats.read_header(path, volume=volume, sides_matter=True)
-    loaded = formats.load_file(path, volume=volume)
+    header = FORMATS.of(path).read_header(path, volume=volume, sides_matter=True)
+    loaded = load_file(path, FORMATS, volume=volume)
     assert header.grid.size == loaded.array.shape and header.grid.spacing == pytest.approx(loaded.spacing, abs=1e-3)
     assert header.grid.spacing == pytest.approx(SPACING)
     return loaded.array
@@ -221,8 +221,8 @@ def test_what_simpleitk_writes_is_read_as_simpleitk_reads_it(tmp_path, seed, til
     image.SetSpacing(rng.uniform(0.5, 3, 3).tolist())
     image.SetOrigin(rng.uniform(-100, 100, 3).tolist())
     sitk.WriteImage(image, str(tmp_path / name), useCompression=compressed)
-    header = formats.read_header(tmp_path / name, volume=None, sides_matter=True)
-    volume = formats.load_file(tmp_path / name, volume=None)
+    header = FORMATS.of(tmp_path / name).read_header(tmp_path / name, volume=None, sides_matter=True)
+    volume = load_file(tmp_path / name, FORMATS, volume=None)
     affine = np.array(header.grid.affine).reshape(3, 4)
     for _ in range(8):
         voxel = [int(rng.integers(n)) for n in volume.array.shape]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_adapters.mri import formats, series
+from data_adapters.mri import series
 from data_adapters.mri.adapter import MRIAdapter
+from data_adapters.mri.formats import FORMATS, load_file
 from data_adapters.mri.volume import Volume
 from tests.data.mri import phantom, write_enhanced, write_metaimage, write_nifti, write_nrrd, write_series_along
 
@@ -43,7 +44,7 @@ def load(folder: Path) -> tuple[Volume, dict]:
             return series.load_series(record.meta["files"]), dict(record.meta)
         case "multiframe":
             return series.load_multiframe(Path(record.uri)), dict(record.meta)
-    return formats.load_file(Path(record.uri), volume=None), dict(record.meta)
+    return load_file(Path(record.uri), FORMATS, volume=None), dict(record.meta)
 
 
 def check(folder: Path, array: np.ndarray) -> None:
