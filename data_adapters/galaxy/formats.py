@@ -13,6 +13,7 @@ from data_adapters.formats import FormatTable
 from data_adapters.galaxy import fits, hdf5
 from data_adapters.galaxy.metadata import COMPANION_FILE, choose
 from data_adapters.galaxy.options import PICTURE_BANDS
+from data_adapters.openfiles import open_hdf5
 
 Kind = Literal["flux", "picture"]
 Bands = tuple[str, ...] | None
@@ -104,7 +105,7 @@ def inspect_hdf5(path: Path, wanted: Bands) -> CutoutFile:
     Raises:
         BadFileError: see `hdf5.table_layout` and `hdf5.columns`.
     """
-    file = hdf5.OPEN_FILES.get(path)
+    file = hdf5.OPEN_FILES.get(path, open_hdf5)
     table = hdf5.table_layout(file, wanted)
     labels, measured = hdf5.columns(file, table)
     return CutoutFile(
@@ -127,7 +128,7 @@ def read_hdf5(path: Path, item: str, wanted: Bands, named: Bands) -> np.ndarray:
     Raises:
         BadFileError: see `hdf5.read_row`.
     """
-    file = hdf5.OPEN_FILES.get(path)
+    file = hdf5.OPEN_FILES.get(path, open_hdf5)
     return hdf5.read_row(file, hdf5.table_layout(file, wanted), int(item))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.histology.hdf5 import COORDS, dataset
+from data_adapters.histology.hdf5 import COORDS
 from data_adapters.histology.slide import SlideHeader
+from data_adapters.openfiles import own_dataset
 
 # CLAM: patches/STEM.h5; TRIDENT: patches/STEM_patches.h5. A folder "patches" below the given one is looked into too.
 NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5")
@@ -102,7 +103,7 @@ def find_patches(folder: Path, path: Path, header: SlideHeader) -> Patches:
     h5py = require("h5py", extra="histology")
     try:
         with h5py.File(file, "r") as opened:
-            found = dataset(opened, COORDS)
+            found = own_dataset(opened, COORDS)
             corners = None if found is None else np.asarray(found)
             facts = {} if found is None else {**opened.attrs, **found.attrs}
     except OSError as error:

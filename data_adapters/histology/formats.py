@@ -1,11 +1,10 @@
 """The files of this modality: which reader takes one, the handles that are open, and what the manifest keeps."""
 
 import os
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from data_adapters.histology.slide import read_field, read_source
 from data_adapters.histology.tiledtiff import VENDOR as OME
 from data_adapters.histology.tiledtiff import Canvas, TiledTiff, is_ome, undecodable
 from data_adapters.histology.tissue import Tissue, tissue_mask
+from data_adapters.openfiles import OpenFiles
 
 KEY = "histology"  # of what this adapter keeps in Record.meta, out of the way of a catalogue's columns
 CACHE_BYTES = 64 * 2**20  # decoded tiles, shared by all openslide handles: about 1 MB a handle instead of 10
@@ -32,7 +32,6 @@ LARGEST_TILE = 4096
 DIRECT_VENDORS = ("generic-tiff", "aperio")
 COMPARED = 64  # pixels a side, in the middle of each level
 SAME_LEVELS = 8.0  # grey levels: a shift by half a pixel on a coarse level is allowed, another picture is not
-Key = tuple[str, str, int, int]
 FieldPixels = TypeVar("FieldPixels", bound=np.ndarray | Canvas)
 
 
@@ -109,10 +108,7 @@ HistologyFormat = SlideFormat | TileFormat | TileTableFormat | MixedFormat
 
 
 class Handles:
-    """Least-recently-used handles, opened lazily, never carried across a process border.
-
-    Handles are let go, not closed, so one that another thread still reads from lives until that read ends.
-    """
+    """The open slides, tiled TIFF pyramids and HDF5 files of one process, by the readers of a table of formats."""
 
     def __init__(self, limit: int = 32, table: FormatTable[HistologyFormat] | None = None) -> None:
         """Open files by the readers of `table`, by default `FORMATS`; keep at most `limit` of them."""
@@ -120,14 +116,11 @@ class Handles:
         slides = [OPENSLIDE, TILED_TIFF, *(one for one in self.table.formats if isinstance(one, SlideFormat))]
         tables = [one for one in self.table.formats if isinstance(one, TileTableFormat)]
         self._openers: dict[str, Callable[[Path], Any]] = {one.reader: one.open for one in (*slides, *tables)}
-        self._lock = threading.Lock()
-        self._open: OrderedDict[Key, Any] = OrderedDict()
-        self._pid = os.getpid()
-        self._inherited: list[Any] = []
-        self._cache: Any = None
+        self._files = OpenFiles(limit)
+        self._caches: dict[int, Any] = {}  # of openslide, by process: after a fork, the parent's is not this one's
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._files)
 
     def __reduce__(self) -> tuple[type["Handles"], tuple[int, FormatTable[HistologyFormat]]]:
         return Handles, (self.limit, self.table)
@@ -138,34 +131,19 @@ class Handles:
         Raises:
             BadFileError: the reader cannot open the file, or it is gone.
         """
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise BadFileError(
-                "file not found or not readable", remedy="Check that the archive is mounted.", path=path
-            ) from error
-        key = (str(path), reader, stat.st_mtime_ns, stat.st_size)
-        with self._lock:
-            self._leave_parent()
-            if key in self._open:
-                self._open.move_to_end(key)
-                return self._open[key]
+        return self._files.get(path, partial(self._open, reader), reader=reader)
+
+    def _open(self, reader: str, path: Path) -> Any:
         handle = self._openers[reader](path)
-        with self._lock:
-            if reader == "openslide":
-                if self._cache is None:
-                    self._cache = require("openslide", extra="histology").OpenSlideCache(CACHE_BYTES)
-                handle.set_cache(self._cache)
-            self._open[key] = handle
-            while len(self._open) > self.limit:
-                self._open.popitem(last=False)
+        if reader == OPENSLIDE.reader:
+            if os.getpid() not in self._caches:
+                self._caches[os.getpid()] = require("openslide", extra="histology").OpenSlideCache(CACHE_BYTES)
+            handle.set_cache(self._caches[os.getpid()])
         return handle
 
     def drop(self, path: Path) -> None:
-        """Forget the handles of `path`: after one error openslide answers every call with that error."""
-        with self._lock:
-            for key in [k for k in self._open if k[0] == str(path)]:
-                del self._open[key]
+        """Forget the handles of `path`, see `OpenFiles.drop`."""
+        self._files.drop(path)
 
     def read(
         self,
@@ -203,12 +181,6 @@ class Handles:
         except require("openslide", extra="histology").OpenSlideError as error:
             self.drop(path)
             raise undecodable(path) from error
-
-    def _leave_parent(self) -> None:
-        # After a fork the parent still uses its handles; keeping the references closes nothing behind its back.
-        if self._pid != os.getpid():
-            self._inherited += [self._open, self._cache]
-            self._open, self._cache, self._pid = OrderedDict(), None, os.getpid()
 
 
 @dataclass(frozen=True, kw_only=True)

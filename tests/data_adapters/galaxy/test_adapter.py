@@ -10,7 +10,8 @@ from data_adapters.augment.resize import middle_square
 from data_adapters.base import IMAGENET_MEAN, Record
 from data_adapters.errors import UserError
 from data_adapters.galaxy.adapter import GalaxyAdapter
-from data_adapters.galaxy.hdf5 import CHUNK_CACHE
+from data_adapters.galaxy.hdf5 import OPEN_FILES
+from data_adapters.openfiles import CHUNK_CACHE, open_hdf5
 from data_adapters.registry import create, from_description
 from tests.data import galaxy as make
 
@@ -182,7 +183,7 @@ def test_handles_and_pipelines_do_not_cross_processes(tmp_path):
     adapter, records = fitted(path)
     expected = adapter.views(adapter.read(records[1], np.random.default_rng(0)), np.random.default_rng(0))
     copy = pickle.loads(pickle.dumps(adapter))
-    assert not copy._files._open
+    assert len(OPEN_FILES)  # of the process, and none of them in the pickle
     views = copy.views(copy.read(records[1], np.random.default_rng(0)), np.random.default_rng(0))
     assert all(torch.equal(a, b) for a, b in zip(expected, views, strict=True))
 
@@ -203,7 +204,7 @@ def test_many_images_in_a_compressed_chunk_are_kept_decompressed(tmp_path):
     adapter, records = fitted(tmp_path)
     for row in (7, 0, 11, 3, 7):
         np.testing.assert_array_equal(adapter.pixels(records[row]), images[row])
-    (file,) = adapter._files._open.values()
+    file = OPEN_FILES.get(tmp_path / "a.h5", open_hdf5)
     assert file.id.get_access_plist().get_cache()[2] == CHUNK_CACHE  # HDF5's own default passes over large chunks
 
 
