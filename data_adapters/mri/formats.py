@@ -11,7 +11,7 @@ from data_adapters.base import Record
 from data_adapters.cache import ArrayCache, Entry, cache_key
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from data_adapters.formats import FormatTable
-from data_adapters.mri import dicom, exported, metaimage, nifti, nrrd, rawgrid, series
+from data_adapters.mri import dicom, exported, nifti, nrrd_metaimage, series
 from data_adapters.mri.exported import SliceHeader
 from data_adapters.mri.geometry import VolumeHeader
 from data_adapters.mri.options import MRIOptions, VolumeChoice
@@ -93,14 +93,14 @@ class DicomFormat:
 MRIFormat = VolumeFormat | SliceFormat | DicomFormat
 
 
-def _text_header(suffixes: tuple[str, str], describe: Callable[[Path], rawgrid.RawGrid]) -> VolumeFormat:
+def _text_header(suffixes: tuple[str, str], describe: Callable[[Path], nrrd_metaimage.RawGrid]) -> VolumeFormat:
     """NRRD or MetaImage. The second of `suffixes` is that of headers whose voxels lie in a file of any name beside."""
 
     def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
-        return rawgrid.header(describe(path), path, volume=volume)  # refused without orientation in any case
+        return nrrd_metaimage.header(describe(path), path, volume=volume)  # refused without orientation in any case
 
     def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
-        return rawgrid.load(describe(path), volume=volume)
+        return nrrd_metaimage.load(describe(path), volume=volume)
 
     def header_of(path: Path) -> Path | None:
         stems = [path.name[:at] for at, letter in enumerate(path.name) if letter == "." and at]
@@ -124,8 +124,8 @@ FORMATS: FormatTable[MRIFormat] = FormatTable(
         header_of=nifti.header_of,
         data_of=nifti.data_of,
     ),
-    _text_header(nrrd.SUFFIXES, nrrd.describe),
-    _text_header(metaimage.SUFFIXES, metaimage.describe),
+    _text_header(nrrd_metaimage.NRRD_SUFFIXES, nrrd_metaimage.describe_nrrd),
+    _text_header(nrrd_metaimage.METAIMAGE_SUFFIXES, nrrd_metaimage.describe_metaimage),
     SliceFormat(suffixes=exported.SUFFIXES, read_header=exported.read_header, load=exported.load),
     DicomFormat(suffixes=(*dicom.SUFFIXES, dicom.PACKED)),
 )
