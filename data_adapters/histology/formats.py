@@ -113,9 +113,11 @@ class Handles:
     def __init__(self, limit: int = 32, table: FormatTable[HistologyFormat] | None = None) -> None:
         """Open files by the readers of `table`, by default `FORMATS`; keep at most `limit` of them."""
         self.limit, self.table = limit, FORMATS if table is None else table
-        slides = [OPENSLIDE, TILED_TIFF, *(one for one in self.table.formats if isinstance(one, SlideFormat))]
-        tables = [one for one in self.table.formats if isinstance(one, TileTableFormat)]
-        self._openers: dict[str, Callable[[Path], Any]] = {one.reader: one.open for one in (*slides, *tables)}
+        self._openers: dict[str, Callable[[Path], Any]] = {
+            one.reader: one.open
+            for one in (OPENSLIDE, TILED_TIFF, *self.table.formats)
+            if isinstance(one, SlideFormat | TileTableFormat)
+        }
         self._files = OpenFiles(limit)
         self._caches: dict[int, Any] = {}  # of openslide, by process: after a fork, the parent's is not this one's
 

@@ -6,6 +6,7 @@ units of length, and whether a file is gzipped (its content says so, not its nam
 
 import gzip
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,7 +297,7 @@ def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
     return to_ras(single(array.reshape(shape)), opened.affine)
 
 
-def check_compression(files: tuple[str, ...]) -> None:
+def check_compression(files: Iterable[str]) -> None:
     """Read gzip files to their end, where their checksum is: a decoder stops after the last voxel and never sees it.
 
     Raises:
