@@ -28,9 +28,10 @@ from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.formats import FormatTable
 from data_adapters.galaxy.cutout import clean_flux, middle
-from data_adapters.galaxy.formats import FORMATS, CutoutFile, CutoutFormat
+from data_adapters.galaxy.formats import FORMATS, CutoutFormat
 from data_adapters.galaxy.learn import UNIFORM, learn
 from data_adapters.galaxy.metadata import (
+    CutoutFile,
     named_bands,
     parse_angle,
     position_in,

@@ -1,9 +1,8 @@
 """The file formats of galaxies: FITS cut-outs, HDF5 tables of cut-outs, and pictures."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
@@ -11,50 +10,8 @@ from data_adapters import raster
 from data_adapters.errors import BadFileError
 from data_adapters.formats import FormatTable
 from data_adapters.galaxy import fits, hdf5
-from data_adapters.galaxy.metadata import COMPANION_FILE, choose
+from data_adapters.galaxy.metadata import Bands, CutoutFile, Kind, choose
 from data_adapters.galaxy.options import PICTURE_BANDS
-from data_adapters.openfiles import open_hdf5
-
-Kind = Literal["flux", "picture"]
-Bands = tuple[str, ...] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cutout:
-    """One image of a file.
-
-    Attributes:
-        item: its row in a file of several, else empty.
-        label: as the file gives it.
-        facts: of `Record.meta`, as far as the file tells: `ra`, `dec` (degrees), `pixel_scale` (arcsec), `unit`.
-    """
-
-    item: str = ""
-    label: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutoutFile:
-    """What the headers of one file say; all its images have one size.
-
-    Attributes:
-        kind: calibrated flux, or display colours.
-        planes: names of all planes in the file's order, or None where nothing in the file names them.
-        count: number of planes.
-        width: pixels.
-        height: pixels.
-        bits: of a stored value.
-        images: one for each record.
-    """
-
-    kind: Kind
-    planes: Sequence[str] | None
-    count: int
-    width: int
-    height: int
-    bits: int
-    images: Sequence[Cutout] = (Cutout(),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,63 +30,6 @@ class CutoutFormat:
     kind: Kind | None
     inspect: Callable[[Path, Bands], CutoutFile]
     read: Callable[[Path, str, Bands, Bands], np.ndarray]
-
-
-def inspect_fits(path: Path, wanted: Bands) -> CutoutFile:
-    """Headers of a FITS file.
-
-    Raises:
-        BadFileError: see `fits.fits_info`, or a companion of an image by the survey's file name.
-    """
-    if COMPANION_FILE.search(path.name):
-        raise BadFileError(
-            "a weight map, mask or model, by the survey's file name",
-            remedy="Skipped, no error: the images beside it are read. If it is an image, rename it.",
-            path=path,
-        )
-    image, place = fits.fits_info(path, wanted)
-    return CutoutFile(
-        kind="flux",
-        planes=image.found,
-        count=image.count,
-        width=image.width,
-        height=image.height,
-        bits=image.bits,
-        images=(Cutout(facts={"unit": image.unit, **place} if image.unit else place),),
-    )
-
-
-def inspect_hdf5(path: Path, wanted: Bands) -> CutoutFile:
-    """Layout of an HDF5 table, with label and measured values of each row.
-
-    Raises:
-        BadFileError: see `hdf5.table_layout` and `hdf5.columns`.
-    """
-    file = hdf5.OPEN_FILES.get(path, open_hdf5)
-    table = hdf5.table_layout(file, wanted)
-    labels, measured = hdf5.columns(file, table)
-    return CutoutFile(
-        kind=table.kind,
-        planes=table.found,
-        count=table.count,
-        width=table.width,
-        height=table.height,
-        bits=table.bits,
-        images=[
-            Cutout(item=str(row), label=label, facts=facts)
-            for row, (label, facts) in enumerate(zip(labels, measured, strict=True))
-        ],
-    )
-
-
-def read_hdf5(path: Path, item: str, wanted: Bands, named: Bands) -> np.ndarray:
-    """One row of an HDF5 table.
-
-    Raises:
-        BadFileError: see `hdf5.read_row`.
-    """
-    file = hdf5.OPEN_FILES.get(path, open_hdf5)
-    return hdf5.read_row(file, hdf5.table_layout(file, wanted), int(item))
 
 
 def inspect_picture(path: Path, wanted: Bands) -> CutoutFile:
@@ -168,12 +68,7 @@ def read_picture(path: Path, item: str, wanted: Bands, named: Bands) -> np.ndarr
 
 
 FORMATS = FormatTable(
-    CutoutFormat(
-        suffixes=fits.SUFFIXES,
-        kind="flux",
-        inspect=inspect_fits,
-        read=lambda path, item, wanted, named: fits.read_fits(path, wanted, named),
-    ),
-    CutoutFormat(suffixes=hdf5.SUFFIXES, kind=None, inspect=inspect_hdf5, read=read_hdf5),
+    CutoutFormat(suffixes=fits.SUFFIXES, kind="flux", inspect=fits.inspect, read=fits.read),
+    CutoutFormat(suffixes=hdf5.SUFFIXES, kind=None, inspect=hdf5.inspect, read=hdf5.read),
     CutoutFormat(suffixes=raster.SUFFIXES, kind="picture", inspect=inspect_picture, read=read_picture),
 )

@@ -1,15 +1,16 @@
 """HDF5 tables of cut-outs in the manner of Galaxy10: `images` with one row a galaxy, and columns beside it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
 from data_adapters.galaxy.cutout import MAX_BLANK, too_blank
-from data_adapters.galaxy.metadata import choose
+from data_adapters.galaxy.metadata import Bands, Cutout, CutoutFile, Kind, choose
 from data_adapters.galaxy.options import MIN_SIDE, PICTURE_BANDS
-from data_adapters.openfiles import OpenFiles, damaged_hdf5, own_dataset
+from data_adapters.openfiles import OpenFiles, damaged_hdf5, open_hdf5, own_dataset
 from data_adapters.sentinels import blanked, marked
 from data_adapters.tables import array_labels
 
@@ -29,7 +30,7 @@ class CutoutTable:
     axes: str  # of one row: "HW", "HWC" or "CHW"
     width: int
     height: int
-    kind: Literal["flux", "picture"]
+    kind: Kind
     bits: int
     bands: tuple[str, ...]
     found: tuple[str, ...] | None  # the names of all planes, where the file gives them
@@ -39,6 +40,32 @@ class CutoutTable:
 
 
 OPEN_FILES = OpenFiles(limit=8)
+
+
+def inspect(path: Path, wanted: Bands) -> CutoutFile:
+    """Layout of a file, with label and measured values of each row.
+
+    Raises:
+        BadFileError: see `table_layout` and `columns`.
+    """
+    file = OPEN_FILES.get(path, open_hdf5)
+    table = table_layout(file, wanted)
+    rows = enumerate(zip(*columns(file, table), strict=True))
+    return CutoutFile(
+        kind=table.kind,
+        planes=table.found,
+        count=table.count,
+        width=table.width,
+        height=table.height,
+        bits=table.bits,
+        images=[Cutout(item=str(row), label=label, facts=facts) for row, (label, facts) in rows],
+    )
+
+
+def read(path: Path, item: str, wanted: Bands, named: Bands) -> np.ndarray:
+    """One row of a file, see `read_row`; the file itself names its planes."""
+    file = OPEN_FILES.get(path, open_hdf5)
+    return read_row(file, table_layout(file, wanted), int(item))
 
 
 def table_layout(file: Any, wanted: tuple[str, ...] | None) -> CutoutTable:

@@ -5,8 +5,9 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError, require
@@ -30,6 +31,46 @@ NAME_BANDS = (
     "Name the bands in channel order with the option bands, such as bands=g,r,z, or in the catalogue's column bands."
 )
 NSIDE = 64  # HEALPix cells of 0.9 degrees: overlapping cut-outs and surveys of one field share a cell
+Kind = Literal["flux", "picture"]
+Bands = tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutout:
+    """One image of a file.
+
+    Attributes:
+        item: its row in a file of several, else empty.
+        label: as the file gives it.
+        facts: of `Record.meta`, as far as the file tells: `ra`, `dec` (degrees), `pixel_scale` (arcsec), `unit`.
+    """
+
+    item: str = ""
+    label: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutoutFile:
+    """What the headers of one file say; all its images have one size.
+
+    Attributes:
+        kind: calibrated flux, or display colours.
+        planes: names of all planes in the file's order, or None where nothing in the file names them.
+        count: number of planes.
+        width: pixels.
+        height: pixels.
+        bits: of a stored value.
+        images: one for each record.
+    """
+
+    kind: Kind
+    planes: Sequence[str] | None
+    count: int
+    width: int
+    height: int
+    bits: int
+    images: Sequence[Cutout] = (Cutout(),)
 
 
 def header_band(*headers: Any) -> str | None:

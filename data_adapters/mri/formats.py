@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,48 +22,25 @@ SLICE_READERS = ("slice", "exported")
 T = TypeVar("T")
 
 
-class ReadVolumeHeader(Protocol):
-    """Check a volume file, or the header of a pair, without its voxels."""
-
-    def __call__(self, path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
-        """Read the header.
-
-        Args:
-            path: the file, or the header of a pair.
-            volume: which volume of a 4-D file to take; None refuses 4-D files.
-            sides_matter: refuse files that do not record their orientation.
-
-        Raises:
-            BadFileError: 4-D without a choice, RGB, complex, contradictory or unusable geometry.
-        """
-
-
-class LoadVolume(Protocol):
-    """Decode one volume to RAS order and float32."""
-
-    def __call__(self, path: Path, *, volume: VolumeChoice | None) -> Volume:
-        """Read the voxels.
-
-        Raises:
-            BadFileError: 4-D without a choice, or damaged data.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class VolumeFormat:
     """A format of volumes, one a file or pair of files.
 
+    `read_header` and `load` raise BadFileError for 4-D files without a choice, colours, vectors and damage. Their
+    keyword `volume` says which volume of a 4-D file to take; None refuses 4-D files.
+
     Attributes:
         suffixes: lower case.
-        read_header: see `ReadVolumeHeader`.
-        load: see `LoadVolume`.
+        read_header: (path, *, volume, sides_matter) -> size and geometry of a file, or of the header of a pair;
+            `sides_matter` refuses files that do not record their orientation.
+        load: (path, *, volume) -> one volume in RAS order and float32.
         header_of: the header file that a data file belongs to (whether or not it exists), or None.
         data_of: data files that a header file may have beside it.
     """
 
     suffixes: tuple[str, ...]
-    read_header: ReadVolumeHeader
-    load: LoadVolume
+    read_header: Callable[..., VolumeHeader]
+    load: Callable[..., Volume]
     header_of: Callable[[Path], Path | None] = lambda path: None
     data_of: Callable[[Path], list[Path]] = lambda path: []
 
@@ -146,7 +123,7 @@ def load_file(path: Path, table: FormatTable[MRIFormat], *, volume: VolumeChoice
     """Decode one volume to RAS order and float32.
 
     Raises:
-        BadFileError: see `LoadVolume`, or no volume file.
+        BadFileError: see `VolumeFormat`, or no volume file.
     """
     form = table.of(path)
     if not isinstance(form, VolumeFormat):

@@ -35,7 +35,8 @@ class Lab(ImagesAdapter):
 """
 GALAXY = """
 from data_adapters.galaxy.adapter import GalaxyAdapter
-from data_adapters.galaxy.formats import Cutout, CutoutFile, CutoutFormat
+from data_adapters.galaxy.formats import CutoutFormat
+from data_adapters.galaxy.metadata import Cutout, CutoutFile
 
 def inspect(path, bands):
     height, width, count = array_of(path).shape
