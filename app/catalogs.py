@@ -11,10 +11,9 @@ from app.bodies import Form, ReceivedFile, too_large
 from app.errors import ProblemError, describe
 from app.settings import Settings
 from app.unzip import contents, read_entry
-from data_adapters.catalog import NEEDS, PARTICIPANTS
+from data_adapters.catalog import NEEDS, PARTICIPANTS, fold, participant, subjects, tidy
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import sealed
-from data_adapters.table_paths import fold, participant, subjects, tidy
 from data_adapters.tables import FIRST, PARTICIPANT, Row, Table, count, escaped
 
 FILE = "catalog.csv"

@@ -1,27 +1,22 @@
 """A catalogue: a table with group, label, split and measured values for the files of an archive."""
 
 import dataclasses
+import itertools
 import json
+import os
+import re
 import sqlite3
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data_adapters.errors import UserError
 from data_adapters.identity import place_id
 from data_adapters.record import BY_CATALOG, Record
-from data_adapters.table_paths import (
-    SAMPLE,
-    fold,
-    is_foreign,
-    on_disk,
-    participant,
-    prefix_of,
-    real,
-    subjects,
-    tidy,
-)
-from data_adapters.tables import FIRST, INVISIBLE, OWN, PARTICIPANT, Missing, Row, Table, count
+from data_adapters.tables import FIRST, INVISIBLE, OWN, PARTICIPANT, MissingCells, Row, Table, count
 
 SCHEMA = """
 CREATE TABLE rows (
@@ -38,7 +33,7 @@ PARTICIPANTS = "participants.tsv"  # at the root of a BIDS dataset
 NEEDS = (("path", PARTICIPANT),)
 """Columns of which a catalogue has one."""
 SMALL = "Unicode form (NFC, NFD), the case of the suffix or '\\' for '/'"
-Found = tuple[str, str, str, int, str]
+MatchedRow = tuple[str, str, str, int, str]
 
 
 class Catalog:
@@ -46,7 +41,7 @@ class Catalog:
 
     Columns: `path` (required), and optionally `item` (a row of an HDF5 file), `group`, `label`, `split`. Every further
     column becomes `meta[column]`: `mpp` for slides, `ra` and `dec` for galaxies. A missing cell gives nothing. How
-    tables are read is in `data_adapters.tables`, which file a path means in `data_adapters.table_paths`.
+    tables are read is in `data_adapters.tables`.
 
     The rows lie in temporary files, not in memory. One thread may use an object.
     """
@@ -151,16 +146,16 @@ class Catalog:
             self._sql.execute("UPDATE rows SET used = ? WHERE path = ? AND item = ?", (_text(uri), path, own))
         return self._cells(cells)
 
-    def _find(self, uri: str, item: str, root: Path) -> Found | None:
+    def _find(self, uri: str, item: str, root: Path) -> MatchedRow | None:
         root = root if root.is_dir() else root.parent
         names = self._names(uri, root)
         for name in names:
-            found: Found | None = self._sql.execute(FIND, (name, item)).fetchone()
+            found: MatchedRow | None = self._sql.execute(FIND, (name, item)).fetchone()
             if found is not None:
                 return found
         for name, base in names.items():
             folded = fold(name)
-            rows: list[Found] = self._sql.execute(FIND_FOLDED, (folded, folded, item)).fetchall()
+            rows: list[MatchedRow] = self._sql.execute(FIND_FOLDED, (folded, folded, item)).fetchall()
             own = [row for row in rows if not self._is_other(row[0], uri, base, root)]
             own = [row for row in own if row[1] == own[0][1]]
             if any({**self._cells(row[2]), "path": ""} != {**self._cells(own[0][2]), "path": ""} for row in own):
@@ -175,10 +170,10 @@ class Catalog:
                 return own[0]
         return None
 
-    def _find_participant(self, uri: str, item: str, root: Path) -> Found | None:
+    def _find_participant(self, uri: str, item: str, root: Path) -> MatchedRow | None:
         base = tidy(str(root if root.is_dir() else root.parent))
         for name in subjects(uri.removeprefix(base.rstrip("/") + "/")):
-            found: Found | None = self._sql.execute(FIND, (name, item)).fetchone()
+            found: MatchedRow | None = self._sql.execute(FIND, (name, item)).fetchone()
             if found is not None:
                 return found
         return None
@@ -248,7 +243,7 @@ class Catalog:
         return list(self._sql.execute(sql, (FIRST,)))
 
     @property
-    def missing(self) -> Missing:
+    def missing(self) -> MissingCells:
         """Cells that were taken as missing."""
         return self._table.missing
 
@@ -311,3 +306,139 @@ def _id(uri: str, item: str, root: Path) -> str:
 def _text(name: str) -> str:
     """A file name as a UTF-8 table could hold it: one that is not UTF-8 matches no row."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+FOREIGN = re.compile(r"[A-Za-z]:[\\/]|\\\\[^\\/]")  # a drive, or a Windows share
+SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?:_|$)")
+PACKED = ("gz", "bz2", "xz", "fz", "zst")
+SPELLINGS = 64  # at most as many ways to write one path are tried
+SAMPLE = 256  # rows by which the folder of foreign paths is found
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a path names a Windows drive or share, on a machine that has none."""
+    return os.sep == "/" and bool(FOREIGN.match(path))
+
+
+def tidy(path: str) -> str:
+    r"""A path with '/' between its parts, without '.', and with '..' only at its start."""
+    head = "//" if path.startswith("\\\\") else "/" if path[:1] in ("/", "\\") else ""
+    parts: list[str] = []
+    for part in path.replace("\\", "/").split("/"):
+        if part == ".." and (head or parts) and parts[-1:] != [".."]:
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return head + "/".join(parts)
+
+
+def participant(name: str) -> str:
+    """A participant as BIDS names the folder: sub-01 for 01 and for sub-01; empty for an empty name."""
+    return name if not name or name.startswith("sub-") else f"sub-{name}"
+
+
+def subjects(path: str) -> list[str]:
+    """The BIDS subjects that a path names, the folders from the root on, then the file: sub-01 in sub-01/anat/x.nii."""
+    return [found[1] for found in map(SUBJECT.match, path.split("/")) if found]
+
+
+def fold(path: str) -> str:
+    """A tidy path as it is compared when nothing fits exactly: in NFC, the suffix in lower case."""
+    stem, suffix = _suffix(unicodedata.normalize("NFC", path))
+    return stem + suffix.lower()
+
+
+def spellings(path: str) -> Iterator[str]:
+    """A tidy path and all the others, as far as they are usual, that `fold` to the same."""
+    stem, suffix = _suffix(path)
+    parts = [_forms(part) for part in stem.split("/")]
+    if _count(parts) > SPELLINGS:
+        parts = [[stem], *([[unicodedata.normalize(form, stem)] for form in ("NFC", "NFD")])]
+        stems = list(dict.fromkeys(one for (one,) in parts))
+    else:
+        stems = ["/".join(chosen) for chosen in itertools.product(*parts)]
+    seen = {}
+    for ending in (suffix, suffix.lower(), suffix.upper()):
+        for one in stems:
+            seen[one + ending] = True
+    yield from seen
+
+
+def _forms(part: str) -> list[str]:
+    return list(dict.fromkeys([part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)]))
+
+
+def _count(parts: Iterable[list[str]]) -> int:
+    total = 1
+    for forms in parts:
+        total *= len(forms)
+    return total
+
+
+def _suffix(path: str) -> tuple[str, str]:
+    folder, slash, name = path.rpartition("/")
+    stem, dot, ending = name.rpartition(".")
+    if not stem:
+        return path, ""
+    if ending.lower() in PACKED and "." in stem.strip("."):
+        stem, dot, inner = stem.rpartition(".")
+        ending = f"{inner}.{ending}"
+    return folder + slash + stem, dot + ending
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def real(path: str) -> str:
+    """An absolute tidy path whose folder is named without links."""
+    folder, _, name = path.rpartition("/")
+    return f"{tidy(_real(folder))}/{name}" if folder else path
+
+
+def prefix_of(paths: Iterable[str], has: Callable[[str], bool]) -> str | None:
+    """The folder that foreign tidy paths have in place of the archive's, by what of them lies in the archive.
+
+    Args:
+        paths: some of them.
+        has: whether a path below the archive is there.
+    """
+    found: Counter[str] = Counter()
+    for path in paths:
+        parts = path.split("/")
+        for place in range(1, len(parts)):
+            rest = "/".join(parts[place:])
+            if rest and parts[place] and has(rest):
+                found["/".join(parts[:place])] += 1
+                break
+    return found.most_common(1)[0][0] if found else None
+
+
+def on_disk(root: Path) -> Callable[[str], bool]:
+    """Whether a path below `root` is there, in one of its spellings."""
+    return lambda rest: any((root / one).exists() for one in spellings(rest))
+
+
+def below(path: str, *, root: Path, folder: Path) -> list[str]:
+    """Tidy paths below `root` that a table's path can mean, the likely one first.
+
+    Args:
+        path: as it stands in the table, not foreign.
+        root: the archive's folder.
+        folder: the table's folder.
+    """
+    given = tidy(path)
+    roots = list(dict.fromkeys(tidy(str(one)) for one in (Path(os.path.abspath(root)), root.resolve())))
+    absolute = os.path.isabs(given) or bool(FOREIGN.match(given))
+    whole = given if absolute else tidy(f"{os.path.abspath(folder)}/{given}")
+    found = []
+    for one, base in itertools.product(dict.fromkeys((whole, real(whole))), roots):
+        if one.startswith(base.rstrip("/") + "/"):
+            found.append(one[len(base.rstrip("/")) + 1 :])
+    if not absolute and not given.startswith("../"):
+        found.append(given)
+        name = roots[-1].rpartition("/")[2]
+        if name and given.startswith(name + "/"):
+            found.append(given[len(name) + 1 :])
+    return list(dict.fromkeys(found))

@@ -7,13 +7,15 @@ Rules, one for each way in which a picture can be misread:
 - Several frames or pages are refused; of an MPO (camera) file the first frame is the picture.
 - A palette is expanded to RGB; samples of 1, 2 and 4 bits are spread evenly over 0 to 255.
 - An alpha channel that is opaque everywhere is dropped; any transparent pixel is refused.
-- CMYK becomes sRGB by the embedded profile, or by the formula for ideal inks where there is none (see raster_cmyk).
+- CMYK becomes sRGB by the embedded profile, or by the formula for ideal inks where there is none.
 - YCbCr (other than in JPEG) and Lab pixels are refused: their RGB values depend on a profile.
 - More than 8 bits, or more than four channels, keep their dtype and values; where a decoder would cut them to 8 bits,
   another one is used, and where there is none the file is refused.
 - Pixels that a deep TIFF marks as missing (GDAL_NODATA) get the lowest of the other values.
 """
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,19 +24,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from data_adapters.errors import BadFileError, MissingExtraError
-from data_adapters.raster_cmyk import check_cmyk, cmyk_to_srgb
-from data_adapters.raster_tiff import (
-    MULTISAMPLE_MODES,
-    NODATA,
-    beyond_pillow,
-    check_tiff,
-    read_tiff,
-    tiff_layout,
-    without_nodata,
-)
+from data_adapters.errors import BadFileError, MissingExtraError, require
+from data_adapters.sentinels import darkened, marked
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
@@ -52,7 +45,7 @@ CHANNELS = {
     **{"1": 1, "L": 1, "LA": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I": 1, "F": 1},
     **{"P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3},
 }
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 274  # the tag of EXIF and TIFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,3 +278,170 @@ def _read_deep_png(path: Path | str, *, grey: bool) -> np.ndarray:
     if pixels.ndim == 3:
         pixels = pixels[..., 0] if grey else pixels[..., ::-1]  # OpenCV's order is blue, green, red
     return pixels
+
+
+MULTISAMPLE_MODES = ("RGBX",)  # a fourth sample that is declared to be no alpha: a channel
+GREY_MODES = ("I;16", "I;16B", "F")  # deep grey pictures that Pillow reads unchanged
+MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2  # values of the tag PhotometricInterpretation
+BITS, DESCRIPTION, PHOTOMETRIC, SAMPLE_FORMAT = 258, 270, 262, 339
+NODATA = 42113  # GDAL_NODATA: a number as text, which microscopes and satellites write for pixels without data
+DTYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiffLayout:
+    """The stored picture: size before orientation, channels with alpha."""
+
+    width: int
+    height: int
+    channels: int
+    alpha: bool
+    orientation: int
+    dtype: np.dtype[np.generic]
+
+
+def check_tiff(image: Image.Image, path: Path | str) -> None:
+    """Refuse an ImageJ stack behind one page, and deep samples whose zero means white.
+
+    Raises:
+        BadFileError: one of the two.
+    """
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    description = str(tags.get(DESCRIPTION, ""))
+    stack = re.search(r"^images=(\d+)", description, re.MULTILINE)
+    if description.startswith("ImageJ=") and stack and int(stack[1]) > 1:
+        raise BadFileError(
+            "several frames or pages in one file",
+            remedy="Save each as a file of its own, or the channels as samples of one page.",
+            path=path,
+        )
+    if tags.get(PHOTOMETRIC) == MIN_IS_WHITE and max(tags.get(BITS, (1,))) > 8:
+        raise _unsupported("samples of more than 8 bits in which zero means white", path)
+
+
+def without_nodata(pixels: np.ndarray, tag: object) -> np.ndarray:
+    """Deep pixels with the lowest value where the tag GDAL_NODATA says so; 8 bits, display colours, stay as stored."""
+    try:
+        value = float(str(tag).strip("\x00 "))
+    except ValueError:  # there is no such tag
+        return pixels
+    return pixels if pixels.dtype == np.uint8 else darkened(pixels, marked(pixels, [value]))
+
+
+def beyond_pillow(image: Image.Image) -> bool:
+    """Whether Pillow would cut or reinterpret the samples of this TIFF, so that tifffile must read it."""
+    if image.format != "TIFF":
+        return False
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    deep = max(tags.get(BITS, (1,))) > 8 and image.mode not in GREY_MODES
+    formats = set(tags.get(SAMPLE_FORMAT, (1,)))
+    signed = not formats <= {1, 4} and image.mode != "F"  # 1: unsigned, 4: undefined, taken as unsigned
+    return deep or signed or image.mode in MULTISAMPLE_MODES
+
+
+def tiff_layout(path: Path | str) -> TiffLayout:
+    """The header as tifffile sees it.
+
+    Raises:
+        BadFileError: several pages, or samples that are no plain intensities.
+        MissingExtraError: tifffile is not installed.
+    """
+    tifffile = require("tifffile", extra="histology")
+    with tifffile.TiffFile(path) as tiff:
+        if len(tiff.pages) > 1:
+            raise BadFileError("several frames or pages in one file", remedy="Save each as a file.", path=path)
+        page = tiff.pages[0]
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise _unsupported(f"axes {page.axes}", path)
+        if page.photometric not in (MIN_IS_BLACK, RGB) or page.dtype is None or page.dtype.name not in DTYPES:
+            raise _unsupported("samples that are no plain intensities", path)
+        orientation = page.tags.get(ORIENTATION)
+        return TiffLayout(
+            width=page.imagewidth,
+            height=page.imagelength,
+            channels=page.samplesperpixel,
+            alpha=bool(page.extrasamples) and page.extrasamples[-1] in (1, 2),  # associated or separate alpha
+            orientation=1 if orientation is None else int(orientation.value),
+            dtype=np.dtype(page.dtype.newbyteorder("=")),
+        )
+
+
+def read_tiff(path: Path | str) -> np.ndarray:
+    """Decode the one page of a file that `tiff_layout` accepted: (H, W) or (H, W, C), native byte order.
+
+    Raises:
+        BadFileError: pixel data are missing.
+    """
+    tifffile = require("tifffile", extra="histology")
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        end = tiff.filehandle.size
+        # tifffile fills segments that lie outside the file with zeros.
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if offset <= 0 or count <= 0 or offset + count > end:
+                raise BadFileError("damaged or truncated picture", remedy="Copy the file again.", path=path)
+        pixels: np.ndarray = page.asarray()
+        if page.axes == "SYX":
+            pixels = np.moveaxis(pixels, 0, -1)
+        nodata = page.tags.get(NODATA)
+        native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        return without_nodata(native, None if nodata is None else nodata.value)
+
+
+def _unsupported(what: str, path: Path | str) -> BadFileError:
+    return BadFileError(
+        f"a TIFF with {what}",
+        remedy="Save it as grey or RGB with one page, channels as samples, and zero as black.",
+        path=path,
+    )
+
+
+INK_SET, CMYK_INKS = 332, 1  # the TIFF tag and its value for cyan, magenta, yellow, black
+REMEDY = "Convert the picture to RGB with the profile that it was made with."
+
+
+def check_cmyk(image: Image.Image, path: Path | str) -> None:
+    """Refuse four samples that need not be CMYK, or that may be stored inverted.
+
+    Raises:
+        BadFileError: a TIFF of other inks; a JPEG without Adobe's marker, which alone says what 0 stands for.
+    """
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(INK_SET, CMYK_INKS) != CMYK_INKS:
+            raise BadFileError("a TIFF of inks other than CMYK", remedy=REMEDY, path=path)
+    if image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        raise BadFileError("a CMYK JPEG that does not say whether its inks are inverted", remedy=REMEDY, path=path)
+
+
+def cmyk_to_srgb(image: Image.Image) -> np.ndarray:
+    """A decoded CMYK picture as (H, W, 3) uint8 sRGB.
+
+    With an embedded ICC profile: relative colorimetric with black-point compensation, which is what picture editors
+    do. Without one: R = 255 (1 - C)(1 - K) and so on, as for device CMYK in PDF (ISO 32000-1, 10.3.5); such colours
+    are comparable among pictures of one source only.
+
+    Raises:
+        BadFileError: the profile is damaged or is none of CMYK.
+    """
+    embedded = image.info.get("icc_profile")
+    if not embedded:
+        return np.asarray(image.convert("RGB"))
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise BadFileError("CMYK pixels with a damaged colour profile", remedy=REMEDY) from error
+    if profile.profile.xcolor_space.strip() != "CMYK":
+        raise BadFileError("CMYK pixels with a colour profile of another kind", remedy=REMEDY)
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            profile,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError as error:
+        raise BadFileError("CMYK pixels with a colour profile that cannot be applied", remedy=REMEDY) from error
+    return np.asarray(converted)

@@ -1,6 +1,6 @@
 """The tables that a user hands in (catalogues, labels, meta tables): one reader, and one rule for missing cells.
 
-docs/archive.md, "Tables you hand in", says the same for users. Which file a row means is in `table_paths`.
+docs/archive.md, "Tables you hand in", says the same for users. Which file a row means is in `catalog`.
 """
 
 import codecs
@@ -124,7 +124,7 @@ class Column:
 
 
 @dataclass
-class Missing:
+class MissingCells:
     """Cells that were taken as missing, by column and what stood there.
 
     `called`: what the table calls a column that was named by an option, such as age for label.
@@ -296,7 +296,7 @@ class Table:
 
     def _forget(self) -> None:
         """Begin the counts of cells."""
-        self.missing = Missing(called=self.called)
+        self.missing = MissingCells(called=self.called)
         # Where ';' or a tab parts the columns, the comma is the decimal mark of that locale.
         decimal = self.separator != "," and not self.parquet
         self.columns = {

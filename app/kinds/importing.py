@@ -25,11 +25,10 @@ from app.unzip import Contents, contents, unzip
 from app.work import JobWork
 from data_adapters.atomic import sync, write_text
 from data_adapters.base import foreign_format
-from data_adapters.catalog import Catalog
+from data_adapters.catalog import Catalog, tidy
 from data_adapters.errors import BadFileError
 from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
-from data_adapters.table_paths import tidy
 from data_adapters.tables import FIRST
 from lejepa_med.client.wire.common import FileKey, Skipped
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_adapters import raster
 from data_adapters.augment import physical
 from data_adapters.augment.resize import middle_square
 from data_adapters.base import (
@@ -27,14 +26,20 @@ from data_adapters.base import (
 )
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
-from data_adapters.galaxy import fits, hdf5
-from data_adapters.galaxy.bands import COMPANION_FILE, choose, named_bands, settle
-from data_adapters.galaxy.field import middle
-from data_adapters.galaxy.flux import clean_flux
+from data_adapters.formats import FormatTable
+from data_adapters.galaxy.cutout import clean_flux, middle
+from data_adapters.galaxy.formats import FORMATS, CutoutFormat
 from data_adapters.galaxy.learn import UNIFORM, learn
+from data_adapters.galaxy.metadata import (
+    CutoutFile,
+    named_bands,
+    parse_angle,
+    position_in,
+    settle,
+    sky_cell,
+)
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
 from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
-from data_adapters.galaxy.sky import parse_angle, position_in, sky_cell
 from data_adapters.groups import Places, stem
 from data_adapters.record import BY_SKY
 
@@ -50,7 +55,8 @@ class GalaxyAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "galaxy"
-    suffixes: ClassVar[tuple[str, ...]] = (*fits.SUFFIXES, *hdf5.SUFFIXES, *raster.SUFFIXES)
+    formats: ClassVar[FormatTable[CutoutFormat]] = FORMATS
+    suffixes: ClassVar[tuple[str, ...]] = formats.suffixes
     Options: ClassVar[type[GalaxyOptions]] = GalaxyOptions
     uniform: ClassVar[Mapping[str, str]] = UNIFORM
     # 2: the field; the stretch computes asinh by the logarithm. 3: BLANK of unsigned integers, fill values of HDF5
@@ -58,13 +64,6 @@ class GalaxyAdapter(BaseAdapter):
     prepares_any_size: ClassVar[bool] = True
     most_views = 8  # the sky has no up, and a mirrored galaxy is as likely
     usual_views, usual_layers = 8, 2  # benchmarks/results/warm-start-trials.md
-
-    def __init__(self, options: GalaxyOptions | None = None, **kwargs: Any) -> None:
-        super().__init__(options, **kwargs)
-        self._files = hdf5.Hdf5Files()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_files": hdf5.Hdf5Files()}
 
     # --- what the encoder receives ----------------------------------------------------------------------------------
 
@@ -138,50 +137,16 @@ class GalaxyAdapter(BaseAdapter):
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file -> its records, with an empty group and perhaps no bands, which `scan` fills in."""
-        suffix = path.name.lower()
-        if suffix.endswith(fits.SUFFIXES):
-            return [self._inspect_fits(path)]
-        if suffix.endswith(hdf5.SUFFIXES):
-            return self._inspect_hdf5(path)
-        return [self._inspect_picture(path)]
-
-    def _inspect_fits(self, path: Path) -> Record:
-        if COMPANION_FILE.search(path.name):
-            raise BadFileError(
-                "a weight map, mask or model, by the survey's file name",
-                remedy="Skipped, no error: the images beside it are read. If it is an image, rename it.",
-                path=path,
-            )
-        self._check_kind("flux")
-        image, place = fits.fits_info(path, self.bands)
-        meta = self._meta("flux", image.found, image.count, image.width, image.height, image.bits)
-        if image.unit:
-            meta["unit"] = image.unit
-        return Record(uri=str(path), group="", meta={**meta, **place})
-
-    def _inspect_hdf5(self, path: Path) -> list[Record]:
-        file = self._files.get(path)
-        table = hdf5.table_layout(file, self.bands)
-        self._check_kind(table.kind)
-        meta = self._meta(table.kind, table.found, table.count, table.width, table.height, table.bits)
-        labels, measured = hdf5.columns(file, table)
+        form = self.formats.of(path)
+        if form.kind is not None:
+            self._check_kind(form.kind)
+        file = form.inspect(path, self.bands)
+        self._check_kind(file.kind)
+        meta = self._meta(file)
         return [
-            Record(uri=str(path), item=str(row), group="", label=label, meta={**meta, **extra})
-            for row, (label, extra) in enumerate(zip(labels, measured, strict=True))
+            Record(uri=str(path), item=one.item, group="", label=one.label, meta={**meta, **one.facts})
+            for one in file.images
         ]
-
-    def _inspect_picture(self, path: Path) -> Record:
-        self._check_kind("picture")
-        info = raster.raster_info(path)
-        if info.bits != 8 or info.channels not in PICTURE_BANDS:
-            raise BadFileError(
-                f"a picture with {info.channels} channels of {info.bits} bits, neither display colours nor known flux",
-                remedy="Save flux as FITS, or the picture as 8-bit grey or RGB.",
-            )
-        found = PICTURE_BANDS[info.channels]
-        choose(found, info.channels, self.bands)
-        meta = self._meta("picture", found, info.channels, info.width, info.height, info.bits)
-        return Record(uri=str(path), group="", meta=meta)
 
     def _check_kind(self, kind: str) -> None:
         if self.options.kind not in ("auto", kind):
@@ -191,9 +156,8 @@ class GalaxyAdapter(BaseAdapter):
                 "the option kind): pictures and flux need an encoder each.",
             )
 
-    def _meta(
-        self, kind: str, found: Sequence[str] | None, planes: int, width: int, height: int, bits: int
-    ) -> dict[str, Any]:
+    def _meta(self, file: CutoutFile) -> dict[str, Any]:
+        width, height = file.width, file.height
         if min(width, height) < MIN_SIDE:
             raise BadFileError(f"a side of less than {MIN_SIDE} pixels", remedy="Cut out with more sky around.")
         if max(width, height) > self.options.max_side:
@@ -205,8 +169,8 @@ class GalaxyAdapter(BaseAdapter):
             raise BadFileError(
                 "a strip, more than four times as long as wide", remedy="Cut out the sources (astropy.nddata.Cutout2D)."
             )
-        meta = {"kind": kind, "planes": planes, "size": [width, height], "bits": bits}
-        return meta if found is None else {**meta, "file_bands": ",".join(found)}
+        meta = {"kind": file.kind, "planes": file.count, "size": [width, height], "bits": file.bits}
+        return meta if file.planes is None else {**meta, "file_bands": ",".join(file.planes)}
 
     # --- pixels -----------------------------------------------------------------------------------------------------
 
@@ -217,25 +181,15 @@ class GalaxyAdapter(BaseAdapter):
             BadFileError: damaged, blank or dead, or of other kind or bands than the archive.
         """
         path = Path(record.uri)
-        suffix = path.name.lower()
-        if suffix.endswith(fits.SUFFIXES):
-            self._check_kind("flux")
-            return clean_flux(fits.read_fits(path, self.bands, named_bands(record)), background=self.options.background)
-        if suffix.endswith(hdf5.SUFFIXES):
-            file = self._files.get(path)
-            table = hdf5.table_layout(file, self.bands)
-            self._check_kind(table.kind)
-            row = hdf5.read_row(file, table, int(record.item))
-            return row if table.kind == "picture" else clean_flux(row, background=self.options.background)
-        self._check_kind("picture")
-        picture = raster.read_raster(path)
-        picture = picture[:, :, None] if picture.ndim == 2 else picture
-        if picture.dtype != np.uint8 or picture.shape[2] not in PICTURE_BANDS:
-            raise BadFileError(
-                "a picture that is neither 8-bit grey nor 8-bit RGB", remedy="Save it as 8-bit grey or RGB.", path=path
-            )
-        choose(PICTURE_BANDS[picture.shape[2]], picture.shape[2], self.bands)
-        return picture
+        form = self.formats.of(path)
+        if form.kind is not None:
+            self._check_kind(form.kind)
+        pixels = form.read(path, record.item, self.bands, named_bands(record))
+        if pixels.dtype == np.uint8:
+            self._check_kind("picture")
+            return pixels
+        self._check_kind("flux")
+        return clean_flux(pixels, background=self.options.background)
 
     def read(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """The whole cut-out, see `pixels`; nothing in it is random."""

@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, MissingExtraError, require
-from data_adapters.galaxy.bands import COMPANION, FILTER_NAME, NAME_BANDS, choose, header_band, plane_bands
-from data_adapters.galaxy.sky import locate
+from data_adapters.galaxy.metadata import (
+    COMPANION,
+    COMPANION_FILE,
+    FILTER_NAME,
+    NAME_BANDS,
+    Bands,
+    Cutout,
+    CutoutFile,
+    choose,
+    header_band,
+    locate,
+    plane_bands,
+)
 from data_adapters.sentinels import blanked, marked
 
 SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".fits.z")
@@ -31,26 +42,42 @@ class FitsImage:
     planes: tuple[tuple[int, int | None], ...]  # (extension, plane of a cube or None)
 
 
-def fits_info(path: Path | str, wanted: tuple[str, ...] | None) -> tuple[FitsImage, dict[str, float]]:
-    """Headers only: the image, and its place as `sky.locate` tells it.
+def inspect(path: Path, wanted: Bands) -> CutoutFile:
+    """Headers only: the image, and its place as `metadata.locate` tells it.
 
     `wanted`: the archive's bands, or None for those that the file or a catalogue names.
 
     Raises:
-        BadFileError: no image, several images that are no bands of one, or other bands.
+        BadFileError: no image, several images that are no bands of one, other bands, or a companion of an image by the
+            survey's file name.
     """
+    if COMPANION_FILE.search(path.name):
+        raise BadFileError(
+            "a weight map, mask or model, by the survey's file name",
+            remedy="Skipped, no error: the images beside it are read. If it is an image, rename it.",
+            path=path,
+        )
     with _opened(path) as hdus:
         image = _layout(hdus, wanted, None, unnamed=True)
-        return image, locate(hdus[image.planes[0][0]].header, hdus[0].header)
+        place = locate(hdus[image.planes[0][0]].header, hdus[0].header)
+    return CutoutFile(
+        kind="flux",
+        planes=image.found,
+        count=image.count,
+        width=image.width,
+        height=image.height,
+        bits=image.bits,
+        images=(Cutout(facts={"unit": image.unit, **place} if image.unit else place),),
+    )
 
 
-def read_fits(path: Path | str, wanted: tuple[str, ...] | None, named: tuple[str, ...] | None = None) -> np.ndarray:
+def read(path: Path, item: str, wanted: Bands, named: Bands) -> np.ndarray:
     """Flux as stored (BSCALE, BZERO and BLANK applied): (height, width, bands) float32 in native byte order.
 
-    `named`: the planes' names by the catalogue, where the headers give none.
+    `named`: the planes' names by the catalogue, where the headers give none. A file has one item.
 
     Raises:
-        BadFileError: as `fits_info`, or damaged data.
+        BadFileError: as `inspect`, or damaged data.
     """
     with _opened(path) as hdus:
         image = _layout(hdus, wanted, named)

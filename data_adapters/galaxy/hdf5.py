@@ -1,17 +1,16 @@
 """HDF5 tables of cut-outs in the manner of Galaxy10: `images` with one row a galaxy, and columns beside it."""
 
-import os
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_adapters.errors import BadFileError, MissingExtraError, require
-from data_adapters.galaxy.bands import choose
-from data_adapters.galaxy.flux import MAX_BLANK, too_blank
+from data_adapters.errors import BadFileError, require
+from data_adapters.galaxy.cutout import MAX_BLANK, too_blank
+from data_adapters.galaxy.metadata import Bands, Cutout, CutoutFile, Kind, choose
 from data_adapters.galaxy.options import MIN_SIDE, PICTURE_BANDS
+from data_adapters.openfiles import OpenFiles, damaged_hdf5, open_hdf5, own_dataset
 from data_adapters.sentinels import blanked, marked
 from data_adapters.tables import array_labels
 
@@ -20,12 +19,10 @@ IMAGES = ("images", "image")
 LABELS = ("ans", "label", "labels")
 COLUMNS = {"ra": "ra", "dec": "dec", "pxscale": "pixel_scale", "redshift": "redshift"}  # column -> key of meta
 FILL_VALUES = ("_FillValue", "missing_value")  # attributes of netCDF's conventions: values that are no data
-MAX_OPEN = 8
-CHUNK_CACHE = 64 * 2**20  # bytes a file, as they are used: rows of a compressed chunk come from one decompression
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class CutoutTable:
     """The layout of one file: rows, the image's axes, and the planes to use in channel order."""
 
     dataset: str
@@ -33,7 +30,7 @@ class Table:
     axes: str  # of one row: "HW", "HWC" or "CHW"
     width: int
     height: int
-    kind: str
+    kind: Kind
     bits: int
     bands: tuple[str, ...]
     found: tuple[str, ...] | None  # the names of all planes, where the file gives them
@@ -42,51 +39,44 @@ class Table:
     sentinels: tuple[int | float, ...] = ()  # stored values that are no data
 
 
-class Hdf5Files:
-    """The eight files last used, open. A handle must not cross a fork, so each process opens its own."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._open: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
-
-    def get(self, path: Path | str) -> Any:
-        """The open file.
-
-        Raises:
-            BadFileError: it is no HDF5 file or is damaged.
-        """
-        if self._process != os.getpid():
-            self._process, self._open = os.getpid(), OrderedDict()
-        try:
-            stat = os.stat(path)
-            key = (str(path), stat.st_mtime_ns, stat.st_size)  # a file written anew is another file
-            if key in self._open:
-                self._open.move_to_end(key)
-                return self._open[key]
-            file = require("h5py", extra="galaxy").File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-        except MissingExtraError:
-            raise
-        except Exception as error:
-            raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.", path=path) from error
-        self._open[key] = file
-        if len(self._open) > MAX_OPEN:
-            self._open.popitem(last=False)  # closes with its last reference: another thread may be reading
-        return file
+OPEN_FILES = OpenFiles(limit=8)
 
 
-def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
+def inspect(path: Path, wanted: Bands) -> CutoutFile:
+    """Layout of a file, with label and measured values of each row.
+
+    Raises:
+        BadFileError: see `table_layout` and `columns`.
+    """
+    file = OPEN_FILES.get(path, open_hdf5)
+    table = table_layout(file, wanted)
+    rows = enumerate(zip(*columns(file, table), strict=True))
+    return CutoutFile(
+        kind=table.kind,
+        planes=table.found,
+        count=table.count,
+        width=table.width,
+        height=table.height,
+        bits=table.bits,
+        images=[Cutout(item=str(row), label=label, facts=facts) for row, (label, facts) in rows],
+    )
+
+
+def read(path: Path, item: str, wanted: Bands, named: Bands) -> np.ndarray:
+    """One row of a file, see `read_row`; the file itself names its planes."""
+    file = OPEN_FILES.get(path, open_hdf5)
+    return read_row(file, table_layout(file, wanted), int(item))
+
+
+def table_layout(file: Any, wanted: tuple[str, ...] | None) -> CutoutTable:
     """How the rows of an open file are to be read.
 
     Raises:
         BadFileError: no dataset of images, an unclear layout, or other bands than `wanted`.
     """
-    h5py = require("h5py", extra="galaxy")
-    name = next((key for key in IMAGES if key in file), None)
-    # Only what lies in this very file: a link or virtual dataset could point at any file of the machine.
-    if name is None or not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise BadFileError("no dataset 'images' in the file", remedy="Store the cut-outs as 'images', one row each.")
-    images = file[name]
-    if not isinstance(images, h5py.Dataset) or images.external or images.is_virtual:
+    name = next((key for key in IMAGES if key in file), "")
+    images = own_dataset(file, name) if name else None
+    if images is None:
         raise BadFileError("no dataset 'images' in the file", remedy="Store the cut-outs as 'images', one row each.")
     if images.dtype.kind not in "uif":
         raise BadFileError("images that are no numbers", remedy="Store integers or floats.")
@@ -98,7 +88,7 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
         raise BadFileError(f"8-bit pictures with {count} channels", remedy="Store grey or RGB, or flux as floats.")
     found = PICTURE_BANDS[count] if picture else _named(images, file, count)
     chosen, bands = choose(found, count, wanted)
-    return Table(
+    return CutoutTable(
         dataset=name,
         rows=images.shape[0],
         axes=axes,
@@ -114,7 +104,7 @@ def table_layout(file: Any, wanted: tuple[str, ...] | None) -> Table:
     )
 
 
-def read_row(file: Any, table: Table, row: int) -> np.ndarray:
+def read_row(file: Any, table: CutoutTable, row: int) -> np.ndarray:
     """One image, (height, width, bands): uint8 for pictures, native float32 for flux with NaN for fill values.
 
     Raises:
@@ -125,7 +115,7 @@ def read_row(file: Any, table: Table, row: int) -> np.ndarray:
     try:
         pixels = np.asarray(file[table.dataset][row])
     except Exception as error:  # h5py raises OSError or RuntimeError on damaged chunks
-        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.") from error
+        raise damaged_hdf5() from error
     if table.axes == "HW":
         pixels = pixels[..., None]
     elif table.axes == "CHW":
@@ -151,7 +141,7 @@ def _sentinels(images: Any, *, picture: bool) -> tuple[int | float, ...]:
     return tuple(value for value in found if isinstance(value, int | float))
 
 
-def columns(file: Any, table: Table) -> tuple[list[str | None], list[dict[str, float]]]:
+def columns(file: Any, table: CutoutTable) -> tuple[list[str | None], list[dict[str, float]]]:
     """Label and measured values of every row, as far as the file has them.
 
     Raises:
@@ -178,17 +168,15 @@ def columns(file: Any, table: Table) -> tuple[list[str | None], list[dict[str, f
 
 
 def _column(file: Any, name: str) -> np.ndarray:
-    h5py = require("h5py", extra="galaxy")
-    column = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
-    # As for images: a link or virtual dataset could point at any file of the machine.
-    if not isinstance(column, h5py.Dataset) or column.external or column.is_virtual:
+    column = own_dataset(file, name)
+    if column is None:
         raise BadFileError(
             f"'{name}' is no column of values in this file", remedy="Store one value for each image in the file itself."
         )
     try:
         return np.asarray(column[()])
     except Exception as error:  # h5py raises OSError or RuntimeError on damaged chunks
-        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.") from error
+        raise damaged_hdf5() from error
 
 
 def _axes(shape: tuple[int, ...]) -> str:

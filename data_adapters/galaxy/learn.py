@@ -9,7 +9,7 @@ import numpy as np
 
 from data_adapters.base import Record, mixed
 from data_adapters.errors import BadFileError, UserError
-from data_adapters.galaxy.field import source_fraction
+from data_adapters.galaxy.cutout import source_fraction
 from data_adapters.galaxy.options import GalaxyOptions
 
 SAMPLE = 256  # records that are read to measure the scales and the field
@@ -30,7 +30,7 @@ def learn(options: GalaxyOptions, records: Sequence[Record], read: Callable[[Rec
 
     Scales: those of the Legacy Surveys viewer where every record is in nanomaggies of known bands (scaled to the area
     of the pixel), else 1 / the median over up to 256 evenly spaced records of each band's 99.5 % quantile.
-    Field: the median over such records of `field.source_fraction`, but no smaller than the part that has as many
+    Field: the median over such records of `cutout.source_fraction`, but no smaller than the part that has as many
     pixels as a global view: with more pixels than the archive gives there is nothing to win (measured for 64 px views
     of 224 px pictures: benchmarks/results/galaxies-field.md).
 

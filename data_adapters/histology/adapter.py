@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -29,18 +30,41 @@ from data_adapters.base import (
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
+from data_adapters.formats import FormatTable
 from data_adapters.groups import Places
-from data_adapters.histology import coords, dicom, files, groups, hdf5, mirax, regions, scale
-from data_adapters.histology.handles import Handles
+from data_adapters.histology import coords, hdf5, regions
+from data_adapters.histology.formats import (
+    DICOM,
+    FORMATS,
+    KEY,
+    MIRAX,
+    Handles,
+    HistologyFormat,
+    MixedFormat,
+    SlideFormat,
+    SlideInstance,
+    TileFormat,
+    TileTableFormat,
+    format_of,
+    mirax_files,
+    slide_instance,
+    slide_meta,
+    tile_meta,
+    tile_table,
+    tissue_of,
+    too_small,
+)
 from data_adapters.histology.ops import resize
 from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import Recipe, Source
-from data_adapters.histology.tiles import SUFFIXES as TILE_SUFFIXES
-from data_adapters.histology.tiles import read_tile
+from data_adapters.record import files_of
 
 SCALE_SAMPLE = 1000  # records by which `fit` tells whether the archive has a scale
 # Known to labs, unknown to openslide: the reason says more than "not a format".
 _FOREIGN = (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff")
+TCGA = "TCGA patient"
+# Project, tissue source site, participant: the first 12 characters of a TCGA barcode name the patient.
+_TCGA = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 
 
 class HistologyAdapter(BaseAdapter):
@@ -52,7 +76,8 @@ class HistologyAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "histology"
-    suffixes: ClassVar[tuple[str, ...]] = (*files.SLIDE_SUFFIXES, *TILE_SUFFIXES, *hdf5.SUFFIXES)
+    formats: ClassVar[FormatTable[HistologyFormat]] = FORMATS
+    suffixes: ClassVar[tuple[str, ...]] = formats.suffixes
     Options: ClassVar[type[AdapterOptions]] = HistologyOptions
     version: ClassVar[int] = 1
     small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
@@ -63,7 +88,7 @@ class HistologyAdapter(BaseAdapter):
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
         super().__init__(options, **kwargs)
-        self._handles = Handles()
+        self._handles = Handles(table=self.formats)
 
     @property
     def spec(self) -> Spec:
@@ -86,15 +111,15 @@ class HistologyAdapter(BaseAdapter):
             try:
                 yield self.settle(found)
             except BadFileError as error:
-                of_mirax = found.uri.lower().endswith(mirax.SUFFIX)  # its data files are no slides of their own
-                for path in (found.uri,) if of_mirax else found.meta.get("files", (found.uri,)):
+                of_mirax = found.uri.lower().endswith(MIRAX)  # its data files are no slides of their own
+                for path in (found.uri,) if of_mirax else files_of(found):
                     yield rejected(path, error)
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file; the files of one DICOM slide (one folder, one series) make one record, at the end."""
         series: dict[tuple[Path, str], list[Path]] = {}
         for found in self.each(self.look, self._of_their_own(paths), root):
-            if isinstance(found, dicom.SlideInstance):
+            if isinstance(found, SlideInstance):
                 series.setdefault((found.path.parent, found.series), []).append(found.path)
             else:
                 yield from found
@@ -108,13 +133,13 @@ class HistologyAdapter(BaseAdapter):
                     yield slide
                     yield from (dataclasses.replace(slide, uri=str(p)) for p in others)
 
-    def look(self, path: Path, root: Path) -> dicom.SlideInstance | list[Record | Rejected]:
+    def look(self, path: Path, root: Path) -> SlideInstance | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
-        if path.suffix.lower() != ".dcm":
+        if path.suffix.lower() != DICOM:
             return self.try_inspect(path, root)
         try:
             check_content(path)
-            return dicom.slide_instance(path)
+            return slide_instance(path)
         except BadFileError as error:
             return [rejected(path, error)]
 
@@ -127,10 +152,10 @@ class HistologyAdapter(BaseAdapter):
         suffix = path.suffix.lower()
         if suffix in hdf5.SUFFIXES:
             return hdf5.companions(path)
-        if suffix == mirax.SUFFIX:
-            found = [path.with_suffix(""), *mirax.parts(path)[1:]]
+        if suffix == MIRAX:
+            found = [path.with_suffix(""), *mirax_files(path)[1:]]
         else:
-            found = [path.parent] if suffix == ".dcm" else []
+            found = [path.parent] if suffix == DICOM else []
         return found + ([] if self.options.coords is None else coords.names(self.options.coords, path))
 
     def _of_their_own(self, paths: Iterable[Path]) -> Iterator[Path]:
@@ -148,20 +173,21 @@ class HistologyAdapter(BaseAdapter):
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """One slide, one tile, or the rows of an HDF5 file."""
-        if path.suffix.lower() in hdf5.SUFFIXES:
-            return hdf5.records(path, files.row_table(path, self._handles), files.KEY)
-        if not files.is_slide(path):
-            return [Record(uri=str(path), group="", meta=files.tile_meta(path, self.options))]
-        case = dicom.slide_instance(path).case if path.suffix.lower() == ".dcm" else ""
-        meta = files.slide_meta(path, self._handles, self.options, tissue=True)
-        if path.suffix.lower() == mirax.SUFFIX:
-            meta = {**meta, "files": [str(part) for part in mirax.parts(path)]}
+        form = format_of(path, self.formats)
+        if isinstance(form, TileTableFormat):
+            return hdf5.records(path, tile_table(path, form, self._handles), KEY)
+        if isinstance(form, TileFormat):
+            return [Record(uri=str(path), group="", meta=tile_meta(path, form, self.options))]
+        case = slide_instance(path).case if path.suffix.lower() == DICOM else ""
+        meta = slide_meta(path, form, self._handles, self.options, tissue=True)
+        if len(files := form.files(path)) > 1:
+            meta = {**meta, "files": [str(file) for file in files]}
         return [Record(uri=str(path), group=case, grouped_by="DICOM patient or study" if case else "", meta=meta)]
 
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
         """The record with the group of its content or names, else of its place; a row of an HDF5 file has no name."""
-        is_slide = record.meta[files.KEY]["kind"] == "slide"
-        return places.settle(record if record.item else groups.by_name(record, root, is_slide=is_slide))
+        is_slide = record.meta[KEY]["kind"] == "slide"
+        return places.settle(record if record.item else by_name(record, root, is_slide=is_slide))
 
     def settle(self, record: Record) -> Record:
         """A scanned record with its catalogue values -> the same with `samples`, or refused.
@@ -169,15 +195,15 @@ class HistologyAdapter(BaseAdapter):
         Raises:
             BadFileError: mpp missing, absurd or too coarse; slide too small or with too little tissue for one region.
         """
-        own = record.meta[files.KEY]
+        own = record.meta[KEY]
         if own["kind"] != "slide":
-            scale.native_mpp(record.meta)
+            regions.native_mpp(record.meta)
             return record
-        pixel = scale.downsample(record.meta, self.options)
+        pixel = regions.downsample(record.meta, self.options)
         side = self.options.tile_px * pixel
         if max(side, self.options.prepared_size * pixel) > min(own["size"]):  # nothing is filled beyond the slide
-            raise files.too_small(self.options, Path(record.uri))
-        tissue = files.where(own)
+            raise too_small(self.options, Path(record.uri))
+        tissue = tissue_of(own)
         if tissue.most(side=side, size=tuple(own["size"])) < self.options.min_tissue:
             raise BadFileError(
                 "no region with enough tissue", remedy="Reduce min_tissue, or check the options stain and mpp."
@@ -196,12 +222,12 @@ class HistologyAdapter(BaseAdapter):
             BadFileError: the pixels cannot be read right.
         """
         path, meta = Path(record.uri), self._meta(record, tissue=True)
-        own, side_px = meta[files.KEY], self.options.tile_px
+        own, side_px = meta[KEY], self.options.tile_px
         if own["kind"] != "slide":
             return Source(pixels=self._tile(record, own), scaled=False)
         size = tuple(own["size"])
-        side = side_px * scale.draw_downsample(meta, self.options, size, rng)
-        corner = files.where(own).draw(rng, side=side, size=size, least=self.options.min_tissue)
+        side = side_px * regions.draw_downsample(meta, self.options, size, rng)
+        corner = tissue_of(own).draw(rng, side=side, size=size, least=self.options.min_tissue)
         reader = own.get("training_reader", "openslide")
         pixels = self._handles.source(path, corner=corner, side=side, out=side_px, reader=reader)
         return Source(pixels=pixels, scaled=True)
@@ -213,7 +239,7 @@ class HistologyAdapter(BaseAdapter):
     def fit(self, records: Sequence[Record]) -> "HistologyAdapter":
         """The adapter that knows whether its encoder saw images of a known scale."""
         chosen = records[:: max(1, len(records) // SCALE_SAMPLE)]
-        known = any("mpp" in record.meta or record.meta.get(files.KEY, {}).get("kind") == "slide" for record in chosen)
+        known = any("mpp" in record.meta or record.meta.get(KEY, {}).get("kind") == "slide" for record in chosen)
         fitted = copy.copy(self)  # through __getstate__, so without open files
         fitted.options = self.options.model_copy(update={"known_scale": known})
         return fitted
@@ -228,9 +254,9 @@ class HistologyAdapter(BaseAdapter):
         unknown: list[int] = []
         other: list[int] = []
         for row, record in enumerate(records):
-            of_slide, marked = record.meta[files.KEY]["kind"] == "slide", record.meta.get("region")
+            of_slide, marked = record.meta[KEY]["kind"] == "slide", record.meta.get("region")
             try:
-                native = scale.native_mpp(record.meta)
+                native = regions.native_mpp(record.meta)
             except BadFileError:  # of a request: `prepare` refuses the item
                 continue
             if of_slide and (native is not None or not isinstance(marked, list | tuple)):
@@ -240,7 +266,7 @@ class HistologyAdapter(BaseAdapter):
                 unknown.append(row)
                 continue
             side = min(marked[2:] if isinstance(marked, list | tuple) else record.meta["size"])
-            if not low / scale.ENLARGE <= native * side / o.prepared_size <= high * scale.ENLARGE:
+            if not low / regions.ENLARGE <= native * side / o.prepared_size <= high * regions.ENLARGE:
                 other.append(row)
         names = sorted(set(kinds), reverse=True)
         one, all_of_them = " or ".join(names), f"{len(kinds):,} {' and '.join(f'{name}s' for name in names)}"
@@ -280,9 +306,9 @@ class HistologyAdapter(BaseAdapter):
         path, out = Path(record.uri), self.options.prepared_size
         marked = isinstance(record.meta.get("region"), list | tuple)
         meta = self._meta(record, tissue=not marked)
-        own = meta[files.KEY]
+        own = meta[KEY]
         if own["kind"] != "slide":
-            scale.native_mpp(meta)  # a scan checks it, but a request may bring its own
+            regions.native_mpp(meta)  # a scan checks it, but a request may bring its own
             pixels = self._tile(record, own)
             fields = [_fit(_cut(pixels, regions.marked_region(meta, pixels.shape[1::-1])), out)]
         else:
@@ -298,35 +324,43 @@ class HistologyAdapter(BaseAdapter):
         """Side (level-0 pixels) and corners of the tiles that stand for a slide or a region of it."""
         o = self.options
         if region is None:
-            side = o.prepared_size * scale.downsample(meta, o)
-            return side, files.where(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
-        unknown = o.mpp is not None and scale.native_mpp(meta) is None
-        side = min(region[2:]) if unknown else o.prepared_size * scale.downsample(meta, o)
+            side = o.prepared_size * regions.downsample(meta, o)
+            return side, tissue_of(own).grid(side=side, size=size, least=o.min_tissue, count=o.tiles)
+        unknown = o.mpp is not None and regions.native_mpp(meta) is None
+        side = min(region[2:]) if unknown else o.prepared_size * regions.downsample(meta, o)
         return side, regions.cover(region, side=side, count=o.tiles)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
     def _tile(self, record: Record, own: dict[str, Any]) -> np.ndarray:
         path = Path(record.uri)
-        if own["kind"] == "row":
-            return files.row_table(path, self._handles).read(int(record.item))
-        return read_tile(path, grey=self.options.stain == "any")
+        form = self.formats.of(path)
+        if isinstance(form, TileTableFormat):
+            return tile_table(path, form, self._handles).read(int(record.item))
+        if isinstance(form, MixedFormat):
+            form = form.tile  # the scan looked into it
+        if not isinstance(form, TileFormat):
+            raise BadFileError("no tile", remedy="Scan the archive again.", path=path)
+        return form.read(path, self.options.stain == "any")
 
     def _is_coords(self, path: Path) -> bool:
         return self.options.coords is not None and path.is_relative_to(self.options.coords.resolve())
 
     def _meta(self, record: Record, *, tissue: bool) -> dict[str, Any]:
         """The record's meta; for a record that no scan made (an upload), completed from the file."""
-        own = record.meta.get(files.KEY)
+        own = record.meta.get(KEY)
         if own is not None and (own["kind"] != "slide" or "tissue" in own or "patches" in own or not tissue):
             return dict(record.meta)
         path = Path(record.uri)
-        if files.is_slide(path):
-            return {**files.slide_meta(path, self._handles, self.options, tissue=tissue), **record.meta}
-        return {**files.tile_meta(path, self.options), **record.meta}
+        form = format_of(path, self.formats)
+        if isinstance(form, SlideFormat):
+            return {**slide_meta(path, form, self._handles, self.options, tissue=tissue), **record.meta}
+        if isinstance(form, TileFormat):
+            return {**tile_meta(path, form, self.options), **record.meta}
+        raise BadFileError("a file of many tiles", remedy="Mark regions on slides and single tiles.", path=path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_handles": Handles(self._handles.limit)}
+        return {**super().__getstate__(), "_handles": Handles(self._handles.limit, self.formats)}
 
 
 def _without_mirax_data(paths: Iterable[Path]) -> Iterator[Path]:
@@ -350,3 +384,27 @@ def _fit(pixels: np.ndarray, side: int) -> np.ndarray:
     fitted = resize(pixels, (max(side, round(width * factor)), max(side, round(height * factor))))
     top, left = (fitted.shape[0] - side) // 2, (fitted.shape[1] - side) // 2
     return np.ascontiguousarray(fitted[top : top + side, left : left + side])
+
+
+def tcga_patient(name: str) -> str | None:
+    """The patient of a TCGA barcode at the start of `name`, or None."""
+    found = _TCGA.match(name)
+    return found.group().upper() if found else None
+
+
+def by_name(record: Record, root: Path, *, is_slide: bool) -> Record:
+    """A record without a group with that of its names, if they tell one: the patient, otherwise the slide.
+
+    A slide has the TCGA patient of its file's name, else that name (one slide, one case): equal names in two folders
+    are one group, as stains and scans of one case often lie so, and too fine a group leaks. A tile has the TCGA patient
+    of its file's name, or of the nearest folder below `root` that tells one.
+    """
+    if record.group:
+        return record
+    path = Path(record.uri)
+    folders = path.parent.relative_to(root).parts if path.is_relative_to(root) and path != root else ()
+    names = (path.stem, *(() if is_slide else reversed(folders)))
+    patient = next((found for name in names if (found := tcga_patient(name))), None)
+    if patient:
+        return dataclasses.replace(record, group=patient, grouped_by=TCGA)
+    return dataclasses.replace(record, group=path.stem, grouped_by="slide name") if is_slide else record

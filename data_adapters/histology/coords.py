@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.histology.hdf5 import COORDS, dataset
-from data_adapters.histology.slide import Header
+from data_adapters.histology.hdf5 import COORDS
+from data_adapters.histology.slide import SlideHeader
+from data_adapters.openfiles import own_dataset
 
 # CLAM: patches/STEM.h5; TRIDENT: patches/STEM_patches.h5. A folder "patches" below the given one is looked into too.
 NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5")
@@ -86,7 +87,7 @@ def names(folder: Path, path: Path) -> list[Path]:
     return [folder / name.format(path.stem) for name in NAMES]
 
 
-def find_patches(folder: Path, path: Path, header: Header) -> Patches:
+def find_patches(folder: Path, path: Path, header: SlideHeader) -> Patches:
     """The patches of the slide at `path` from a folder of CLAM or TRIDENT files.
 
     Raises:
@@ -102,7 +103,7 @@ def find_patches(folder: Path, path: Path, header: Header) -> Patches:
     h5py = require("h5py", extra="histology")
     try:
         with h5py.File(file, "r") as opened:
-            found = dataset(opened, COORDS)
+            found = own_dataset(opened, COORDS)
             corners = None if found is None else np.asarray(found)
             facts = {} if found is None else {**opened.attrs, **found.attrs}
     except OSError as error:
@@ -120,7 +121,7 @@ def find_patches(folder: Path, path: Path, header: Header) -> Patches:
     return patches
 
 
-def _side(facts: Mapping[str, Any], header: Header, path: Path) -> float:
+def _side(facts: Mapping[str, Any], header: SlideHeader, path: Path) -> float:
     """Side of a patch in level-0 pixels: TRIDENT says it, CLAM gives pixels of a level."""
     try:
         if "patch_size_level0" in facts:
@@ -138,7 +139,7 @@ def _side(facts: Mapping[str, Any], header: Header, path: Path) -> float:
     )
 
 
-def _check(patches: Patches, facts: Mapping[str, Any], header: Header, path: Path) -> None:
+def _check(patches: Patches, facts: Mapping[str, Any], header: SlideHeader, path: Path) -> None:
     told = [int(facts[name]) for name in ("level0_width", "level0_height") if name in facts]
     other = len(told) == 2 and tuple(told) != header.size
     # A patch may hang over the right and lower edge, which both tools allow; it may not begin outside.

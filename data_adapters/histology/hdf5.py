@@ -10,8 +10,9 @@ import numpy as np
 
 from data_adapters.base import Record
 from data_adapters.cache import ArrayCache, cache_key, default_folder
-from data_adapters.errors import BadFileError, UserError, require
+from data_adapters.errors import BadFileError, UserError
 from data_adapters.histology.tiles import MIN_SIDE
+from data_adapters.openfiles import damaged_hdf5, open_hdf5, own_dataset
 from data_adapters.tables import Table, array_labels
 
 SUFFIXES = (".h5", ".hdf5")
@@ -23,7 +24,6 @@ NAMES = {"0": "normal", "1": "tumor"}  # PatchCamelyon's own words for its label
 # PatchCamelyon writes the split into the file's name.
 SPLITS = {"_split_train_": "train", "_split_valid_": "val", "_split_test_": "test"}
 GROUP_COLUMNS = ("wsi", "patient", "slide_id")  # of the meta table, the first that is there
-CHUNK_CACHE = 64 * 2**20  # bytes: a scan in order decompresses each chunk once (h5py's 1 MiB may hold no chunk at all)
 # Bytes decompressed for a row, over the row's own, above which blocks of rows go to the cache instead.
 COSTLY = 8
 MAX_BLOCK_BYTES = 2**30
@@ -69,9 +69,7 @@ class TileTable:
                 return np.asarray(self.images[row])
             return self._cached(row, block)
         except OSError as error:
-            raise BadFileError(
-                "damaged or truncated HDF5 file", remedy="Copy the file again.", path=self.path
-            ) from error
+            raise damaged_hdf5(self.path) from error
 
     def labels(self) -> list[str | None] | None:
         """Labels beside the tiles, or None where the file has none.
@@ -82,7 +80,7 @@ class TileTable:
         name = next((name for name in LABELS if name in self._file), None)
         if name is None:
             return None
-        found = dataset(self._file, name)
+        found = own_dataset(self._file, name)
         if found is None:
             raise BadFileError(
                 f"'{name}' is no column of values in this file", remedy="Store one label for each tile in it."
@@ -90,7 +88,7 @@ class TileTable:
         try:
             return array_labels(np.asarray(found[()]), self.rows, of="tiles")
         except OSError as error:
-            raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.") from error
+            raise damaged_hdf5() from error
 
     def _cached(self, row: int, block: int) -> np.ndarray:
         """A row of a block that was decompressed once and is memory-mapped since."""
@@ -113,14 +111,10 @@ def open_tiles(path: Path) -> TileTable:
     Raises:
         BadFileError: no HDF5 file, coordinates without pixels, or tiles that are not 8-bit RGB.
     """
-    h5py = require("h5py", extra="histology")
-    try:
-        file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=10007)
-    except OSError as error:
-        raise BadFileError("damaged or truncated HDF5 file", remedy="Copy the file again.", path=path) from error
-    images = next((own for own in (dataset(file, name) for name in IMAGES) if own is not None), None)
+    file = open_hdf5(path, extra="histology")
+    images = next((own for own in (own_dataset(file, name) for name in IMAGES) if own is not None), None)
     if images is None:
-        if dataset(file, COORDS) is not None:
+        if own_dataset(file, COORDS) is not None:
             raise BadFileError(
                 "patch coordinates, not images",
                 remedy="Scan the slides, and name the folder of these files in the option coords.",
@@ -140,18 +134,6 @@ def open_tiles(path: Path) -> TileTable:
             f"tile under {MIN_SIDE} pixels wide or high", remedy="Cut tiles that show several cells.", path=path
         )
     return TileTable(path, file, images)
-
-
-def dataset(file: Any, name: str) -> Any:
-    """The dataset `name` of an open file, or None.
-
-    Only what lies in this very file: a link or virtual dataset could point at any file of the machine.
-    """
-    h5py = require("h5py", extra="histology")
-    if name not in file or not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        return None
-    found = file[name]
-    return found if isinstance(found, h5py.Dataset) and not found.external and not found.is_virtual else None
 
 
 def is_companion(path: Path) -> bool:
@@ -197,10 +179,9 @@ def _labels(path: Path, table: TileTable) -> list[str | None] | None:
     """Labels of the file `..._y.h5`, else of the tiles' own file."""
     if not path.is_file() or not path.stem.endswith("_y"):
         return table.labels()
-    h5py = require("h5py", extra="histology")
     try:
-        with h5py.File(path, "r") as file:
-            found = next((own for own in (dataset(file, name) for name in LABELS) if own is not None), None)
+        with open_hdf5(path, extra="histology") as file:
+            found = next((own for own in (own_dataset(file, name) for name in LABELS) if own is not None), None)
             if found is None:
                 raise BadFileError("a label file without labels", remedy=f"Store them as the dataset '{LABELS[0]}'.")
             labels = array_labels(np.asarray(found[()]), table.rows, of="tiles")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_adapters.histology.canvas import Canvas
+from data_adapters.histology.tiledtiff import Canvas
 
 MIN_SIGMA = 0.28  # pixels; a narrower Gaussian's neighbours weigh under 1/512, which is 0 in OpenCV's 8-bit kernels
 STEPS = ("brightness", "contrast", "saturation", "hue")

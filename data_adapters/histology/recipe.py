@@ -12,9 +12,9 @@ import numpy as np
 
 from data_adapters.augment.stain import hed_jitter
 from data_adapters.base import ViewKind
-from data_adapters.histology.canvas import Canvas
 from data_adapters.histology.ops import by_channel, colour_jitter, defocus, jpeg, random_crop, symmetry
 from data_adapters.histology.options import HistologyOptions
+from data_adapters.histology.tiledtiff import Canvas
 
 RATIO = (0.95, 1.05)  # the shape of nuclei is a feature, so views are hardly stretched
 ZOOM = (0.9, 1.1)

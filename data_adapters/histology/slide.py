@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.histology.canvas import Canvas
 from data_adapters.histology.ops import resize
-from data_adapters.histology.tiledtiff import TiledTiff
+from data_adapters.histology.tiledtiff import Canvas, TiledTiff
 
 # A broken pyramid must not make one small view decode gigapixels.
 MAX_REGION_PIXELS = 8192**2
@@ -23,7 +22,7 @@ ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class SlideHeader:
     """What a slide's header says.
 
     Attributes:
@@ -68,7 +67,7 @@ def open_slide(path: Path) -> Any:
         ) from error
 
 
-def header(slide: Any, path: Path) -> Header:
+def header(slide: Any, path: Path) -> SlideHeader:
     """The header of an open slide, checked.
 
     Raises:
@@ -84,7 +83,7 @@ def header(slide: Any, path: Path) -> Header:
                 remedy="Export one slide (not channels, a stack or several scenes) as a pyramidal TIFF.",
                 path=path,
             )
-    return Header(
+    return SlideHeader(
         size=(width, height),
         downsamples=tuple(float(d) for d in slide.level_downsamples),
         mpp=_mpp(slide, path),

@@ -1,6 +1,5 @@
 """Ready-made tiles: image files with 8-bit colour, decoded right or refused."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_adapters.errors import BadFileError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # and TIFF, which may be slides
 # Only decoders of these formats see the file, whatever its suffix claims.
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 # Pillow's own limit (a quarter of a GiB of RGB), where Pillow only warns.
@@ -28,15 +27,8 @@ _REFUSED = {
 _REMEDY = "Convert it to 8-bit RGB in the program that wrote it."
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileHeader:
-    """Width and height of a tile as it is looked at, after its EXIF orientation, pixels."""
-
-    size: tuple[int, int]
-
-
-def tile_header(path: Path, *, grey: bool) -> TileHeader:
-    """Header of a tile; the pixels are not decoded.
+def tile_size(path: Path, grey: bool) -> tuple[int, int]:
+    """Width and height of a tile as it is looked at, after its EXIF orientation, from its header; pixels.
 
     Args:
         path: of the image file.
@@ -51,10 +43,10 @@ def tile_header(path: Path, *, grey: bool) -> TileHeader:
         told = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         if told and image.getexif().get(_ORIENTATION, 1) >= 5:
             width, height = height, width
-    return TileHeader(size=(width, height))
+    return width, height
 
 
-def read_tile(path: Path, *, grey: bool) -> np.ndarray:
+def read_tile(path: Path, grey: bool) -> np.ndarray:
     """One tile, upright, transparency on white.
 
     Colour values are as stored: ICC profiles are not applied, as for slides and in published foundation models.
@@ -67,7 +59,7 @@ def read_tile(path: Path, *, grey: bool) -> np.ndarray:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        BadFileError: as `tile_header`, and for damaged or truncated pixels.
+        BadFileError: as `tile_size`, and for damaged or truncated pixels.
     """
     with _open(path, grey=grey) as image:
         try:

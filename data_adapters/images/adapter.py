@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from data_adapters import raster
 from data_adapters.augment.resize import middle_square
 from data_adapters.base import (
     IMAGENET_MEAN,
@@ -20,10 +19,12 @@ from data_adapters.base import (
     to_tensor,
 )
 from data_adapters.errors import BadFileError
-from data_adapters.images import arrays
-from data_adapters.images.intensity import map_intensity, require_policy
+from data_adapters.formats import FormatTable
+from data_adapters.images.formats import FORMATS, ImageFormat
 from data_adapters.images.options import MIN_SIDE, ImagesOptions
 from data_adapters.images.recipe import Recipe
+
+PERCENTILES = (0.5, 99.5)  # that intensity=percentile maps to 0 and 1 where no others are given
 
 
 class ImagesAdapter(BaseAdapter):
@@ -34,7 +35,8 @@ class ImagesAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "images"
-    suffixes: ClassVar[tuple[str, ...]] = (*raster.SUFFIXES, ".npy")
+    formats: ClassVar[FormatTable[ImageFormat]] = FORMATS
+    suffixes: ClassVar[tuple[str, ...]] = formats.suffixes
     Options: ClassVar[type[ImagesOptions]] = ImagesOptions
     prepares_any_size: ClassVar[bool] = True
 
@@ -53,20 +55,16 @@ class ImagesAdapter(BaseAdapter):
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """The header of one file -> one record."""
-        if path.name.lower().endswith(".npy"):
-            height, width, channels, dtype = arrays.npy_info(path)
-        else:
-            info = raster.raster_info(path)
-            height, width, channels, dtype = info.height, info.width, info.channels, info.dtype
-        if min(height, width) < MIN_SIDE:
+        info = self.formats.of(path).info(path)
+        if min(info.height, info.width) < MIN_SIDE:
             raise BadFileError(
                 f"a side of less than {MIN_SIDE} pixels",
                 remedy="Give the full-size picture, or leave it out.",
                 path=path,
             )
-        self._check_channels(channels)
-        require_policy(dtype, self.options.intensity)
-        meta = {"size": [width, height], "bits": dtype.itemsize * 8, "channels": channels}
+        self._check_channels(info.channels)
+        require_policy(info.dtype, self.options.intensity)
+        meta = {"size": [info.width, info.height], "bits": info.bits, "channels": info.channels}
         return [Record(uri=str(path), group="", meta=meta)]
 
     def _check_channels(self, channels: int) -> None:
@@ -84,7 +82,7 @@ class ImagesAdapter(BaseAdapter):
             BadFileError: damaged, of another number of channels, or of a depth without a policy.
         """
         path = Path(record.uri)
-        image = arrays.read_npy(path) if path.name.lower().endswith(".npy") else raster.read_raster(path)
+        image = self.formats.of(path).read(path)
         image = image[:, :, None] if image.ndim == 2 else image
         self._check_channels(image.shape[2])
         o = self.options
@@ -112,3 +110,39 @@ class ImagesAdapter(BaseAdapter):
         The same as resizing the short side and cropping the middle. Raises BadFileError as `pixels` does.
         """
         return to_tensor(middle_square(self.pixels(record), self.options.prepared_size))[None]
+
+
+def require_policy(dtype: np.dtype[np.generic], policy: str) -> None:
+    """Refuse anything but 8-bit images while the policy is the default `dtype8`.
+
+    Raises:
+        BadFileError: the values' meaning is unknown.
+    """
+    if policy == "dtype8" and dtype != np.uint8:
+        raise BadFileError(
+            f"{dtype.name} values, which have no natural range",
+            remedy="Set the option intensity to percentile (each image) or window (with intensity_range=low,high).",
+        )
+
+
+def map_intensity(image: np.ndarray, *, policy: str, bounds: tuple[float, float] | None) -> np.ndarray:
+    """(H, W, C) of any real dtype -> uint8 unchanged (`dtype8`) or float32 in [0, 1].
+
+    `percentile` maps two percentiles of the image, over all its channels together, to 0 and 1; it forgets absolute
+    brightness. `window` maps two fixed values and keeps it. Both cut what lies outside, which is their purpose.
+
+    Raises:
+        BadFileError: no policy for this depth, NaN or infinite values, or an image of one value under `percentile`.
+    """
+    require_policy(image.dtype, policy)
+    if policy == "dtype8":
+        return image
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise BadFileError("NaN or infinite values", remedy="Repair or leave out the image.")
+    values = image.astype(np.float32)
+    low, high = np.percentile(values, bounds or PERCENTILES) if policy == "percentile" else (bounds or (0.0, 1.0))
+    if not low < high:
+        raise BadFileError("an image of a single value", remedy="Leave it out, or use intensity=window.")
+    values -= np.float32(low)
+    values *= np.float32(1 / (high - low))
+    return np.clip(values, 0, 1, out=values)

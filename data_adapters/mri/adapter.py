@@ -2,7 +2,9 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +18,24 @@ from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
 from data_adapters.files import check_content
+from data_adapters.formats import FormatTable
 from data_adapters.groups import Places
-from data_adapters.mri import bids, containers, decoding, dicom, exported, nifti, paired, sequences, series
-from data_adapters.mri.geometry import Grid
+from data_adapters.mri import bids, dicom, sequences, series
+from data_adapters.mri.formats import (
+    FORMATS,
+    MRIFormat,
+    SliceFormat,
+    VolumeFormat,
+    cached_stack,
+    check_files,
+    guarded,
+    header_of,
+    load_stack,
+    volume_formats,
+)
+from data_adapters.mri.geometry import VoxelGrid
 from data_adapters.mri.options import MRIOptions
 from data_adapters.mri.recipe import Source, draw_slab, slab_augment
-from data_adapters.mri.subjects import by_bids, by_name
 from data_adapters.mri.volume import LAYOUT, Stack, resize, slicing_plane, spread, square_slice, usable
 from data_adapters.record import BY_FILE, BY_PATIENT
 
@@ -29,7 +43,6 @@ SLICES_PER_SAMPLE = 8  # an epoch draws one slab for each 8 slices of a volume .
 MAX_SAMPLES = 16  # ... but a finely sliced volume must not crowd out the others
 MAX_VOXELS = 10**9  # 4 GB while decoding; a damaged or hostile header can claim more than any scanner makes
 THICK = 3  # slices are thick above this ratio of voxel sides (nnU-Net's threshold for anisotropic data)
-PACKED_DICOM = ".dcm.gz"
 NAMESAKES = (
     "%d DICOM images share a SOPInstanceUID with another image, but show something else: all are used. "
     "Whatever wrote them should give each image a UID of its own."
@@ -38,6 +51,15 @@ MIXED = (
     "%d DICOM series hold images of several patients under one SeriesInstanceUID: each patient's images are read as a "
     "series of their own. Check who belongs to which patient, and give each series a UID of its own."
 )
+# Which patient a file belongs to, where no catalogue says so, in this order: the BIDS entity sub-XX in the path; the
+# DICOM PatientID (unless it is one that de-identifiers write for everybody); the folder, as in every modality; the
+# file's name without a trailing contrast name (_T1, _flair). Too coarse a group costs folds, too fine a group leaks a
+# patient into both sides of a split: the rule leans to coarse.
+BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+CONTRAST = re.compile(
+    r"[_-](t1|t2|pd)?(w|c|ce|gd|w?ce|n)?$|[_-](flair|dwi|adc|swi|mra|bold|fa|b0|mprage)$", re.IGNORECASE
+)
+BY_NAME = "file name without its contrast"
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +72,8 @@ class MRIAdapter(BaseAdapter):
     """
 
     name: ClassVar[str] = "mri"
-    suffixes: ClassVar[tuple[str, ...]] = (*containers.SUFFIXES, *exported.SUFFIXES, *dicom.SUFFIXES, PACKED_DICOM)
+    formats: ClassVar[FormatTable[MRIFormat]] = FORMATS
+    suffixes: ClassVar[tuple[str, ...]] = formats.suffixes
     Options: ClassVar[type[MRIOptions]] = MRIOptions
     version: ClassVar[int] = 2  # 2: padding of DICOM is background
     small_size: ClassVar[int] = 128  # at 64, a lesion is a few pixels
@@ -82,22 +105,22 @@ class MRIAdapter(BaseAdapter):
         return sequences.combine(found, self.options) if self.options.sequences else found
 
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
-        """The record with the group of its patient by the rule of `subjects`."""
+        """The record with the group of its patient, by the rule beside `BIDS`."""
         record = places.settle(by_bids(record, root))
         return by_name(record) if record.grouped_by == BY_FILE and self.options.group_by != "file" else record
 
     def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
-        headers: list[dicom.Header] = []
+        headers: list[dicom.DicomHeader] = []
         # a pair is one record, under its header's name
-        single = (path for path in paths if path == root or not _has_header(path))
+        single = (path for path in paths if path == root or not self._has_header(path))
         for found in self.each(self.look, single, root):
-            if isinstance(found, dicom.Header):
+            if isinstance(found, dicom.DicomHeader):
                 headers.append(found)
             else:
                 yield from found
         hashed = self.each(self.look_pixels, series.suspects(headers))
-        digests = {found.path: found.digest for found in hashed if isinstance(found, dicom.Pixels)}
+        digests = {found.path: found.digest for found in hashed if isinstance(found, dicom.PixelDigest)}
         sorted_out = series.group_series(headers, digests)
         if sorted_out.namesakes:
             logger.warning(NAMESAKES, sorted_out.namesakes)
@@ -121,7 +144,7 @@ class MRIAdapter(BaseAdapter):
                 remedy="Skipped, no error: the first copy is used.",
             )
 
-    def look(self, path: Path, root: Path) -> dicom.Header | list[Record | Rejected]:
+    def look(self, path: Path, root: Path) -> dicom.DicomHeader | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         try:
             check_content(path)
@@ -131,7 +154,7 @@ class MRIAdapter(BaseAdapter):
             return [rejected(path, error)]
         return self.try_inspect(path, root)
 
-    def look_pixels(self, path: Path) -> dicom.Pixels | list[Record | Rejected]:
+    def look_pixels(self, path: Path) -> dicom.PixelDigest | list[Record | Rejected]:
         """The hash of one DICOM image's pixels, where its SOPInstanceUID is another's, too."""
         return dicom.pixels_of(path)
 
@@ -144,29 +167,31 @@ class MRIAdapter(BaseAdapter):
 
     def companions(self, path: Path) -> Iterable[Path]:
         """The data file of a header file, and the BIDS sidecars that apply."""
-        name = path.name.lower()
-        pairs = [(data, path.name[: -len(head)]) for data, head in nifti.PAIRS.items() if name.endswith(head.lower())]
-        beside = [path.with_name(stem + kind) for data, stem in pairs for kind in (data, data.upper())]
-        return beside + bids.sidecars(path)
+        return [data for one in volume_formats(self.formats) for data in one.data_of(path)] + bids.sidecars(path)
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """Headers of one file below the archive's folder `root`."""
-        lower = path.name.lower()
-        if lower.endswith(PACKED_DICOM):
+        if path.name.lower().endswith(dicom.PACKED):
             raise BadFileError("compressed DICOM file (.dcm.gz)", remedy="Unpack it with gunzip.", path=path)
         if dicom.is_dicom(path, others=self.suffixes):
             return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)])]
-        if lower.endswith(exported.SUFFIXES):
-            picture = exported.read_header(path)
+        path = header_of(path, self.formats) or path
+        form, o = self.formats.of(path), self.options
+        if isinstance(form, SliceFormat):
+            picture = form.read_header(path)
             meta = {"reader": "exported", "size": list(picture.size), "bits": picture.bits, **bids.facts(path)}
             return [Record(uri=str(path), group="", meta=meta)]
-        path = containers.header_of(path) or path
-        o = self.options
-        header = containers.read_header(path, volume=o.volume, sides_matter=not o.flip)
+        if not isinstance(form, VolumeFormat):
+            raise BadFileError("not a readable DICOM file", remedy="Export it again.", path=path)
+        header = form.read_header(path, volume=o.volume, sides_matter=not o.flip)
         meta = {"reader": "nifti", "bits": header.bits, "files": list(header.files), **bids.facts(path)}
         return [self._volume_record(path, "", header.grid, meta)]
 
-    def _dicom_record(self, members: list[dicom.Header]) -> Record:
+    def _has_header(self, path: Path) -> bool:
+        header = header_of(path, self.formats)
+        return header is not None and header.is_file()
+
+    def _dicom_record(self, members: list[dicom.DicomHeader]) -> Record:
         first = members[0]
         dicom.permit(members, self.options)
         meta = {"bits": first.bits, "files": [str(header.path) for header in members], **first.facts}
@@ -187,7 +212,7 @@ class MRIAdapter(BaseAdapter):
             meta["mirror"] = int(np.abs(first.orientation[:3]).argmax()) == 0  # columns run from right to left
         return Record(uri=str(first.path), group=group, grouped_by=BY_PATIENT if group else "", meta=meta)
 
-    def _volume_record(self, path: Path, group: str, grid: Grid, meta: dict[str, Any]) -> Record:
+    def _volume_record(self, path: Path, group: str, grid: VoxelGrid, meta: dict[str, Any]) -> Record:
         if math.prod(grid.size) > MAX_VOXELS:
             raise BadFileError("more than 10^9 voxels", remedy="Give a coarser volume or parts of it.", path=path)
         plane = slicing_plane(shape=grid.size, spacing=grid.spacing, plane=self.options.plane)
@@ -219,8 +244,8 @@ class MRIAdapter(BaseAdapter):
             stacks = {name: self._stack(part, store=True) for name, part in members.items()}
             common: dict[str, Any] = {"rng": rng, "slab_mm": o.slab_mm, "mirror": o.flip, "dropout": o.sequence_dropout}
             if o.combine == "channels":
-                return paired.draw_channels([stacks.get(name) for name in o.sequences], **common)
-            return paired.draw_paired(stacks, members, plane=o.plane, channels=o.channels, **common)
+                return sequences.draw_channels([stacks.get(name) for name in o.sequences], **common)
+            return sequences.draw_paired(stacks, members, plane=o.plane, channels=o.channels, **common)
         stack = self._stack(record, store=True)
         return draw_slab(stack, rng=rng, slab_mm=o.slab_mm, channels=o.channels, mirror=o.flip)
 
@@ -240,7 +265,7 @@ class MRIAdapter(BaseAdapter):
             if o.combine == "views":
                 return torch.cat([self.prepare(part) for part in members.values()])
             stacks = {name: self._stack(part, store=False) for name, part in members.items()}
-            images = paired.prepare_channels(
+            images = sequences.prepare_channels(
                 [stacks.get(name) for name in o.sequences], slices=o.slices, size=o.prepared_size
             )
             return torch.stack([to_tensor(image) for image in images])
@@ -258,8 +283,8 @@ class MRIAdapter(BaseAdapter):
             for part in sequences.parts(record).values():
                 self.verify(part)
             return
-        decoding.check_files(record)
-        decoding.guarded(record, lambda one: decoding.load_stack(one, self.options))
+        check_files(record)
+        guarded(record, lambda one: load_stack(one, self.options, self.formats))
 
     @cached_property
     def _cache(self) -> ArrayCache:
@@ -274,12 +299,23 @@ class MRIAdapter(BaseAdapter):
             "plane": o.plane,
             "volume": o.volume,
         }
-        return decoding.cached_stack(record, o, recipe=recipe, cache=self._cache, store=store)
+        return cached_stack(record, o, self.formats, recipe=recipe, cache=self._cache, store=store)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_cache"}
 
 
-def _has_header(path: Path) -> bool:
-    header = containers.header_of(path)
-    return header is not None and header.is_file()
+def by_bids(record: Record, root: Path) -> Record:
+    """A record of a file below `root` with the BIDS subject of its path, where it has one and no catalogue tells."""
+    if record.grouped_by not in ("", BY_PATIENT):
+        return record
+    path = Path(record.uri)
+    parts = path.relative_to(root).parts if path != root and path.is_relative_to(root) else (path.name,)
+    found = next((match for part in reversed(parts) if (match := BIDS.search(part))), None)
+    return replace(record, group=found.group(1), grouped_by="BIDS subject") if found else record
+
+
+def by_name(record: Record) -> Record:
+    """A record whose group is its file's path without suffix: with the name without the contrast."""
+    name = Path(record.group).name
+    return replace(record, group=CONTRAST.sub("", name) or name, grouped_by=BY_NAME)

@@ -33,20 +33,20 @@ LARGEST_SIDECAR = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
-class Name:
+class BidsName:
     """Entities and suffix of a file name: sub-01_ses-1_run-2_T1w.nii.gz."""
 
     entities: dict[str, str]
     suffix: str
 
 
-def parse(file_name: str) -> Name | None:
+def parse(file_name: str) -> BidsName | None:
     """The name's parts, or None where it is no BIDS name."""
     *entities, suffix = file_name.split(".", 1)[0].split("_")
     found = [ENTITY.fullmatch(part) for part in entities]
     if not SUFFIX.fullmatch(suffix) or not all(found):
         return None
-    return Name(entities={match[1]: match[2] for match in found if match}, suffix=suffix)
+    return BidsName(entities={match[1]: match[2] for match in found if match}, suffix=suffix)
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,22 +14,26 @@ from torch import Tensor
 
 from data_adapters.base import Augment, Record, Rejected, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
-from data_adapters.mri import decoding, sequences
+from data_adapters.mri import sequences
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.cube import (
+    Box,
     Cubes,
     canonical_cubes,
     draw_window,
     stacked,
     unit_volume,
     whole,
+    window_about,
     window_side,
     windows,
 )
 from data_adapters.mri.cube_options import MRI3DOptions
-from data_adapters.mri.cube_sequences import draw_channels, draw_paired, in_order
 from data_adapters.mri.cube_views import CubeSource, Source, cube_augment
+from data_adapters.mri.formats import SLICE_READERS, check_files, find, guarded, load_volume
+from data_adapters.mri.sequences import kept
 from data_adapters.mri.volume import Volume
+from data_adapters.record import files_of
 
 MIN_PLANES = 16  # along each axis; fewer are a slab, which 2.5-D shows as well
 FEWEST = 8  # ... and along each axis after resampling: a volume of microscopy at 1 mm would be a few voxels
@@ -122,7 +127,7 @@ class MRI3DAdapter(MRIAdapter):
                 self.verify(part)
             return
         for part in _members(record):
-            decoding.check_files(part)
+            check_files(part)
         self._decode(record)
 
     def _channels(self, record: Record, cubes: Cubes) -> list[np.ndarray | None]:
@@ -132,13 +137,13 @@ class MRI3DAdapter(MRIAdapter):
         return in_order(cubes, present=list(sequences.parts(record)), sequences=self.options.sequences)
 
     def _decode(self, record: Record) -> Cubes:
-        volumes = [decoding.guarded(part, self._unit_volume) for part in _members(record)]
-        return decoding.guarded(record, lambda _: canonical_cubes(volumes, spacing_mm=self.options.spacing_mm))
+        volumes = [guarded(part, self._unit_volume) for part in _members(record)]
+        return guarded(record, lambda _: canonical_cubes(volumes, spacing_mm=self.options.spacing_mm))
 
     def _unit_volume(self, record: Record) -> Volume:
-        if record.meta.get("reader") in decoding.SLICE_READERS:
+        if record.meta.get("reader") in SLICE_READERS:
             raise BadFileError("a single slice, no volume", remedy=f"{USE_SLICES}.")
-        return unit_volume(decoding.load_volume(record, self.options))
+        return unit_volume(load_volume(record, self.options, self.formats))
 
     def _cubes(self, record: Record, *, store: bool) -> Cubes:
         """The canonical form of a volume, or of a session's volumes on one grid; from the cache where it is there."""
@@ -146,11 +151,11 @@ class MRI3DAdapter(MRIAdapter):
         recipe = {
             "adapter": self.name,
             "version": self.version,
-            "volumes": [[part.item, len(decoding.files_of(part))] for part in _members(record)],
+            "volumes": [[part.item, len(files_of(part))] for part in _members(record)],
             "volume": o.volume,
             "spacing_mm": o.spacing_mm,
         }
-        key, entry = decoding.find(record, recipe=recipe, cache=self._cache, store=store)
+        key, entry = find(record, recipe=recipe, cache=self._cache, store=store)
         if entry is not None:
             return Cubes(voxels=entry.array("cubes"), box=entry.array("box"))
         cubes = self._decode(record)
@@ -162,3 +167,108 @@ class MRI3DAdapter(MRIAdapter):
 def _members(record: Record) -> list[Record]:
     """The records of the volumes that a record stands for."""
     return list(sequences.parts(record).values()) if sequences.is_session(record) else [record]
+
+
+@dataclass(frozen=True)
+class ChannelCubes:
+    """Registered sequences as channels; a missing one is black.
+
+    Attributes:
+        channels: each sequence, all cut to one window, or None where the session lacks it.
+        mirror: whether a view may be mirrored left to right.
+        dropout: chance that a view does without a sequence.
+    """
+
+    channels: tuple[CubeSource | None, ...]
+    mirror: bool
+    dropout: float
+
+    def draw(self, rng: np.random.Generator) -> Sequence[CubeSource | None]:
+        """The sequences that the view keeps."""
+        present = [index for index, cube in enumerate(self.channels) if cube is not None]
+        stays = kept(present, self.dropout, rng)
+        return [cube if index in stays else None for index, cube in enumerate(self.channels)]
+
+
+@dataclass(frozen=True)
+class PairedCubes:
+    """Windows about one place in several sequences; each view is drawn from one of them."""
+
+    cubes: tuple[CubeSource, ...]
+    mirror: bool
+
+    def draw(self, rng: np.random.Generator) -> Sequence[CubeSource | None]:
+        """One sequence, as the one channel of the view."""
+        return (self.cubes[rng.integers(len(self.cubes))],)
+
+
+def in_order(cubes: Cubes, *, present: Sequence[str], sequences: Sequence[str]) -> list[np.ndarray | None]:
+    """(D, H, W) uint16 of each of `sequences`, or None; `present` names the channels of `cubes`."""
+    by_name = dict(zip(present, cubes.voxels, strict=True))
+    return [by_name.get(name) for name in sequences]
+
+
+def draw_channels(
+    channels: Sequence[np.ndarray | None], *, rng: np.random.Generator, mirror: bool, dropout: float
+) -> ChannelCubes:
+    """One window of all sequences, (D, H, W) uint16 each, as large as `prepare` shows at once."""
+    window = draw_window(next(voxels.shape for voxels in channels if voxels is not None), rng)
+    return ChannelCubes(
+        channels=tuple(
+            None if voxels is None else CubeSource(voxels=voxels[window], mirror=mirror) for voxels in channels
+        ),
+        mirror=mirror,
+        dropout=dropout,
+    )
+
+
+def draw_paired(
+    records: Mapping[str, Record],
+    load: Callable[[Record], Cubes],
+    *,
+    rng: np.random.Generator,
+    mirror: bool,
+    dropout: float,
+) -> PairedCubes:
+    """Windows about one place of the scanner's space, from the sequences that the sample keeps.
+
+    The place is the middle of a window drawn from one kept sequence. Another joins with its window nearest to it, which
+    is all of it unless it is elongated, and stays away where its foreground does not reach the place.
+    """
+    names = list(records)
+    chosen = [names[i] for i in kept(range(len(names)), dropout, rng)]
+    lead = chosen[int(rng.integers(len(chosen)))]
+    cubes = {name: load(records[name]) for name in chosen}
+    window = draw_window(cubes[lead].voxels.shape[1:], rng)
+    middle = [(span.start + span.stop) / 2 for span in window]
+    place = ras_of(records[lead], cubes[lead]) @ [*middle, 1]
+    sources = []
+    for name in chosen:
+        box: Box | None = window
+        if name != lead:
+            there = np.linalg.solve(ras_of(records[name], cubes[name]), place)[:3]
+            box = window_about(cubes[name].voxels.shape[1:], there.tolist())
+        if box is not None:
+            sources.append(CubeSource(voxels=cubes[name].voxels[0][box], mirror=mirror))
+    return PairedCubes(cubes=tuple(sources), mirror=mirror)
+
+
+def ras_of(record: Record, cubes: Cubes) -> np.ndarray:
+    """(4, 4) matrix from a position in the cube, 0 to D, H, W from edge to edge, to RAS mm.
+
+    The record's affine counts from the middle of its first voxel; rows and columns of a cube run against A and R.
+    """
+    affine = np.vstack([np.reshape(record.meta["affine"], (3, 4)), [0, 0, 0, 1]])
+    step = (cubes.box[:, 1] - cubes.box[:, 0]) / np.array(cubes.voxels.shape[1:])
+    first = cubes.box[:, 0]
+    right, anterior = record.meta["size"][:2]
+    voxel = np.array(
+        [
+            [0, 0, -step[2], right - 0.5 - first[2]],
+            [0, -step[1], 0, anterior - 0.5 - first[1]],
+            [step[0], 0, 0, first[0] - 0.5],
+            [0, 0, 0, 1],
+        ]
+    )
+    matrix: np.ndarray = affine @ voxel
+    return matrix

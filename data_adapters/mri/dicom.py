@@ -18,6 +18,7 @@ from data_adapters.mri.options import MRIOptions
 from data_adapters.sentinels import Sentinel, darkened, marked
 
 SUFFIXES = (".dcm", ".ima")
+PACKED = ".dcm.gz"  # refused: no reader takes it
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
 # MR, Enhanced MR, Enhanced MR Color and Legacy Converted Enhanced MR Image Storage
 MR_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.4{kind}" for kind in ("", ".1", ".3", ".4"))
@@ -55,7 +56,7 @@ TAGS = (
 
 
 @dataclass(frozen=True, slots=True)  # an archive has as many of them in memory as it has DICOM files
-class Header:
+class DicomHeader:
     """The facts of one file that decide about series, geometry and group. Who it is never leaves the scan."""
 
     path: Path
@@ -77,7 +78,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelDigest:
     """A hash of an image's decoded pixels, which tells copies from other images under one SOPInstanceUID."""
 
     path: Path
@@ -107,7 +108,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def read_header(path: Path, *, modalities: tuple[str, ...]) -> Header:
+def read_header(path: Path, *, modalities: tuple[str, ...]) -> DicomHeader:
     """Read and judge one file's header; pixels are not decoded.
 
     Raises:
@@ -133,7 +134,7 @@ def read_header(path: Path, *, modalities: tuple[str, ...]) -> Header:
             raise BadFileError("damaged DICOM header", remedy="Export it again.", path=path) from error
 
 
-def permit(headers: Sequence[Header], options: MRIOptions) -> None:
+def permit(headers: Sequence[DicomHeader], options: MRIOptions) -> None:
     """Refuse kinds of images that only an option lets in; the kinds stand in `facts` in either case.
 
     Raises:
@@ -200,7 +201,7 @@ def _encapsulated(syntax: str) -> bool:
     return uid.is_transfer_syntax and bool(uid.is_compressed) if not uid.is_private else True
 
 
-def _header(data: Any, path: Path) -> Header:
+def _header(data: Any, path: Path) -> DicomHeader:
     spacing = _floats(data.get("PixelSpacing"), 2)
     if spacing is not None and min(spacing) <= 0:
         raise BadFileError("pixel spacing is zero", remedy="Correct the header, or export the series again.")
@@ -210,7 +211,7 @@ def _header(data: Any, path: Path) -> Header:
     name = str(data.get("PatientName", "") or "").strip(" ^")
     name = "" if NO_PATIENT.fullmatch(name) else name
     facts = _facts(data)
-    return Header(
+    return DicomHeader(
         path=path,
         series=str(data.get("SeriesInstanceUID", "") or ""),
         instance=str(data.get("SOPInstanceUID", "") or ""),
@@ -345,7 +346,7 @@ def load_slice(path: Path) -> np.ndarray:
         return darkened(*decode(open_dataset(path), path))
 
 
-def pixels_of(path: Path) -> Pixels:
+def pixels_of(path: Path) -> PixelDigest:
     """The hash of the decoded pixels; of the file's content where they cannot be decoded."""
     with quiet():
         try:
@@ -354,4 +355,4 @@ def pixels_of(path: Path) -> Pixels:
             content = repr(little.shape).encode() + little.tobytes()
         except Exception:  # whoever reads the pixels says what is wrong with them
             content = path.read_bytes()
-    return Pixels(path=path, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
+    return PixelDigest(path=path, digest=hashlib.blake2b(content, digest_size=16).hexdigest())

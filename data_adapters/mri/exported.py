@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_adapters.errors import BadFileError
-from data_adapters.raster_tiff import NODATA, without_nodata
+from data_adapters.raster import NODATA, without_nodata
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 BITS = {
@@ -28,21 +28,21 @@ GREY_TOLERANCE = 2  # grey levels between channels: rounding of JPEG's colour tr
 
 
 @dataclass(frozen=True)
-class Header:
+class SliceHeader:
     """`size`: (width, height) in pixels; `bits` of a pixel's value."""
 
     size: tuple[int, int]
     bits: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> SliceHeader:
     """Check an exported slice by its header.
 
     Raises:
         BadFileError: no readable image, several pages, or a pixel type that is no grey value.
     """
     with _opened(path) as image:
-        return Header(size=image.size, bits=BITS[image.mode])
+        return SliceHeader(size=image.size, bits=BITS[image.mode])
 
 
 def load(path: Path) -> np.ndarray:

@@ -30,7 +30,7 @@ SPLIT_REMEDY = "Set the option volume to mean, first or an index, or split the f
 
 
 @dataclass(frozen=True)
-class Grid:
+class VoxelGrid:
     """A volume in RAS order.
 
     Attributes:
@@ -45,10 +45,10 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Header:
+class VolumeHeader:
     """What a volume file says of itself: its `grid`, the `bits` of a voxel, and all `files` it is made of."""
 
-    grid: Grid
+    grid: VoxelGrid
     bits: int
     files: tuple[str, ...]
 
@@ -108,7 +108,7 @@ def single(array: np.ndarray) -> np.ndarray:
     return out
 
 
-def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> Grid:
+def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> VoxelGrid:
     """The grid that `to_ras` gives for an array of `shape` (its first three axes) under `affine`.
 
     Raises:
@@ -121,7 +121,7 @@ def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> Grid:
     for axis, target in enumerate(turn[:, 0].astype(int)):
         size[target], spacing[target] = int(shape[axis]), round(float(sizes[axis]), 4)
     turned = affine @ orientations.inv_ornt_aff(turn, tuple(shape[:3]))
-    return Grid(
+    return VoxelGrid(
         size=(size[0], size[1], size[2]),
         spacing=(spacing[0], spacing[1], spacing[2]),
         affine=tuple(round(float(value), 4) for value in turned[:3].ravel()),

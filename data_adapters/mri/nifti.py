@@ -6,6 +6,7 @@ units of length, and whether a file is gzipped (its content says so, not its nam
 
 import gzip
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nibabel import affines, filebasedimages, imageclasses, orientations, spatia
 from data_adapters.errors import BadFileError, require
 from data_adapters.mri.geometry import (
     UNUSABLE,
-    Header,
+    VolumeHeader,
     canonical_grid,
     check_affine,
     millimetres,
@@ -62,6 +63,13 @@ def header_of(path: Path) -> Path | None:
             found = [path.with_name(stem + h) for h in (header, header.lower(), header.upper())]
             return next((h for h in found if h.is_file()), found[0])
     return None
+
+
+def data_of(path: Path) -> list[Path]:
+    """Where the data file of a pair's header may lie; none for any other file."""
+    name = path.name.lower()
+    stems = [(data, path.name[: -len(head)]) for data, head in PAIRS.items() if name.endswith(head.lower())]
+    return [path.with_name(stem + suffix) for data, stem in stems for suffix in (data, data.upper())]
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ def _minc_scale(image: Any) -> np.ndarray:
 _PAIR_REMEDY = "Keep .hdr with .img, and .HEAD with .BRIK, in one folder."
 
 
-def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> Header:
+def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) -> VolumeHeader:
     """Check a file by its header.
 
     Args:
@@ -264,7 +272,7 @@ def read_header(path: Path, *, volume: VolumeChoice | None, sides_matter: bool) 
         for part in image.file_map.values()
         if part.filename is not None and Path(part.filename).is_file()
     }
-    return Header(grid=canonical_grid(shape, opened.affine), bits=dtype.itemsize * 8, files=tuple(files))
+    return VolumeHeader(grid=canonical_grid(shape, opened.affine), bits=dtype.itemsize * 8, files=tuple(files))
 
 
 def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
@@ -289,7 +297,7 @@ def load(path: Path, *, volume: VolumeChoice | None) -> Volume:
     return to_ras(single(array.reshape(shape)), opened.affine)
 
 
-def check_compression(files: tuple[str, ...]) -> None:
+def check_compression(files: Iterable[str]) -> None:
     """Read gzip files to their end, where their checksum is: a decoder stops after the last voxel and never sees it.
 
     Raises:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.mri.dicom import Header, decode, open_dataset, padding, quiet
-from data_adapters.mri.geometry import LPS_TO_RAS, Grid, canonical_grid, to_ras
+from data_adapters.mri.dicom import DicomHeader, decode, open_dataset, padding, quiet
+from data_adapters.mri.geometry import LPS_TO_RAS, VoxelGrid, canonical_grid, to_ras
 from data_adapters.mri.volume import Volume
 from data_adapters.sentinels import darkened, marked
 
@@ -28,7 +28,7 @@ LEAN, LEAN_MM = 0.045, 0.15  # sideways shift of a slice: per mm from the first 
 
 
 @dataclass(frozen=True)
-class Grouped:
+class SortedSeries:
     """DICOM files sorted into series.
 
     Attributes:
@@ -38,26 +38,26 @@ class Grouped:
         mixed: how many series hold images of several patients, and are split.
     """
 
-    groups: list[list[Header]]
-    copies: list[Header]
+    groups: list[list[DicomHeader]]
+    copies: list[DicomHeader]
     namesakes: int
     mixed: int
 
 
-def suspects(headers: Sequence[Header]) -> list[Path]:
+def suspects(headers: Sequence[DicomHeader]) -> list[Path]:
     """Files that may be copies: their pixels decide."""
     count = Counter(map(_name, headers))
     return [header.path for header in headers if count[_name(header)] > 1]
 
 
-def _name(header: Header) -> tuple[object, ...]:
+def _name(header: DicomHeader) -> tuple[object, ...]:
     """What copies have in common: the SOPInstanceUID or, without one, series and place."""
     if header.instance:
         return (header.instance,)
     return (header.person, header.series or str(header.path), header.position, header.orientation, header.echo_ms)
 
 
-def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grouped:
+def group_series(headers: Sequence[DicomHeader], digests: Mapping[Path, str]) -> SortedSeries:
     """Files by patient, study and series, without copies.
 
     A copy has the name, the place and the pixels of another file; `digests` are those of the `suspects`. An Enhanced
@@ -67,7 +67,7 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
     """
     by_number = {header.series for header in headers if header.patient}  # there, names are not asked
 
-    def person(header: Header) -> str:
+    def person(header: DicomHeader) -> str:
         return header.patient if header.series in by_number else header.person
 
     persons: dict[str, set[str]] = {}
@@ -75,9 +75,9 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
     for header in headers:
         persons.setdefault(header.series, set()).update({person(header)} - {""})
         studies.setdefault(header.series, set()).update({header.facts.get("session", "")} - {""})
-    groups: dict[tuple[object, ...], list[Header]] = {}
+    groups: dict[tuple[object, ...], list[DicomHeader]] = {}
     seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
-    copies: list[Header] = []
+    copies: list[DicomHeader] = []
     for header in headers:
         if header.path in digests:
             known = seen.setdefault(_name(header), set())
@@ -95,7 +95,7 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
             "not_magnitude" in header.facts,
         )
         groups.setdefault(key, []).append(header)
-    return Grouped(
+    return SortedSeries(
         groups=[echo for members in groups.values() for echo in split_echoes(members)],
         copies=copies,
         namesakes=sum(len(images) for name, images in seen.items() if len(images) > 1 and len(name) == 1),
@@ -103,9 +103,9 @@ def group_series(headers: Sequence[Header], digests: Mapping[Path, str]) -> Grou
     )
 
 
-def split_echoes(headers: list[Header]) -> list[list[Header]]:
+def split_echoes(headers: list[DicomHeader]) -> list[list[DicomHeader]]:
     """The images of each echo time, shortest first, where a series has several images at one position."""
-    echoes: dict[float, list[Header]] = {}
+    echoes: dict[float, list[DicomHeader]] = {}
     for header in headers:
         if header.echo_ms is None or header.position is None:
             return [headers]
@@ -115,7 +115,7 @@ def split_echoes(headers: list[Header]) -> list[list[Header]]:
     return [echoes[time] for time in sorted(echoes)]
 
 
-def _repeated(headers: Sequence[Header]) -> bool:
+def _repeated(headers: Sequence[DicomHeader]) -> bool:
     """Whether two images show one position, up to rounding."""
     first = headers[0]
     positions = np.array([header.position for header in headers], float)
@@ -126,7 +126,7 @@ def _repeated(headers: Sequence[Header]) -> bool:
     return bool((np.diff(places) < near).any())
 
 
-def series_grid(headers: Sequence[Header]) -> Grid:
+def series_grid(headers: Sequence[DicomHeader]) -> VoxelGrid:
     """Check that single-frame images form one regular volume, by their headers.
 
     Raises:
@@ -190,7 +190,7 @@ def stacked(positions: np.ndarray, orientation: np.ndarray, pixel_mm: np.ndarray
     return order, affine
 
 
-def multiframe_grid(path: Path) -> Grid:
+def multiframe_grid(path: Path) -> VoxelGrid:
     """Check that the frames of an Enhanced image form one regular volume.
 
     Raises:
@@ -272,7 +272,7 @@ def _no_volume(path: Path) -> BadFileError:
     return BadFileError("frames form no single regular volume", remedy=_CONVERT, path=path)
 
 
-def _plane(header: Header) -> np.ndarray:
+def _plane(header: DicomHeader) -> np.ndarray:
     return np.array([*(header.orientation or ()), *np.log(header.pixel_mm or ())])
 
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_adapters.base import Record, Rejected
+from data_adapters.record import files_of
 from data_adapters.scan.journal import Journal
 from data_adapters.scan.looks import AHEAD, NO_TEXT, RENAME, full, storable
 from data_adapters.scan.meter import Meter
 from data_adapters.scan.pool import Lost, Pool, Task
 from data_adapters.scan.words import Checked
-from data_adapters.scan.worker import describe, facts, files_of, relative, with_content
+from data_adapters.scan.worker import describe, facts, relative, with_content
 
 
 class Checks:

@@ -19,6 +19,7 @@ from data_adapters.base import Adapter, Record, Rejected, rejected
 from data_adapters.errors import MissingExtraError
 from data_adapters.identity import group_id, item_id
 from data_adapters.quiet import quiet_readers
+from data_adapters.record import files_of
 from data_adapters.registry import from_description
 from data_adapters.scan.codec import encode
 from data_adapters.scan.words import Checked, Missing, Ready, Result, pack
@@ -80,11 +81,6 @@ class Bench:
         if self._last[0] != key:
             self._last = (key, content_hash(files))
         return self._last[1]
-
-
-def files_of(record: Record) -> list[str]:
-    """Absolute paths of all files that make up a record."""
-    return list(record.meta.get("files", [record.uri]))
 
 
 def facts(stats: Iterable[os.stat_result], meta: str) -> str:

@@ -12,9 +12,9 @@ from shlex import quote
 from typing import Any
 
 from data_adapters.atomic import write_text
+from data_adapters.catalog import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
 from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
-from data_adapters.table_paths import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
 from data_adapters.tables import FIRST, NO_LABELS, NUMBER, PARTICIPANT, Table, count, meaning, one_style
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
