@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.hardware import cpu_name, publish
-from lejepa_med.objective.normality import TESTS, SlicedTest, floor_for, make_test
-from lejepa_med.objective.normality.multivariate import BHEP
+from lejepa_med.research.normality import TESTS, SlicedTest, floor_for, make_test
+from lejepa_med.research.normality.multivariate import BHEP
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 

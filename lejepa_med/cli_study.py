@@ -79,8 +79,8 @@ class StabilityCommand(CommonSettings):
         """Run the command; exit code 3 says that it was stopped and can be repeated."""
         from rich.console import Console
 
-        from lejepa_med.study.grid import Axes
-        from lejepa_med.study.stability import Grid
+        from lejepa_med.research.stability.cells import Axes
+        from lejepa_med.research.stability.grid import Grid
         from lejepa_med.training.loop import make_fabric
         from lejepa_med.training.resolve import resolve_machine
 

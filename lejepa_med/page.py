@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from lejepa_med import __version__
 
@@ -13,13 +13,13 @@ def render_page(package: str, template: str, *, filters: Mapping[str, Callable[.
     """A template as HTML.
 
     Args:
-        package: whose folder `templates` holds it.
+        package: whose folder `templates` holds it; a template may extend those of lejepa_med itself.
         template: file name.
         filters: for the template.
         values: names that the template uses, besides `version` and `written`; one that is missing is an error.
     """
     environment = Environment(
-        loader=PackageLoader(package, "templates"),
+        loader=ChoiceLoader([PackageLoader(package, "templates"), PackageLoader("lejepa_med", "templates")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,9 +7,6 @@ from data_adapters.base import Spec
 from lejepa_med.config import ModelConfig, ObjectiveConfig, PretrainConfig, VectorConfig
 from lejepa_med.methods.added import AddedTerms
 from lejepa_med.methods.base import Method
-from lejepa_med.methods.byol import BYOLMethod
-from lejepa_med.methods.contrast import ContrastMethod
-from lejepa_med.methods.dino import DINOMethod
 from lejepa_med.methods.lejepa import LeJEPAMethod
 from lejepa_med.methods.masked import MaskedMethod, patch_grid
 from lejepa_med.models.encoder import Encoder, create_encoder, is_convolutional
@@ -17,11 +14,14 @@ from lejepa_med.models.formation import Formation
 from lejepa_med.models.predictor import MLPPredictor, TransformerPredictor
 from lejepa_med.models.projector import DINOHead, Projector
 from lejepa_med.models.start import checkpoint_activations, freeze, start_from
-from lejepa_med.objective.contrast import BarlowTwins, SimCLR, VICReg
 from lejepa_med.objective.lejepa import LeJEPA, Weights
 from lejepa_med.objective.sigreg import SIGReg
 from lejepa_med.objective.spectral import SpectralEntropy
 from lejepa_med.objective.visreg import VISReg
+from lejepa_med.research.byol import BYOLMethod
+from lejepa_med.research.contrast import ContrastMethod
+from lejepa_med.research.contrast_losses import BarlowTwins, SimCLR, VICReg
+from lejepa_med.research.dino import DINOMethod
 
 
 def build_method(config: PretrainConfig, spec: Spec) -> Method:
@@ -92,7 +92,7 @@ def build_sigreg(config: ObjectiveConfig) -> nn.Module:
     assert config.slices is not None
     if config.test == "epps_pulley":
         return SIGReg(slices=config.slices, knots=config.knots, t_max=config.t_max)
-    from lejepa_med.objective.normality import make_test
+    from lejepa_med.research.normality import make_test
 
     test: nn.Module = make_test(config.test, slices=config.slices, knots=config.knots, t_max=config.t_max)
     return test

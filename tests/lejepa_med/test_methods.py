@@ -11,9 +11,9 @@ from torch import nn
 from lejepa_med.config import PretrainConfig
 from lejepa_med.methods import LeJEPAMethod, Method, StepOutput, build_method
 from lejepa_med.methods.added import AddedTerms
-from lejepa_med.methods.dino import DINOMethod
-from lejepa_med.methods.teacher import follow, make_teacher, momentum_at
 from lejepa_med.objective import SIGReg, variance_hinge
+from lejepa_med.research.dino import DINOMethod
+from lejepa_med.research.teacher import follow, make_teacher, momentum_at
 from lejepa_med.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain

@@ -135,6 +135,6 @@ def test_switches_build_what_they_name() -> None:
 
 @pytest.mark.parametrize("name", get_args(ObjectiveConfig.model_fields["test"].annotation))
 def test_every_named_test_can_be_built(name: str) -> None:
-    normality = pytest.importorskip("lejepa_med.objective.normality")
+    normality = pytest.importorskip("lejepa_med.research.normality")
     assert name in normality.TESTS
     assert callable(build.build_sigreg(make({"test": name}).objective))

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from lejepa_med.study.heat import HeatCell, heat_map
+from lejepa_med.research.stability.heat import HeatCell, heat_map
 from lejepa_med.training.report_plots import curves, plane, spectra
 from lejepa_med.training.svg import Axis, Series, make_axis, plot, thin
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lejepa_med.objective.normality import TESTS, make_test
+from lejepa_med.research.normality import TESTS, make_test
 
 POINTS, STEPS, SLICES, RATE = 128, 120, 8, 0.08
 FEW_MOMENTS = ("vcreg", "jarque_bera", "moments")

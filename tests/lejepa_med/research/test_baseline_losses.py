@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lejepa_med.objective.contrast import BarlowTwins, SimCLR, VICReg
-from lejepa_med.objective.distillation import DINOLoss, byol_loss
-from lejepa_med.objective.pairs import teacher_pairs, view_pairs
+from lejepa_med.research.contrast_losses import BarlowTwins, SimCLR, VICReg
+from lejepa_med.research.distillation import DINOLoss, byol_loss
+from lejepa_med.research.pairs import teacher_pairs, view_pairs
 
 
 def embeddings(*shape: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from benchmarks.normality import ALTERNATIVES, rejection_rates
-from lejepa_med.objective.normality import TESTS, make_test
+from lejepa_med.research.normality import TESTS, make_test
 
 NULL, REPS = 400, 100
 OMNIBUS = [name for name in TESTS if name != "vcreg"]

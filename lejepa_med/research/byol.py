@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from lejepa_med.methods.added import AddedTerms
 from lejepa_med.methods.base import Method, StepOutput, project
-from lejepa_med.methods.teacher import follow, make_teacher, momentum_at
 from lejepa_med.models.encoder import Encoder
-from lejepa_med.objective.distillation import byol_loss
+from lejepa_med.research.distillation import byol_loss
+from lejepa_med.research.teacher import follow, make_teacher, momentum_at
 
 
 class BYOLMethod(Method):

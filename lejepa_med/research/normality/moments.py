@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lejepa_med.objective.normality.base import SlicedTest
+from lejepa_med.research.normality.base import SlicedTest
 
 VARIANCE_GUARD = 1e-4
 """Variances below this are not divided by: scale-free shapes of a batch with a standard deviation under .01 are mostly

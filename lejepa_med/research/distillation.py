@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize, softmax
 
-from lejepa_med.objective.contrast import ViewLoss
-from lejepa_med.objective.pairs import teacher_pairs
+from lejepa_med.research.contrast_losses import ViewLoss
+from lejepa_med.research.pairs import teacher_pairs
 from lejepa_med.training.distributed import all_reduce_sum
 
 STUDENT_TEMPERATURE = 0.1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lejepa_med.objective.normality.base import NormalityTest, check_sizes
+from lejepa_med.research.normality.base import NormalityTest, check_sizes
 from lejepa_med.training.distributed import all_reduce_sum
 
 # Distances worked on at a time, a block of rows against the global batch: 16 MiB in float32.

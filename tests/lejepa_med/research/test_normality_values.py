@@ -10,12 +10,12 @@ from scipy import special, stats
 from torch import Tensor
 
 from lejepa_med.objective import SIGReg
-from lejepa_med.objective.normality import TESTS, SlicedTest, floor_for, make_test
-from lejepa_med.objective.normality.distribution import log_ndtr
-from lejepa_med.objective.normality.likelihood import Entropy
-from lejepa_med.objective.normality.moments import Moments
-from lejepa_med.objective.normality.multivariate import BHEP, HenzeZirkler
-from lejepa_med.objective.normality.shapiro import ShapiroWilk
+from lejepa_med.research.normality import TESTS, SlicedTest, floor_for, make_test
+from lejepa_med.research.normality.distribution import log_ndtr
+from lejepa_med.research.normality.likelihood import Entropy
+from lejepa_med.research.normality.moments import Moments
+from lejepa_med.research.normality.multivariate import BHEP, HenzeZirkler
+from lejepa_med.research.normality.shapiro import ShapiroWilk
 
 SLICED = [name for name in TESTS if isinstance(make_test(name), SlicedTest)]
 

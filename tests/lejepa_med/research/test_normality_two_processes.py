@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from lejepa_med.objective.normality import TESTS, make_test
+from lejepa_med.research.normality import TESTS, make_test
 from lejepa_med.training.distributed import all_gather_rows
 
 WORLD = 2

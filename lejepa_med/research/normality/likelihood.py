@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from lejepa_med.objective.normality.base import SlicedTest
-from lejepa_med.objective.normality.distribution import bernoulli_divergence, ordered
+from lejepa_med.research.normality.base import SlicedTest
+from lejepa_med.research.normality.distribution import bernoulli_divergence, ordered
 
 
 class NLL(SlicedTest):

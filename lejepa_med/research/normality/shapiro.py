@@ -8,9 +8,9 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from lejepa_med.objective.normality.base import SlicedTest
-from lejepa_med.objective.normality.distribution import ordered
-from lejepa_med.objective.normality.moments import location_and_scale, standardised
+from lejepa_med.research.normality.base import SlicedTest
+from lejepa_med.research.normality.distribution import ordered
+from lejepa_med.research.normality.moments import location_and_scale, standardised
 
 # Royston (1992), Statistics and Computing 2, 117-119: the two outermost coefficients as polynomials in 1/sqrt(n),
 # from the constant term (which is the normal score's share) to the fifth power.

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from lejepa_med.objective import SIGReg
-from lejepa_med.objective.normality import TESTS, make_test
-from lejepa_med.objective.normality.likelihood import Entropy
-from lejepa_med.objective.normality.moments import Moments
-from lejepa_med.objective.normality.multivariate import BHEP
+from lejepa_med.research.normality import TESTS, make_test
+from lejepa_med.research.normality.likelihood import Entropy
+from lejepa_med.research.normality.moments import Moments
+from lejepa_med.research.normality.multivariate import BHEP
 
 REPULSIVE = ("cramer_von_mises", "anderson_darling", "watson", "entropy", "nll")
 """The tests that pull an exactly collapsed batch apart."""
@@ -123,7 +123,7 @@ def test_blocks_of_the_pair_sums_do_not_change_the_result(monkeypatch: pytest.Mo
     z = normal(2, 23, 4, dtype=torch.float64)
     whole = gradient("bhep", z)
     for block in (1, 5 * 23):  # single rows; five rows, leaving a short block
-        monkeypatch.setattr("lejepa_med.objective.normality.multivariate._BLOCK", block)
+        monkeypatch.setattr("lejepa_med.research.normality.multivariate._BLOCK", block)
         for expected, got in zip(whole, gradient("bhep", z), strict=True):
             torch.testing.assert_close(got, expected)
 

@@ -13,7 +13,7 @@ class ContrastMethod(Method):
     Args:
         encoder: the backbone.
         projector: its head.
-        objective: `VICReg`, `BarlowTwins` or `SimCLR` of `lejepa_med.objective.contrast`.
+        objective: `VICReg`, `BarlowTwins` or `SimCLR` of `lejepa_med.research.contrast_losses`.
         added: further terms.
     """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from lejepa_med.objective.pairs import view_pairs
+from lejepa_med.research.pairs import view_pairs
 from lejepa_med.training.distributed import all_gather_rows
 
 

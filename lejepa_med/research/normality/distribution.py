@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lejepa_med.objective.normality.base import SlicedTest
+from lejepa_med.research.normality.base import SlicedTest
 
 
 class CramerVonMises(SlicedTest):

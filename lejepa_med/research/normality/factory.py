@@ -1,12 +1,12 @@
 """The tests by name."""
 
-from lejepa_med.objective.normality.base import NormalityTest, SlicedTest
-from lejepa_med.objective.normality.distribution import AndersonDarling, CramerVonMises, Watson
-from lejepa_med.objective.normality.likelihood import NLL, Entropy
-from lejepa_med.objective.normality.moments import JarqueBera, Moments, VCReg
-from lejepa_med.objective.normality.multivariate import BHEP, HenzeZirkler
-from lejepa_med.objective.normality.shapiro import ShapiroWilk
 from lejepa_med.objective.sigreg import SIGReg
+from lejepa_med.research.normality.base import NormalityTest, SlicedTest
+from lejepa_med.research.normality.distribution import AndersonDarling, CramerVonMises, Watson
+from lejepa_med.research.normality.likelihood import NLL, Entropy
+from lejepa_med.research.normality.moments import JarqueBera, Moments, VCReg
+from lejepa_med.research.normality.multivariate import BHEP, HenzeZirkler
+from lejepa_med.research.normality.shapiro import ShapiroWilk
 
 TESTS: dict[str, str] = {
     "epps_pulley": "SIGReg: characteristic function along random directions (the paper's choice)",

@@ -5,7 +5,7 @@
 `docs/method.md` compares them, `benchmarks/normality.py` measures them.
 """
 
-from lejepa_med.objective.normality.base import NormalityTest, SlicedTest
-from lejepa_med.objective.normality.factory import TESTS, floor_for, make_test
+from lejepa_med.research.normality.base import NormalityTest, SlicedTest
+from lejepa_med.research.normality.factory import TESTS, floor_for, make_test
 
 __all__ = ["TESTS", "NormalityTest", "SlicedTest", "floor_for", "make_test"]

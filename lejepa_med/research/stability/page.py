@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.atomic import write_text
-from lejepa_med.study.grid import Axes
-from lejepa_med.study.heat import HeatCell, heat_map
-from lejepa_med.study.page import render
+from lejepa_med.page import render_page
+from lejepa_med.research.stability.cells import Axes
+from lejepa_med.research.stability.heat import HeatCell, heat_map
 
 RANK, STD = "projector/effective_rank", "projector/std"
 FIGURES = {RANK: "Effective rank of the projector", STD: "Standard deviation of the projector (aim: 1)"}
@@ -45,8 +45,10 @@ def write_pages(root: Path, axes: Axes, results: Results) -> None:
     failed = [(name, result["reason"]) for name, result in results.items() if result["state"] == "failed"]
     write_text(
         root / "stability.html",
-        render(
+        render_page(
+            "lejepa_med.research.stability",
             "stability.html.j2",
+            filters={},
             title=f"Stability: {len(done)} of {len(cells)} cells",
             collapsed=sum(r["verdict"] == "collapsing" for r in alarming),
             diverged=sum(r["verdict"] == "diverging" for r in alarming),

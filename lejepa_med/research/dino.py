@@ -5,10 +5,10 @@ from torch import Tensor
 
 from lejepa_med.methods.added import AddedTerms
 from lejepa_med.methods.base import Method, StepOutput
-from lejepa_med.methods.teacher import follow, make_teacher, momentum_at
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.projector import DINOHead
-from lejepa_med.objective.distillation import DINOLoss
+from lejepa_med.research.distillation import DINOLoss
+from lejepa_med.research.teacher import follow, make_teacher, momentum_at
 
 HELD = 0.01  # share of the training in which the prototypes stand still: 1 epoch of 100 in the authors' code
 
