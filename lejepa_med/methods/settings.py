@@ -37,7 +37,7 @@ class MethodSettings(ObjectiveConfig):
     variance_hinge: float = Field(default=0.0, ge=0)
     """add this much of VICReg's hinge on the standard deviations: a guard that still pulls where SIGReg goes flat"""
     test: str = "epps_pulley"
-    """statistical test inside SIGReg: epps_pulley, cramer_von_mises, anderson_darling, or one of lejepa_med.research"""
+    """statistical test inside SIGReg: epps_pulley, cramer_von_mises, anderson_darling, or another of docs/method.md"""
     slices: int = Field(default=1024, ge=1)
     """random directions of each step; left out: 256 on a CPU, 1024 on a GPU"""
     knots: int = Field(default=17, ge=3)
