@@ -28,7 +28,7 @@ from lejepa_med.cli.runs import (
     StabilityCommand,
     VectorsCommand,
 )
-from lejepa_med.cli.settings import join_options
+from lejepa_med.cli.settings import join_options, with_method
 from lejepa_med.config import Section, issues
 from lejepa_med.ending import ended_by_signals
 from lejepa_med.errors import explained
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with ended_by_signals():
             try:
-                CliApp.run(Cli, cli_args=_joined(join_options(arguments)) or ["--help"])
+                CliApp.run(with_method(Cli, arguments), cli_args=_joined(join_options(arguments)) or ["--help"])
             finally:
                 _flush()
     except ValidationError as error:

@@ -42,8 +42,9 @@ class ScanCommand(Looking):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.training.archive import JOURNAL, scan
-        from lejepa_med.training.resolve import create_adapter, device_of, outlook, resolve_machine
+        from lejepa_med.archive import JOURNAL, scan
+        from lejepa_med.training.device import device_of
+        from lejepa_med.training.resolve import create_adapter, outlook, resolve_machine
 
         given, console = self.settings(), make_console()
         config = resolve_machine(given, device=device_of(given))
@@ -117,7 +118,7 @@ class SplitCommand(Columns):
         from rich.console import Console
 
         import data_adapters
-        from lejepa_med.training.archive import scan
+        from lejepa_med.archive import scan
 
         if self.modality is None:
             raise UserError(f"{self.source} is no manifest.parquet.", remedy="To split a folder, give its --modality.")

@@ -1,6 +1,7 @@
 """Commands about runs and their encoders. Heavy imports wait for the command."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -113,8 +114,7 @@ class SelectCommand(Columns):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.study.select import select, write_selection
-        from lejepa_med.study.show import print_selection
+        from lejepa_med.study.select import print_selection, select, write_selection
 
         given = self.model_dump(include={"alpha", "labels", *Columns.model_fields, "mixed", "device"})
         found = select(self.runs, **given)
@@ -165,19 +165,9 @@ class StabilityCommand(CommonSettings):
         """Run the command; exit code 3 says that it was stopped and can be repeated."""
         from rich.console import Console
 
-        from lejepa_med.study.grid import Axes
-        from lejepa_med.study.stability import Grid
-        from lejepa_med.training.loop import make_fabric
-        from lejepa_med.training.resolve import resolve_machine
-
-        base = self.settings()
-        backbones = self.backbones
-        if backbones is None:
-            chosen = resolve_machine(base, device=make_fabric(base).device.type).model.backbone
-            assert chosen is not None
-            backbones = [chosen]
-        axes = Axes(lambdas=self.lambdas, batches=self.batches, n_views=self.n_views, backbones=backbones)
+        run_grid = import_module("lejepa_med.research.stability").run_grid  # by name, as all of research
+        axes = {name: getattr(self, name) for name in ("lambdas", "batches", "n_views", "backbones")}
         given = {"steps": self.steps, "minutes": self.minutes_each, "records": self.records, "retry": self.retry}
-        if not Grid(base, axes, console=Console(stderr=True), **given).run():  # type: ignore[arg-type]
+        if not run_grid(self.settings(), axes, console=Console(stderr=True), **given):
             sys.exit(3)
         print(f"wrote {self.out}/stability.csv and {self.out}/stability.html")

@@ -22,12 +22,12 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.models.folder import read_info
 from lejepa_med.training import loop
 from lejepa_med.training.checkpoint import checkpoints
-from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.observe.watch import Watch
+from lejepa_med.training.monitor import Monitor
+from lejepa_med.training.optimizer import learning_rate
 from lejepa_med.training.plan import Plan, Planner, Revision
-from lejepa_med.training.schedule import learning_rate
+from lejepa_med.training.report import report_records
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 OPTIM = OptimConfig(lr=1.0)
@@ -132,7 +132,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
     monkeypatch.setattr(loop, "Plan", partial(Plan, clock=clock))
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(Watch, "ending", lambda self: 6.0 if self.state.step <= 4 else 2.0)
+    monkeypatch.setattr(Monitor, "ending", lambda self: 6.0 if self.state.step <= 4 else 2.0)
     yield clock
 
 
@@ -215,6 +215,6 @@ def test_the_end_of_a_run_on_volumes_is_counted_in_slices(
     fabric = lightning.Fabric(accelerator="cpu", devices=1)
     config = tiny(pictures, tmp_path, monitor={"online": False})
     state: Any = SimpleNamespace(module=torch.nn.Linear(1, 1))
-    watch = Watch(fabric, config, RunFolder(tmp_path), state, manifest=manifest, adapter=adapter)
-    monkeypatch.setattr(watch, "_record_cost", lambda: (0.1, 0.9, 9.0))
-    assert watch.ending() == pytest.approx(96 * (0.1 + 0.9) + 8 * 16 * 0.1)
+    monitor = Monitor(fabric, config, RunFolder(tmp_path), state, manifest=manifest, adapter=adapter)
+    monkeypatch.setattr(monitor, "_record_cost", lambda: (0.1, 0.9, 9.0))
+    assert monitor.ending() == pytest.approx(96 * (0.1 + 0.9) + 8 * 16 * 0.1)

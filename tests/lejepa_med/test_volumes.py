@@ -18,15 +18,15 @@ from lejepa_med.data.loader import make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.evaluation.features import embed_records
-from lejepa_med.methods import LeJEPAMethod
+from lejepa_med.methods.lejepa.method import LeJEPAMethod
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.models.batchnorm import SyncBatchNorm, convert_batchnorm
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import fingerprint, load_encoder, save_encoder
 from lejepa_med.objective import LeJEPA, SIGReg
 from lejepa_med.training.loop import pretrain
+from lejepa_med.training.optimizer import make_optimizer
 from lejepa_med.training.resolve import resolve_machine
-from lejepa_med.training.schedule import make_optimizer
 from tests.data.mri import phantom, write_nifti
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
