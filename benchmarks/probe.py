@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.hardware import cpu_name, publish
 from lejepa_med.embed import DONE
-from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.probe import fit_probe
 
 PAGE = """# Time of a probe
 

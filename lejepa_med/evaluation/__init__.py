@@ -1,1 +1,1 @@
-"""What an encoder is worth: probes on frozen embeddings, cross-validation by group, spectra and neighbours."""
+"""Probes on frozen embeddings: fitted, cross-validated by group, saved, and applied."""

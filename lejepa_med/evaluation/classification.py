@@ -8,13 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
-from lejepa_med.evaluation.cautions import two_folds, wide_interval
-from lejepa_med.evaluation.crossval import cross_validate
-from lejepa_med.evaluation.examples import Examples
-from lejepa_med.evaluation.folds import Folds, group_folds
-from lejepa_med.evaluation.kinds import SEARCH_SHARE, Fitted, Kind, Options
-from lejepa_med.evaluation.knn import Neighbours, normalise, top_cosine
+from lejepa_med.evaluation.cross_validation import SEARCH_SHARE, Fitted, Folds, Options, cross_validate, group_folds
+from lejepa_med.evaluation.examples import Examples, Kind, two_folds, wide_interval
 from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_path, shared_turn, softmax
+from lejepa_med.evaluation.neighbours import Neighbours, normalise, top_cosine
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, summary
 
 

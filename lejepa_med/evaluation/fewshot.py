@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.classification import choose_strength
+from lejepa_med.evaluation.cross_validation import group_folds
 from lejepa_med.evaluation.examples import Examples, check_examples, check_vectors
-from lejepa_med.evaluation.folds import group_folds
-from lejepa_med.evaluation.knn import Neighbours
 from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
+from lejepa_med.evaluation.neighbours import Neighbours
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
 
 FOLDS = 5

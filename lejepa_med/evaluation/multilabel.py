@@ -8,16 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.evaluation.calibration import fit_platt, label_calibration
-from lejepa_med.evaluation.cautions import two_folds, wide_interval
-from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
-from lejepa_med.evaluation.examples import Marks
-from lejepa_med.evaluation.folds import Folds, marked_folds
-from lejepa_med.evaluation.kinds import SEARCH_SHARE, Fitted, Kind, Options
-from lejepa_med.evaluation.knn import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.cross_validation import (
+    SEARCH_SHARE,
+    CrossValidated,
+    Fitted,
+    Folds,
+    Options,
+    cross_validate,
+    marked_folds,
+)
+from lejepa_med.evaluation.examples import Kind, Marks, two_folds, wide_interval
 from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_heads, shared_turn, sigmoid
-from lejepa_med.evaluation.ranks import average_precision, cluster_interval, macro, point, roc_area
+from lejepa_med.evaluation.neighbours import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.scores import average_precision, cluster_interval, macro, point, roc_area
 
 APART = 3  # groups with a label, and without it, below which the label cannot be scored
+Found = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 class MarkTask:
@@ -159,9 +165,6 @@ def fit_marks(examples: Marks, options: Options) -> Fitted:
         k=modest(len(marks)),
     )
     return Fitted(head, metrics | {"C": strength, "k": head.k}, split, held_out)
-
-
-Found = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 def _score(

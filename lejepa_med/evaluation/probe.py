@@ -1,6 +1,11 @@
-"""A probe: what a handful of labels teaches about the vectors of a frozen encoder."""
+"""A probe: what a handful of labels teaches about the vectors of a frozen encoder. Fit, predict, save and load it.
 
-from collections.abc import Mapping, Sequence
+Its folder holds probe.json (what it is) and probe.safetensors (its numbers). Never pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,20 +13,91 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
+from data_adapters.atomic import new_folder, recover
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.classification import ClassHead
-from lejepa_med.evaluation.examples import Labelled, check_vectors
-from lejepa_med.evaluation.kinds import Head, Kind
-from lejepa_med.evaluation.knn import normalise, top_cosine
-from lejepa_med.evaluation.multilabel import MarkHead
-from lejepa_med.evaluation.novelty import Novelty
-from lejepa_med.evaluation.probe_files import TRAIN_AGAIN, read_folder, write_folder
-from lejepa_med.evaluation.regression import NumberHead
-from lejepa_med.evaluation.seen import Memory, Seen, seen_counts, seen_remarks
+from lejepa_med.evaluation.classification import ClassHead, fit_classes
+from lejepa_med.evaluation.cross_validation import Fitted, Head, Options, Tell
+from lejepa_med.evaluation.examples import (
+    Kind,
+    Labelled,
+    Rows,
+    check_examples,
+    check_marks,
+    check_numbers,
+    check_vectors,
+    kind_of,
+)
+from lejepa_med.evaluation.linear import quiet_threads
+from lejepa_med.evaluation.multilabel import MarkHead, fit_marks
+from lejepa_med.evaluation.neighbours import normalise, top_cosine
+from lejepa_med.evaluation.novelty import Memory, Novelty, Seen, fit_novelty, seen_counts, seen_remarks
+from lejepa_med.evaluation.regression import NumberHead, fit_numbers
 
+FORMAT = 2
+DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
+TRAIN_AGAIN = "Train the probe again from its labels (lejepa-med probe, or POST /v1/probes)."
 Label = str | float | Sequence[str]
 """A class, a quantity, or the labels of one image."""
+POOL = 20  # times as many candidates as are asked for, the most uncertain ones
+
+
+class OtherFormatError(UserError):
+    """The probe was written by another release."""
+
+
+def write_folder(folder: Path, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Write both files into a folder that is whole or absent (`new_folder`); it replaces a probe that stands there.
+
+    Raises:
+        UserError: `folder` exists and is not a probe.
+    """
+    folder = folder.absolute()
+    recover(folder)
+    if folder.exists() and not (folder / DOCUMENT).is_file():
+        raise UserError(f"{folder} exists and is not a probe.", remedy="Give the name of a new folder.")
+    weights = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+    document = {"format": FORMAT, **document, "arrays_sha256": hashlib.sha256(weights).hexdigest()}
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    with new_folder(folder) as draft:
+        (draft / ARRAYS).write_bytes(weights)
+        (draft / DOCUMENT).write_text(text, encoding="utf-8")
+
+
+def find_probes(runs: Path) -> list[Path]:
+    """Probe folders at most three levels below `runs`, sorted; drafts of a probe that is being written are none."""
+    found = {file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + DOCUMENT)}
+    return sorted(
+        folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(runs).parts)
+    )
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The document and the arrays that `write_folder` wrote.
+
+    Raises:
+        OtherFormatError: written by another release.
+        UserError: no probe there, or damaged.
+    """
+    try:
+        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+        weights = (folder / ARRAYS).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no probe in {folder} ({Path(error.filename).name} is missing).",
+            remedy="Give the folder that 'lejepa-med probe' wrote.",
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{folder / DOCUMENT} is damaged: {error}.", remedy=TRAIN_AGAIN) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise OtherFormatError(
+            f"{folder / DOCUMENT} is not in format {FORMAT}, the one this installation reads.",
+            remedy="Install the lejepa-med release that wrote it, or train the probe again.",
+        )
+    if hashlib.sha256(weights).hexdigest() != document.get("arrays_sha256"):
+        raise UserError(f"{folder / ARRAYS} does not match its probe.json.", remedy=TRAIN_AGAIN)
+    return document, load(weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,3 +337,170 @@ def _restore(
     if kind == "multilabel":
         return MarkHead.restore(document, own, examples.labels)
     return NumberHead.restore(document, own, examples.labels, examples.vectors, rows)
+
+
+def fit_probe(
+    vectors: NDArray[Any],
+    labels: Sequence[Label],
+    groups: Sequence[str],
+    *,
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+    folds: int = 5,
+    balanced: bool | None = None,
+    encoder: str = "",
+    progress: Tell | None = None,
+    table_groups: Sequence[str] = (),
+    relatives: Mapping[str, str] | None = None,
+) -> Probe:
+    """A linear probe and k-NN on labelled vectors (n, dim), scored by cross-validation over groups.
+
+    The labels decide the kind: texts are exclusive classes (logistic regression), lists of texts are labels of their
+    own (one logistic head each), numbers are a quantity (ridge regression). Scores are out-of-fold, with the
+    regularisation chosen inside each fold, and so are calibration, thresholds and intervals; the probe itself then
+    learns from every example. `folds` shrinks to what the groups allow; where nothing can be scored, metrics say so.
+
+    Args:
+        vectors: of one encoder.
+        labels: one a vector.
+        groups: patient, slide or sky cell of each.
+        ids: names by which `Labelled.updated` knows the examples again; by default the rows' numbers.
+        seed: of folds and intervals.
+        folds: of the cross-validation.
+        balanced: classes weigh equally whatever their counts, so that probabilities are those of a population with
+            equal classes. None: so for classes, while labels of their own keep their frequency.
+        encoder: fingerprint, kept with the probe.
+        progress: gets (fraction, stage) between fits; an exception that it raises (a cancelled job) passes through.
+        table_groups: groups of the vectors in their embedding table, where `groups` are other ones. A prediction looks
+            for images of both.
+        relatives: group by id of images without a label; those in groups of labelled images are kept with the probe.
+
+    Raises:
+        UserError: NaN, lengths that differ, labels of several kinds, empty labels or groups, one class or value only,
+            a class with one example, or an id that occurs twice.
+    """
+    names = tuple(ids) if ids is not None else tuple(map(str, range(len(labels))))
+    if len(names) != len(labels) or len(set(names)) != len(names):
+        raise UserError("Each example needs an id of its own.", remedy="Label each item once.")
+    if folds < 2:
+        raise UserError(f"Cross-validation with {folds} folds is impossible.", remedy="Use 2 folds or more.")
+    options = Options(seed=seed, folds=folds, balanced=balanced, tell=progress if progress is not None else _silent)
+    options.tell(0.0, "checking the split")
+    kind = kind_of(labels)
+    with quiet_threads(np.size(vectors)):
+        rows, fitted = _learn(kind, vectors, labels, groups, options)
+        split = fitted.split
+        novelty, held_out = fit_novelty(normalise(rows.vectors), rows.groups, None if split is None else split.fold)
+    metrics = {
+        "kind": kind,
+        "examples": len(rows.groups),
+        "groups": len(rows.names),
+        "folds": split.count if split else 0,
+        "seed": seed,
+        "split_receipt": split.receipt(rows.names) if split else None,
+        **fitted.metrics,
+    }
+    options.tell(1.0, "done")
+    kept = [tuple(v) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
+    known = set(groups)
+    return Probe(
+        head=fitted.head,
+        encoder=encoder,
+        metrics=metrics,
+        examples=Labelled(
+            ids=names,
+            vectors=rows.vectors,
+            labels=tuple(kept),
+            groups=tuple(groups),
+            table_groups=tuple(table_groups) if list(table_groups) != list(groups) else (),
+            relatives={name: group for name, group in (relatives or {}).items() if group in known},
+        ),
+        novelty=novelty,
+        held_out=None if split is None else HeldOut(split.fold, fitted.held_out, tuple(held_out)),
+    )
+
+
+def _learn(
+    kind: Kind, vectors: Any, labels: Sequence[Any], groups: Sequence[str], options: Options
+) -> tuple[Rows, Fitted]:
+    if kind == "multilabel":
+        marks = check_marks(vectors, labels, groups)
+        return marks, fit_marks(marks, options)
+    if kind == "regression":
+        numbers = check_numbers(vectors, labels, groups)
+        return numbers, fit_numbers(numbers, options)
+    examples = check_examples(vectors, labels, groups)
+    return examples, fit_classes(examples, options)
+
+
+def check_labels(labels: Sequence[Label]) -> Kind:
+    """The kind of probe that labels make, before there are vectors.
+
+    Raises:
+        UserError: they make none, as in `fit_probe`.
+    """
+    kind = kind_of(labels)
+    check = {"classification": check_examples, "multilabel": check_marks, "regression": check_numbers}[kind]
+    check(np.zeros((len(labels), 1)), labels, ["one"] * len(labels))  # type: ignore[operator]
+    return kind
+
+
+def _silent(fraction: float, stage: str) -> None:
+    """No progress wanted."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the table, and why it is listed. `distance` is that to the nearest labelled or listed image, 0 .. 2."""
+
+    row: int
+    uncertainty: float
+    distance: float
+
+
+def most_uncertain(
+    probe: Probe,
+    vectors: NDArray[Any],
+    ids: Sequence[str],
+    *,
+    limit: int,
+    groups: Sequence[str] | None = None,
+    skip: Collection[str] = (),
+) -> list[Candidate]:
+    """At most `limit` rows of vectors (n, dim), those first whose labels would teach the probe most.
+
+    Uncertainty alone lists twenty pictures of one patch of tissue. So each row in turn is the one whose uncertainty
+    times distance to the nearest labelled or listed vector (of unit length) is greatest, among the 20 x `limit` most
+    uncertain: uncertainty weighs what diversity alone (k-center, Sener & Savarese 2018) would miss. Rows that stand
+    where a labelled or listed one does are left out, as are labelled ids and those in `skip`. With `groups` (n,), the
+    uncertainty of rows of labelled groups is out-of-fold, as in `Probe.predict`.
+
+    Raises:
+        UserError: wrong dimension, NaN or infinite values.
+    """
+    known = set(skip)
+    open_rows = np.array(
+        [row for row, name in enumerate(ids) if name not in known and not probe.memory.labelled(name)], dtype=np.int64
+    )
+    if not len(open_rows) or limit < 1:
+        return []
+    table = check_vectors(vectors, dim=probe.dim)
+    doubt = probe.uncertainty(
+        table[open_rows],
+        ids=[ids[row] for row in open_rows],
+        groups=None if groups is None else [groups[row] for row in open_rows],
+    )
+    order = np.argsort(-doubt, kind="stable")[: POOL * limit]
+    rows, doubt = open_rows[order], doubt[order]
+    unit = normalise(table[rows])
+    closest = top_cosine(unit, probe.references, 1)[1][:, 0].astype(np.float64)
+    found: list[Candidate] = []
+    while len(found) < limit:
+        distance = np.sqrt(np.maximum(2 - 2 * closest, 0))
+        distance[distance < 1e-3] = 0  # equal up to the rounding of float32
+        best = int(np.argmax(doubt * distance))
+        if doubt[best] * distance[best] <= 0:
+            break
+        found.append(Candidate(int(rows[best]), float(doubt[best]), float(distance[best])))
+        closest = np.maximum(closest, unit @ unit[best])
+    return found

@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.evaluation.cautions import few_numbers, two_folds, wide_interval
-from lejepa_med.evaluation.crossval import CrossValidated, cross_validate
-from lejepa_med.evaluation.examples import Numbers
-from lejepa_med.evaluation.folds import Folds, marked_folds
-from lejepa_med.evaluation.kinds import SEARCH_SHARE, Fitted, Kind, Options
-from lejepa_med.evaluation.knn import held_out_neighbours, modest, normalise
-from lejepa_med.evaluation.ranks import cluster_interval, mean_error, point, r2, spearman
-from lejepa_med.evaluation.ridge import PENALTIES, Leverage, RidgeFit, RidgeModel
+from lejepa_med.evaluation.cross_validation import (
+    SEARCH_SHARE,
+    CrossValidated,
+    Fitted,
+    Folds,
+    Options,
+    cross_validate,
+    marked_folds,
+)
+from lejepa_med.evaluation.examples import Kind, Numbers, few_numbers, two_folds, wide_interval
+from lejepa_med.evaluation.linear import PENALTIES, Leverage, RidgeFit, RidgeModel
+from lejepa_med.evaluation.neighbours import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.scores import cluster_interval, mean_error, point, r2, spearman
 
 COVERAGE = 0.9
 MIDDLE = PENALTIES[len(PENALTIES) // 2]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from lejepa_med.evaluation.enough import most_directions
+from lejepa_med.spectrum import most_directions
 from lejepa_med.training.observe.verdict import Verdict, online_text
 from lejepa_med.training.plan import Plan
 

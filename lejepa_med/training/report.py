@@ -10,9 +10,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from data_adapters.atomic import write_text
-from lejepa_med.evaluation.enough import most_directions
-from lejepa_med.evaluation.metrics import effective_rank
 from lejepa_med.page import render_page
+from lejepa_med.spectrum import effective_rank, most_directions
 from lejepa_med.training.observe.verdict import online_text
 from lejepa_med.training.report_plots import Scale, curves, data_uri, plane, spectra, spectrum
 
@@ -122,13 +121,13 @@ class ReportData:
     online: Sequence[Mapping[str, Any]] = ()
     """Records of online.jsonl: step, epoch, and any of the keys in `ONLINE`, with spectra."""
     eigenvalues: NDArray[np.float64] | None = None
-    """Of the embedding's covariance, largest first (`evaluation.metrics.eigen_spectrum`)."""
+    """Of the embedding's covariance, largest first (`spectrum.eigen_spectrum`)."""
     vectors: int | None = None
     """How many embeddings these are of."""
     neighbours: Sequence[tuple[Pixels, Sequence[tuple[Pixels, float]]]] = ()
     """Query image, and its nearest images with their cosine, nearest first."""
     pca: Sequence[tuple[Pixels, Pixels]] = ()
-    """Image, and its patch features as colours (`evaluation.metrics.pca_rgb`)."""
+    """Image, and its patch features as colours (`spectrum.pca_rgb`)."""
     probe: Mapping[str, Any] | None = None
     """`Probe.metrics`."""
     bad_files: Mapping[str, int] = field(default_factory=dict)

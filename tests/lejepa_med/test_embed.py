@@ -18,7 +18,7 @@ from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
 from lejepa_med.embed import EmbeddingTable, embed_archive, find_tables
-from lejepa_med.evaluation.labels import join, read_labels
+from lejepa_med.evaluation.label_table import join, read_labels
 from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised, save_encoder

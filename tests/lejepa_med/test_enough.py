@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lejepa_med.cli import main
-from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
-from lejepa_med.evaluation.metrics import effective_rank, eigen_spectrum
+from lejepa_med.spectrum import below, effective_rank, eigen_spectrum, most_directions, records_for, too_few
 from lejepa_med.training.evaluate import Spread
 from lejepa_med.training.observe.verdict import judge, online_text
 from tests.conftest import write_pictures

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
+from lejepa_med.evaluation.neighbours import nearest
+from lejepa_med.spectrum import eigen_spectrum, pca_rgb
 
 
 def test_spectrum_is_that_of_the_covariance():
@@ -42,7 +43,7 @@ def test_spectrum_refuses_nan():
 
 
 def test_nearest_is_exact_and_never_oneself(monkeypatch):
-    monkeypatch.setattr("lejepa_med.evaluation.knn.CHUNK", 700)  # several blocks
+    monkeypatch.setattr("lejepa_med.evaluation.neighbours.CHUNK", 700)  # several blocks
     vectors = np.random.default_rng(2).normal(size=(90, 7)).astype(np.float32)
     indices, cosines = nearest(vectors, 4)
     model = NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors)

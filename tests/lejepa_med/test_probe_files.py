@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation import probe_files
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.evaluation.probe import Probe, fit_probe, read_folder, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +82,7 @@ def killed_at(call, number, folder):
             return real(*args)
 
         setattr(os, call, deadly)
-        probe_files.write_folder(folder, {}, {"a": np.zeros(1000)})
+        write_folder(folder, {}, {"a": np.zeros(1000)})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
@@ -95,14 +93,14 @@ def test_a_killed_save_leaves_no_half_probe(call, number, tmp_path):
     folder = tmp_path / "p"
     killed_at(call, number, folder)
     assert folder.exists() == ((call, number) == ("fsync", 3))  # that one is after the rename
-    probe_files.write_folder(folder, {}, {"a": np.ones(3)})
-    assert probe_files.read_folder(folder)[1]["a"].tolist() == [1, 1, 1]
+    write_folder(folder, {}, {"a": np.ones(3)})
+    assert read_folder(folder)[1]["a"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize(("call", "number"), [("fsync", 0), ("fsync", 2), ("rename", 0)])
 def test_a_killed_replacement_keeps_the_old_probe(call, number, tmp_path):
     folder = tmp_path / "p"
-    probe_files.write_folder(folder, {}, {"a": np.ones(3)})
+    write_folder(folder, {}, {"a": np.ones(3)})
     killed_at(call, number, folder)
-    assert probe_files.read_folder(folder)[1]["a"].tolist() == [1, 1, 1]
+    assert read_folder(folder)[1]["a"].tolist() == [1, 1, 1]

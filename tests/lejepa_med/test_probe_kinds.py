@@ -9,11 +9,10 @@ from sklearn.preprocessing import StandardScaler
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.linear import PENALTIES, RidgeFit
 from lejepa_med.evaluation.multilabel import best_thresholds
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.evaluation.probe import Probe, fit_probe
 from lejepa_med.evaluation.regression import conformal_half_width
-from lejepa_med.evaluation.ridge import PENALTIES, RidgeFit
 
 
 def measured(n=300, dim=20, noise=0.5, seed=0):

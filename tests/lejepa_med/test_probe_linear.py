@@ -6,8 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lejepa_med.evaluation.classification import ClassTask, choose_strength
-from lejepa_med.evaluation.crossval import cross_validate
-from lejepa_med.evaluation.folds import group_folds
+from lejepa_med.evaluation.cross_validation import cross_validate, group_folds
 from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_heads, fit_path, shared_turn, softmax
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
 

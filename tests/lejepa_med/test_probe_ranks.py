@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score, roc_auc_score
 
-from lejepa_med.evaluation.ranks import (
+from lejepa_med.evaluation.scores import (
     average_precision,
     cluster_interval,
     macro,

@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics
 from sklearn.neighbors import KNeighborsClassifier
 
-from lejepa_med.evaluation.knn import Neighbours
+from lejepa_med.evaluation.neighbours import Neighbours
 from lejepa_med.evaluation.scores import auroc, balanced_accuracy, confusion_matrix, group_interval, summary
 
 

@@ -7,11 +7,8 @@ import pytest
 from safetensors.numpy import load, save
 from sklearn.metrics import confusion_matrix, mean_absolute_error, roc_auc_score
 
-from lejepa_med.evaluation import probe_files
 from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
-from lejepa_med.evaluation.uncertain import most_uncertain
+from lejepa_med.evaluation.probe import Probe, fit_probe, most_uncertain, read_folder, write_folder
 
 
 def patients(count=40, each=11, dim=200, seed=0):
@@ -123,11 +120,11 @@ def test_a_saved_probe_remembers_and_one_of_before_says_that_it_cannot(case, tmp
         "can be scored",
     ]
     # as a release without folds wrote it
-    document, arrays = probe_files.read_folder(tmp_path / "p")
+    document, arrays = read_folder(tmp_path / "p")
     arrays = {name: values for name, values in arrays.items() if not name.startswith("fold")}
     old = {name: value for name, value in document.items() if name not in ("held_out", "format", "arrays_sha256")}
     old["examples"] = {name: old["examples"][name] for name in ("ids", "labels", "groups")}
-    probe_files.write_folder(tmp_path / "p", old, arrays)
+    write_folder(tmp_path / "p", old, arrays)
     older = Probe.load(tmp_path / "p")
     found = older.predict(vectors, **asked)
     assert {(p.seen, p.in_sample) for p in found} == {("record", True), ("group", True)}

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.uncertain import most_uncertain
+from lejepa_med.evaluation.probe import fit_probe, most_uncertain
 
 
 @pytest.fixture(scope="module")

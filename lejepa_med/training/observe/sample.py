@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import BadFileError
-from lejepa_med.evaluation.enough import FEW
-from lejepa_med.evaluation.folds import group_folds
-from lejepa_med.evaluation.knn import Neighbours
+from lejepa_med.evaluation.cross_validation import group_folds
+from lejepa_med.evaluation.examples import FEW
 from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
-from lejepa_med.evaluation.metrics import eigen_spectrum
+from lejepa_med.evaluation.neighbours import Neighbours
 from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, group_interval
-from lejepa_med.evaluation.spread import spread
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import embed_items
+from lejepa_med.spectrum import eigen_spectrum, spread
 
 REFERENCE, QUERY, NEITHER = 0, 1, -1
 NEIGHBOURS = 20

@@ -1,7 +1,5 @@
 """A table of labels meets an embedding table: by salted id, or by path through the installation's salt."""
 
-import csv
-import io
 import math
 import os
 from collections import Counter, defaultdict
@@ -11,24 +9,17 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from data_adapters.atomic import write_text
 from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
 from data_adapters.table_paths import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
 from data_adapters.tables import FIRST, NO_LABELS, NUMBER, PARTICIPANT, Table, count, meaning, one_style
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.kinds import Kind
-from lejepa_med.evaluation.probe import Label, Prediction, Probe
-from lejepa_med.names import Names
+from lejepa_med.evaluation.examples import Kind
+from lejepa_med.evaluation.probe import Label
 
 MOST_GRADES = 11  # of a scale that is written in numbers, from 0 to 10
 GAP = 1000  # items of one file in a row that may be missing in a table
-COLUMNS: dict[Kind, tuple[str, ...]] = {
-    "classification": ("label", "knn_label"),
-    "multilabel": ("labels", "knn_labels"),
-    "regression": ("value", "low", "high", "knn_value"),
-}
 
 
 @dataclass(frozen=True)
@@ -438,39 +429,3 @@ def clean_labels(labels: Sequence[Any]) -> tuple[list[int], list[Any], Counter[s
     if kept and all(isinstance(label, str) for label in kept):
         kept = one_style(kept)
     return places, kept, missing
-
-
-def write_predictions(
-    file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe, *, names: Names | None = None
-) -> None:
-    """CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty, probabilities by class.
-
-    With `names`, their columns stand behind the id.
-
-    Raises:
-        UserError: `names` knows none of the ids.
-    """
-    places = [()] * len(ids) if names is None else names.cells(ids)
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    columns = COLUMNS[probe.kind]
-    added = () if names is None else names.columns
-    scored = ["seen", "in_sample", "novelty", "uncertainty", *(f"probability {name}" for name in probe.classes)]
-    writer.writerow(["id", *added, *columns, *scored])
-    for name, place, p in zip(ids, places, predictions, strict=True):
-        low, high = p.interval or ("", "")
-        every = {
-            "label": p.label,
-            "knn_label": p.knn_label,
-            "labels": ";".join(p.labels or ()) or NO_LABELS,
-            "knn_labels": ";".join(p.knn_labels or ()) or NO_LABELS,
-            "value": p.value,
-            "low": low,
-            "high": high,
-            "knn_value": p.knn_value,
-        }
-        own = [*(every[column] for column in columns), p.seen, str(p.in_sample).lower()]
-        scores = (p.novelty, p.uncertainty, *((p.probabilities or {})[c] for c in probe.classes))
-        writer.writerow([name, *place, *own, *(f"{score:.6f}" for score in scores)])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, stream.getvalue())

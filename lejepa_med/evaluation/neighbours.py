@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine similarity."""
+"""Exact nearest neighbours by cosine similarity, and what they vote."""
 
 import math
 from dataclasses import dataclass
@@ -126,3 +126,15 @@ def held_out_neighbours(
 def modest(examples: int) -> int:
     """Neighbours whose mean is taken: the root of the number of examples, at most `MOST`."""
     return max(1, min(MOST, math.isqrt(examples)))
+
+
+def nearest(vectors: NDArray[Any], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k nearest other vectors of each: indices and cosines, both (n, k), nearest first. Exact.
+
+    Raises:
+        ValueError: k is not in 1 .. n - 1.
+    """
+    if not 1 <= k < len(vectors):
+        raise ValueError(f"k = {k} neighbours need 1 <= k < {len(vectors)} vectors")
+    unit = normalise(vectors)
+    return top_cosine(unit, unit, k, skip_self=True)

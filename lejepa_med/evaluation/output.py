@@ -1,9 +1,19 @@
-"""A probe's scores on the terminal."""
+"""A probe's scores on the terminal, and its predictions as CSV."""
 
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from data_adapters.atomic import write_text
+from data_adapters.tables import NO_LABELS
+from lejepa_med.evaluation.examples import Kind
+from lejepa_med.evaluation.probe import Prediction, Probe
+from lejepa_med.names import Names
 
 SCORES = {
     "classification": (
@@ -24,6 +34,11 @@ LINEAR = {
     "classification": "logistic regression",
     "multilabel": "logistic regressions",
     "regression": "ridge regression",
+}
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("label", "knn_label"),
+    "multilabel": ("labels", "knn_labels"),
+    "regression": ("value", "low", "high", "knn_value"),
 }
 
 
@@ -88,3 +103,39 @@ def _confusion(metrics: dict[str, Any]) -> Table:
     for name, row in zip(metrics["classes"], metrics["linear"]["confusion_matrix"], strict=True):
         table.add_row(name, *(f"{count:,}" for count in row))
     return table
+
+
+def write_predictions(
+    file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe, *, names: Names | None = None
+) -> None:
+    """CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty, probabilities by class.
+
+    With `names`, their columns stand behind the id.
+
+    Raises:
+        UserError: `names` knows none of the ids.
+    """
+    places = [()] * len(ids) if names is None else names.cells(ids)
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    columns = COLUMNS[probe.kind]
+    added = () if names is None else names.columns
+    scored = ["seen", "in_sample", "novelty", "uncertainty", *(f"probability {name}" for name in probe.classes)]
+    writer.writerow(["id", *added, *columns, *scored])
+    for name, place, p in zip(ids, places, predictions, strict=True):
+        low, high = p.interval or ("", "")
+        every = {
+            "label": p.label,
+            "knn_label": p.knn_label,
+            "labels": ";".join(p.labels or ()) or NO_LABELS,
+            "knn_labels": ";".join(p.knn_labels or ()) or NO_LABELS,
+            "value": p.value,
+            "low": low,
+            "high": high,
+            "knn_value": p.knn_value,
+        }
+        own = [*(every[column] for column in columns), p.seen, str(p.in_sample).lower()]
+        scores = (p.novelty, p.uncertainty, *((p.probabilities or {})[c] for c in probe.classes))
+        writer.writerow([name, *place, *own, *(f"{score:.6f}" for score in scores)])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, stream.getvalue())
