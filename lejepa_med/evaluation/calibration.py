@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
-
-from lejepa_med.evaluation.linear import sigmoid
+from scipy.optimize import minimize_scalar
+from scipy.special import logit, logsumexp
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
 
 BINS = 10
 RANGE = (0.05, 20.0)  # of a temperature: beyond it the labels are too few to tell
@@ -31,8 +32,7 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64], weig
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        top = scaled.max(1, keepdims=True)
-        return float((targets * (top + np.log(np.exp(scaled - top).sum(1, keepdims=True)) - scaled)).sum())
+        return float((targets * (logsumexp(scaled, axis=1, keepdims=True) - scaled)).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-4}).x))
 
@@ -40,20 +40,20 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64], weig
 def fit_platt(logits: NDArray[np.float64], marks: NDArray[np.bool_]) -> tuple[float, float]:
     """A >= 0 and b for which sigmoid(a z + b) is the chance of a label (Platt 1999), with his softened targets.
 
-    logits, marks: (n,). Fitted without weights, so chances are those among the labelled images.
+    logits, marks: (n,). Fitted without weights, so chances are those among the labelled images. scikit-learn's
+    CalibratedClassifierCV does the same, but hands out a and b only in private parts, and lets a be negative.
     """
     present, count = int(marks.sum()), len(marks)
     target = np.where(marks, (present + 1) / (present + 2), 1 / (count - present + 2))
     unit = float(logits.std()) or 1.0
-
-    def loss(pair: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        inner = pair[0] * logits / unit + pair[1]
-        value = np.log1p(np.exp(-np.abs(inner))) + np.maximum(inner, 0) - target * inner
-        slope = sigmoid(inner) - target
-        return float(value.mean()), np.array([(slope * logits / unit).mean(), slope.mean()])
-
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)]).x
-    return float(found[0] / unit), float(found[1])
+    # Each image counts once for either side, by the share of its target.
+    twice, sides = np.tile(logits / unit, 2)[:, None], np.repeat([True, False], count)
+    shares = np.concatenate([target, 1 - target])
+    fitted = LogisticRegression(C=np.inf, tol=1e-6).fit(twice, sides, sample_weight=shares)
+    slope = float(fitted.coef_[0, 0])
+    if slope < 0:  # the loss is convex, so its minimum over a >= 0 is at 0
+        return 0.0, float(logit(target.mean()))
+    return slope / unit, float(fitted.intercept_[0])
 
 
 def class_weights(labels: NDArray[np.int64], *, balanced: bool) -> NDArray[np.float64]:
@@ -85,16 +85,17 @@ def class_calibration(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64]
 ) -> dict[str, Any]:
     """Reliability of the winning class, and `brier`: the squared distance to the truth, summed over the classes."""
-    distance = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1)
     found = reliability(probabilities.max(1), probabilities.argmax(1) == labels, weight)
-    return {"ece": found["ece"], "brier": float((distance * weight).sum()), "bins": found["bins"]}
+    classes = range(probabilities.shape[1])
+    brier = brier_score_loss(labels, probabilities, sample_weight=weight, labels=classes, scale_by_half=False)
+    return {"ece": found["ece"], "brier": float(brier), "bins": found["bins"]}
 
 
 def label_calibration(probabilities: NDArray[np.float64], marks: NDArray[np.bool_]) -> dict[str, Any]:
     """Reliability and mean squared error (`brier`) of all labels' chances (n, labels) together."""
     flat, truth = probabilities.ravel(), marks.ravel()
     found = reliability(flat, truth, np.full(len(flat), 1 / len(flat)))
-    return {"ece": found["ece"], "brier": float(((flat - truth) ** 2).mean()), "bins": found["bins"]}
+    return {"ece": found["ece"], "brier": float(brier_score_loss(truth, flat)), "bins": found["bins"]}
 
 
 def cross_temperatures(

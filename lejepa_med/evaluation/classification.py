@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.metrics import balanced_accuracy_score
 
 from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
 from lejepa_med.evaluation.cross_validation import SEARCH_SHARE, Fitted, Folds, Options, cross_validate, group_folds
 from lejepa_med.evaluation.examples import Examples, Kind, two_folds, wide_interval
-from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_path, shared_turn, softmax
+from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_path, shared_rotation
 from lejepa_med.evaluation.neighbours import Neighbours, normalise, top_cosine
-from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, summary
+from lejepa_med.evaluation.scores import summary
 
 
 class ClassTask:
@@ -22,35 +24,25 @@ class ClassTask:
 
     def __init__(self, vectors: NDArray[np.float32], labels: NDArray[np.int64], *, balanced: bool = True) -> None:
         self._vectors, self._labels, self._balanced = vectors, labels, balanced
-        self._turn = shared_turn(vectors)
+        self._rotation = shared_rotation(vectors)
         self.heads = int(labels.max()) + 1
 
-    def fit(self, rows: NDArray[np.bool_]) -> "ClassPath":
-        """Models of the rows that the mask picks."""
-        models = fit_path(
-            self._vectors[rows],
-            self._labels[rows],
-            balanced=self._balanced,
-            turn=self._turn,
-        )
-        return ClassPath(self._vectors, models)
+    def fit(self, rows: NDArray[np.bool_]) -> list[LinearModel]:
+        """One model for each strength, of the rows that the mask picks."""
+        return fit_path(self._vectors[rows], self._labels[rows], balanced=self._balanced, rotation=self._rotation)
 
-    def decided(self, outputs: NDArray[np.float64]) -> NDArray[np.int32]:
+    def outputs(self, models: Sequence[LinearModel], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(strengths, rows, heads)."""
+        return np.stack([model.class_logits(self._vectors[rows]) for model in models])
+
+    def compact(self, outputs: NDArray[np.float64]) -> NDArray[np.int32]:
         """The winning class."""
         return np.asarray(outputs.argmax(-1), dtype=np.int32)
 
-    def scores(self, decided: NDArray[np.int32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def scores(self, compact: NDArray[np.int32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Balanced accuracies."""
         truth = self._labels[rows]
-        return np.array([float(balanced_accuracy(confusion_matrix(truth, row, self.heads))) for row in decided])
-
-
-class ClassPath(ModelPath):
-    """Models whose outputs are the logits of classes."""
-
-    def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(strengths, rows, classes)."""
-        return np.stack([model.class_logits(self.vectors[rows]) for model in self.models])
+        return np.array([balanced_accuracy_score(truth, row) for row in compact])
 
 
 def choose_strength(vectors: NDArray[np.float32], labels: NDArray[np.int64], folds: Folds) -> float:
@@ -76,7 +68,7 @@ class ClassHead:
 
     def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n, dim) -> (n, classes)."""
-        return softmax(self.linear.class_logits(vectors) / self.temperature)
+        return np.asarray(softmax(self.linear.class_logits(vectors) / self.temperature, axis=1))
 
     def answers(
         self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
@@ -98,18 +90,18 @@ class ClassHead:
         return 1 - (ordered[:, -1] - ordered[:, -2])
 
     def document(self) -> dict[str, Any]:
-        """What of it is JSON."""
+        """The part that is stored as JSON."""
         return {"classes": list(self.classes), "k": self.k, "temperature": self.temperature}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What of it is numbers."""
+        """The part that is stored as arrays."""
         return {**vars(self.linear), "vote_weights": self.neighbours.weights}
 
     @classmethod
     def restore(
         cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]], labels: Sequence[str], unit: NDArray[np.float32]
     ) -> "ClassHead":
-        """From what `document` and `arrays` gave, and the examples' labels (n,) and unit vectors (n, dim)."""
+        """Rebuild a head from `document`, `arrays`, and the examples' labels (n,) and unit vectors (n, dim)."""
         place = {name: code for code, name in enumerate(document["classes"])}
         codes = np.array([place[label] for label in labels], dtype=np.int64)
         return cls(
@@ -139,7 +131,7 @@ def fit_classes(examples: Examples, options: Options) -> Fitted:
     held_out: tuple[ClassHead, ...] = ()
     if split is not None:
         strength, temperature, held_out = _score(examples, split, metrics, balanced, options)
-    options.tell(SEARCH_SHARE, "fitting the probe on every label")
+    options.progress(SEARCH_SHARE, "fitting the probe on every label")
     linear = fit_path(examples.vectors, examples.labels, strengths=[strength], final=True, balanced=balanced)[0]
     neighbours = Neighbours.fit(examples.vectors, examples.labels, balanced=balanced)
     metrics |= {"C": strength, "k": neighbours.k}
@@ -152,7 +144,7 @@ def _score(
     """Fill in the scores of both probes; gives the C and the temperature for all examples, and the folds' heads."""
     labels, groups = examples.labels, examples.groups
     task = ClassTask(examples.vectors, labels, balanced=balanced)
-    result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    result = cross_validate(task, split, progress=lambda done, stage: options.progress(SEARCH_SHARE * done, stage))
     unit, voters = normalise(examples.vectors), []
     shares, winners = np.zeros((len(labels), task.heads)), np.zeros_like(labels)
     for k in range(split.count):
@@ -160,7 +152,7 @@ def _score(
         voters.append(Neighbours.among(unit, labels, ~inside, balanced=balanced))
         votes = voters[-1].count(*top_cosine(unit[inside], unit, voters[-1].k, barred=inside))
         shares[inside], winners[inside] = votes.shares, votes.winners
-    probabilities = softmax(result.nested)
+    probabilities = softmax(result.nested, axis=1)
     for name, predicted, given in (
         ("linear", probabilities.argmax(1), probabilities),
         ("knn", winners, shares),
@@ -171,7 +163,7 @@ def _score(
     weight = class_weights(labels, balanced=balanced)
     temperature = fit_temperature(result.outputs[result.strength], labels, weight)
     temperatures = cross_temperatures(result.outputs, result.fold_strengths, result.fold, labels, weight)
-    calibrated = softmax(result.nested / temperatures[result.fold][:, None])
+    calibrated = softmax(result.nested / temperatures[result.fold][:, None], axis=1)
     metrics["calibration"] = {
         "temperature": temperature,
         "before": class_calibration(probabilities, labels, weight),

@@ -1,9 +1,9 @@
-"""Splits by group, and nested cross-validation for whatever is learnt along a path of strengths."""
+"""Splits by group, nested cross-validation along a path of strengths, and the interface of a kind of probe."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.evaluation.examples import Kind
+from lejepa_med.evaluation.linear import LinearModel
 
 ATTEMPTS = 20
 Progress = Callable[[float, str], None]
-Tell = Callable[[float, str], None]
 SEARCH_SHARE = 0.9  # of the work, for the progress bar
 
 
@@ -104,32 +104,24 @@ def _place(
     return placed
 
 
-class Path(Protocol):
-    """Models of one training part, one for each strength."""
-
-    @property
-    def models(self) -> Sequence[Any]:
-        """One for each strength."""
-
-    def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(strengths, rows, outputs) for the rows that the mask (n,) picks."""
-
-
 class Task(Protocol):
-    """What is learnt from where, and what makes one strength better than another."""
+    """A kind of probe as the cross-validation sees it: how to learn, and how good each strength is."""
 
     strengths: Sequence[float]
     """From strong regularisation to weak: a tie goes to the first."""
     heads: int
-    """Outputs a row."""
+    """Outputs for each row."""
 
-    def fit(self, rows: NDArray[np.bool_]) -> Path:
-        """Models of the rows that the mask (n,) picks."""
+    def fit(self, rows: NDArray[np.bool_]) -> Sequence[LinearModel]:
+        """One model for each strength, of the rows that the mask (n,) picks."""
 
-    def decided(self, outputs: NDArray[np.float64]) -> NDArray[Any]:
-        """What `scores` needs of outputs (..., outputs); nested cross-validation keeps it many times."""
+    def outputs(self, models: Sequence[LinearModel], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(strengths, rows, heads): what the models say about the rows that the mask (n,) picks."""
 
-    def scores(self, decided: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def compact(self, outputs: NDArray[np.float64]) -> NDArray[Any]:
+        """The part of outputs (..., heads) that `scores` needs; nested cross-validation keeps it many times."""
+
+    def scores(self, compact: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(strengths, rows, ...) -> (strengths,), higher is better, for the rows that the mask picks."""
 
 
@@ -149,7 +141,7 @@ class CrossValidated:
     fold_strengths: list[int]
     strength: int
     fold: NDArray[np.int64]
-    models: list[Any]
+    models: list[LinearModel]
 
     @property
     def nested(self) -> NDArray[np.float64]:
@@ -172,16 +164,20 @@ def cross_validate(
     single = [(i,) for i in range(count)]
     pairs = list(itertools.combinations(range(count), 2)) if nested and count > 2 else []
     inner: list[NDArray[Any]] = []
-    models: list[Sequence[Any]] = []
-    for job, path in _held_out(task, folds, [*single, *pairs], progress):
+    models: list[Sequence[LinearModel]] = []
+    jobs = [*single, *pairs]
+    for done, job in enumerate(jobs):
+        if progress is not None:
+            progress(done / len(jobs), f"cross-validation, fit {done + 1} of {len(jobs)}")
+        fitted = task.fit(~np.isin(folds.fold, job))
         for fold in job:
             inside = folds.fold == fold
-            found = path.outputs(inside)
+            found = task.outputs(fitted, inside)
             if len(job) == 1:
                 outputs[:, inside] = found
-                models.append(path.models)
+                models.append(fitted)
                 continue
-            kept = task.decided(found)
+            kept = task.compact(found)
             if not inner:
                 inner = [np.zeros((len(kept), len(folds.fold), *kept.shape[2:]), kept.dtype) for _ in range(count)]
             inner[sum(job) - fold][:, inside] = kept
@@ -190,22 +186,9 @@ def cross_validate(
         outside = folds.fold != i
         chosen[i] = _best(task.scores(kept[:, outside], outside))
     everywhere = np.ones(len(folds.fold), dtype=bool)
-    best = _best(task.scores(task.decided(outputs), everywhere))
+    best = _best(task.scores(task.compact(outputs), everywhere))
     kept_models = [path[strength] for path, strength in zip(models, chosen, strict=True)]
     return CrossValidated(outputs=outputs, fold_strengths=chosen, strength=best, fold=folds.fold, models=kept_models)
-
-
-def _held_out(
-    task: Task,
-    folds: Folds,
-    jobs: Sequence[tuple[int, ...]],
-    progress: Progress | None,
-) -> Iterator[tuple[tuple[int, ...], Path]]:
-    """For each tuple of folds, the models of all other folds."""
-    for done, job in enumerate(jobs):
-        if progress is not None:
-            progress(done / len(jobs), f"cross-validation, fit {done + 1} of {len(jobs)}")
-        yield job, task.fit(~np.isin(folds.fold, job))
 
 
 def _best(scores: NDArray[np.float64]) -> int:
@@ -219,23 +202,23 @@ class Options:
     seed: int
     folds: int
     balanced: bool | None
-    tell: Tell
+    progress: Progress
 
 
 class Head(Protocol):
-    """What a probe says about vectors: a linear model, and the nearest labelled ones beside it."""
+    """What a probe says about vectors: the answer of a linear model, and that of the nearest labelled vectors."""
 
     @property
     def k(self) -> int:
-        """Neighbours that are asked."""
+        """Number of neighbours that answer."""
 
     @property
     def kind(self) -> Kind:
-        """Which kind of labels it learnt."""
+        """The kind of labels that it learnt."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of probabilities; none of a quantity."""
+        """Class names, in the order of the probabilities; empty for regression."""
 
     def answers(
         self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
@@ -246,19 +229,19 @@ class Head(Protocol):
         """(n,) in 0 .. 1: how much the label of each row would teach."""
 
     def document(self) -> dict[str, Any]:
-        """What of it is JSON."""
+        """The part that is stored as JSON."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What of it is numbers."""
+        """The part that is stored as arrays."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a kind learns.
+    """The result of fitting one kind of probe.
 
     Attributes:
         head: of all examples.
-        metrics: JSON.
+        metrics: as in `Probe.metrics`.
         split: the folds behind the scores; None where nothing can be scored.
         held_out: for each fold, the head that was learnt from the other folds alone.
     """

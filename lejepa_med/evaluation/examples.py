@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from data_adapters.errors import UserError
 
 Kind = Literal["classification", "multilabel", "regression"]
+Label = str | float | Sequence[str]
+"""A class, a quantity, or the labels of one image."""
 FEW = 10  # labels of a class below which an accuracy is mostly luck of the draw
 FEW_NUMBERS = 30  # measured images below which the same holds for a quantity
 SKEW = 10  # ratio of the most to the least frequent class that is worth a word

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import balanced_accuracy_score
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.classification import choose_strength
 from lejepa_med.evaluation.cross_validation import group_folds
 from lejepa_med.evaluation.examples import Examples, check_examples, check_vectors
-from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
+from lejepa_med.evaluation.linear import MIDDLE, blas_threads, fit_path
 from lejepa_med.evaluation.neighbours import Neighbours
-from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
 
 FOLDS = 5
 
@@ -93,14 +93,13 @@ def _one(
     """Balanced accuracy of the linear probe and of k-NN learnt from the chosen rows, and the C."""
     vectors, labels = examples.vectors[chosen], examples.labels[chosen]
     groups = np.unique(examples.groups[chosen], return_inverse=True)[1]
-    count = len(examples.classes)
-    with quiet_threads(vectors.size):
+    with blas_threads(vectors.size):
         split = group_folds(labels, groups, folds=FOLDS, seed=seed)
         strength = choose_strength(vectors, labels, split) if split is not None else MIDDLE
         model = fit_path(vectors, labels, strengths=[strength], final=True)[0]
     knn = Neighbours.fit(vectors, labels, balanced=False)
     linear, voted = (
-        float(balanced_accuracy(confusion_matrix(truth, predicted, count)))
+        float(balanced_accuracy_score(truth, predicted))
         for predicted in (model.probabilities(test).argmax(1), knn.vote(test).winners)
     )
     return linear, voted, strength

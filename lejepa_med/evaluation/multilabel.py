@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from lejepa_med.evaluation.calibration import fit_platt, label_calibration
 from lejepa_med.evaluation.cross_validation import (
@@ -18,8 +19,8 @@ from lejepa_med.evaluation.cross_validation import (
     marked_folds,
 )
 from lejepa_med.evaluation.examples import Kind, Marks, two_folds, wide_interval
-from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, ModelPath, fit_heads, shared_turn, sigmoid
-from lejepa_med.evaluation.neighbours import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_heads, shared_rotation
+from lejepa_med.evaluation.neighbours import held_out_neighbours, neighbour_count, normalise
 from lejepa_med.evaluation.scores import average_precision, cluster_interval, macro, point, roc_area
 
 APART = 3  # groups with a label, and without it, below which the label cannot be scored
@@ -33,27 +34,25 @@ class MarkTask:
 
     def __init__(self, vectors: NDArray[np.float32], marks: NDArray[np.bool_], *, balanced: bool) -> None:
         self._vectors, self._marks, self._balanced = vectors, marks, balanced
-        self._turn = shared_turn(vectors)
+        self._rotation = shared_rotation(vectors)
         self.heads = marks.shape[1]
 
-    def fit(self, rows: NDArray[np.bool_]) -> ModelPath:
-        """Models of the rows that the mask picks."""
-        models = fit_heads(
-            self._vectors[rows],
-            self._marks[rows],
-            balanced=self._balanced,
-            turn=self._turn,
-        )
-        return ModelPath(self._vectors, models)
+    def fit(self, rows: NDArray[np.bool_]) -> list[LinearModel]:
+        """One model for each strength, of the rows that the mask picks."""
+        return fit_heads(self._vectors[rows], self._marks[rows], balanced=self._balanced, rotation=self._rotation)
 
-    def decided(self, outputs: NDArray[np.float64]) -> NDArray[np.float32]:
+    def outputs(self, models: Sequence[LinearModel], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(strengths, rows, heads)."""
+        return np.stack([model.logits(self._vectors[rows]) for model in models])
+
+    def compact(self, outputs: NDArray[np.float64]) -> NDArray[np.float32]:
         """The logits."""
         return outputs.astype(np.float32)
 
-    def scores(self, decided: NDArray[np.float32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def scores(self, compact: NDArray[np.float32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Negative log-losses, each label's in units of that of its base rate."""
-        truth, logits = self._marks[rows], decided.astype(np.float64)
-        losses = np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0) - truth * logits
+        truth, logits = self._marks[rows], compact.astype(np.float64)
+        losses = np.logaddexp(0, logits) - truth * logits
         share = np.clip(truth.mean(0), 1e-3, 1 - 1e-3)
         base = -(share * np.log(share) + (1 - share) * np.log(1 - share))
         return np.asarray(-(losses.mean(1) / base).mean(1))
@@ -78,7 +77,7 @@ class MarkHead:
 
     def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n, dim) -> (n, labels)."""
-        return sigmoid(self.linear.logits(vectors) * self.slopes + self.offsets)
+        return np.asarray(expit(self.linear.logits(vectors) * self.slopes + self.offsets))
 
     def answers(
         self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
@@ -103,11 +102,11 @@ class MarkHead:
         return np.asarray(-(chance * np.log2(chance) + (1 - chance) * np.log2(1 - chance)).mean(1))
 
     def document(self) -> dict[str, Any]:
-        """What of it is JSON."""
+        """The part that is stored as JSON."""
         return {"classes": list(self.classes), "k": self.k}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What of it is numbers."""
+        """The part that is stored as arrays."""
         own = {name: getattr(self, name) for name in ("slopes", "offsets", "thresholds", "knn_thresholds")}
         return {**vars(self.linear), **own}
 
@@ -115,7 +114,7 @@ class MarkHead:
     def restore(
         cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]], labels: Sequence[Sequence[str]]
     ) -> "MarkHead":
-        """From what `document` and `arrays` gave, and the examples' labels (n,)."""
+        """Rebuild a head from `document`, `arrays`, and the examples' labels (n,)."""
         return cls(
             classes=tuple(document["classes"]),
             linear=LinearModel(*(arrays[name] for name in ("mean", "scale", "coef", "intercept"))),
@@ -153,7 +152,7 @@ def fit_marks(examples: Marks, options: Options) -> Fitted:
     if split is not None:
         strength, found, held_out = _score(examples, scored, split, metrics, options)
         platt[scored], thresholds[scored], knn_thresholds[scored] = found
-    options.tell(SEARCH_SHARE, "fitting the probe on every label")
+    options.progress(SEARCH_SHARE, "fitting the probe on every label")
     head = MarkHead(
         classes=examples.classes,
         linear=fit_heads(examples.vectors, marks, strengths=[strength], final=True, balanced=balanced)[0],
@@ -162,7 +161,7 @@ def fit_marks(examples: Marks, options: Options) -> Fitted:
         thresholds=thresholds,
         knn_thresholds=knn_thresholds,
         marks=marks,
-        k=modest(len(marks)),
+        k=neighbour_count(len(marks)),
     )
     return Fitted(head, metrics | {"C": strength, "k": head.k}, split, held_out)
 
@@ -182,13 +181,13 @@ def _score(
     marks = examples.marks[:, scored]
     names = [name for name, known in zip(examples.classes, scored, strict=True) if known]
     task = MarkTask(examples.vectors, marks, balanced=options.balanced is True)
-    result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    result = cross_validate(task, split, progress=lambda done, stage: options.progress(SEARCH_SHARE * done, stage))
     least = len(marks) - int(np.bincount(split.fold).max())
-    k = modest(least)
+    k = neighbour_count(least)
     indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, k)
     shares = marks[indices].mean(1)
     lines = _cross_platt(result, marks)
-    calibrated = sigmoid(result.nested * lines[result.fold, :, 0] + lines[result.fold, :, 1])
+    calibrated = expit(result.nested * lines[result.fold, :, 0] + lines[result.fold, :, 1])
     cuts = {}
     for key, given in (("linear", calibrated), ("knn", shares)):
         areas = [roc_area(marks[:, j], given[:, j]) for j in range(len(names))]
@@ -218,14 +217,14 @@ def _score(
     metrics["linear"]["C_of_folds"] = [GRID[chosen] for chosen in result.fold_strengths]
     if metrics["linear"]["auroc_interval"] is not None:
         metrics["warnings"] += wide_interval("macro AUROC", metrics["linear"]["auroc_interval"])
-    before = sigmoid(result.nested)
+    before = expit(result.nested)
     metrics["calibration"] = {
         "before": label_calibration(before, marks),
         "after": label_calibration(calibrated, marks),
     }
     logits = result.outputs[result.strength]
     platt = np.array([fit_platt(logits[:, j], marks[:, j]) for j in range(len(names))])
-    thresholds = best_thresholds(sigmoid(logits * platt[:, 0] + platt[:, 1]), marks)
+    thresholds = best_thresholds(expit(logits * platt[:, 0] + platt[:, 1]), marks)
     metrics["linear"]["thresholds"] = dict(zip(names, thresholds.tolist(), strict=True))
     held_out = []
     for fold, (model, chosen) in enumerate(zip(result.models, result.fold_strengths, strict=True)):

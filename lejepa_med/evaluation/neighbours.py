@@ -123,7 +123,7 @@ def held_out_neighbours(
     return indices, cosines
 
 
-def modest(examples: int) -> int:
+def neighbour_count(examples: int) -> int:
     """Neighbours whose mean is taken: the root of the number of examples, at most `MOST`."""
     return max(1, min(MOST, math.isqrt(examples)))
 

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,6 @@ from data_adapters.atomic import write_text
 from data_adapters.tables import NO_LABELS
 from lejepa_med.evaluation.examples import Kind
 from lejepa_med.evaluation.probe import Prediction, Probe
-from lejepa_med.names import Names
 
 SCORES = {
     "classification": (
@@ -40,6 +39,15 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "multilabel": ("labels", "knn_labels"),
     "regression": ("value", "low", "high", "knn_value"),
 }
+
+
+class Names(Protocol):
+    """What `lejepa_med.names.Names` knows of ids: further columns, and their cells for each id."""
+
+    columns: tuple[str, ...]
+
+    def cells(self, ids: Sequence[str]) -> list[tuple[str, ...]]:
+        """The cells of `columns` for each id."""
 
 
 def print_probe(metrics: dict[str, Any], *, console: Console | None = None) -> None:

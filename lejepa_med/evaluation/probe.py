@@ -18,9 +18,10 @@ from safetensors.numpy import load, save
 from data_adapters.atomic import new_folder, recover
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.classification import ClassHead, fit_classes
-from lejepa_med.evaluation.cross_validation import Fitted, Head, Options, Tell
+from lejepa_med.evaluation.cross_validation import Fitted, Head, Options, Progress
 from lejepa_med.evaluation.examples import (
     Kind,
+    Label,
     Labelled,
     Rows,
     check_examples,
@@ -29,7 +30,7 @@ from lejepa_med.evaluation.examples import (
     check_vectors,
     kind_of,
 )
-from lejepa_med.evaluation.linear import quiet_threads
+from lejepa_med.evaluation.linear import blas_threads
 from lejepa_med.evaluation.multilabel import MarkHead, fit_marks
 from lejepa_med.evaluation.neighbours import normalise, top_cosine
 from lejepa_med.evaluation.novelty import Memory, Novelty, Seen, fit_novelty, seen_counts, seen_remarks
@@ -38,8 +39,6 @@ from lejepa_med.evaluation.regression import NumberHead, fit_numbers
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
 TRAIN_AGAIN = "Train the probe again from its labels (lejepa-med probe, or POST /v1/probes)."
-Label = str | float | Sequence[str]
-"""A class, a quantity, or the labels of one image."""
 POOL = 20  # times as many candidates as are asked for, the most uncertain ones
 
 
@@ -349,7 +348,7 @@ def fit_probe(
     folds: int = 5,
     balanced: bool | None = None,
     encoder: str = "",
-    progress: Tell | None = None,
+    progress: Progress | None = None,
     table_groups: Sequence[str] = (),
     relatives: Mapping[str, str] | None = None,
 ) -> Probe:
@@ -384,10 +383,10 @@ def fit_probe(
         raise UserError("Each example needs an id of its own.", remedy="Label each item once.")
     if folds < 2:
         raise UserError(f"Cross-validation with {folds} folds is impossible.", remedy="Use 2 folds or more.")
-    options = Options(seed=seed, folds=folds, balanced=balanced, tell=progress if progress is not None else _silent)
-    options.tell(0.0, "checking the split")
+    options = Options(seed=seed, folds=folds, balanced=balanced, progress=progress if progress is not None else _silent)
+    options.progress(0.0, "checking the split")
     kind = kind_of(labels)
-    with quiet_threads(np.size(vectors)):
+    with blas_threads(np.size(vectors)):
         rows, fitted = _learn(kind, vectors, labels, groups, options)
         split = fitted.split
         novelty, held_out = fit_novelty(normalise(rows.vectors), rows.groups, None if split is None else split.fold)
@@ -400,7 +399,7 @@ def fit_probe(
         "split_receipt": split.receipt(rows.names) if split else None,
         **fitted.metrics,
     }
-    options.tell(1.0, "done")
+    options.progress(1.0, "done")
     kept = [tuple(v) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
     known = set(groups)
     return Probe(

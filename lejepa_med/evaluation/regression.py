@@ -17,30 +17,13 @@ from lejepa_med.evaluation.cross_validation import (
     marked_folds,
 )
 from lejepa_med.evaluation.examples import Kind, Numbers, few_numbers, two_folds, wide_interval
-from lejepa_med.evaluation.linear import PENALTIES, Leverage, RidgeFit, RidgeModel
-from lejepa_med.evaluation.neighbours import held_out_neighbours, modest, normalise
+from lejepa_med.evaluation.linear import PENALTIES, Leverage, LinearModel, fit_ridge
+from lejepa_med.evaluation.neighbours import held_out_neighbours, neighbour_count, normalise
 from lejepa_med.evaluation.scores import cluster_interval, mean_error, point, r2, spearman
 
 COVERAGE = 0.9
 MIDDLE = PENALTIES[len(PENALTIES) // 2]
 STEPS = 8  # distinct values up to which numbers may be grades that were meant as classes
-
-
-@dataclass(frozen=True)
-class RidgePath:
-    """Models of one training part."""
-
-    vectors: NDArray[np.float32]
-    fit: RidgeFit
-
-    def outputs(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(penalties, rows, 1)."""
-        return self.fit.path(self.vectors[rows], PENALTIES)[..., None]
-
-    @property
-    def models(self) -> list[RidgeModel]:
-        """One for each penalty."""
-        return [self.fit.model(penalty) for penalty in PENALTIES]
 
 
 class RidgeTask:
@@ -52,24 +35,28 @@ class RidgeTask:
     def __init__(self, vectors: NDArray[np.float32], values: NDArray[np.float64]) -> None:
         self._vectors, self._values, self._spread = vectors, values, float(values.var())
 
-    def fit(self, rows: NDArray[np.bool_]) -> RidgePath:
-        """Models of the rows that the mask picks."""
-        return RidgePath(self._vectors, RidgeFit(self._vectors[rows], self._values[rows]))
+    def fit(self, rows: NDArray[np.bool_]) -> list[LinearModel]:
+        """One model for each strength, of the rows that the mask picks."""
+        return fit_ridge(self._vectors[rows], self._values[rows])
 
-    def decided(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    def outputs(self, models: Sequence[LinearModel], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(strengths, rows, heads)."""
+        return np.stack([model.logits(self._vectors[rows]) for model in models])
+
+    def compact(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """The value."""
         return outputs[..., 0]
 
-    def scores(self, decided: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def scores(self, compact: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Negative mean squared errors, in units of the variance."""
-        return np.asarray(-((decided - self._values[rows]) ** 2).mean(1) / self._spread)
+        return np.asarray(-((compact - self._values[rows]) ** 2).mean(1) / self._spread)
 
 
 @dataclass(frozen=True, eq=False)
 class NumberHead:
     """The ridge model, half the width of its prediction interval (None: too few labels), and the labelled values."""
 
-    ridge: RidgeModel
+    ridge: LinearModel
     leverage: Leverage
     half_width: float | None
     values: NDArray[np.float64]
@@ -89,7 +76,7 @@ class NumberHead:
                 "knn_value": neighbours,
             }
             for value, neighbours in zip(
-                self.ridge.values(vectors).tolist(), self.values[indices].mean(1).tolist(), strict=True
+                self.ridge.logits(vectors)[:, 0].tolist(), self.values[indices].mean(1).tolist(), strict=True
             )
         ]
 
@@ -99,17 +86,17 @@ class NumberHead:
         return found / (1 + found)
 
     def document(self) -> dict[str, Any]:
-        """What of it is JSON."""
+        """The part that is stored as JSON."""
         return {
             "k": self.k,
-            "intercept": self.ridge.intercept,
+            "intercept": float(self.ridge.intercept[0]),
             "penalty": self.leverage.penalty,
             "half_width": self.half_width,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What of it is numbers."""
-        return {name: getattr(self.ridge, name) for name in ("mean", "scale", "coef")}
+        """The part that is stored as arrays."""
+        return {"mean": self.ridge.mean, "scale": self.ridge.scale, "coef": self.ridge.coef[0]}
 
     @classmethod
     def restore(
@@ -120,12 +107,14 @@ class NumberHead:
         vectors: NDArray[np.float32],
         rows: NDArray[np.bool_] | None = None,
     ) -> "NumberHead":
-        """From what `document` and `arrays` gave, and the examples' values (n,) and vectors (n, dim).
+        """Rebuild a head from `document`, `arrays`, and the examples' values (n,) and vectors (n, dim).
 
         rows: mask (n,) of the examples that it learnt from; by default all.
         """
         return cls(
-            ridge=RidgeModel(arrays["mean"], arrays["scale"], arrays["coef"], document["intercept"]),
+            ridge=LinearModel(
+                arrays["mean"], arrays["scale"], arrays["coef"][None], np.array([document["intercept"]], np.float64)
+            ),
             leverage=Leverage(vectors, document["penalty"], rows),
             half_width=document["half_width"],
             values=np.asarray(labels, np.float64),
@@ -160,13 +149,13 @@ def fit_numbers(examples: Numbers, options: Options) -> Fitted:
     held_out: tuple[NumberHead, ...] = ()
     if split is not None:
         penalty, half, held_out = _score(examples, split, metrics, options)
-    options.tell(SEARCH_SHARE, "fitting the probe on every label")
+    options.progress(SEARCH_SHARE, "fitting the probe on every label")
     head = NumberHead(
-        ridge=RidgeFit(examples.vectors, values).model(penalty),
+        ridge=fit_ridge(examples.vectors, values, penalties=[penalty])[0],
         leverage=Leverage(examples.vectors, penalty),
         half_width=half,
         values=values,
-        k=modest(len(values)),
+        k=neighbour_count(len(values)),
     )
     metrics |= {"penalty": penalty, "k": head.k}
     return Fitted(head, metrics, split, held_out)
@@ -178,9 +167,9 @@ def _score(
     """Fill in the scores of both probes; gives penalty and half width for all examples, and the folds' heads."""
     truth = examples.values
     task = RidgeTask(examples.vectors, truth)
-    result = cross_validate(task, split, progress=lambda done, stage: options.tell(SEARCH_SHARE * done, stage))
+    result = cross_validate(task, split, progress=lambda done, stage: options.progress(SEARCH_SHARE * done, stage))
     least = len(truth) - int(np.bincount(split.fold).max())
-    k = modest(least)
+    k = neighbour_count(least)
     indices, _ = held_out_neighbours(normalise(examples.vectors), split.fold, k)
     for name, given in (("linear", result.nested[:, 0]), ("knn", truth[indices].mean(1))):
         found: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 BOOTSTRAP_DRAWS = 2000
 CELLS = 20_000_000  # of drawn weights (draws x examples): beyond it, fewer draws
@@ -15,13 +15,8 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Weights of the examples (draws, n) -> (draws,)."""
 
 
-def confusion_matrix(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts, (classes, classes): rows are the true class, columns the predicted one."""
-    return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-
-
-def balanced_accuracy(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean recall over the classes that occur, for matrices (..., classes, classes) -> (...)."""
+def _balanced_accuracies(confusion: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean recall over the classes that occur, for confusion matrices (draws, classes, classes) -> (draws,)."""
     total = confusion.sum(-1)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     recall = np.divide(hits, total, out=np.zeros(total.shape), where=total > 0)
@@ -36,8 +31,7 @@ def auroc(truth: NDArray[np.int64], probabilities: NDArray[Any]) -> float | None
     classes = probabilities.shape[1]
     if len(np.unique(truth)) < classes:
         return None
-    which = [1] if classes == 2 else range(classes)
-    return float(np.mean([roc_auc_score(truth == k, probabilities[:, k]) for k in which]))
+    return float(roc_auc_score(truth, probabilities[:, 1] if classes == 2 else probabilities, multi_class="ovr"))
 
 
 def group_interval(
@@ -61,7 +55,7 @@ def group_interval(
     patterns, times = np.unique(flat[flat.sum(1) > 0], axis=0, return_counts=True)
     rng = np.random.default_rng([seed, 95])
     drawn = rng.multinomial(times.sum(), times / times.sum(), size=draws)
-    scores = balanced_accuracy((drawn @ patterns).reshape(draws, classes, classes))
+    scores = _balanced_accuracies((drawn @ patterns).reshape(draws, classes, classes))
     low, high = np.quantile(scores, [0.025, 0.975])
     return float(low), float(high)
 
@@ -79,17 +73,15 @@ def summary(
 
     `confusion_matrix` has the true class in rows and the predicted one in columns, both in the order of `names`.
     """
-    confusion = confusion_matrix(truth, predicted, len(names))
-    hits, true, guessed = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    f1 = 2 * hits / np.maximum(true + guessed, 1)
+    recall = recall_score(truth, predicted, average=None, labels=range(len(names)))
     return {
-        "balanced_accuracy": float(balanced_accuracy(confusion)),
+        "balanced_accuracy": float(recall.mean()),
         "balanced_accuracy_interval": list(group_interval(truth, predicted, groups, classes=len(names), seed=seed)),
-        "accuracy": float(hits.sum() / true.sum()),
-        "macro_f1": float(f1.mean()),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
         "auroc": auroc(truth, probabilities),
-        "confusion_matrix": confusion.tolist(),
-        "recall": {name: float(h / t) for name, h, t in zip(names, hits, true, strict=True)},
+        "confusion_matrix": confusion_matrix(truth, predicted, labels=range(len(names))).tolist(),
+        "recall": dict(zip(names, recall.tolist(), strict=True)),
     }
 
 
@@ -137,18 +129,30 @@ class Ranker:
         return np.asarray((np.cumsum(at, axis=1) - at / 2)[:, self._level])
 
 
-def spearman(truth: NDArray[Any], given: NDArray[Any]) -> Statistic:
-    """Rank correlation of two columns (n,), ties at their mid-rank; NaN where one of them is constant."""
-    first, second = Ranker(truth), Ranker(given)
+def spearman(truth: NDArray[Any], given: NDArray[Any], strata: NDArray[Any] | None = None) -> Statistic:
+    """Rank correlation of two columns (n,), ties at their mid-rank; NaN where one of them is constant.
+
+    With strata (n,) only comparisons within a stratum count: ranks are taken there, as shares of its weight.
+    """
+    names = np.zeros(len(truth)) if strata is None else strata
+    parts = [np.flatnonzero(names == name) for name in np.unique(names)]
+    rankers = [(rows, Ranker(truth[rows]), Ranker(given[rows])) for rows in parts]
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        total = weights.sum(1, keepdims=True)
-        a, b = (side.ranks(weights) for side in (first, second))
-        a -= (weights * a).sum(1, keepdims=True) / total
-        b -= (weights * b).sum(1, keepdims=True) / total
-        spread = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((weights * a * b).sum(1) / np.where(spread > 0, spread, np.nan))
+        both = first = second = np.zeros(len(weights))
+        for rows, *sides in rankers:
+            own = weights[:, rows]
+            total = own.sum(1, keepdims=True)
+            a, b = (
+                (ranks - (own * ranks).sum(1, keepdims=True) / total) / total for ranks in (s.ranks(own) for s in sides)
+            )
+            both, first, second = (
+                both + (own * a * b).sum(1),
+                first + (own * a * a).sum(1),
+                second + (own * b * b).sum(1),
+            )
+        spread = np.sqrt(first * second)
+        return np.asarray(both / np.where(spread > 0, spread, np.nan))
 
     return statistic
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_adapters.atomic import new_folder
 from lejepa_med.embed import read_info
+from lejepa_med.evaluation.neighbours import normalise
 from lejepa_med.search.conditions import Condition, mask, require_known
 
 FORMAT = "1"  # of the folder; part of the key, so that another format is another folder
@@ -192,11 +193,9 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a value is not finite.
     """
-    vectors = np.asarray(vectors, np.float64)
     if not np.isfinite(vectors).all():
         raise ValueError("a vector is not finite")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    return normalise(vectors)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+
+from lejepa_med.evaluation.scores import point
+from lejepa_med.evaluation.scores import spearman as rank_correlation
 
 DRAWS = 5000
 FEW = 8  # runs below which the interval itself is hardly worth anything
@@ -38,25 +40,13 @@ def spearman(
     parts = [rows for rows in parts if len(rows) >= 3]
     if not parts:
         return None
-    value = float(_rows([(x[rows][None], y[rows][None]) for rows in parts])[0])
-    if not np.isfinite(value):
+    rows = np.concatenate(parts)
+    statistic = rank_correlation(x[rows], y[rows], names[rows])
+    value = point(statistic, len(rows))
+    if value is None:
         return None
     rng = np.random.default_rng([seed, 95])
-    drawn = [rows[rng.integers(0, len(rows), size=(DRAWS, len(rows)))] for rows in parts]
-    values = _rows([(x[rows], y[rows]) for rows in drawn])
+    drawn = [rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=DRAWS) for part in parts]
+    values = statistic(np.concatenate(drawn, axis=1).astype(np.float64))
     low, high = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
-    return Correlation(value=value, low=float(low), high=float(high), runs=sum(map(len, parts)))
-
-
-def _rows(parts: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> NDArray[np.float64]:
-    """The coefficient of each row over parts (draws, n) -> (draws,); NaN where a row is constant in every part."""
-    a, b = (np.concatenate([_centred(part[side]) for part in parts], axis=1) for side in (0, 1))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
-
-
-def _centred(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks of each row, as shares of its length, less their mean."""
-    ranks = rankdata(table, axis=1)
-    # divided last, so that equal ranks give zeros
-    return np.asarray((ranks - ranks.mean(1, keepdims=True)) / table.shape[1])
+    return Correlation(value=value, low=float(low), high=float(high), runs=len(rows))

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.linear import PENALTIES, RidgeFit
+from lejepa_med.evaluation.linear import PENALTIES, Leverage, fit_ridge
 from lejepa_med.evaluation.multilabel import best_thresholds
 from lejepa_med.evaluation.probe import Probe, fit_probe
 from lejepa_med.evaluation.regression import conformal_half_width
@@ -43,13 +43,14 @@ def mark_probe():
 
 
 @pytest.mark.parametrize(("n", "dim"), [(120, 10), (20, 50)])
-def test_ridge_equals_scikit_learn(n, dim):
+def test_every_penalty_of_the_path_is_a_ridge_regression_of_its_own(n, dim):
     vectors, values, _ = measured(n, dim)
     wide = vectors.astype(np.float64)
-    for penalty in (PENALTIES[0], PENALTIES[-1]):
+    models = fit_ridge(vectors, np.array(values))
+    assert len(models) == len(PENALTIES)
+    for penalty, model in zip(PENALTIES, models, strict=True):
         theirs = make_pipeline(StandardScaler(), Ridge(penalty * n)).fit(wide, values)
-        model = RidgeFit(vectors, np.array(values)).model(penalty)
-        np.testing.assert_allclose(model.values(vectors), theirs.predict(wide), rtol=1e-6)
+        np.testing.assert_allclose(model.logits(vectors)[:, 0], theirs.predict(wide), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "dim"), [(60, 8), (12, 30)])
@@ -60,7 +61,7 @@ def test_leverage_is_the_closed_form(n, dim):
     design, new = scaler.transform(vectors.astype(np.float64)), scaler.transform(fresh.astype(np.float64))
     inverse = np.linalg.inv(design.T @ design + 0.1 * n * np.eye(dim))
     expected = np.einsum("ij,jk,ik->i", new, inverse, new) + 1 / n
-    np.testing.assert_allclose(RidgeFit(vectors, np.zeros(n)).leverage(fresh, 0.1), expected, rtol=1e-6)
+    np.testing.assert_allclose(Leverage(vectors, 0.1).of(fresh), expected, rtol=1e-6)
 
 
 def test_a_quantity_is_predicted_with_intervals_that_hold(number_probe):

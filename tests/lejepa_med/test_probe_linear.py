@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lejepa_med.evaluation.classification import ClassTask, choose_strength
 from lejepa_med.evaluation.cross_validation import cross_validate, group_folds
-from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_heads, fit_path, shared_turn, softmax
-from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix
+from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_heads, fit_path, shared_rotation
 
 
 def made(n, dim, classes, seed=0, signal=1.0):
@@ -62,10 +63,12 @@ def test_unweighted_classes_equal_scikit_learn_too():
 def test_the_shared_basis_changes_the_speed_and_not_the_answer():
     vectors, labels, _ = made(200, 20, 3)
     part = np.arange(200) % 5 > 0
-    turn = shared_turn(vectors)
-    assert turn is not None
-    with_turn, without = (fit_path(vectors[part], labels[part], strengths=[0.1], turn=t)[0] for t in (turn, None))
-    np.testing.assert_allclose(with_turn.probabilities(vectors), without.probabilities(vectors), atol=0.01)
+    rotation = shared_rotation(vectors)
+    assert rotation is not None
+    with_rotation, without = (
+        fit_path(vectors[part], labels[part], strengths=[0.1], rotation=t)[0] for t in (rotation, None)
+    )
+    np.testing.assert_allclose(with_rotation.probabilities(vectors), without.probabilities(vectors), atol=0.01)
 
 
 def test_the_search_finds_the_same_answers_as_exact_fits():
@@ -77,9 +80,13 @@ def test_the_search_finds_the_same_answers_as_exact_fits():
 
 def test_a_constant_feature_changes_nothing():
     vectors, labels, _ = made(60, 5, 2)
-    wider = np.concatenate([vectors, np.full((60, 1), 0.1, np.float32)], axis=1)
-    plain, padded = (fit_path(v, labels, strengths=[1.0], final=True)[0] for v in (vectors, wider))
-    np.testing.assert_allclose(padded.probabilities(wider), plain.probabilities(vectors), atol=1e-6)
+    plain = fit_path(vectors, labels, strengths=[1.0], final=True)[0].probabilities(vectors)
+    rounded = np.float32(0.1) + np.float32(1e-8) * np.random.default_rng(0).integers(-1, 2, (60, 1), dtype=np.int64)
+    assert rounded.std(dtype=np.float64) > 0
+    for constant in (np.full((60, 1), 0.1), rounded):
+        wider = np.concatenate([vectors, constant.astype(np.float32)], axis=1)
+        padded = fit_path(wider, labels, strengths=[1.0], final=True)[0]
+        np.testing.assert_allclose(padded.probabilities(wider), plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -129,11 +136,11 @@ def test_cross_validation_equals_a_nested_one_written_out(classes):
     groups = np.unique(groups, return_inverse=True)[1]
     split = group_folds(labels, groups, folds=4, seed=0)
     found = cross_validate(ClassTask(vectors, labels), split)
-    turn = shared_turn(vectors)
-    probabilities = softmax(found.nested)
+    rotation = shared_rotation(vectors)
+    probabilities = softmax(found.nested, axis=1)
 
     def score(truth, predicted):
-        return round(float(balanced_accuracy(confusion_matrix(truth, predicted, classes))), 12)
+        return round(balanced_accuracy_score(truth, predicted), 12)
 
     for i in range(4):
         outside = split.fold != i
@@ -142,12 +149,12 @@ def test_cross_validation_equals_a_nested_one_written_out(classes):
             predicted = np.zeros(180, int)
             for j in {0, 1, 2, 3} - {i}:
                 train, inside = outside & (split.fold != j), split.fold == j
-                models = fit_path(vectors[train], labels[train], turn=turn)
+                models = fit_path(vectors[train], labels[train], rotation=rotation)
                 predicted[inside] = models[c].probabilities(vectors[inside]).argmax(1)
             scores.append(score(labels[outside], predicted[outside]))
         best = int(np.argmax(scores))
         assert found.fold_strengths[i] == best
-        model = fit_path(vectors[outside], labels[outside], turn=turn)[best]
+        model = fit_path(vectors[outside], labels[outside], rotation=rotation)[best]
         np.testing.assert_allclose(probabilities[~outside], model.probabilities(vectors[~outside]))
     assert GRID[found.strength] == choose_strength(vectors, labels, split)
 
@@ -158,5 +165,5 @@ def test_two_folds_take_the_middle_of_the_grid():
     found = cross_validate(ClassTask(vectors, labels), split)
     assert [GRID[k] for k in found.fold_strengths] == [MIDDLE, MIDDLE]
     inside = split.fold == 0
-    first = fit_path(vectors[~inside], labels[~inside], turn=shared_turn(vectors))[GRID.index(MIDDLE)]
-    np.testing.assert_allclose(softmax(found.nested)[inside], first.probabilities(vectors[inside]))
+    first = fit_path(vectors[~inside], labels[~inside], rotation=shared_rotation(vectors))[GRID.index(MIDDLE)]
+    np.testing.assert_allclose(softmax(found.nested, axis=1)[inside], first.probabilities(vectors[inside]))
