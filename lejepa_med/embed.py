@@ -113,13 +113,13 @@ def _flush(encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_
 
 
 def about(folder: Path, name: str) -> Path:
-    """Where a table's file that is no shard lies; in a folder of an earlier release that is beside the shards."""
+    """Return the path of a table's file that is no shard; earlier releases put it beside the shards."""
     new, old = folder / ABOUT / name, folder / name
     return old if old.is_file() and not new.is_file() else new
 
 
 class TableWriter:
-    """A table in the making: shards in any order, each whole or absent, then `finish`. Opened again, it goes on."""
+    """Writes a table: shards in any order, each whole or absent, then `finish`. Opened again, it goes on."""
 
     def __init__(
         self,
@@ -173,12 +173,12 @@ class TableWriter:
         return -(-len(self._rows) // int(self._plan["shard_rows"]))
 
     def rows(self, shard: int) -> range:
-        """Rows of the manifest that a shard stands for."""
+        """Return the rows of the manifest that a shard holds."""
         size = int(self._plan["shard_rows"])
         return range(shard * size, min((shard + 1) * size, len(self._rows)))
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is written."""
+        """Return whether a shard is written."""
         return self._file(shard).is_file()
 
     def write(self, shard: int, features: Iterable[Feature]) -> None:
@@ -200,11 +200,11 @@ class TableWriter:
 
     @property
     def embedded(self) -> int:
-        """Rows of the shards that are written."""
+        """Number of rows in the shards that are written."""
         return _embedded(self._out)
 
     def finish(self) -> dict[str, Any]:
-        """Mark the table as whole; the content of embedding.json.
+        """Mark the table as complete; return the content of embedding.json.
 
         Raises:
             UserError: nothing could be embedded.
@@ -218,12 +218,12 @@ class TableWriter:
 
 
 def _groups_digest(manifest: Manifest) -> str:
-    """A hash of all groups: shards of one table must not have been grouped by two rules or catalogues."""
+    """Hash all groups: shards of one table must not have been grouped by two rules or catalogues."""
     return hashlib.blake2b("\n".join(manifest.column("group")).encode(), digest_size=16).hexdigest()
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Note in the folder whose table it is, so that shards of two encoders are never mixed."""
+    """Record the encoder and archive in the folder, so that shards of two encoders are never mixed."""
     if (out / PLAN).is_file():
         raise UserError(
             f"{out} holds an embedding table of an earlier release, which can be read but not continued.",
@@ -285,7 +285,7 @@ def _write_shard(file: Path, rows: pa.Table, vectors: np.ndarray) -> None:
 
 
 def _write_related(file: Path, rows: pa.Table) -> None:
-    """What a split must not part, for the probes that learn from the table; contents become numbers."""
+    """Write the items that a split must not part, for probes that learn from the table; contents become numbers."""
     if not len(rows):
         file.unlink(missing_ok=True)
         return
@@ -311,7 +311,7 @@ def _finish(out: Path, plan: dict[str, Any], told: dict[str, Any]) -> dict[str, 
 
 
 def content_hash(out: Path) -> str:
-    """A hash over the shards: what was made from this table tells by it whether it still belongs to it."""
+    """Hash the shards; results derived from this table store it to detect a changed table."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(out.glob("part-*.parquet")):
         with file.open("rb") as stream:
@@ -376,7 +376,7 @@ class EmbeddingTable:
         )
 
     def leak(self, used: Mapping[int, str] | None = None) -> Leak | None:
-        """What of the rows `used` (by number, with their groups; by default all) lies in several splits.
+        """Find the leak of the rows `used` (by number, with their groups; by default all): what lies in several splits.
 
         The splits are those of the archive's catalogue when it was embedded.
         """
@@ -397,12 +397,12 @@ def _related(file: Path) -> dict[str, tuple[str, str]]:
 
 
 def read_shards(folder: Path) -> pa.Table:
-    """All rows of a table that is finished."""
+    """Read all rows of a finished table."""
     return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """embedding.json of a finished table; UserError where there is none."""
+    """Read embedding.json of a finished table; UserError where there is none."""
     try:
         return json.loads(about(folder, DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
@@ -413,7 +413,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def find_tables(runs: Path) -> list[Path]:
-    """Finished embedding tables at most three levels below `runs`, sorted."""
+    """Return finished embedding tables at most three levels below `runs`, sorted."""
     depths = ("", "*/", "*/*/", "*/*/*/")
     found = {file.parent for depth in depths for file in runs.glob(depth + DONE) if file.parent.name != ABOUT}
     return sorted(found | {file.parent.parent for depth in depths for file in runs.glob(f"{depth}{ABOUT}/{DONE}")})
@@ -481,7 +481,7 @@ def embed_archive(
 
 
 def cautions_of(adapter: Adapter, records: Sequence[Record], *, give: str | None = None) -> list[str]:
-    """What a user must know of the records before using their vectors, in sentences; `give` as in `Caution.text`."""
+    """Return what a user must know before using the records' vectors, as sentences; `give` as in `Caution.text`."""
     found = adapter.cautions(records) if isinstance(adapter, BaseAdapter) else []
     return [one.text() if give is None else one.text(give=give) for one in found]
 
@@ -494,5 +494,5 @@ def _told(features: Iterable[Feature], start: int, total: int, progress: Progres
 
 
 def archive_digest(manifest: Manifest) -> str:
-    """A hash of what lies in the archive: ids and content digests of all rows."""
+    """Hash the archive: ids and content digests of all rows."""
     return manifest.digest()

@@ -85,7 +85,7 @@ def pca_rgb(features: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def spread(vectors: NDArray[Any]) -> Figures:
-    """Six figures of vectors (n, dim); all None where a value is not finite or n < 2.
+    """Return six figures of vectors (n, dim); all None where a value is not finite or n < 2.
 
     norm            mean length of a vector; sqrt(dim) for N(0, I).
     mean_norm       length of the mean vector; 0 for N(0, I).
@@ -156,22 +156,22 @@ def _smooth_rank(values: NDArray[np.float64]) -> float:
 
 
 def most_directions(records: int, dim: int) -> int:
-    """The largest effective rank that so many vectors of `dim` numbers can have."""
+    """Return the largest effective rank that so many vectors of `dim` numbers can have."""
     return max(0, min(records - 1, dim))
 
 
 def records_for(limit: float) -> int:
-    """How many vectors always tell whether their effective rank is below `limit`."""
+    """Return how many vectors always show whether their effective rank is below `limit`."""
     return math.ceil(ROOM * limit) + 1
 
 
 def below(rank: float, limit: float, *, records: int) -> bool | None:
-    """Whether the rank of so many vectors shows that the encoder's is below `limit`; None: they are too few to tell."""
+    """Return whether the rank of so many vectors shows that the encoder's is below `limit`; None: too few to tell."""
     if rank >= limit:
         return False  # more vectors only show more
     return True if records - 1 >= ROOM * rank else None
 
 
 def too_few(number: int, needed: int, *, what: str = "record", tell: str = "") -> str:
-    """'42 records are too few to tell ...; 104 are needed'."""
+    """Return '42 records are too few to tell ...; 104 are needed'."""
     return f"{count(number, what, 'is')} too few to tell{' ' * bool(tell)}{tell}; {needed:,} are needed"

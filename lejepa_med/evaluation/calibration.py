@@ -1,4 +1,4 @@
-"""Whether a probability of 0.8 is right in 8 cases of 10, and what makes it so."""
+"""Calibration: how often a probability of 0.8 is right, and the corrections that make it right in 8 cases of 10."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ RANGE = (0.05, 20.0)  # of a temperature: beyond it the labels are too few to te
 
 
 def softened(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Targets (n, classes) that stay short of 0 and 1: (n_k + 1) / (n_k + classes) for the true class k.
+    """Return targets (n, classes) that stay short of 0 and 1: (n_k + 1) / (n_k + classes) for the true class k.
 
     Platt (1999) for two classes, by Laplace's rule for more: without it, a few labels that are told apart without
     error would make every probability 0 or 1.
@@ -24,7 +24,7 @@ def softened(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
 
 
 def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> float:
-    """The T for which softmax(logits / T) has the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
+    """Return the T for which softmax(logits / T) has the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
 
     logits: (n, classes) of models that never saw their examples. labels, weight: (n,).
     """
@@ -38,7 +38,7 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64], weig
 
 
 def fit_platt(logits: NDArray[np.float64], marks: NDArray[np.bool_]) -> tuple[float, float]:
-    """A >= 0 and b for which sigmoid(a z + b) is the chance of a label (Platt 1999), with his softened targets.
+    """Return a >= 0 and b: sigmoid(a z + b) is the probability of a label (Platt 1999, with his softened targets).
 
     logits, marks: (n,). Fitted without weights, so chances are those among the labelled images. scikit-learn's
     CalibratedClassifierCV does the same, but hands out a and b only in private parts, and lets a be negative.
@@ -57,13 +57,13 @@ def fit_platt(logits: NDArray[np.float64], marks: NDArray[np.bool_]) -> tuple[fl
 
 
 def class_weights(labels: NDArray[np.int64], *, balanced: bool) -> NDArray[np.float64]:
-    """(n,), summing to 1: equal for each class with `balanced`, else for each example."""
+    """Return weights (n,) with the sum 1: with `balanced` the same for each class, else for each example."""
     counts = np.bincount(labels)
     return 1 / (len(counts) * counts[labels]) if balanced else np.full(len(labels), 1 / len(labels))
 
 
 def reliability(confidence: NDArray[np.float64], right: NDArray[Any], weight: NDArray[np.float64]) -> dict[str, Any]:
-    """`ece` (expected calibration error) and its ten bins of equal width, as JSON; all arrays (n,).
+    """Return `ece` (expected calibration error) and its ten bins of equal width, as JSON; all arrays (n,).
 
     A bin has the number of predictions in it, their mean confidence and the share that was right.
     """
@@ -84,7 +84,7 @@ def reliability(confidence: NDArray[np.float64], right: NDArray[Any], weight: ND
 def class_calibration(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Reliability of the winning class, and `brier`: the squared distance to the truth, summed over the classes."""
+    """Return the reliability of the winning class, and `brier`: the squared error, summed over the classes."""
     found = reliability(probabilities.max(1), probabilities.argmax(1) == labels, weight)
     classes = range(probabilities.shape[1])
     brier = brier_score_loss(labels, probabilities, sample_weight=weight, labels=classes, scale_by_half=False)
@@ -92,7 +92,7 @@ def class_calibration(
 
 
 def label_calibration(probabilities: NDArray[np.float64], marks: NDArray[np.bool_]) -> dict[str, Any]:
-    """Reliability and mean squared error (`brier`) of all labels' chances (n, labels) together."""
+    """Return the reliability and the mean squared error (`brier`) of all labels' probabilities (n, labels) together."""
     flat, truth = probabilities.ravel(), marks.ravel()
     found = reliability(flat, truth, np.full(len(flat), 1 / len(flat)))
     return {"ece": found["ece"], "brier": float(brier_score_loss(truth, flat)), "bins": found["bins"]}
@@ -105,7 +105,7 @@ def cross_temperatures(
     labels: NDArray[np.int64],
     weight: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The temperature of each fold, (folds,), fitted without the fold's own images.
+    """Return the temperature of each fold, (folds,), fitted without the fold's own images.
 
     That of fold i comes from the out-of-fold logits of the other folds at fold i's strength; outputs:
     (strengths, n, classes).

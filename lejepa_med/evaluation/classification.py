@@ -46,7 +46,7 @@ class ClassTask:
 
 
 def choose_strength(vectors: NDArray[np.float32], labels: NDArray[np.int64], folds: Folds) -> float:
-    """The C with the best out-of-fold balanced accuracy, without the nested part that scores need."""
+    """Return the C with the best out-of-fold balanced accuracy, without the nested part that scores need."""
     task = ClassTask(vectors, labels)
     return task.strengths[cross_validate(task, folds, nested=False).strength]
 
@@ -63,7 +63,7 @@ class ClassHead:
 
     @property
     def k(self) -> int:
-        """Neighbours that vote."""
+        """Number of neighbours that vote."""
         return self.neighbours.k
 
     def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -113,7 +113,7 @@ class ClassHead:
 
 
 def fit_classes(examples: Examples, options: Options) -> Fitted:
-    """The head of all examples, and those of the folds."""
+    """Fit the head on all examples, and one on the training part of each fold."""
     balanced = options.balanced is not False
     split = group_folds(examples.labels, examples.groups, folds=options.folds, seed=options.seed)
     metrics: dict[str, Any] = {
@@ -141,7 +141,7 @@ def fit_classes(examples: Examples, options: Options) -> Fitted:
 def _score(
     examples: Examples, split: Folds, metrics: dict[str, Any], balanced: bool, options: Options
 ) -> tuple[float, float, tuple[ClassHead, ...]]:
-    """Fill in the scores of both probes; gives the C and the temperature for all examples, and the folds' heads."""
+    """Fill in the scores of both probes; return the C and the temperature for all examples, and the folds' heads."""
     labels, groups = examples.labels, examples.groups
     task = ClassTask(examples.vectors, labels, balanced=balanced)
     result = cross_validate(task, split, progress=lambda done, stage: options.progress(SEARCH_SHARE * done, stage))

@@ -20,14 +20,14 @@ SEARCH_SHARE = 0.9  # of the work, for the progress bar
 
 @dataclass(frozen=True)
 class Folds:
-    """The fold of each example, (n,) in 0 .. count - 1, with its group's code, (n,)."""
+    """The fold of each example, (n,) in 0 .. count - 1, and the code of its group, (n,)."""
 
     fold: NDArray[np.int64]
     groups: NDArray[np.int64]
     count: int
 
     def receipt(self, names: Sequence[str]) -> dict[str, Any]:
-        """What was split how, as JSON, with a hash of the (group, fold) pairs. `names`: the groups' names by code.
+        """Return what each fold holds as JSON, with a hash of the (group, fold) pairs. `names`: of the groups, by code.
 
         Raises:
             RuntimeError: a group lies on both sides of a split.
@@ -206,7 +206,7 @@ class Options:
 
 
 class Head(Protocol):
-    """What a probe says about vectors: the answer of a linear model, and that of the nearest labelled vectors."""
+    """A fitted probe of one kind: a linear model, and the nearest labelled vectors."""
 
     @property
     def k(self) -> int:

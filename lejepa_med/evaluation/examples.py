@@ -1,4 +1,4 @@
-"""Labelled vectors, checked before anything is learnt from them, and what makes their scores less than they seem."""
+"""Labelled vectors: their checks before a fit, and the warnings about scores that seem better than they are."""
 
 import unicodedata
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ WIDE = 0.2  # width of a 95 % interval of a score between 0 and 1
 
 
 def kind_of(labels: Sequence[Any]) -> Kind:
-    """Texts are classes, lists of texts are labels of their own, numbers are a quantity.
+    """Return the kind of probe: texts make a classification, lists of texts a multilabel probe, numbers a regression.
 
     Raises:
         UserError: labels of several kinds.
@@ -44,7 +44,7 @@ def _kind(label: Any) -> Kind:
 
 
 def few_labels(counts: Mapping[str, int]) -> list[str]:
-    """Classes (or labels) with few examples."""
+    """Warn about classes (or labels) with few examples."""
     few = [f"'{name}' {n}" for name, n in counts.items() if n < FEW]
     if not few:
         return []
@@ -52,14 +52,14 @@ def few_labels(counts: Mapping[str, int]) -> list[str]:
 
 
 def few_numbers(count: int) -> list[str]:
-    """A quantity known for few images."""
+    """Warn about a regression target that is known for few images only."""
     if count >= FEW_NUMBERS:
         return []
     return [f"Few labels: {count} images are measured. Below {FEW_NUMBERS}, scores swing with the examples chosen."]
 
 
 def two_folds(groups: int, what: str) -> list[str]:
-    """A cross-validation that cannot choose the strength of the regularisation. `what`: the value that is used."""
+    """Warn that two folds cannot choose the strength of the regularisation. `what`: the value that is used."""
     cause, remedy = "", "Use three folds or more, with every class in three groups."
     if groups == 2:
         cause, remedy = "All labels come from two groups (patients, slides, fields). ", "Label items of a third group."
@@ -70,7 +70,7 @@ def two_folds(groups: int, what: str) -> list[str]:
 
 
 def unequal(counts: Mapping[str, int]) -> list[str]:
-    """Classes of very different frequency."""
+    """Warn about classes of very different frequency."""
     most, least = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])
     if counts[most] < SKEW * counts[least]:
         return []
@@ -81,7 +81,7 @@ def unequal(counts: Mapping[str, int]) -> list[str]:
 
 
 def look_alikes(classes: Iterable[str]) -> list[str]:
-    """Names that a person would read as one."""
+    """Warn about class names that a person would read as the same."""
     folded: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         folded["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(f"'{name}'")
@@ -93,7 +93,7 @@ def look_alikes(classes: Iterable[str]) -> list[str]:
 
 
 def one_sided(members: Mapping[str, NDArray[np.int64]]) -> list[str]:
-    """Classes that come nearly all from one group, given the groups of each one's examples."""
+    """Warn about classes that come nearly all from one group. `members`: the group of each example, by class."""
     found = []
     for name, groups in members.items():
         most = int(np.bincount(groups).max())
@@ -106,7 +106,7 @@ def one_sided(members: Mapping[str, NDArray[np.int64]]) -> list[str]:
 
 
 def wide_interval(what: str, interval: Any) -> list[str]:
-    """A score that could be nearly anything."""
+    """Warn about a score with a wide interval."""
     low, high = interval
     if high - low <= WIDE:
         return []
@@ -118,7 +118,7 @@ def wide_interval(what: str, interval: Any) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """What a probe learnt from, in the order of the rows: ids, vectors (n, dim) float32, labels, groups.
+    """The examples of a probe, in the order of the rows: ids, vectors (n, dim) float32, labels, groups.
 
     Labels are texts (classes), numbers, or lists of texts.
 
@@ -135,7 +135,7 @@ class Labelled:
     relatives: Mapping[str, str] = field(default_factory=dict)
 
     def updated(self, newer: "Labelled") -> "Labelled":
-        """Both together; where an id occurs in both, the newer label, vector and group hold."""
+        """Return both together; where an id occurs in both, the newer label, vector and group hold."""
         known = set(newer.ids)
         kept = [row for row, name in enumerate(self.ids) if name not in known]
         mine, theirs = (one.table_groups or one.groups for one in (self, newer))
@@ -159,7 +159,7 @@ class Rows:
     names: tuple[str, ...]
 
     def warnings(self) -> list[str]:
-        """What makes a score of these examples less than it seems, in sentences."""
+        """Return the warnings about scores of these examples, as sentences."""
         found = []
         if len(self.names) == 1:
             found.append("All labels come from one group, so nothing says how the probe does on another one.")
@@ -197,7 +197,7 @@ class Examples(Rows):
         return {name: len(np.unique(self.groups[self.labels == k])) for k, name in enumerate(self.classes)}
 
     def warnings(self) -> list[str]:
-        """What makes a score of these examples less than it seems, in sentences."""
+        """Return the warnings about scores of these examples, as sentences."""
         members = {name: self.groups[self.labels == k] for k, name in enumerate(self.classes)}
         found = [*few_labels(self.counts), *unequal(self.counts), *super().warnings(), *look_alikes(self.classes)]
         return [*found, *(one_sided(members) if len(self.names) > 1 else [])]
@@ -221,7 +221,7 @@ class Marks(Rows):
         return {name: min(n, len(self.marks) - n) for name, n in self.counts.items()}
 
     def warnings(self) -> list[str]:
-        """What makes a score of these examples less than it seems, in sentences."""
+        """Return the warnings about scores of these examples, as sentences."""
         members = {name: self.groups[self.marks[:, k]] for k, name in enumerate(self.classes)}
         found = [*few_labels(self.scarce), *super().warnings(), *look_alikes(self.classes)]
         return [*found, *(one_sided(members) if len(self.names) > 1 else [])]
@@ -235,7 +235,7 @@ class Numbers(Rows):
 
 
 def check_vectors(vectors: Any, *, dim: int | None = None) -> NDArray[np.float32]:
-    """Vectors as (n, dim) float32.
+    """Return vectors as (n, dim) float32.
 
     Raises:
         UserError: not a table of finite numbers, empty, or of another dimension than `dim`.
@@ -263,7 +263,7 @@ def check_vectors(vectors: Any, *, dim: int | None = None) -> NDArray[np.float32
 
 
 def check_rows(vectors: Any, labels: Sequence[Any], groups: Sequence[str]) -> Rows:
-    """What all kinds of labels need.
+    """Check vectors and groups, which all kinds of labels need.
 
     Raises:
         UserError: bad vectors, lengths that differ, or an empty group.
@@ -280,7 +280,7 @@ def check_rows(vectors: Any, labels: Sequence[Any], groups: Sequence[str]) -> Ro
 
 
 def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -> Examples:
-    """Examples of exclusive classes, from rows in any order.
+    """Check examples of exclusive classes, in any order.
 
     Raises:
         UserError: lengths differ, a label or group is empty, there is one class only, or a class has one example.
@@ -299,7 +299,7 @@ def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -
 
 
 def check_marks(vectors: Any, labels: Sequence[Sequence[str]], groups: Sequence[str]) -> Marks:
-    """Examples with any number of labels each (also none), from rows in any order.
+    """Check examples with any number of labels each (also none), in any order.
 
     Raises:
         UserError: lengths differ, a label or group is empty, no label occurs, or one occurs (or lacks) once only.
@@ -325,7 +325,7 @@ def check_marks(vectors: Any, labels: Sequence[Sequence[str]], groups: Sequence[
 
 
 def check_numbers(vectors: Any, labels: Sequence[float], groups: Sequence[str]) -> Numbers:
-    """Examples of a quantity, from rows in any order.
+    """Check examples of a regression target, in any order.
 
     Raises:
         UserError: lengths differ, a group is empty, a value is not finite, or fewer than two values differ.

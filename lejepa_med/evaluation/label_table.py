@@ -1,4 +1,4 @@
-"""A table of labels meets an embedding table: by salted id, or by path through the installation's salt."""
+"""Join a table of labels with an embedding table: by salted id, or by path through the installation's salt."""
 
 import math
 import os
@@ -39,7 +39,7 @@ class LabelRow:
 
     @property
     def name(self) -> str:
-        """The row as a message names it."""
+        """The row's name in messages."""
         return f"row {self.number} ({self.path or self.id or self.participant})"
 
 
@@ -65,11 +65,11 @@ class Labels:
         return len(self.rows)
 
     def class_name(self, row: LabelRow) -> str:
-        """A class; 1 and 1.0 are one where the whole column is numbers."""
+        """Return the class of a row; 1 and 1.0 are the same class where the whole column is numbers."""
         return self.table.class_name("label", row.label)
 
     def number(self, row: LabelRow) -> float:
-        """A quantity.
+        """Return the number of a row.
 
         Raises:
             UserError: it is no finite number.
@@ -94,7 +94,7 @@ class Labels:
 def read_labels(
     file: Path, *, split: str | None = None, group_column: str | None = None, label_column: str | None = None
 ) -> Labels:
-    """A table with the columns `label` and `id` or `path` (optionally item, group, split); see data_adapters.tables.
+    """Read a table with the columns `label` and `id` or `path` (optionally item, group, split) by data_adapters.tables.
 
     A BIDS participants.tsv has `participant_id` in place of a path. The columns named are read as group and label.
 
@@ -159,7 +159,7 @@ class Joined:
 
 
 def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "classification") -> Joined:
-    """The labels of a table's items; rows without an embedding are counted and named.
+    """Find the label of each item; rows without an embedding are counted and named.
 
     Args:
         table: the embeddings.
@@ -328,7 +328,7 @@ class _Finder:
             self.prefix = prefix_of(items, lambda rest: any(self._at(rest, item) for item in {*items.values(), ""}))
 
     def find(self, row: LabelRow) -> list[int]:
-        """The place of a row's item, or none; a row without an item stands for every item of its file.
+        """Return the place of a row's item, or none; a row without an item means every item of its file.
 
         A participant's items are those of the group that scans make of a BIDS subject.
 
@@ -400,7 +400,7 @@ def _parse(row: LabelRow, labels: Labels, kind: Kind) -> Label:
 
 
 def clean_labels(labels: Sequence[Any]) -> tuple[list[int], list[Any], Counter[str]]:
-    """Labels given one by one (JSON, Python), read by the rules of tables.
+    """Read labels that were given one by one (JSON, Python) by the rules of tables.
 
     Returns:
         The places of those that are not missing, these labels, and how often each missing word came ("" for None).

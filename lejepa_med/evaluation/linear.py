@@ -1,4 +1,4 @@
-"""Linear models on standardised vectors, along a path of strengths: classes, labels of their own, quantities."""
+"""Linear models on standardised vectors: logistic regression of classes or labels, and ridge regression."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class Rotation:
 
     @classmethod
     def of(cls, design: NDArray[np.float64], precision: type[np.floating[Any]] = np.float32) -> "Rotation":
-        """From standardised features (n, dim)."""
+        """Return the rotation of standardised features (n, dim)."""
         narrow = design.astype(precision)
         eigenvalues, axes = np.linalg.eigh(narrow.T @ narrow / len(design))
         return cls(np.maximum(eigenvalues, 0), axes)
@@ -53,7 +53,7 @@ def logistic_path(
     precision: type[np.floating[Any]],
     rotation: Rotation,
 ) -> Iterator[Solution]:
-    """A solution for each strength C, each started from the one before.
+    """Solve for each strength C, each time from the solution before.
 
     Minimises what scikit-learn's LogisticRegression does (the tests compare them): with `exclusive` one softmax over
     the heads, otherwise a sigmoid for each head, all solved at once. Embeddings are strongly correlated, which makes
@@ -143,7 +143,7 @@ class LinearModel:
 
 
 def standardise(vectors: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(n, dim) -> the same with mean 0 and deviation 1 in each column, the means and the deviations."""
+    """Return vectors (n, dim) with mean 0 and deviation 1 in each column, the means and the deviations."""
     wide = np.asarray(vectors, np.float64)
     mean, deviation = wide.mean(0), wide.std(0)
     # A feature that is constant up to the rounding of float32 must not be blown up to unit variance, as scikit-learn's
@@ -153,7 +153,7 @@ def standardise(vectors: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def shared_rotation(vectors: NDArray[Any]) -> Rotation | None:
-    """One basis for the fits on parts of vectors (n, dim); None where each part is smaller than its dimension."""
+    """Return one rotation for fits on parts of vectors (n, dim); None where each part is smaller than its dimension."""
     return Rotation.of(standardise(vectors)[0]) if vectors.shape[1] <= len(vectors) // 2 else None
 
 
@@ -166,7 +166,7 @@ def fit_path(
     balanced: bool = True,
     rotation: Rotation | None = None,
 ) -> list[LinearModel]:
-    """One model of exclusive classes for each inverse regularisation strength C.
+    """Fit exclusive classes: one model for each inverse regularisation strength C.
 
     vectors: (n, dim). labels: (n,) codes 0 .. classes - 1, all of which must occur. With `balanced`, classes weigh
     equally whatever their counts (scikit-learn's "balanced"), so probabilities are those of a population with equal
@@ -190,7 +190,7 @@ def fit_heads(
     balanced: bool = False,
     rotation: Rotation | None = None,
 ) -> list[LinearModel]:
-    """One model of independent labels for each strength; all heads share standardisation, basis and matrix products.
+    """Fit independent labels: one model for each strength; all heads share standardisation, rotation and products.
 
     vectors: (n, dim). marks: (n, labels), each of which must occur and be absent. With `balanced`, presence and absence
     of a label weigh equally. The rest as in `fit_path`.
@@ -237,7 +237,7 @@ def _path(
 
 @contextmanager
 def blas_threads(numbers: int) -> Iterator[None]:
-    """One BLAS thread while a small problem of that many numbers is solved; large ones keep what the process has."""
+    """Use one BLAS thread while a small problem of that many numbers is solved; larger ones keep all threads."""
     with threadpool_limits(limits=1 if numbers < SMALL_PROBLEM else None, user_api="blas"):
         yield
 
@@ -245,7 +245,7 @@ def blas_threads(numbers: int) -> Iterator[None]:
 def fit_ridge(
     vectors: NDArray[Any], values: NDArray[np.float64], *, penalties: Sequence[float] = PENALTIES
 ) -> list[LinearModel]:
-    """One model with a single head for each penalty, which minimises mean squared error + penalty * |coef|^2.
+    """Fit numbers: one model with a single head for each penalty; minimises mean squared error + penalty * |coef|^2.
 
     vectors: (n, dim). values: (n,). scikit-learn's Ridge takes penalty * n. It takes one penalty for each target, so
     the targets are copies of the values: all penalties then share one product of the features.

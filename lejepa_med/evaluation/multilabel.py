@@ -1,4 +1,4 @@
-"""Labels of their own (none, one or several an image): one logistic head each, with its chance and its threshold."""
+"""Multilabel probes (an image has any number of labels): a calibrated logistic head with a threshold for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class MarkHead:
     def answers(
         self, vectors: NDArray[np.float32], indices: NDArray[np.int64], cosines: NDArray[np.float32]
     ) -> list[dict[str, Any]]:
-        """Labels, the chance of each, and the neighbours' labels."""
+        """Labels, the probability of each, and the neighbours' labels."""
         chances, shares = self.probabilities(vectors), self.marks[indices].mean(1)
         return [
             {
@@ -128,7 +128,7 @@ class MarkHead:
 
 
 def fit_marks(examples: Marks, options: Options) -> Fitted:
-    """The head of all examples, and those of the folds."""
+    """Fit the head on all examples, and one on the training part of each fold."""
     balanced, marks, groups = options.balanced is True, examples.marks, examples.groups
     apart = [min(len(np.unique(groups[marks[:, k] == side])) for side in (True, False)) for k in range(marks.shape[1])]
     scored = np.array(apart) >= APART

@@ -12,7 +12,7 @@ CHUNK = 4_000_000  # similarities held at once: 16 MB in float32
 
 
 def normalise(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows of unit length, (n, dim) float32. A zero row stays zero, so its similarity to everything is 0."""
+    """Return rows of unit length, (n, dim) float32. A zero row stays zero, so its similarity to everything is 0."""
     wide = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
     return np.ascontiguousarray(wide / np.where(length > 0, length, 1.0), dtype=np.float32)
@@ -26,7 +26,7 @@ def top_cosine(
     skip_self: bool = False,
     barred: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k references most similar to each query: indices and cosines, (queries, k), most similar first.
+    """Find the k references most similar to each query: indices and cosines, (queries, k), most similar first.
 
     Both inputs come from `normalise`. With `skip_self`, query i is reference i and is not its own neighbour. References
     that the mask `barred` picks are nobody's neighbours; at least k must be left.
@@ -68,7 +68,7 @@ class Neighbours:
 
     @classmethod
     def fit(cls, vectors: NDArray[Any], labels: NDArray[np.int64], *, most: int = MOST, balanced: bool) -> "Neighbours":
-        """At most `most` neighbours vote.
+        """Fit a classifier in which at most `most` neighbours vote.
 
         With `balanced`, a vote counts by the inverse frequency of its class, as "balanced" does in the logistic
         regression, and no more vote than the rarest class has examples. Otherwise each vote counts alike.
@@ -94,11 +94,11 @@ class Neighbours:
         return cls(references=unit, labels=labels, weights=weights, k=k)
 
     def vote(self, vectors: NDArray[Any]) -> Votes:
-        """Votes for vectors (n, dim). A tie goes to the class whose neighbours are nearer in sum."""
+        """Count the votes for vectors (n, dim). A tie goes to the class whose neighbours are nearer in sum."""
         return self.count(*top_cosine(normalise(vectors), self.references, self.k))
 
     def count(self, indices: NDArray[np.int64], cosines: NDArray[np.float32]) -> Votes:
-        """Votes of neighbours that `top_cosine` found, (n, k) each."""
+        """Count the votes of neighbours that `top_cosine` found, (n, k) each."""
         rows = np.repeat(np.arange(len(indices)), self.k)
         columns = self.labels[indices].ravel()
         counts = np.zeros((len(indices), len(self.weights)))
@@ -113,7 +113,7 @@ class Neighbours:
 def held_out_neighbours(
     unit: NDArray[np.float32], fold: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k nearest examples of other folds for each: indices and cosines, (n, k). `unit` comes from `normalise`."""
+    """Find the k nearest examples of other folds: indices and cosines, (n, k). `unit` comes from `normalise`."""
     indices = np.empty((len(unit), k), dtype=np.int64)
     cosines = np.empty((len(unit), k), dtype=np.float32)
     for number in np.unique(fold):
@@ -124,12 +124,12 @@ def held_out_neighbours(
 
 
 def neighbour_count(examples: int) -> int:
-    """Neighbours whose mean is taken: the root of the number of examples, at most `MOST`."""
+    """Return the number of neighbours whose mean is taken: the root of the number of examples, at most `MOST`."""
     return max(1, min(MOST, math.isqrt(examples)))
 
 
 def nearest(vectors: NDArray[Any], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k nearest other vectors of each: indices and cosines, both (n, k), nearest first. Exact.
+    """Find the k nearest other vectors of each: indices and cosines, both (n, k), nearest first. Exact.
 
     Raises:
         ValueError: k is not in 1 .. n - 1.

@@ -27,7 +27,7 @@ class Novelty:
     cosines: NDArray[np.float32]
 
     def of(self, nearest: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Scores (n,) in 0 .. 1 for the cosines (n,) to the nearest labelled image.
+        """Return scores (n,) in 0 .. 1 for the cosines (n,) to the nearest labelled image.
 
         1 - the conformal p-value (Vovk et al. 2005) of the distance: of images like the labelled ones, at most a share
         a has a score of 1 - a or more. The highest possible score is m / (m + 1), so a few labels cannot show much.
@@ -36,7 +36,7 @@ class Novelty:
         return np.asarray((len(self.cosines) - below) / (len(self.cosines) + 1))
 
     def note(self, nearest: float, score: float) -> str:
-        """A sentence where the score is as high as that of the most unusual 1 %, or as it can be."""
+        """Return a warning where the score is that of the most unusual 1 %, or the highest possible one; else ''."""
         count = len(self.cosines)
         if score < min(1 - UNUSUAL, count / (count + 1)):
             return ""
@@ -49,7 +49,7 @@ class Novelty:
 def fit_novelty(
     unit: NDArray[np.float32], groups: NDArray[Any], fold: NDArray[np.int64] | None = None
 ) -> tuple[Novelty, list[Novelty]]:
-    """The scale of all labelled images, and for each fold that of the images in the other folds alone.
+    """Fit the scale on all labelled images, and for each fold on the images of the other folds alone.
 
     Images of one patient are alike, so only other groups tell how near a new patient's image is to be expected. With a
     single group, each other image stands for another group. unit: (n, dim) of length 1. groups, fold: (n,) codes.
@@ -73,7 +73,7 @@ def fit_novelty(
 def _nearest_elsewhere(
     unit: NDArray[np.float32], groups: NDArray[Any], place: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows that are measured (m,), and their cosine to the nearest image of another group in each fold, (m, folds)."""
+    """Return the measured rows (m,), and their cosine to the nearest image of another group by fold, (m, folds)."""
     several = bool((groups != groups[0]).any())
     rows = np.arange(len(unit))
     if len(rows) > SAMPLE:
@@ -94,7 +94,7 @@ def _nearest_elsewhere(
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """How well a probe knows images, (n,) each.
+    """What a probe knows of images, (n,) each.
 
     Attributes:
         seen: one a row.
@@ -127,7 +127,7 @@ class Memory:
         self._near = SAME * float(np.sqrt(examples.vectors.astype(np.float64).var(0).sum()))
 
     def labelled(self, name: str) -> bool:
-        """Whether the image with this id is one of the examples."""
+        """Return whether the image with this id is one of the examples."""
         return name in self._ids
 
     def places(
@@ -137,7 +137,7 @@ class Memory:
         ids: Sequence[str] | None,
         groups: Sequence[str] | None,
     ) -> Places:
-        """Of vectors (n, dim) whose most similar example is `nearest` (n,); what is None does not count."""
+        """Look up vectors (n, dim) whose most similar example is `nearest` (n,); what is None does not count."""
         seen: list[Seen] = ["no"] * len(vectors)
         fold = np.full(len(vectors), -1, np.int64)
         in_sample = np.zeros(len(vectors), dtype=bool)
@@ -163,13 +163,13 @@ class Memory:
 
 
 def seen_counts(seen: Sequence[str | None], in_sample: Sequence[bool | None]) -> dict[str, int]:
-    """How many images a probe has seen how, and how many of its answers are in-sample."""
+    """Count the images by how the probe has seen them, and its in-sample answers."""
     counts = Counter(seen)
     return {**{value: counts[value] for value in ("no", "record", "group")}, "in_sample": sum(map(bool, in_sample))}
 
 
 def seen_remarks(counts: Mapping[str, int], *, folds: int, kept: bool) -> list[str]:
-    """What to know about the predictions that `seen_counts` counted, in sentences; none where nothing was seen.
+    """Return remarks on the predictions that `seen_counts` counted, as sentences; none where nothing was seen.
 
     Args:
         counts: of `seen_counts`.

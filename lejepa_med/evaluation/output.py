@@ -87,7 +87,7 @@ def print_probe(metrics: dict[str, Any], *, console: Console | None = None) -> N
 
 
 def _receipt(receipt: dict[str, Any]) -> str:
-    """What was split how, in a sentence."""
+    """Describe the folds in a sentence."""
     folds = [
         f"fold {number}: {fold['train']:,} items of {fold['train_groups']:,} groups to learn from, "
         f"{fold['validation']:,} of {fold['validation_groups']:,} to score"
@@ -116,7 +116,7 @@ def _confusion(metrics: dict[str, Any]) -> Table:
 def write_predictions(
     file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe, *, names: Names | None = None
 ) -> None:
-    """CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty, probabilities by class.
+    """Write a CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty and probabilities.
 
     With `names`, their columns stand behind the id.
 

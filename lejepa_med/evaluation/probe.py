@@ -65,7 +65,7 @@ def write_folder(folder: Path, document: dict[str, Any], arrays: dict[str, NDArr
 
 
 def find_probes(runs: Path) -> list[Path]:
-    """Probe folders at most three levels below `runs`, sorted; drafts of a probe that is being written are none."""
+    """Return probe folders at most three levels below `runs`, sorted, without drafts of unfinished probes."""
     found = {file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in runs.glob(depth + DOCUMENT)}
     return sorted(
         folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(runs).parts)
@@ -73,7 +73,7 @@ def find_probes(runs: Path) -> list[Path]:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The document and the arrays that `write_folder` wrote.
+    """Read the document and the arrays that `write_folder` wrote.
 
     Raises:
         OtherFormatError: written by another release.
@@ -136,7 +136,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What each fold's examples and groups are answered with: learnt from the other folds alone, as the scores were.
+    """The heads that answer for each fold's examples and groups, learnt from the other folds alone, as for the scores.
 
     fold: (n,) of each example. heads, novelty: one a fold.
     """
@@ -167,12 +167,12 @@ class Probe:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes or labels in the order of probabilities; none of a quantity."""
+        """Class names, in the order of the probabilities; empty for regression."""
         return self.head.classes
 
     @property
     def dim(self) -> int:
-        """Length of the vectors that it reads."""
+        """Dimension of the vectors that it reads."""
         return int(self.examples.vectors.shape[1])
 
     @cached_property
@@ -188,7 +188,7 @@ class Probe:
     def predict(
         self, vectors: NDArray[Any], *, ids: Sequence[str] | None = None, groups: Sequence[str] | None = None
     ) -> list[Prediction]:
-        """One prediction for each row of vectors (n, dim).
+        """Predict each row of vectors (n, dim).
 
         An image that the probe learnt from, or another one of its group, is answered by the part of the
         cross-validation that has seen neither; so are all fields of its prediction. Images are found again by their
@@ -232,7 +232,7 @@ class Probe:
     def uncertainty(
         self, vectors: NDArray[Any], *, ids: Sequence[str] | None = None, groups: Sequence[str] | None = None
     ) -> NDArray[np.float64]:
-        """That of `predict`, (n,), without the rest; images are found again by ids and groups alone."""
+        """Return the uncertainties of `predict` alone, (n,); images are found again by ids and groups only."""
         table = check_vectors(vectors, dim=self.dim)
         fold = self.memory.places(table, None, ids, groups).fold
         found = np.empty(len(table))
@@ -242,7 +242,7 @@ class Probe:
         return found
 
     def remarks(self, predictions: Sequence[Prediction] | Mapping[str, int]) -> list[str]:
-        """What of predictions, or of their `seen_counts`, is not the answer to new images, in sentences."""
+        """Return remarks, as sentences, on predictions (or their `seen_counts`) that are not for new images."""
         counts = predictions
         if not isinstance(counts, Mapping):
             counts = seen_counts([one.seen for one in counts], [one.in_sample for one in counts])
@@ -282,7 +282,7 @@ class Probe:
 
     @classmethod
     def load(cls, folder: Path) -> "Probe":
-        """The probe that `save` wrote; its predictions are the same bit for bit.
+        """Load the probe that `save` wrote; its predictions are the same bit for bit.
 
         Raises:
             UserError: no probe there, of another format, or damaged.
@@ -329,7 +329,7 @@ def _restore(
     document: dict[str, Any],
     rows: NDArray[np.bool_] | None = None,
 ) -> Head:
-    """A head of the arrays whose names begin with `prefix`, learnt from the examples that the mask `rows` picks."""
+    """Rebuild a head from the arrays named `prefix`...; it was learnt from the examples that the mask `rows` picks."""
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     if kind == "classification":
         return ClassHead.restore(document, own, examples.labels, unit)
@@ -352,7 +352,7 @@ def fit_probe(
     table_groups: Sequence[str] = (),
     relatives: Mapping[str, str] | None = None,
 ) -> Probe:
-    """A linear probe and k-NN on labelled vectors (n, dim), scored by cross-validation over groups.
+    """Fit a linear probe and k-NN on labelled vectors (n, dim), scored by cross-validation over groups.
 
     The labels decide the kind: texts are exclusive classes (logistic regression), lists of texts are labels of their
     own (one logistic head each), numbers are a quantity (ridge regression). Scores are out-of-fold, with the
@@ -433,7 +433,7 @@ def _learn(
 
 
 def check_labels(labels: Sequence[Label]) -> Kind:
-    """The kind of probe that labels make, before there are vectors.
+    """Return the kind of probe that labels make, before there are vectors.
 
     Raises:
         UserError: they make none, as in `fit_probe`.
@@ -445,7 +445,7 @@ def check_labels(labels: Sequence[Label]) -> Kind:
 
 
 def _silent(fraction: float, stage: str) -> None:
-    """No progress wanted."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
@@ -466,7 +466,7 @@ def most_uncertain(
     groups: Sequence[str] | None = None,
     skip: Collection[str] = (),
 ) -> list[Candidate]:
-    """At most `limit` rows of vectors (n, dim), those first whose labels would teach the probe most.
+    """Choose at most `limit` rows of vectors (n, dim), those first whose labels would teach the probe most.
 
     Uncertainty alone lists twenty pictures of one patch of tissue. So each row in turn is the one whose uncertainty
     times distance to the nearest labelled or listed vector (of unit length) is greatest, among the 20 x `limit` most

@@ -1,4 +1,4 @@
-"""A quantity: ridge regression with conformal prediction intervals, and the neighbours' mean beside it."""
+"""Regression probes: ridge regression with conformal prediction intervals, and the neighbours' mean beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ class NumberHead:
 
 
 def fit_numbers(examples: Numbers, options: Options) -> Fitted:
-    """The head of all examples, and those of the folds."""
+    """Fit the head on all examples, and one on the training part of each fold."""
     values, steps = examples.values, len(np.unique(examples.values))
     split = marked_folds(np.ones((len(values), 1), np.int64), examples.groups, folds=options.folds, seed=options.seed)
     warnings = [*few_numbers(len(values)), *examples.warnings()]
@@ -164,7 +164,7 @@ def fit_numbers(examples: Numbers, options: Options) -> Fitted:
 def _score(
     examples: Numbers, split: Folds, metrics: dict[str, Any], options: Options
 ) -> tuple[float, float | None, tuple[NumberHead, ...]]:
-    """Fill in the scores of both probes; gives penalty and half width for all examples, and the folds' heads."""
+    """Fill in the scores of both probes; return penalty and half width for all examples, and the folds' heads."""
     truth = examples.values
     task = RidgeTask(examples.vectors, truth)
     result = cross_validate(task, split, progress=lambda done, stage: options.progress(SEARCH_SHARE * done, stage))

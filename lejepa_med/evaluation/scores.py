@@ -24,7 +24,7 @@ def _balanced_accuracies(confusion: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def auroc(truth: NDArray[np.int64], probabilities: NDArray[Any]) -> float | None:
-    """Area under the ROC curve: of class 1 for two classes, else the mean over classes of one-versus-rest.
+    """Return the area under the ROC curve: of class 1 for two classes, else the mean over classes of one-versus-rest.
 
     None when a class does not occur in `truth`, where the area is undefined.
     """
@@ -43,7 +43,7 @@ def group_interval(
     seed: int,
     draws: int = BOOTSTRAP_DRAWS,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the balanced accuracy, resampling whole groups.
+    """Return the 95 % percentile bootstrap interval of the balanced accuracy, resampling whole groups.
 
     Images of one patient are alike, so drawing images would give an interval that is too narrow (cluster bootstrap:
     Davison & Hinkley 1997, section 3.8). Groups with equal confusion counts are exchangeable: drawing how often each
@@ -69,7 +69,7 @@ def summary(
     names: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
-    """Every score of out-of-fold predictions as JSON: truth, predicted, groups (n,) codes; probabilities (n, classes).
+    """Return every score of out-of-fold predictions as JSON. truth, predicted, groups: (n,). probabilities: (n, k).
 
     `confusion_matrix` has the true class in rows and the predicted one in columns, both in the order of `names`.
     """
@@ -88,7 +88,7 @@ def summary(
 def cluster_interval(
     statistic: Statistic, groups: NDArray[np.int64], *, seed: int, parts: int = 1
 ) -> list[float] | None:
-    """95 % percentile bootstrap interval, resampling whole groups (Davison & Hinkley 1997, section 3.8).
+    """Return a 95 % percentile bootstrap interval, resampling whole groups (Davison & Hinkley 1997, section 3.8).
 
     groups: (n,) codes. `parts`: statistics in one; more of them, fewer draws. None with a single group, or where the
     statistic is undefined in most of the draws.
@@ -217,6 +217,6 @@ def macro(parts: list[Statistic]) -> Statistic:
 
 
 def point(statistic: Statistic, count: int) -> float | None:
-    """The statistic of the examples as they are; None where it is undefined."""
+    """Return the statistic of the examples as they are; None where it is undefined."""
     found = float(statistic(np.ones((1, count)))[0])
     return found if np.isfinite(found) else None

@@ -49,7 +49,7 @@ class Condition(BaseModel):
 
     @property
     def is_range(self) -> bool:
-        """Whether it is a range of numbers."""
+        """Whether the condition is a numeric range."""
         return self.min is not None or self.max is not None
 
     @property
@@ -170,7 +170,7 @@ def _limits(condition: Condition, kind: pa.DataType) -> tuple[float | None, floa
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a column holds whole numbers or floats."""
+    """Return whether a column holds whole numbers or floats."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
