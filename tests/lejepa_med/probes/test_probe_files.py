@@ -7,6 +7,8 @@ import pytest
 
 from data_adapters.errors import UserError
 from lejepa_med.evaluation.probe import Probe, fit_probe, read_folder, write_folder
+from tests.lejepa_med.probes.test_multilabel import mark_probe  # noqa: F401 (a fixture)
+from tests.lejepa_med.probes.test_regression import number_probe  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,15 @@ def test_a_killed_replacement_keeps_the_old_probe(call, number, tmp_path):
     write_folder(folder, {}, {"a": np.ones(3)})
     killed_at(call, number, folder)
     assert read_folder(folder)[1]["a"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["number_probe", "mark_probe"])
+def test_saved_probes_predict_the_same_bits_and_keep_their_examples(kind, request, tmp_path):
+    probe = request.getfixturevalue(kind)
+    probe.save(tmp_path / "p")
+    loaded = Probe.load(tmp_path / "p")
+    queries = np.random.default_rng(1).normal(size=(30, probe.dim)).astype(np.float32) + 2
+    assert loaded.predict(queries) == probe.predict(queries)
+    assert loaded.examples.ids == probe.examples.ids and loaded.examples.groups == probe.examples.groups
+    assert loaded.examples.labels == probe.examples.labels
+    np.testing.assert_array_equal(loaded.examples.vectors, probe.examples.vectors)
