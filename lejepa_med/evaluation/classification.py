@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
 from lejepa_med.evaluation.cross_validation import SEARCH_SHARE, Fitted, Folds, Options, cross_validate, group_folds
 from lejepa_med.evaluation.examples import Examples, Kind, two_folds, wide_interval
-from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_path, shared_rotation
+from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_path
 from lejepa_med.evaluation.neighbours import Neighbours, normalise, top_cosine
 from lejepa_med.evaluation.scores import summary
 
@@ -24,12 +24,11 @@ class ClassTask:
 
     def __init__(self, vectors: NDArray[np.float32], labels: NDArray[np.int64], *, balanced: bool = True) -> None:
         self._vectors, self._labels, self._balanced = vectors, labels, balanced
-        self._rotation = shared_rotation(vectors)
         self.heads = int(labels.max()) + 1
 
     def fit(self, rows: NDArray[np.bool_]) -> list[LinearModel]:
         """One model for each strength, of the rows that the mask picks."""
-        return fit_path(self._vectors[rows], self._labels[rows], balanced=self._balanced, rotation=self._rotation)
+        return fit_path(self._vectors[rows], self._labels[rows], balanced=self._balanced)
 
     def outputs(self, models: Sequence[LinearModel], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(strengths, rows, heads)."""

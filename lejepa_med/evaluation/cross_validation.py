@@ -67,8 +67,9 @@ def marked_folds(marks: NDArray[Any], groups: NDArray[np.int64], *, folds: int, 
     marks: (n, marks) of 0 and 1, each of which occurs; rows may have several. Each is in three folds or more (in both
     of two), and the number of folds shrinks to the number of groups, or further where that is impossible. Greedy as
     scikit-learn's StratifiedGroupKFold (groups with most to place first, each into the fold where it unbalances the
-    marks least), but rare ones count by share, which spreads them over the folds, and a thousand groups take
-    milliseconds.
+    marks least). That one takes no rows of several marks, is 30 times slower (2.6 s for 20,000 groups), and lets the
+    share of a class in eight groups vary by 0.051 from fold to fold instead of 0.028: here rare marks count by share.
+    Measured by benchmarks/probes.py.
     """
     table = np.zeros((int(groups.max()) + 1, marks.shape[1]), dtype=np.int64)
     np.add.at(table, groups, marks)

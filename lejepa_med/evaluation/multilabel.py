@@ -19,7 +19,7 @@ from lejepa_med.evaluation.cross_validation import (
     marked_folds,
 )
 from lejepa_med.evaluation.examples import Kind, Marks, two_folds, wide_interval
-from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_heads, shared_rotation
+from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_heads
 from lejepa_med.evaluation.neighbours import held_out_neighbours, neighbour_count, normalise
 from lejepa_med.evaluation.scores import average_precision, cluster_interval, macro, point, roc_area
 
@@ -34,12 +34,11 @@ class MarkTask:
 
     def __init__(self, vectors: NDArray[np.float32], marks: NDArray[np.bool_], *, balanced: bool) -> None:
         self._vectors, self._marks, self._balanced = vectors, marks, balanced
-        self._rotation = shared_rotation(vectors)
         self.heads = marks.shape[1]
 
     def fit(self, rows: NDArray[np.bool_]) -> list[LinearModel]:
         """One model for each strength, of the rows that the mask picks."""
-        return fit_heads(self._vectors[rows], self._marks[rows], balanced=self._balanced, rotation=self._rotation)
+        return fit_heads(self._vectors[rows], self._marks[rows], balanced=self._balanced)
 
     def outputs(self, models: Sequence[LinearModel], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(strengths, rows, heads)."""

@@ -6,7 +6,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from lejepa_med.evaluation.classification import ClassTask, choose_strength
 from lejepa_med.evaluation.cross_validation import cross_validate, group_folds
-from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_path, shared_rotation
+from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_path
 from tests.lejepa_med.probes.test_linear import made
 
 
@@ -57,7 +57,6 @@ def test_cross_validation_equals_a_nested_one_written_out(classes):
     groups = np.unique(groups, return_inverse=True)[1]
     split = group_folds(labels, groups, folds=4, seed=0)
     found = cross_validate(ClassTask(vectors, labels), split)
-    rotation = shared_rotation(vectors)
     probabilities = softmax(found.nested, axis=1)
 
     def score(truth, predicted):
@@ -70,12 +69,12 @@ def test_cross_validation_equals_a_nested_one_written_out(classes):
             predicted = np.zeros(180, int)
             for j in {0, 1, 2, 3} - {i}:
                 train, inside = outside & (split.fold != j), split.fold == j
-                models = fit_path(vectors[train], labels[train], rotation=rotation)
+                models = fit_path(vectors[train], labels[train])
                 predicted[inside] = models[c].probabilities(vectors[inside]).argmax(1)
             scores.append(score(labels[outside], predicted[outside]))
         best = int(np.argmax(scores))
         assert found.fold_strengths[i] == best
-        model = fit_path(vectors[outside], labels[outside], rotation=rotation)[best]
+        model = fit_path(vectors[outside], labels[outside])[best]
         np.testing.assert_allclose(probabilities[~outside], model.probabilities(vectors[~outside]))
     assert GRID[found.strength] == choose_strength(vectors, labels, split)
 
@@ -86,5 +85,5 @@ def test_two_folds_take_the_middle_of_the_grid():
     found = cross_validate(ClassTask(vectors, labels), split)
     assert [GRID[k] for k in found.fold_strengths] == [MIDDLE, MIDDLE]
     inside = split.fold == 0
-    first = fit_path(vectors[~inside], labels[~inside], rotation=shared_rotation(vectors))[GRID.index(MIDDLE)]
+    first = fit_path(vectors[~inside], labels[~inside])[GRID.index(MIDDLE)]
     np.testing.assert_allclose(softmax(found.nested, axis=1)[inside], first.probabilities(vectors[inside]))

@@ -11,7 +11,6 @@ from lejepa_med.evaluation.linear import (
     fit_heads,
     fit_path,
     fit_ridge,
-    shared_rotation,
 )
 from tests.lejepa_med.probes.test_regression import measured
 
@@ -62,17 +61,6 @@ def test_unweighted_classes_equal_scikit_learn_too():
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, max_iter=20000))
     expected = theirs.fit(vectors.astype(np.float64), labels)[-1].coef_
     np.testing.assert_allclose(ours.coef, expected, atol=2e-4 * np.abs(expected).max())
-
-
-def test_the_shared_basis_changes_the_speed_and_not_the_answer():
-    vectors, labels, _ = made(200, 20, 3)
-    part = np.arange(200) % 5 > 0
-    rotation = shared_rotation(vectors)
-    assert rotation is not None
-    with_rotation, without = (
-        fit_path(vectors[part], labels[part], strengths=[0.1], rotation=t)[0] for t in (rotation, None)
-    )
-    np.testing.assert_allclose(with_rotation.probabilities(vectors), without.probabilities(vectors), atol=0.01)
 
 
 def test_the_search_finds_the_same_answers_as_exact_fits():
