@@ -22,7 +22,7 @@ from app.uploads import Form
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning
-from lejepa_med.evaluation.label_table import clean_labels
+from lejepa_med.probes.label_table import clean_labels
 
 Folds = Annotated[int, Ge(2), Le(20)]
 

@@ -32,11 +32,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.hardware import cpu_name, publish
 from lejepa_med.embed import DONE
-from lejepa_med.evaluation.cross_validation import group_folds
-from lejepa_med.evaluation.linear import GRID, blas_threads
-from lejepa_med.evaluation.neighbours import normalise, top_cosine
-from lejepa_med.evaluation.probe import fit_probe
-from lejepa_med.evaluation.scores import (
+from lejepa_med.probes.cross_validation import group_folds
+from lejepa_med.probes.linear import GRID, blas_threads
+from lejepa_med.probes.neighbours import normalise, top_cosine
+from lejepa_med.probes.probe import fit_probe
+from lejepa_med.probes.scores import (
     Statistic,
     average_precision,
     cluster_interval,

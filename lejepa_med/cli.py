@@ -303,9 +303,9 @@ class ProbeCommand(Columns):
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.embed import EmbeddingTable
-        from lejepa_med.evaluation.label_table import join, read_labels
-        from lejepa_med.evaluation.output import print_probe
-        from lejepa_med.evaluation.probe import fit_probe
+        from lejepa_med.probes.label_table import join, read_labels
+        from lejepa_med.probes.output import print_probe
+        from lejepa_med.probes.probe import fit_probe
         from lejepa_med.training.archive import progress_bar
 
         console = _console()
@@ -360,9 +360,9 @@ class PredictCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.embed import EmbeddingTable
-        from lejepa_med.evaluation.output import write_predictions
-        from lejepa_med.evaluation.probe import Probe
         from lejepa_med.names import Names
+        from lejepa_med.probes.output import write_predictions
+        from lejepa_med.probes.probe import Probe
 
         probe, table = Probe.load(self.probe), EmbeddingTable.open(self.embeddings)
         if probe.encoder != table.encoder:

@@ -20,7 +20,7 @@ from data_adapters.manifest import Manifest
 from data_adapters.tables import Table, count
 from lejepa_med.embed import DONE, PLAN, about, read_info, read_shards
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.probe import DOCUMENT, Probe
+from lejepa_med.probes.probe import DOCUMENT, Probe
 
 ADDED = ("path", "item")
 

@@ -19,7 +19,7 @@ from app.service import Service
 from app.training import file_id
 from app.uploads import Form, receive
 from data_adapters.identity import group_id
-from lejepa_med.evaluation.probe import Prediction
+from lejepa_med.probes.probe import Prediction
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/predictions", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]

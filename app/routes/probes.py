@@ -20,8 +20,8 @@ from app.schemas_probes import LabelsRequest, Probe, ProbeDetail, ProbeRequest, 
 from app.service import Service, new_id
 from app.store import ProbeRow
 from app.uploads import Form, receive
-from lejepa_med.evaluation.examples import kind_of
-from lejepa_med.evaluation.probe import check_labels
+from lejepa_med.probes.examples import kind_of
+from lejepa_med.probes.probe import check_labels
 
 router = APIRouter(prefix="/v1/probes", tags=["probes"])
 LABEL_FIELDS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from app.routes.probes import check_same_encoder, find_probe
 from app.routes.search import columns_of
 from app.schemas_probes import Uncertain, UncertainItem
 from app.service import Service
-from lejepa_med.evaluation.probe import most_uncertain
+from lejepa_med.probes.probe import most_uncertain
 
 router = APIRouter(prefix="/v1/probes/{probe_id}/uncertain", tags=["probes"])
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.evaluation.scores import point
-from lejepa_med.evaluation.scores import spearman as rank_correlation
+from lejepa_med.probes.scores import point
+from lejepa_med.probes.scores import spearman as rank_correlation
 
 DRAWS = 5000
 FEW = 8  # runs below which the interval itself is hardly worth anything

@@ -24,8 +24,8 @@ from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.errors import ConfigError
-from lejepa_med.evaluation.examples import FEW as ACCURATE
 from lejepa_med.models.folder import load_encoder
+from lejepa_med.probes.examples import FEW as ACCURATE
 from lejepa_med.spectrum import records_for, too_few
 from lejepa_med.study.correlation import FEW, Correlation, spearman
 from lejepa_med.study.page import render

@@ -17,11 +17,11 @@ from data_adapters.tables import count
 from lejepa_med.config import PretrainConfig, flat, is_own, short_name
 from lejepa_med.embed import embed_records
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.examples import few_labels
-from lejepa_med.evaluation.neighbours import nearest
-from lejepa_med.evaluation.probe import fit_probe
 from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
+from lejepa_med.probes.examples import few_labels
+from lejepa_med.probes.neighbours import nearest
+from lejepa_med.probes.probe import fit_probe
 from lejepa_med.spectrum import below, eigen_spectrum, most_directions, pca_rgb, records_for, too_few
 from lejepa_med.threads import loader_workers
 from lejepa_med.training.archive import progress_bar

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lejepa_med.evaluation.neighbours import nearest
-from lejepa_med.evaluation.probe import fit_probe
+from lejepa_med.probes.neighbours import nearest
+from lejepa_med.probes.probe import fit_probe
 from lejepa_med.spectrum import eigen_spectrum, pca_rgb
 from lejepa_med.training.report import ReportData, render, write_report
 from lejepa_med.training.report_plots import curve, data_uri

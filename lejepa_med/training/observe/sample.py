@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import BadFileError
-from lejepa_med.evaluation.cross_validation import group_folds
-from lejepa_med.evaluation.examples import FEW
-from lejepa_med.evaluation.linear import MIDDLE, blas_threads, fit_path
-from lejepa_med.evaluation.neighbours import Neighbours
-from lejepa_med.evaluation.scores import group_interval
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import embed_items
+from lejepa_med.probes.cross_validation import group_folds
+from lejepa_med.probes.examples import FEW
+from lejepa_med.probes.linear import MIDDLE, blas_threads, fit_path
+from lejepa_med.probes.neighbours import Neighbours
+from lejepa_med.probes.scores import group_interval
 from lejepa_med.spectrum import eigen_spectrum, spread
 
 REFERENCE, QUERY, NEITHER = 0, 1, -1

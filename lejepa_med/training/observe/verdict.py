@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_adapters.tables import count
-from lejepa_med.evaluation.examples import FEW
+from lejepa_med.probes.examples import FEW
 from lejepa_med.spectrum import below, most_directions, too_few
 
 State = Literal["early", "improving", "plateau", "collapsing", "diverging"]

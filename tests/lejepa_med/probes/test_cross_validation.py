@@ -4,9 +4,9 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from lejepa_med.evaluation.classification import ClassTask, choose_strength
-from lejepa_med.evaluation.cross_validation import cross_validate, group_folds
-from lejepa_med.evaluation.linear import GRID, MIDDLE, fit_path
+from lejepa_med.probes.classification import ClassTask, choose_strength
+from lejepa_med.probes.cross_validation import cross_validate, group_folds
+from lejepa_med.probes.linear import GRID, MIDDLE, fit_path
 from tests.lejepa_med.probes.test_linear import made
 
 

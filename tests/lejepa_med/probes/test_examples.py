@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.probe import fit_probe
+from lejepa_med.probes.examples import Labelled
+from lejepa_med.probes.probe import fit_probe
 
 
 def test_newer_labels_replace_older_ones_of_the_same_id():

@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.fewshot import fewshot
+from lejepa_med.probes.fewshot import fewshot
 
 
 def part(counts, seed, prefix, signal=1.5, dim=40):

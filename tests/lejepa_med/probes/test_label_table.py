@@ -10,9 +10,9 @@ from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
 from lejepa_med.cli import main
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.label_table import clean_labels, join, read_labels
-from lejepa_med.evaluation.output import print_probe, write_predictions
-from lejepa_med.evaluation.probe import Probe, fit_probe
+from lejepa_med.probes.label_table import clean_labels, join, read_labels
+from lejepa_med.probes.output import print_probe, write_predictions
+from lejepa_med.probes.probe import Probe, fit_probe
 
 
 @pytest.fixture

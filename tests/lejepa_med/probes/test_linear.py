@@ -4,7 +4,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lejepa_med.evaluation.linear import (
+from lejepa_med.probes.linear import (
     GRID,
     PENALTIES,
     Leverage,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lejepa_med.evaluation.multilabel import best_thresholds
-from lejepa_med.evaluation.probe import fit_probe
+from lejepa_med.probes.multilabel import best_thresholds
+from lejepa_med.probes.probe import fit_probe
 
 
 def marked(n=400, dim=16, seed=0):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from lejepa_med.evaluation.neighbours import Neighbours, nearest
+from lejepa_med.probes.neighbours import Neighbours, nearest
 
 
 def test_unweighted_vote_equals_scikit_learn():
@@ -36,7 +36,7 @@ def test_balanced_votes_let_a_rare_class_win():
 
 
 def test_nearest_is_exact_and_never_oneself(monkeypatch):
-    monkeypatch.setattr("lejepa_med.evaluation.neighbours.CHUNK", 700)  # several blocks
+    monkeypatch.setattr("lejepa_med.probes.neighbours.CHUNK", 700)  # several blocks
     vectors = np.random.default_rng(2).normal(size=(90, 7)).astype(np.float32)
     indices, cosines = nearest(vectors, 4)
     model = NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors)

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load, save
 from sklearn.metrics import confusion_matrix, mean_absolute_error, roc_auc_score
 
-from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.probe import Probe, fit_probe, most_uncertain, read_folder, write_folder
+from lejepa_med.probes.examples import Labelled
+from lejepa_med.probes.probe import Probe, fit_probe, most_uncertain, read_folder, write_folder
 
 
 def patients(count=40, each=11, dim=200, seed=0):

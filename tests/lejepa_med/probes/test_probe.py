@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import fit_probe
+from lejepa_med.probes.probe import fit_probe
 
 
 def made(counts, *, dim=16, signal=3.0, seed=0, per_group=3):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import Probe, fit_probe, read_folder, write_folder
+from lejepa_med.probes.probe import Probe, fit_probe, read_folder, write_folder
 from tests.lejepa_med.probes.test_multilabel import mark_probe  # noqa: F401 (a fixture)
 from tests.lejepa_med.probes.test_regression import number_probe  # noqa: F401
 

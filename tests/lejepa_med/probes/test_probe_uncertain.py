@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import fit_probe, most_uncertain
+from lejepa_med.probes.probe import fit_probe, most_uncertain
 
 
 @pytest.fixture(scope="module")

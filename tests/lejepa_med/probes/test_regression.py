@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from lejepa_med.evaluation.probe import fit_probe
-from lejepa_med.evaluation.regression import conformal_half_width
+from lejepa_med.probes.probe import fit_probe
+from lejepa_med.probes.regression import conformal_half_width
 
 
 def measured(n=300, dim=20, noise=0.5, seed=0):

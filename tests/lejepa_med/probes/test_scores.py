@@ -4,7 +4,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score, roc_auc_score
 
-from lejepa_med.evaluation.scores import (
+from lejepa_med.probes.scores import (
     auroc,
     average_precision,
     cluster_interval,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from lejepa_med.evaluation.calibration import fit_platt, label_calibration
-from lejepa_med.evaluation.cross_validation import (
+from lejepa_med.probes.calibration import fit_platt, label_calibration
+from lejepa_med.probes.cross_validation import (
     SEARCH_SHARE,
     CrossValidated,
     Fitted,
@@ -18,10 +18,10 @@ from lejepa_med.evaluation.cross_validation import (
     cross_validate,
     marked_folds,
 )
-from lejepa_med.evaluation.examples import Kind, Marks, two_folds, wide_interval
-from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_heads
-from lejepa_med.evaluation.neighbours import held_out_neighbours, neighbour_count, normalise
-from lejepa_med.evaluation.scores import average_precision, cluster_interval, macro, point, roc_area
+from lejepa_med.probes.examples import Kind, Marks, two_folds, wide_interval
+from lejepa_med.probes.linear import GRID, MIDDLE, LinearModel, fit_heads
+from lejepa_med.probes.neighbours import held_out_neighbours, neighbour_count, normalise
+from lejepa_med.probes.scores import average_precision, cluster_interval, macro, point, roc_area
 
 APART = 3  # groups with a label, and without it, below which the label cannot be scored
 Found = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]

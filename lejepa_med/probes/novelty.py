@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_adapters.tables import count
-from lejepa_med.evaluation.examples import Labelled
+from lejepa_med.probes.examples import Labelled
 
 UNUSUAL = 0.01  # share of images like the labelled ones that may get a note all the same
 SAMPLE = 4096  # labelled images that are measured, at most

@@ -17,9 +17,9 @@ from safetensors.numpy import load, save
 
 from data_adapters.atomic import new_folder, recover
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.classification import ClassHead, fit_classes
-from lejepa_med.evaluation.cross_validation import Fitted, Head, Options, Progress
-from lejepa_med.evaluation.examples import (
+from lejepa_med.probes.classification import ClassHead, fit_classes
+from lejepa_med.probes.cross_validation import Fitted, Head, Options, Progress
+from lejepa_med.probes.examples import (
     Kind,
     Label,
     Labelled,
@@ -30,11 +30,11 @@ from lejepa_med.evaluation.examples import (
     check_vectors,
     kind_of,
 )
-from lejepa_med.evaluation.linear import blas_threads
-from lejepa_med.evaluation.multilabel import MarkHead, fit_marks
-from lejepa_med.evaluation.neighbours import normalise, top_cosine
-from lejepa_med.evaluation.novelty import Memory, Novelty, Seen, fit_novelty, seen_counts, seen_remarks
-from lejepa_med.evaluation.regression import NumberHead, fit_numbers
+from lejepa_med.probes.linear import blas_threads
+from lejepa_med.probes.multilabel import MarkHead, fit_marks
+from lejepa_med.probes.neighbours import normalise, top_cosine
+from lejepa_med.probes.novelty import Memory, Novelty, Seen, fit_novelty, seen_counts, seen_remarks
+from lejepa_med.probes.regression import NumberHead, fit_numbers
 
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.classification import choose_strength
-from lejepa_med.evaluation.cross_validation import group_folds
-from lejepa_med.evaluation.examples import Examples, check_examples, check_vectors
-from lejepa_med.evaluation.linear import MIDDLE, blas_threads, fit_path
-from lejepa_med.evaluation.neighbours import Neighbours
+from lejepa_med.probes.classification import choose_strength
+from lejepa_med.probes.cross_validation import group_folds
+from lejepa_med.probes.examples import Examples, check_examples, check_vectors
+from lejepa_med.probes.linear import MIDDLE, blas_threads, fit_path
+from lejepa_med.probes.neighbours import Neighbours
 
 FOLDS = 5
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from data_adapters.atomic import write_text
 from data_adapters.tables import NO_LABELS
-from lejepa_med.evaluation.examples import Kind
-from lejepa_med.evaluation.probe import Prediction, Probe
+from lejepa_med.probes.examples import Kind
+from lejepa_med.probes.probe import Prediction, Probe
 
 SCORES = {
     "classification": (

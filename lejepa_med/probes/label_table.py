@@ -15,7 +15,7 @@ from data_adapters.table_paths import SAMPLE, below, is_foreign, participant, pr
 from data_adapters.tables import FIRST, NO_LABELS, NUMBER, PARTICIPANT, Table, count, meaning, one_style
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.examples import Kind, Label
+from lejepa_med.probes.examples import Kind, Label
 
 MOST_GRADES = 11  # of a scale that is written in numbers, from 0 to 10
 GAP = 1000  # items of one file in a row that may be missing in a table

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.evaluation.examples import Kind
-from lejepa_med.evaluation.linear import LinearModel
+from lejepa_med.probes.examples import Kind
+from lejepa_med.probes.linear import LinearModel
 
 ATTEMPTS = 20
 Progress = Callable[[float, str], None]

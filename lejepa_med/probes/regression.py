@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.evaluation.cross_validation import (
+from lejepa_med.probes.cross_validation import (
     SEARCH_SHARE,
     CrossValidated,
     Fitted,
@@ -16,10 +16,10 @@ from lejepa_med.evaluation.cross_validation import (
     cross_validate,
     marked_folds,
 )
-from lejepa_med.evaluation.examples import Kind, Numbers, few_numbers, two_folds, wide_interval
-from lejepa_med.evaluation.linear import PENALTIES, Leverage, LinearModel, fit_ridge
-from lejepa_med.evaluation.neighbours import held_out_neighbours, neighbour_count, normalise
-from lejepa_med.evaluation.scores import cluster_interval, mean_error, point, r2, spearman
+from lejepa_med.probes.examples import Kind, Numbers, few_numbers, two_folds, wide_interval
+from lejepa_med.probes.linear import PENALTIES, Leverage, LinearModel, fit_ridge
+from lejepa_med.probes.neighbours import held_out_neighbours, neighbour_count, normalise
+from lejepa_med.probes.scores import cluster_interval, mean_error, point, r2, spearman
 
 COVERAGE = 0.9
 MIDDLE = PENALTIES[len(PENALTIES) // 2]

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
-from lejepa_med.evaluation.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
-from lejepa_med.evaluation.cross_validation import SEARCH_SHARE, Fitted, Folds, Options, cross_validate, group_folds
-from lejepa_med.evaluation.examples import Examples, Kind, two_folds, wide_interval
-from lejepa_med.evaluation.linear import GRID, MIDDLE, LinearModel, fit_path
-from lejepa_med.evaluation.neighbours import Neighbours, normalise, top_cosine
-from lejepa_med.evaluation.scores import summary
+from lejepa_med.probes.calibration import class_calibration, class_weights, cross_temperatures, fit_temperature
+from lejepa_med.probes.cross_validation import SEARCH_SHARE, Fitted, Folds, Options, cross_validate, group_folds
+from lejepa_med.probes.examples import Examples, Kind, two_folds, wide_interval
+from lejepa_med.probes.linear import GRID, MIDDLE, LinearModel, fit_path
+from lejepa_med.probes.neighbours import Neighbours, normalise, top_cosine
+from lejepa_med.probes.scores import summary
 
 
 class ClassTask:
