@@ -44,7 +44,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 class Names(Protocol):
     """What `lejepa_med.names.Names` knows of ids: further columns, and their cells for each id."""
 
-    columns: tuple[str, ...]
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that are added."""
 
     def cells(self, ids: Sequence[str]) -> list[tuple[str, ...]]:
         """The cells of `columns` for each id."""
