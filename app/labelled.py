@@ -20,7 +20,7 @@ from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning
 from lejepa_med.client.wire.common import GivenLabel, Label, Name
 from lejepa_med.client.wire.probes import LabelledId, ProbeRequest
-from lejepa_med.evaluation.labels import clean_labels
+from lejepa_med.probes.label_table import clean_labels
 
 Folds = Annotated[int, Ge(2), Le(20)]
 

@@ -16,11 +16,10 @@ from app.inference import Batcher
 from app.settings import Settings
 from app.store import Store
 from data_adapters.errors import UserError
-from lejepa_med.embed import EmbeddingTable, find_tables, read_info
+from lejepa_med.embed import DONE, EmbeddingTable, about, find_tables, read_info
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder, way_back
 from lejepa_med.models.own import UntrustedCodeError
-from lejepa_med.table_writer import DONE, about
 
 log = logging.getLogger("lejepa_med.app")
 LIST = "GET /v1/encoders lists the encoders."

@@ -12,8 +12,7 @@ from app.library import Library, Stamp, stamp_of
 from app.settings import Settings
 from app.store import ProbeRow
 from data_adapters.errors import UserError
-from lejepa_med.evaluation.probe import Probe
-from lejepa_med.evaluation.probe_files import ARRAYS, DOCUMENT, OtherFormatError, find_probes
+from lejepa_med.probes.probe import ARRAYS, DOCUMENT, OtherFormatError, Probe, find_probes
 
 log = logging.getLogger("lejepa_med.app")
 LOADED = 4  # probes kept in memory

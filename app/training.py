@@ -26,10 +26,8 @@ from app.work import JobWork
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
-from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
-from lejepa_med.evaluation.probe_files import OtherFormatError
+from lejepa_med.probes.examples import Labelled
+from lejepa_med.probes.probe import OtherFormatError, Probe, fit_probe
 
 CHUNK = 8  # files of one embedding step: about a second of images, several of volumes
 EMBED_SHARE = 0.8  # of the progress, where files are embedded first

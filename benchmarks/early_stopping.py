@@ -24,8 +24,8 @@ from benchmarks.transfer import EXTRA, MODALITY, hardware, score, vectors_of
 from data_adapters.catalog import Catalog
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main as command_line
-from lejepa_med.evaluation.spread import spread
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
+from lejepa_med.spectrum import spread
 from lejepa_med.study.select import spearman
 from lejepa_med.training.early_stopping import Best
 from lejepa_med.training.folder import read_lines

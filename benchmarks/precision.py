@@ -22,10 +22,9 @@ from benchmarks.hardware import cpu_name, publish
 from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.knn import normalise
-from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.folder import Precision, load_encoder
+from lejepa_med.probes.neighbours import normalise
+from lejepa_med.probes.probe import Probe, fit_probe
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 NEIGHBOURS = 10

@@ -18,11 +18,9 @@ from data_adapters.atomic import new_file, write_text
 from data_adapters.identity import PLACE
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table, count
-from lejepa_med.embed import read_info, read_shards
+from lejepa_med.embed import DONE, PLAN, about, read_info, read_shards
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.probe import Probe
-from lejepa_med.evaluation.probe_files import DOCUMENT
-from lejepa_med.table_writer import DONE, PLAN, about
+from lejepa_med.probes.probe import DOCUMENT, Probe
 
 ADDED = ("path", "item")
 

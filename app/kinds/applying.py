@@ -21,8 +21,8 @@ from app.training import Training
 from app.work import JobWork
 from data_adapters.atomic import new_file, sync
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Prediction, Probe
-from lejepa_med.evaluation.seen import seen_counts
+from lejepa_med.probes.novelty import seen_counts
+from lejepa_med.probes.probe import Prediction, Probe
 
 TABLE = "predictions.parquet"
 CELLS = 1 << 26  # cosines of one step, archive rows x labelled images: about a second on one core

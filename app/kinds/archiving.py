@@ -29,9 +29,7 @@ from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table
-from lejepa_med.embed import cautions_of, read_info
-from lejepa_med.evaluation.features import Feature
-from lejepa_med.table_writer import ABOUT, TableWriter, about
+from lejepa_med.embed import ABOUT, Feature, TableWriter, about, cautions_of, read_info
 
 SHARD_ROWS = 2048
 LARGEST_CHUNK = 128  # rows of a step; a divisor of SHARD_ROWS

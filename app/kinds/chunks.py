@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_adapters.atomic import new_file
-from lejepa_med.evaluation.features import Feature
-from lejepa_med.table_writer import ABOUT
+from lejepa_med.embed import ABOUT, Feature
 
 
 def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:

@@ -21,8 +21,7 @@ from app.service import Service
 from app.training import file_id
 from data_adapters.identity import group_id
 from lejepa_med.client.wire.probes import PredictedItem, PredictionRequest, Predictions, Uncertain, UncertainItem
-from lejepa_med.evaluation.probe import Prediction
-from lejepa_med.evaluation.uncertain import most_uncertain
+from lejepa_med.probes.probe import Prediction, most_uncertain
 
 router = APIRouter(prefix="/v1/probes/{probe_id}", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]

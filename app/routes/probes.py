@@ -29,8 +29,8 @@ from lejepa_med.client.wire.probes import (
     ProbeVersion,
     UnusableProbe,
 )
-from lejepa_med.evaluation.fit import check_labels
-from lejepa_med.evaluation.kinds import kind_of
+from lejepa_med.probes.examples import kind_of
+from lejepa_med.probes.probe import check_labels
 
 router = APIRouter(prefix="/v1/probes", tags=["probes"])
 LABEL_FIELDS: dict[str, dict[str, Any]] = {

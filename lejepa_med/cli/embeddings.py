@@ -118,9 +118,9 @@ class ProbeCommand(Columns):
         """Run the command."""
         from lejepa_med.archive import progress_bar
         from lejepa_med.embed import EmbeddingTable
-        from lejepa_med.evaluation.fit import fit_probe
-        from lejepa_med.evaluation.labels import join, read_labels
-        from lejepa_med.evaluation.show import print_probe
+        from lejepa_med.probes.label_table import join, read_labels
+        from lejepa_med.probes.output import print_probe
+        from lejepa_med.probes.probe import fit_probe
 
         console = make_console()
         table = EmbeddingTable.open(self.embeddings)
@@ -174,9 +174,9 @@ class PredictCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.embed import EmbeddingTable
-        from lejepa_med.evaluation.labels import write_predictions
-        from lejepa_med.evaluation.probe import Probe
         from lejepa_med.names import Names
+        from lejepa_med.probes.output import write_predictions
+        from lejepa_med.probes.probe import Probe
 
         probe, table = Probe.load(self.probe), EmbeddingTable.open(self.embeddings)
         if probe.encoder != table.encoder:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_adapters.atomic import new_folder
 from lejepa_med.embed import read_info
+from lejepa_med.probes.neighbours import normalise
 from lejepa_med.search.conditions import mask, require_known
 from lejepa_med.search.filters import Condition
 
@@ -59,12 +60,12 @@ class Base:
         return int(self.vectors.shape[1])
 
     def rows_of(self, ids: Sequence[str]) -> list[int | None]:
-        """The row of each id, or None where the table has no such id."""
+        """Return the row of each id, or None where the table has no such id."""
         place = self._places("id", ids)
         return [place.get(wanted) for wanted in ids]
 
     def codes_of(self, names: Sequence[str]) -> dict[str, int]:
-        """The codes of those groups that the table has."""
+        """Return the codes of those groups that the table has."""
         return {name: int(self.groups[row]) for name, row in self._places("group", names).items()}
 
     def _places(self, column: str, names: Sequence[str]) -> dict[str, int]:
@@ -74,7 +75,7 @@ class Base:
         return dict(zip(self.table[column].take(rows).to_pylist(), rows.tolist(), strict=True))
 
     def meets(self, conditions: Sequence[Condition]) -> np.ndarray:
-        """(N,) bool: which rows meet all conditions. ConditionError for one that does not fit the table."""
+        """Return (N,) bool: which rows meet all conditions. ConditionError for one that does not fit the table."""
         require_known(conditions, self.columns)
         return mask(conditions, self.table)
 
@@ -87,7 +88,7 @@ class Base:
         own_rows: np.ndarray,
         own_groups: np.ndarray,
     ) -> list[np.ndarray]:
-        """The k rows of the largest cosine for each query, in descending order; equal ones in the table's order.
+        """Find the k rows of the largest cosine for each query, in descending order; equal ones in the table's order.
 
         Memory beyond the mapped file stays below some 100 MiB, whatever the number of rows.
 
@@ -132,7 +133,7 @@ class Base:
 
 
 def table_key(folder: Path) -> str:
-    """A name for what a finished embedding table holds, the same wherever it lies.
+    """Return a name for the content of a finished embedding table, the same wherever the table lies.
 
     Of a table from before its file held a content hash, times of change stand for the content: copies differ.
 
@@ -188,16 +189,14 @@ def build_base(table: Path, target: Path) -> None:
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
-    """(N, dim) at length 1; a vector of zeros stays, with a cosine of 0 to everything.
+    """Return vectors (N, dim) at length 1; a vector of zeros stays, with a cosine of 0 to everything.
 
     Raises:
         ValueError: a value is not finite.
     """
-    vectors = np.asarray(vectors, np.float64)
     if not np.isfinite(vectors).all():
         raise ValueError("a vector is not finite")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    return normalise(vectors)
 
 
 def _shards(folder: Path) -> list[Path]:

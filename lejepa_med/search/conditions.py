@@ -127,7 +127,7 @@ def _limits(condition: Condition, kind: pa.DataType) -> tuple[float | None, floa
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a column holds whole numbers or floats."""
+    """Return whether a column holds whole numbers or floats."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 

@@ -15,9 +15,8 @@ from data_adapters.catalog import Catalog
 from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import scan_archive
 from data_adapters.tables import count
-from lejepa_med.embed import cautions_of, read_info
+from lejepa_med.embed import cautions_of, embed_records, read_info
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.features import embed_records
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 from lejepa_med.names import Names
 from lejepa_med.search.base import NONE, Base, build_base, normalised
@@ -31,7 +30,7 @@ FORMS = "COLUMN=VALUE, COLUMN=A,B (one of them), COLUMN!=VALUE, COLUMN>=NUMBER o
 
 @dataclass(frozen=True)
 class Item:
-    """What neighbours are looked for of.
+    """A query: the item whose neighbours are wanted.
 
     Attributes:
         name: as it was asked for.
@@ -48,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A table: one row for each neighbour, those of the first query first, the nearest first."""
+    """The result as a table: one row for each neighbour, in the order of the queries, the nearest first."""
 
     header: list[str]
     rows: list[list[str]]
@@ -84,7 +83,7 @@ def find_neighbours(
     device: str = "cpu",
     tell: Tell,
 ) -> Neighbours:
-    """The k items of `table` with the largest cosine to each query.
+    """Find the k items of `table` with the largest cosine to each query.
 
     Args:
         queries: ids of the table, files or folders that `encoder` embeds, or with `names` paths below the archive.
@@ -152,7 +151,7 @@ def _items(
     catalog: Path | None,
     tell: Tell,
 ) -> Iterator[Item]:
-    """What one query stands for: an item of the table by its id or its name, else the items of a file or folder."""
+    """Resolve one query: an item of the table by its id or its name, else the items of a file or folder."""
     ids = [text] if base.rows_of([text])[0] is not None else names.ids_of(text) if names is not None else []
     rows = [(name, row) for name, row in zip(ids, base.rows_of(ids), strict=True) if row is not None]
     if rows:
@@ -176,7 +175,7 @@ def _items(
 
 
 def _embedded(file: Path, loaded: LoadedEncoder, catalog: Path | None, tell: Tell) -> Iterator[Item]:
-    """The items of a file or folder, as `lejepa-med embed` makes their vectors."""
+    """Embed the items of a file or folder as `lejepa-med embed` does."""
     found = scan_archive(loaded.adapter, file, catalog=None if catalog is None else Catalog(catalog))
     for refused in found.refused if len(found) else ():
         tell(f"{refused.uri} is left out: {refused.reason}. {refused.remedy}")
@@ -235,7 +234,7 @@ def _table(
 
 
 def _conditions(text: str, columns: Mapping[str, pa.DataType]) -> list[Condition]:
-    """What one --where says.
+    """Parse one --where.
 
     Raises:
         UserError: it says nothing, names no column of the table, or a value of another kind than the column's.
@@ -263,7 +262,7 @@ def _conditions(text: str, columns: Mapping[str, pa.DataType]) -> list[Condition
 
 
 def _value(text: str, kind: pa.DataType, where: str) -> bool | int | float | str:
-    """A value as the column holds it."""
+    """Convert a value to the type of the column."""
     if pa.types.is_string(kind):
         return text
     try:

@@ -20,7 +20,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import rankdata
 
 from data_adapters.atomic import write_text
 from data_adapters.catalog import Catalog
@@ -28,11 +27,13 @@ from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.errors import ConfigError
-from lejepa_med.evaluation.enough import FEW as ACCURATE
-from lejepa_med.evaluation.enough import records_for, too_few
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.page import figure, render_page
 from lejepa_med.plot import Series, plot
+from lejepa_med.probes.examples import FEW as ACCURATE
+from lejepa_med.probes.scores import point
+from lejepa_med.probes.scores import spearman as rank_correlation
+from lejepa_med.spectrum import records_for, too_few
 from lejepa_med.study.runs import RunSummary, find_runs, read_run
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.report import LEAST_RANK, LEAST_RANK_SHARE
@@ -69,28 +70,16 @@ def spearman(
     parts = [rows for rows in parts if len(rows) >= 3]
     if not parts:
         return None
-    value = float(_rows([(x[rows][None], y[rows][None]) for rows in parts])[0])
-    if not np.isfinite(value):
+    rows = np.concatenate(parts)
+    statistic = rank_correlation(x[rows], y[rows], names[rows])
+    value = point(statistic, len(rows))
+    if value is None:
         return None
     rng = np.random.default_rng([seed, 95])
-    drawn = [rows[rng.integers(0, len(rows), size=(DRAWS, len(rows)))] for rows in parts]
-    values = _rows([(x[rows], y[rows]) for rows in drawn])
+    drawn = [rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=DRAWS) for part in parts]
+    values = statistic(np.concatenate(drawn, axis=1).astype(np.float64))
     low, high = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
-    return Correlation(value=value, low=float(low), high=float(high), runs=sum(map(len, parts)))
-
-
-def _rows(parts: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> NDArray[np.float64]:
-    """The coefficient of each row over parts (draws, n) -> (draws,); NaN where a row is constant in every part."""
-    a, b = (np.concatenate([_centred(part[side]) for part in parts], axis=1) for side in (0, 1))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
-
-
-def _centred(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks of each row, as shares of its length, less their mean."""
-    ranks = rankdata(table, axis=1)
-    # divided last, so that equal ranks give zeros
-    return np.asarray((ranks - ranks.mean(1, keepdims=True)) / table.shape[1])
+    return Correlation(value=value, low=float(low), high=float(high), runs=len(rows))
 
 
 ACCURACIES = {"linear": "linear probe", "knn": "k-NN"}

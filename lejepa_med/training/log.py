@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from data_adapters.manifest import Manifest
 from lejepa_med.data.dataset import BadRead
 from lejepa_med.errors import TrainingError
-from lejepa_med.evaluation.enough import most_directions
+from lejepa_med.spectrum import most_directions
 from lejepa_med.training.plan import Plan
 from lejepa_med.training.verdict import Verdict, online_text
 

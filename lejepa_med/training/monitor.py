@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import MonitorConfig
-from lejepa_med.evaluation.spread import Figures, lidar, spread
 from lejepa_med.methods.settings import RegularisedSettings
 from lejepa_med.objective.normality import NormalityTest, floor_for
 from lejepa_med.objective.sigreg import SIGReg
+from lejepa_med.spectrum import Figures, lidar, spread
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.log import RunLog, plain
 from lejepa_med.training.report import report_records

@@ -23,16 +23,16 @@ from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.archive import progress_bar
 from lejepa_med.config import flat, is_own, short_name
+from lejepa_med.embed import embed_records
 from lejepa_med.errors import UserError
-from lejepa_med.evaluation.cautions import few_labels
-from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
-from lejepa_med.evaluation.features import embed_records
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.metrics import effective_rank, eigen_spectrum, nearest, pca_rgb
 from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.page import render_page
 from lejepa_med.plot import Scale, curves, data_uri, plane, spectra, spectrum
+from lejepa_med.probes.examples import few_labels
+from lejepa_med.probes.neighbours import nearest
+from lejepa_med.probes.probe import fit_probe
+from lejepa_med.spectrum import below, effective_rank, eigen_spectrum, most_directions, pca_rgb, records_for, too_few
 from lejepa_med.threads import loader_workers
 from lejepa_med.training.early_stopping import Best
 from lejepa_med.training.folder import RunFolder, read_lines
@@ -145,13 +145,13 @@ class ReportData:
     online: Sequence[Mapping[str, Any]] = ()
     """Records of online.jsonl: step, epoch, and any of the keys in `ONLINE`, with spectra."""
     eigenvalues: NDArray[np.float64] | None = None
-    """Of the embedding's covariance, largest first (`evaluation.metrics.eigen_spectrum`)."""
+    """Of the embedding's covariance, largest first (`spectrum.eigen_spectrum`)."""
     vectors: int | None = None
     """How many embeddings these are of."""
     neighbours: Sequence[tuple[Pixels, Sequence[tuple[Pixels, float]]]] = ()
     """Query image, and its nearest images with their cosine, nearest first."""
     pca: Sequence[tuple[Pixels, Pixels]] = ()
-    """Image, and its patch features as colours (`evaluation.metrics.pca_rgb`)."""
+    """Image, and its patch features as colours (`spectrum.pca_rgb`)."""
     probe: Mapping[str, Any] | None = None
     """`Probe.metrics`."""
     bad_files: Mapping[str, int] = field(default_factory=dict)

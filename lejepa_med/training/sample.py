@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import recall_score
 from torch import Tensor, nn
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import BadFileError
-from lejepa_med.evaluation.enough import FEW
-from lejepa_med.evaluation.folds import group_folds
-from lejepa_med.evaluation.knn import Neighbours
-from lejepa_med.evaluation.linear import MIDDLE, fit_path, quiet_threads
-from lejepa_med.evaluation.metrics import eigen_spectrum
-from lejepa_med.evaluation.scores import balanced_accuracy, confusion_matrix, group_interval
-from lejepa_med.evaluation.spread import spread
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import embed_items
+from lejepa_med.probes.cross_validation import group_folds
+from lejepa_med.probes.examples import FEW
+from lejepa_med.probes.linear import MIDDLE, blas_threads, fit_path
+from lejepa_med.probes.neighbours import Neighbours
+from lejepa_med.probes.scores import group_interval
+from lejepa_med.spectrum import eigen_spectrum, spread
 
 REFERENCE, QUERY, NEITHER = 0, 1, -1
 NEIGHBOURS = 20
@@ -104,7 +104,7 @@ class FixedSample:
         code[known] = np.arange(len(known))
         learnt, truth = code[labels[sides == REFERENCE]], code[labels[query]]
         references, queries = vectors[sides == REFERENCE], vectors[query]
-        with quiet_threads(references.size):
+        with blas_threads(references.size):
             linear = fit_path(references, learnt, strengths=[MIDDLE])[0].probabilities(queries).argmax(1)
         most = min(NEIGHBOURS, max(1, len(learnt) // (2 * len(known))))  # of a tiny half, 20 would be the majority
         knn = Neighbours.fit(references, learnt, most=most, balanced=False).vote(queries).winners
@@ -112,7 +112,7 @@ class FixedSample:
         several, fewest = int(groups.max()) + 1, int(np.bincount(truth, minlength=len(known)).min())
         found: dict[str, Any] = {"chance": 1 / len(known), "queries": int(query.sum()), "fewest": fewest}
         for key, guessed in (("knn", knn), ("linear", linear)):
-            found[key] = float(balanced_accuracy(confusion_matrix(truth, guessed, len(known))))
+            found[key] = float(recall_score(truth, guessed, average="macro", labels=np.unique(truth)))
             enough = several > 1 and fewest >= FEW
             given = group_interval(truth, guessed, groups, classes=len(known), seed=0, draws=DRAWS) if enough else None
             found[f"{key}_interval"] = None if given is None else list(given)

@@ -4,7 +4,7 @@ collapsing   in each of the last 5 records one and the same sign: SIGReg / N abo
              embeddings in one point give .409, N(0, I/9) gives .27); or the projector's effective rank below a tenth
              of what batch and dimension allow, or below 1.5; or the backbone's below 1.5; or a spread of the
              projector's output of less than 2 % of its length, that is, all embeddings nearly the same vector. Batches
-             of fewer than 8 samples cannot tell, and a rank is low only as `evaluation.enough` says.
+             of fewer than 8 samples cannot tell, and a rank is low only as `lejepa_med.spectrum` says.
 diverging    the smoothed loss stands more than 25 % (and 6 standard errors) above its best value, or is no number.
 plateau      no new best of the smoothed loss, by more than 1 % (and 2 standard errors), for a fifth of the records, at
              least 10 of them, and a whole epoch (or 200 records, where epochs are long); it began where the loss first
@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_adapters.tables import count
-from lejepa_med.evaluation.enough import FEW, below, most_directions, too_few
+from lejepa_med.probes.examples import FEW
+from lejepa_med.spectrum import below, most_directions, too_few
 
 State = Literal["early", "improving", "plateau", "collapsing", "diverging"]
 RECENT = 5

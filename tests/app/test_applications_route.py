@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from app.service import Service
 from app.settings import Settings
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.probes.probe import Probe
 from tests.app.helpers import files, png, wait
 
 PARQUET = "application/vnd.apache.parquet"

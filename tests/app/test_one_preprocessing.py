@@ -11,12 +11,10 @@ import torch
 from fastapi.testclient import TestClient
 
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import EmbeddingTable, embed_archive
-from lejepa_med.evaluation.features import embed_records
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.embed import EmbeddingTable, embed_archive, embed_records
 from lejepa_med.models.folder import load_encoder, record_formation, record_precision, way_back
 from lejepa_med.models.formation import fixed_views
+from lejepa_med.probes.probe import Probe, fit_probe
 from lejepa_med.training.sample import FixedSample
 from tests.app.helpers import files, png, wait
 

@@ -15,13 +15,11 @@ from fastapi.testclient import TestClient
 
 import data_adapters
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import EmbeddingTable, embed_archive
-from lejepa_med.evaluation.features import embed_records
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.embed import EmbeddingTable, embed_archive, embed_records
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
 from lejepa_med.models.formation import Formation
+from lejepa_med.probes.probe import Probe, fit_probe
 from tests.app.helpers import wait
 from tests.data.mri import phantom, write_nifti
 

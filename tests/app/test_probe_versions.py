@@ -10,9 +10,8 @@ from fastapi.testclient import TestClient
 
 from app.settings import Settings
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.examples import Labelled
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.probes.examples import Labelled
+from lejepa_med.probes.probe import Probe, fit_probe
 from tests.app.helpers import files, png, wait
 
 

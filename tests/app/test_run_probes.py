@@ -13,7 +13,7 @@ from benchmarks.launcher import Launcher
 from lejepa_med.cli import main
 from lejepa_med.client import Client, ConflictError, InvalidError
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.probes.probe import Probe
 from tests.app.helpers import client_of, files, png, wait
 from tests.app.server import served
 

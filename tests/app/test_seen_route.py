@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from app.settings import Settings
 from lejepa_med.client import Client
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Probe
+from lejepa_med.probes.probe import Probe
 from tests.app.helpers import files, png, wait
 from tests.app.server import served
 from tests.data.mri import phantom, write_series

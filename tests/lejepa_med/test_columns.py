@@ -14,9 +14,9 @@ from data_adapters.manifest import Manifest
 from lejepa_med.cli import main
 from lejepa_med.config import load_config
 from lejepa_med.embed import EmbeddingTable
-from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import save_encoder
+from lejepa_med.probes.probe import Probe
 from tests.conftest import write_pictures
 from tests.data.mri import write_nifti
 from tests.lejepa_med.test_cli_path import TINY

@@ -18,10 +18,10 @@ from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
 from lejepa_med.embed import EmbeddingTable, embed_archive, find_tables
-from lejepa_med.evaluation.labels import join, read_labels
-from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised, save_encoder
+from lejepa_med.probes.label_table import join, read_labels
+from lejepa_med.probes.probe import Probe
 from tests.conftest import write_pictures
 from tests.data.histology import write_slide, write_tiles
 

@@ -15,8 +15,8 @@ import torch
 import data_adapters
 from data_adapters.errors import UserError
 from data_adapters.scan import scan_archive
+from lejepa_med.embed import embed_records
 from lejepa_med.errors import ConfigError, EncoderError
-from lejepa_med.evaluation.features import embed_records
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import INFO, find_encoders, load_encoder, randomised, record_precision, save_encoder
 

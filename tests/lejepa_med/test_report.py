@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lejepa_med.evaluation.fit import fit_probe
-from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
 from lejepa_med.plot import curve, data_uri
+from lejepa_med.probes.neighbours import nearest
+from lejepa_med.probes.probe import fit_probe
+from lejepa_med.spectrum import eigen_spectrum, pca_rgb
 from lejepa_med.training.report import ReportData, render, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

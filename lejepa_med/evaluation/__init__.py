@@ -1,1 +1,0 @@
-"""What an encoder is worth: probes on frozen embeddings, cross-validation by group, spectra and neighbours."""
