@@ -5,7 +5,6 @@ reader and one entry. A modality derived from a built-in one takes `Base.formats
 what it adds holds for itself alone.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -13,7 +12,7 @@ from data_adapters.errors import BadFileError
 
 
 class FileFormat(Protocol):
-    """What every entry has: `suffixes`, in lower case, that no other entry of the table has."""
+    """What every entry has: `suffixes`, which begin with a dot and belong to no other entry, in lower case."""
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -30,12 +29,15 @@ class FormatTable(Generic[F]):
         """Take these formats.
 
         Raises:
-            ValueError: two of them have a suffix in common.
+            ValueError: two of them have a suffix in common, or one does not begin with a dot in lower case.
         """
         self.formats = formats
         self.suffixes = tuple(suffix for one in formats for suffix in one.suffixes)
-        twice = [suffix for suffix, times in Counter(self.suffixes).items() if times > 1]
-        if twice:
+        if wrong := [suffix for suffix in self.suffixes if not suffix.startswith(".") or suffix != suffix.lower()]:
+            raise ValueError(f"suffixes begin with a dot and are in lower case, not {', '.join(wrong)}")
+        self._by_suffix = {suffix: one for one in formats for suffix in one.suffixes}
+        if len(self._by_suffix) < len(self.suffixes):
+            twice = sorted({suffix for suffix in self.suffixes if self.suffixes.count(suffix) > 1})
             raise ValueError(f"two formats for {', '.join(twice)}")
 
     def adding(self, *formats: F) -> "FormatTable[F]":
@@ -53,9 +55,11 @@ class FormatTable(Generic[F]):
             BadFileError: there is none.
         """
         name = path.name.lower()
-        fitting = [(len(suffix), one) for one in self.formats for suffix in one.suffixes if name.endswith(suffix)]
-        if not fitting:
-            raise BadFileError(
-                "not a format that this modality reads", remedy=f"Save it as {', '.join(self.suffixes)}.", path=path
-            )
-        return max(fitting, key=lambda pair: pair[0])[1]
+        place = name.find(".")
+        while place >= 0:  # from the first dot on, so that .nii.gz comes before .gz
+            if (found := self._by_suffix.get(name[place:])) is not None:
+                return found
+            place = name.find(".", place + 1)
+        raise BadFileError(
+            "not a format that this modality reads", remedy=f"Save it as {', '.join(self.suffixes)}.", path=path
+        )

@@ -36,7 +36,7 @@ SUFFIXES = (
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: 256 MiB of RGB
 # Only decoders of real picture formats: EPS, PDF and the like start other programs.
 Image.init()
-FORMATS: list[str] = [
+DECODERS: list[str] = [
     name
     for name in ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
     if name in Image.OPEN  # a Pillow built without a codec lacks its entry
@@ -46,6 +46,14 @@ CHANNELS = {
     **{"P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3},
 }
 ORIENTATION = 274  # the tag of EXIF and TIFF
+MULTISAMPLE_MODES = ("RGBX",)  # a fourth sample that is declared to be no alpha: a channel
+GREY_MODES = ("I;16", "I;16B", "F")  # deep grey pictures that Pillow reads unchanged
+MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2  # values of the tag PhotometricInterpretation
+BITS, DESCRIPTION, PHOTOMETRIC, SAMPLE_FORMAT = 258, 270, 262, 339
+NODATA = 42113  # GDAL_NODATA: a number as text, which microscopes and satellites write for pixels without data
+DTYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32", "float64")
+INK_SET, CMYK_INKS = 332, 1  # the TIFF tag and its value for cyan, magenta, yellow, black
+TO_RGB = "Convert the picture to RGB with the profile that it was made with."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +137,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image | None]:
             head = stream.read(4)
             stream.seek(0)
             try:
-                image = Image.open(stream, formats=FORMATS)
+                image = Image.open(stream, formats=DECODERS)
             except UnidentifiedImageError:
                 if head[:2] not in (b"II", b"MM"):
                     raise
@@ -157,17 +165,13 @@ def _opened(path: Path | str) -> Iterator[Image.Image | None]:
 def _check_header(image: Image.Image, path: Path | str) -> None:
     _check_size(*image.size, path)
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise BadFileError(
-            "several frames or pages in one file",
-            remedy="Save each as a file of its own, or the channels as samples of one page.",
-            path=path,
-        )
+        raise _several_pages(path)
     if image.format == "TIFF":
         check_tiff(image, path)
     if image.mode not in CHANNELS and image.mode not in MULTISAMPLE_MODES:
         raise BadFileError(
             f"{image.mode} pixels, whose RGB values depend on a colour profile",
-            remedy="Convert the picture to RGB with the profile that it was made with.",
+            remedy=TO_RGB,
             path=path,
         )
     if image.mode == "CMYK":
@@ -178,6 +182,14 @@ def _check_header(image: Image.Image, path: Path | str) -> None:
 def _check_size(width: int, height: int, path: Path | str) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(path)
+
+
+def _several_pages(path: Path | str) -> BadFileError:
+    return BadFileError(
+        "several frames or pages in one file",
+        remedy="Save each as a file of its own, or the channels as samples of one page.",
+        path=path,
+    )
 
 
 def _too_large(path: Path | str) -> BadFileError:
@@ -280,14 +292,6 @@ def _read_deep_png(path: Path | str, *, grey: bool) -> np.ndarray:
     return pixels
 
 
-MULTISAMPLE_MODES = ("RGBX",)  # a fourth sample that is declared to be no alpha: a channel
-GREY_MODES = ("I;16", "I;16B", "F")  # deep grey pictures that Pillow reads unchanged
-MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2  # values of the tag PhotometricInterpretation
-BITS, DESCRIPTION, PHOTOMETRIC, SAMPLE_FORMAT = 258, 270, 262, 339
-NODATA = 42113  # GDAL_NODATA: a number as text, which microscopes and satellites write for pixels without data
-DTYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32", "float64")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TiffLayout:
     """The stored picture: size before orientation, channels with alpha."""
@@ -310,11 +314,7 @@ def check_tiff(image: Image.Image, path: Path | str) -> None:
     description = str(tags.get(DESCRIPTION, ""))
     stack = re.search(r"^images=(\d+)", description, re.MULTILINE)
     if description.startswith("ImageJ=") and stack and int(stack[1]) > 1:
-        raise BadFileError(
-            "several frames or pages in one file",
-            remedy="Save each as a file of its own, or the channels as samples of one page.",
-            path=path,
-        )
+        raise _several_pages(path)
     if tags.get(PHOTOMETRIC) == MIN_IS_WHITE and max(tags.get(BITS, (1,))) > 8:
         raise _unsupported("samples of more than 8 bits in which zero means white", path)
 
@@ -349,7 +349,7 @@ def tiff_layout(path: Path | str) -> TiffLayout:
     tifffile = require("tifffile", extra="histology")
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.pages) > 1:
-            raise BadFileError("several frames or pages in one file", remedy="Save each as a file.", path=path)
+            raise _several_pages(path)
         page = tiff.pages[0]
         if page.axes not in ("YX", "YXS", "SYX"):
             raise _unsupported(f"axes {page.axes}", path)
@@ -396,10 +396,6 @@ def _unsupported(what: str, path: Path | str) -> BadFileError:
     )
 
 
-INK_SET, CMYK_INKS = 332, 1  # the TIFF tag and its value for cyan, magenta, yellow, black
-REMEDY = "Convert the picture to RGB with the profile that it was made with."
-
-
 def check_cmyk(image: Image.Image, path: Path | str) -> None:
     """Refuse four samples that need not be CMYK, or that may be stored inverted.
 
@@ -409,9 +405,9 @@ def check_cmyk(image: Image.Image, path: Path | str) -> None:
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(INK_SET, CMYK_INKS) != CMYK_INKS:
-            raise BadFileError("a TIFF of inks other than CMYK", remedy=REMEDY, path=path)
+            raise BadFileError("a TIFF of inks other than CMYK", remedy=TO_RGB, path=path)
     if image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        raise BadFileError("a CMYK JPEG that does not say whether its inks are inverted", remedy=REMEDY, path=path)
+        raise BadFileError("a CMYK JPEG that does not say whether its inks are inverted", remedy=TO_RGB, path=path)
 
 
 def cmyk_to_srgb(image: Image.Image) -> np.ndarray:
@@ -430,9 +426,9 @@ def cmyk_to_srgb(image: Image.Image) -> np.ndarray:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
     except (OSError, ImageCms.PyCMSError) as error:
-        raise BadFileError("CMYK pixels with a damaged colour profile", remedy=REMEDY) from error
+        raise BadFileError("CMYK pixels with a damaged colour profile", remedy=TO_RGB) from error
     if profile.profile.xcolor_space.strip() != "CMYK":
-        raise BadFileError("CMYK pixels with a colour profile of another kind", remedy=REMEDY)
+        raise BadFileError("CMYK pixels with a colour profile of another kind", remedy=TO_RGB)
     try:
         converted = ImageCms.profileToProfile(
             image,
@@ -443,5 +439,5 @@ def cmyk_to_srgb(image: Image.Image) -> np.ndarray:
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except ImageCms.PyCMSError as error:
-        raise BadFileError("CMYK pixels with a colour profile that cannot be applied", remedy=REMEDY) from error
+        raise BadFileError("CMYK pixels with a colour profile that cannot be applied", remedy=TO_RGB) from error
     return np.asarray(converted)

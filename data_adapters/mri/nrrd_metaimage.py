@@ -38,6 +38,66 @@ Encoding = Literal["raw", "gzip", "zlib", "bzip2", "text"]
 SHORT = "truncated or damaged data"
 CHUNK = 1 << 20
 AT_THE_END = -1  # as an offset: the voxels are the last bytes of the file
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+# Diagonal of the matrix from the header's space to RAS.
+SPACES = {
+    "right-anterior-superior": np.eye(4),
+    "ras": np.eye(4),
+    "left-anterior-superior": np.diag([-1.0, 1.0, 1.0, 1.0]),
+    "las": np.diag([-1.0, 1.0, 1.0, 1.0]),
+    "left-posterior-superior": LPS_TO_RAS,
+    "lps": LPS_TO_RAS,
+}
+NRRD_TYPES = {
+    name: code
+    for code, names in {
+        "i1": "signed char,int8,int8_t",
+        "u1": "uchar,unsigned char,uint8,uint8_t",
+        "i2": "short,short int,signed short,signed short int,int16,int16_t",
+        "u2": "ushort,unsigned short,unsigned short int,uint16,uint16_t",
+        "i4": "int,signed int,int32,int32_t",
+        "u4": "uint,unsigned int,uint32,uint32_t",
+        "i8": "longlong,long long,long long int,signed long long,signed long long int,int64,int64_t",
+        "u8": "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t",
+        "f4": "float",
+        "f8": "double",
+    }.items()
+    for name in names.split(",")
+}
+BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
+ENCODINGS: dict[str, Encoding] = {
+    "raw": "raw",
+    "gzip": "gzip",
+    "gz": "gzip",
+    "bzip2": "bzip2",
+    "bz2": "bzip2",
+    "text": "text",
+    "txt": "text",
+    "ascii": "text",
+}
+REPEATS = ("list", "time", "domain", "stub", "scalar", "none", "???")  # kinds of an axis that counts volumes
+COLOURS = ("RGB-color", "HSV-color", "XYZ-color", "RGBA-color", "3-color", "4-color")
+METAIMAGE_SUFFIXES = (".mha", ".mhd")
+LONGEST_HEADER = 1 << 16  # bytes
+METAIMAGE_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}  # MET_LONG has 4 or 8 bytes, depending on the machine that wrote it: refused
+ALIASES = {
+    "Rotation": "TransformMatrix",
+    "Orientation": "TransformMatrix",
+    "Position": "Offset",
+    "Origin": "Offset",
+    "BinaryDataByteOrderMSB": "ElementByteOrderMSB",
+}
 
 
 @dataclass(frozen=True)
@@ -160,49 +220,12 @@ def _numbers(stream: BinaryIO, count: int, dtype: np.dtype) -> np.ndarray:
     return numbers.astype(dtype)
 
 
+def _no_header(kind: str, path: Path | str = "") -> BadFileError:
+    return BadFileError(f"not a readable {kind} header", remedy="Export it again.", path=path)
+
+
 def _short(path: Path) -> BadFileError:
     return BadFileError(SHORT, remedy="Copy the file again.", path=path)
-
-
-NRRD_SUFFIXES = (".nrrd", ".nhdr")
-# Diagonal of the matrix from the header's space to RAS.
-SPACES = {
-    "right-anterior-superior": np.eye(4),
-    "ras": np.eye(4),
-    "left-anterior-superior": np.diag([-1.0, 1.0, 1.0, 1.0]),
-    "las": np.diag([-1.0, 1.0, 1.0, 1.0]),
-    "left-posterior-superior": LPS_TO_RAS,
-    "lps": LPS_TO_RAS,
-}
-NRRD_TYPES = {
-    name: code
-    for code, names in {
-        "i1": "signed char,int8,int8_t",
-        "u1": "uchar,unsigned char,uint8,uint8_t",
-        "i2": "short,short int,signed short,signed short int,int16,int16_t",
-        "u2": "ushort,unsigned short,unsigned short int,uint16,uint16_t",
-        "i4": "int,signed int,int32,int32_t",
-        "u4": "uint,unsigned int,uint32,uint32_t",
-        "i8": "longlong,long long,long long int,signed long long,signed long long int,int64,int64_t",
-        "u8": "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t",
-        "f4": "float",
-        "f8": "double",
-    }.items()
-    for name in names.split(",")
-}
-BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
-ENCODINGS: dict[str, Encoding] = {
-    "raw": "raw",
-    "gzip": "gzip",
-    "gz": "gzip",
-    "bzip2": "bzip2",
-    "bz2": "bzip2",
-    "text": "text",
-    "txt": "text",
-    "ascii": "text",
-}
-REPEATS = ("list", "time", "domain", "stub", "scalar", "none", "???")  # kinds of an axis that counts volumes
-COLOURS = ("RGB-color", "HSV-color", "XYZ-color", "RGBA-color", "3-color", "4-color")
 
 
 def describe_nrrd(path: Path) -> RawGrid:
@@ -224,7 +247,7 @@ def describe_nrrd(path: Path) -> RawGrid:
             if dtype.itemsize > 1 and encoding != "text":
                 dtype = dtype.newbyteorder(BYTE_ORDERS[str(fields["endian"]).lower()])
         except Exception as error:  # pynrrd raises what its parsing meets
-            raise BadFileError("not a readable NRRD header", remedy="Export it again.", path=path) from error
+            raise _no_header("NRRD", path) from error
     order, affine = _nrrd_geometry(fields, sizes, units, path)
     data, offset = path, start
     if "datafile" in fields:
@@ -274,7 +297,7 @@ def _nrrd_geometry(
     if len(rows) != len(sizes) or len(spatial) != 3 or any(len(r) != 3 for r in rows if r is not None):
         raise unrecorded
     if len(units) not in (0, 3):
-        raise BadFileError("not a readable NRRD header", remedy="Export it again.", path=path)
+        raise _no_header("NRRD", path)
     factors = [millimetres("mm" if unit in ("", "???", "none") else unit) for unit in units or ["mm"] * 3]
     rest = tuple(axis for axis in range(len(sizes)) if axis not in spatial)
     kinds = [str(kind) for kind in fields.get("kinds") or ["domain"] * len(sizes)]
@@ -297,35 +320,12 @@ def _nrrd_skip(fields: dict[str, Any], data: Path, offset: int, encoding: Encodi
     if count == AT_THE_END and encoding == "raw":
         return AT_THE_END
     if lines < 0 or count < 0 or (count and encoding != "raw"):
-        raise BadFileError("not a readable NRRD header", remedy="Export it again.", path=data)
+        raise _no_header("NRRD", data)
     with data.open("rb") as stream:
         stream.seek(offset)
         for _ in range(lines):
             stream.readline()
         return stream.tell() + count
-
-
-METAIMAGE_SUFFIXES = (".mha", ".mhd")
-LONGEST_HEADER = 1 << 16  # bytes
-METAIMAGE_TYPES = {
-    "MET_CHAR": "i1",
-    "MET_UCHAR": "u1",
-    "MET_SHORT": "i2",
-    "MET_USHORT": "u2",
-    "MET_INT": "i4",
-    "MET_UINT": "u4",
-    "MET_LONG_LONG": "i8",
-    "MET_ULONG_LONG": "u8",
-    "MET_FLOAT": "f4",
-    "MET_DOUBLE": "f8",
-}  # MET_LONG has 4 or 8 bytes, depending on the machine that wrote it: refused
-ALIASES = {
-    "Rotation": "TransformMatrix",
-    "Orientation": "TransformMatrix",
-    "Position": "Offset",
-    "Origin": "Offset",
-    "BinaryDataByteOrderMSB": "ElementByteOrderMSB",
-}
 
 
 def describe_metaimage(path: Path) -> RawGrid:
@@ -348,7 +348,7 @@ def describe_metaimage(path: Path) -> RawGrid:
         affine = _metaimage_affine(fields, len(sizes))
         offset = int(fields.get("HeaderSize", 0))
     except (KeyError, ValueError, IndexError) as error:
-        raise BadFileError("not a readable MetaImage header", remedy="Export it again.", path=path) from error
+        raise _no_header("MetaImage", path) from error
     if channels in (3, 4) and dtype == np.uint8:
         raise BadFileError("colour (RGB) volume", remedy="Give the grey-value volume.", path=path)
     if channels != 1:
@@ -365,11 +365,11 @@ def describe_metaimage(path: Path) -> RawGrid:
             raise BadFileError("voxels in several data files", remedy="Save it as one .mha file.", path=path)
         data = beside(path, name)
     elif offset:
-        raise BadFileError("not a readable MetaImage header", remedy="Export it again.", path=path)
+        raise _no_header("MetaImage", path)
     text = _yes(fields.get("BinaryData", "True")) is False
     packed = _yes(fields.get("CompressedData", "False"))
     if offset < AT_THE_END or (offset and (packed or text)):
-        raise BadFileError("not a readable MetaImage header", remedy="Export it again.", path=path)
+        raise _no_header("MetaImage", path)
     return RawGrid(
         shape=sizes,
         order=tuple(range(len(sizes))),
@@ -394,7 +394,7 @@ def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
             fields.setdefault(key, value.strip())
             if key == "ElementDataFile":
                 return fields, stream.tell()
-    raise BadFileError("not a readable MetaImage header", remedy="Export it again.", path=path)
+    raise _no_header("MetaImage", path)
 
 
 def _metaimage_affine(fields: dict[str, str], n: int) -> np.ndarray | None:
@@ -422,4 +422,4 @@ def _yes(word: str) -> bool:
         return True
     if word.lower() in ("false", "f", "0", "no", "n"):
         return False
-    raise BadFileError("not a readable MetaImage header", remedy="Export it again.")
+    raise _no_header("MetaImage")

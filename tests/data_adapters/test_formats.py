@@ -161,3 +161,6 @@ def test_the_longest_suffix_decides_and_none_is_taken_twice() -> None:
     assert ".nii.gz" in error.value.remedy
     with pytest.raises(ValueError, match="two formats"):
         table.adding(one, ImageFormat(suffixes=(".gz",), info=one.info, read=one.read))
+    for wrong in ("gz", ".GZ"):  # would never be found
+        with pytest.raises(ValueError, match="lower case"):
+            table.adding(ImageFormat(suffixes=(wrong,), info=one.info, read=one.read))
