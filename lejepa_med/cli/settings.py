@@ -105,7 +105,7 @@ def with_method(root: type[BaseSettings], arguments: Sequence[str]) -> type[Base
         flag, is_joined, value = flag.partition("=")
         if flag == METHOD:
             method = value if is_joined else following
-        section, _, key = flag.removeprefix("--no-").removeprefix("--").partition(".")
+        section, _, key = flag.lstrip("-").removeprefix("no-").partition(".")
         if section == "objective":
             keys.add(key.replace("-", "_"))
     settings = type(read(ObjectiveConfig(method=method))[0])

@@ -15,6 +15,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import find_encoders, load_encoder, randomised, save_encoder
+from lejepa_med.models.start import compile_backbone
 from lejepa_med.training import loop
 from lejepa_med.training.loop import build_state, make_data, make_fabric, make_loader, pretrain
 from lejepa_med.training.optimizer import WeightAverage, learning_rate, make_optimizer
@@ -200,7 +201,7 @@ def test_a_run_starts_from_another_runs_weights(pictures: Path, tmp_path: Path) 
 def test_compile_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match="no 'no-such-compiler'"):
-        loop.compile_backbone(create_encoder("resnet10t", spec_of()))
+        compile_backbone(create_encoder("resnet10t", spec_of()))
 
 
 @pytest.mark.slow
