@@ -47,7 +47,7 @@ def measure(
 ) -> dict[str, float]:
     """Milliseconds and faults a step."""
     import data_adapters
-    from lejepa_med.methods import LeJEPAMethod
+    from lejepa_med.methods.lejepa.method import LeJEPAMethod
     from lejepa_med.models.encoder import create_encoder
     from lejepa_med.models.projector import Projector
     from lejepa_med.objective import LeJEPA, SIGReg

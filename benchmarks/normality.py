@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.hardware import cpu_name, publish
-from lejepa_med.research.normality import TESTS, SlicedTest, floor_for, make_test
-from lejepa_med.research.normality.multivariate import BHEP
+from lejepa_med.objective.normality import SlicedTest, floor_for, known_tests, make_test
+from lejepa_med.research.normality import BHEP
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -159,7 +159,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def power_table(null_reps: int, reps: int) -> str:
     """Measure the power in one dimension."""
     rows = []
-    for name in TESTS:
+    for name in known_tests():
         test = make_test(name, slices=1)
         rates = rejection_rates(test, ALTERNATIVES, null_reps=null_reps, reps=reps)
         rows.append([name, f"{floor_for(test, n=N, dim=1):.3g}", *(f"{100 * rate:.0f}" for rate in rates.values())])
@@ -184,7 +184,7 @@ def gradient_table() -> str:
     """Measure the gradient norms."""
     cases = gradient_cases()
     rows = []
-    for name in TESTS:
+    for name in known_tests():
         test = make_test(name, slices=SLICES)
         norms = {case: gradients(test, z) for case, z in cases.items()}
         cells = [norms[case][0] for case in cases]
@@ -196,7 +196,7 @@ def gradient_table() -> str:
 
 def time_table(repeats: int) -> str:
     """Measure the CPU time."""
-    taken = milliseconds({name: make_test(name, slices=SLICES) for name in TESTS}, repeats)
+    taken = milliseconds({name: make_test(name, slices=SLICES) for name in known_tests()}, repeats)
     default = statistics.median(taken["epps_pulley"])
     rows = []
     for name, times in taken.items():

@@ -18,6 +18,7 @@ from lejepa_med.methods.base import project
 from lejepa_med.training.archive import scan
 from lejepa_med.training.loop import build_state, make_data, make_fabric, pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
+from lejepa_med.training.settings import RunConfig
 
 
 def config_of(settings: Settings) -> PretrainConfig:
@@ -53,7 +54,7 @@ def config_of(settings: Settings) -> PretrainConfig:
     )
 
 
-def opened(settings: Settings) -> tuple[PretrainConfig, Manifest, Adapter]:
+def opened(settings: Settings) -> tuple[RunConfig, Manifest, Adapter]:
     """Scan as `pretrain` does; resolved settings, manifest and adapter."""
     config = resolve_machine(config_of(settings), device=settings.accelerator)
     adapter = data_adapters.create(config.modality, **{**config.views.model_dump(), **config.data.options})

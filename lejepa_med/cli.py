@@ -23,7 +23,7 @@ from data_adapters.quiet import quiet_readers
 from lejepa_med.cli_data import DoctorCommand, NamesCommand, OptionsCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
-from lejepa_med.cli_settings import CommonSettings, join_options
+from lejepa_med.cli_settings import CommonSettings, join_options, with_method
 from lejepa_med.cli_study import DiffCommand, SelectCommand, StabilityCommand
 from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, Section, issues
 from lejepa_med.ending import STOPPED, ended_by_signals
@@ -502,7 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with ended_by_signals():
             try:
-                CliApp.run(Cli, cli_args=_joined(join_options(arguments)) or ["--help"])
+                CliApp.run(with_method(Cli, arguments), cli_args=_joined(join_options(arguments)) or ["--help"])
             finally:
                 _flush()
     except ValidationError as error:

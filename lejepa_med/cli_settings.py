@@ -1,16 +1,27 @@
 """Short flags for the common settings, and modality options as NAME=VALUE."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
+from pydantic_settings import CLI_SUPPRESS, BaseSettings
 
-from lejepa_med.config import SETTLED, Columns, DataConfig, ModelConfig, PretrainConfig, Section, TrainConfig
+from lejepa_med.config import (
+    SETTLED,
+    Columns,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    Section,
+    TrainConfig,
+)
 from lejepa_med.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
@@ -68,6 +79,47 @@ class CommonSettings(Columns, PretrainConfig):
             options = {**data.get("options", {}), **option_values(self.modality, self.options)}
             tree["data"] = {**data, "options": options}
         return PretrainConfig(**{"modality": self.modality, **tree})
+
+
+METHOD = "--objective.method"
+
+
+def with_method(root: type[BaseSettings], arguments: Sequence[str]) -> type[BaseSettings]:
+    """Return the command line with the settings of the method in `arguments` as its --objective flags.
+
+    Raises:
+        ConfigError: no such method, or an --objective flag that it does not have.
+    """
+    name = arguments[0] if arguments else ""
+    if name not in root.model_fields:
+        return root
+    field = copy(root.model_fields[name])
+    command = next(kind for kind in get_args(field.annotation) if kind is not NoneType)
+    if not issubclass(command, CommonSettings):
+        return root
+    from lejepa_med.methods.registry import read, refuse, targets
+
+    method = ObjectiveConfig().method
+    keys = set()
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, is_joined, value = flag.partition("=")
+        if flag == METHOD:
+            method = value if is_joined else following
+        section, _, key = flag.lstrip("-").removeprefix("no-").partition(".")
+        if section == "objective":
+            keys.add(key.replace("-", "_"))
+    settings = type(read(ObjectiveConfig(method=method))[0])
+    # as a value that is nobody's default, so that `read` says which method has it, or what was meant
+    refuse(read(ObjectiveConfig(method=method, **dict.fromkeys(keys - settings.model_fields.keys(), "?")))[1])
+    others = ", ".join(other for other in targets() if other != method)
+    about = f"{settings.__doc__} Other methods, whose settings `{METHOD} NAME --help` lists: {others}."
+    listed: Any = create_model(settings.__name__, __base__=settings, __doc__=about)
+    is_hidden = CLI_SUPPRESS in command.model_fields["objective"].metadata
+    kind: Any = Annotated[listed, CLI_SUPPRESS] if is_hidden else listed
+    changed: Any = create_model(command.__name__, __base__=command, __doc__=command.__doc__, objective=(kind, listed()))
+    field.annotation = changed | None
+    fields: dict[str, Any] = {name: (field.annotation, field)}
+    return create_model(root.__name__, __base__=root, __doc__=root.__doc__, **fields)
 
 
 def join_options(arguments: list[str]) -> list[str]:

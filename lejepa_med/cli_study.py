@@ -1,6 +1,7 @@
 """Commands about many runs: select, diff and stability. Heavy imports wait for the command."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from pydantic import Field
@@ -79,19 +80,9 @@ class StabilityCommand(CommonSettings):
         """Run the command; exit code 3 says that it was stopped and can be repeated."""
         from rich.console import Console
 
-        from lejepa_med.research.stability.cells import Axes
-        from lejepa_med.research.stability.grid import Grid
-        from lejepa_med.training.loop import make_fabric
-        from lejepa_med.training.resolve import resolve_machine
-
-        base = self.settings()
-        backbones = self.backbones
-        if backbones is None:
-            chosen = resolve_machine(base, device=make_fabric(base).device.type).model.backbone
-            assert chosen is not None
-            backbones = [chosen]
-        axes = Axes(lambdas=self.lambdas, batches=self.batches, n_views=self.n_views, backbones=backbones)
+        run_grid = import_module("lejepa_med.research.stability").run_grid  # by name, as all of research
+        axes = {name: getattr(self, name) for name in ("lambdas", "batches", "n_views", "backbones")}
         given = {"steps": self.steps, "minutes": self.minutes_each, "records": self.records, "retry": self.retry}
-        if not Grid(base, axes, console=Console(stderr=True), **given).run():  # type: ignore[arg-type]
+        if not run_grid(self.settings(), axes, console=Console(stderr=True), **given):
             sys.exit(3)
         print(f"wrote {self.out}/stability.csv and {self.out}/stability.html")

@@ -4,12 +4,12 @@ A value of None is chosen from the machine and the archive by `resolve`, printed
 train.threads stay None: they belong to the machine and its load, not to the run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 from pydantic_settings import CliSuppress
 
 from data_adapters.atomic import write_text
@@ -17,8 +17,10 @@ from lejepa_med.errors import ConfigError
 
 LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown to others
 PLACES = ("archive", "model.init", "data.catalog")  # settings that are always paths
+OWN_CODE = (("model", "backbone"), ("objective", "method"))  # settings that may be the user's own ./file.py:Class
 ORIGINS = "origins"  # key of config.yaml: names of settings by their origin; left out: built-in defaults
 GIVEN, MACHINE, ARCHIVE = "given", "chosen for this machine", "chosen for this archive"
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Scale = Literal["laptop", "workstation", "cluster"]  # recipes: training/recipes.py
 WEIGHTS, MODALITY, BUILT_IN = "from the weights", "modality's default", "built-in default"
 
@@ -132,62 +134,18 @@ class ModelConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is minimised; the default is LeJEPA: (1 - lamb) * invariance + lamb * SIGReg (arXiv 2511.08544)."""
+    """The pretraining method, and its own settings as they were given.
 
-    method: Literal["lejepa", "masked", "vicreg", "simclr", "barlow_twins", "byol", "dino"] = "lejepa"
-    """lejepa; masked: predict hidden patches of a ViT, with SIGReg; the rest are baselines to compare with"""
-    lamb: float | None = Field(default=None, gt=0)
-    """weight of the regulariser; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches;
-    the baselines have none"""
-    target: Literal["global_mean", "all_mean", "pairwise"] = "global_mean"
-    """what the views are pulled to: the mean of the global views, of all views, or each global view (Equation 5)"""
-    pool: Literal["per_view", "pooled"] = "per_view"
-    """regularise every view by itself, or all views as one sample (stable-pretraining's way; V times stronger)"""
-    weighting: Literal["convex", "additive"] = "convex"
-    """(1 - lamb) * invariance + lamb * regulariser, or invariance + lamb * regulariser"""
-    regularizer: Literal["sigreg", "visreg", "spectral_entropy"] = "sigreg"
-    """visreg: arXiv 2606.02572; spectral_entropy is not LeJEPA but a third-party article's variant"""
-    test: Literal[
-        "epps_pulley",
-        "cramer_von_mises",
-        "anderson_darling",
-        "watson",
-        "shapiro_wilk",
-        "jarque_bera",
-        "moments",
-        "vcreg",
-        "entropy",
-        "nll",
-        "bhep",
-        "henze_zirkler",
-    ] = "epps_pulley"
-    """statistical test inside SIGReg"""
-    slices: int | None = Field(default=None, ge=1)
-    """random directions of each step; None: 256 on a CPU, 1024 on a GPU"""
-    knots: int = Field(default=17, ge=3)
-    """quadrature points on [0, t_max]"""
-    t_max: float = Field(default=3.0, gt=0)
-    """upper limit of the integral over the characteristic function"""
-    sigreg_weight: float = Field(default=0.0, ge=0)
-    """add this much SIGReg on the projector's output to the loss of another method"""
-    variance_hinge: float = Field(default=0.0, ge=0)
-    """add this much of VICReg's hinge on the standard deviations: a guard that still pulls where SIGReg goes flat"""
-    mask: Literal["multi_block", "random_token"] = "multi_block"
-    """what masked hides: I-JEPA's four blocks, or single patches"""
-    mask_ratio: float = Field(default=0.6, gt=0, lt=1)
-    """share of the patches that random_token hides"""
-    predictor: Literal["none", "mlp", "transformer"] | None = None
-    """predictor of masked; None: transformer"""
-    predictor_dim: int = Field(default=192, ge=32, multiple_of=32)
-    """width of the transformer predictor, narrower than the encoder"""
-    predictor_depth: int = Field(default=4, ge=1)
-    """blocks of the transformer predictor"""
-    temperature: float = Field(default=0.1, gt=0)
-    """of SimCLR"""
-    teacher_momentum: float = Field(default=0.996, ge=0, lt=1)
-    """of BYOL and DINO at the first step; rises to 1 along a cosine"""
-    prototypes: int = Field(default=4096, ge=2)
-    """outputs of DINO's head"""
+    Each method has settings of its own, which its class in `lejepa_med.methods` declares and checks when a run starts.
+    Reading a run folder runs no method's code.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = "lejepa"
+    """lejepa, another method, an installed plug-in's, or your own as ./file.py:Class; each has settings of its own"""
+    code_sha256: str | None = None
+    """SHA-256 that the file of a method ./file.py:Class must have; None: recorded at the start of the run"""
 
 
 class OptimConfig(Section):
@@ -226,7 +184,7 @@ class TrainConfig(Section):
     """parts a batch is cut into to save memory; the objective then sees one part at a time: not the same method"""
     seed: CliSuppress[int] = Field(default=0, ge=0)
     """seed of weights, order, views and directions"""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    precision: Precision | None = None
     """the objective is always float32; None: bf16 where the device computes in it (on a CPU once a step agrees with
     float32), else fp16 on a GPU, else float32"""
     threads: int | None = Field(default=None, ge=1)
@@ -264,6 +222,54 @@ class MonitorConfig(Section):
     """memory for the prepared sample; a sample that needs more is made smaller"""
 
 
+# Settings of a run whose open values were chosen. `training.resolve` makes them.
+
+
+class ResolvedViews(ViewsConfig):
+    """Views without open values."""
+
+    n_global: int = Field(ge=1)
+    n_local: int = Field(ge=0)
+    global_size: int = Field(ge=16)
+    local_size: int = Field(ge=16)
+
+
+class ResolvedVector(VectorConfig):
+    """The formation of vectors without open values."""
+
+    views: int = Field(ge=1, le=8)
+    size: int = Field(ge=16)
+    layers: int = Field(ge=1, le=2)
+
+
+class MachineModel(ModelConfig):
+    """Encoder and projector, as far as the machine decides them."""
+
+    backbone: str
+    freeze: int = Field(ge=0)
+    drop_path: float = Field(ge=0, lt=1)
+
+
+class ResolvedModel(MachineModel):
+    """Encoder and projector without open values."""
+
+    projector_hidden: int = Field(ge=8)
+
+
+class ResolvedOptim(OptimConfig):
+    """The optimiser without open values."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+
+
+class ResolvedTrain(TrainConfig):
+    """The run with its batch and its arithmetic; its length is in epochs or in minutes."""
+
+    batch_size: int = Field(ge=2)
+    precision: Precision
+
+
 class PretrainConfig(Section):
     """Everything that defines a pretraining run."""
 
@@ -279,10 +285,13 @@ class PretrainConfig(Section):
     views: ViewsConfig = ViewsConfig()
     vector: VectorConfig = VectorConfig()
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: SerializeAsAny[ObjectiveConfig] = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     monitor: MonitorConfig = MonitorConfig()
+
+
+Config = TypeVar("Config", bound=PretrainConfig)
 
 
 def save_config(
@@ -300,8 +309,12 @@ def save_config(
     if is_own(config.model.backbone or ""):
         local["model"]["backbone"] = config.model.backbone
         settings["model"]["backbone"] = short_name(config.model.backbone)
-    if config.model.code_sha256 is None:
-        del settings["model"]["code_sha256"]  # of timm's and MONAI's, which have none
+    if is_own(config.objective.method):
+        local["objective"] = {"method": config.objective.method}
+        settings["objective"]["method"] = short_name(config.objective.method)
+    for section in ("model", "objective"):
+        if settings[section]["code_sha256"] is None:
+            del settings[section]["code_sha256"]  # of timm's, MONAI's and installed methods, which have none
     local["data"] = {"catalog": settings["data"].pop("catalog"), "options": places}
     if origins is not None:
         kinds = (GIVEN, MACHINE, ARCHIVE, WEIGHTS)
@@ -338,11 +351,11 @@ def read_settings(file: Path) -> Any:
     beside = file.with_name(LOCAL)
     local = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     tree = _merged(local, settings)
-    models = [one.get("model") if isinstance(one, dict) else None for one in (local, tree)]
-    place, model = models
-    if isinstance(place, dict) and isinstance(model, dict) and place.get("backbone"):
-        if short_name(str(place["backbone"])) == model.get("backbone"):
-            model["backbone"] = place["backbone"]  # config.yaml has the file's name, local.yaml its folder
+    for section, name in OWN_CODE:
+        place, known = (one.get(section) if isinstance(one, dict) else None for one in (local, tree))
+        if isinstance(place, dict) and isinstance(known, dict) and place.get(name):
+            if short_name(str(place[name])) == known.get(name):
+                known[name] = place[name]  # config.yaml has the file's name, local.yaml its folder
     return tree
 
 
@@ -364,18 +377,34 @@ def default_origin(name: str) -> str:
     return MODALITY if name.startswith(("data.options.", "vector.")) else BUILT_IN
 
 
-def is_own(backbone: str) -> bool:
-    """Whether a backbone is the user's own, `file.py:Class`."""
-    return backbone.rpartition(":")[0].endswith(".py")
+def is_own(name: str) -> bool:
+    """Whether a backbone or method is the user's own, `file.py:Class`."""
+    return name.rpartition(":")[0].endswith(".py")
 
 
-def short_name(backbone: str | None) -> str:
-    """`file.py:Class` without its folder, which is a place on this machine; other backbones as they are."""
-    return Path(str(backbone)).name if is_own(backbone or "") else str(backbone)
+def short_name(name: str | None) -> str:
+    """`file.py:Class` without its folder, which is a place on this machine; other names as they are."""
+    return Path(str(name)).name if is_own(name or "") else str(name)
 
 
-def same_backbone(one: str | None, other: str | None) -> bool:
-    """Whether two backbones have one name; of the user's own the class counts, wherever its file lies."""
+def with_own_code(config: Config, place: Callable[[str, str], str | None]) -> Config:
+    """Return the settings with other places of the user's own files.
+
+    Args:
+        config: settings.
+        place: from a section and the `./file.py:Class` in it to the new place; None leaves it.
+    """
+    for section, name in OWN_CODE:
+        there = getattr(config, section)
+        given = getattr(there, name) or ""
+        new = place(section, given) if is_own(given) else None
+        if new is not None:
+            config = config.model_copy(update={section: there.model_copy(update={name: new})})
+    return config
+
+
+def same_name(one: str | None, other: str | None) -> bool:
+    """Whether two backbones or methods have one name; of the user's own the class counts, wherever its file lies."""
     if is_own(one or "") and is_own(other or ""):
         return str(one).rpartition(":")[2] == str(other).rpartition(":")[2]
     return one == other
@@ -400,9 +429,9 @@ def setting_text(name: str, value: Any) -> str:
     text = str(value)
     if name == "model.init" and text.startswith("timm:"):  # a name of the hub
         return text
-    if name == "model.backbone":
+    if name in ("model.backbone", "objective.method"):
         return short_name(text)
-    if name == "model.code_sha256":
+    if name.endswith(".code_sha256"):
         return f"{text[:16]}..."
     typed = "/" in text and (name.startswith("data.options.") or ".py" in text or text[0] in "./~")
     return "(a place, not shown)" if name in PLACES or (typed and name != "out") else text
@@ -423,7 +452,7 @@ def issues(error: ValidationError) -> str:
 MAY_CHANGE = ("data.workers", "train.threads", "train.accelerator", "train.strategy", "train.checkpoint_minutes")
 
 
-def continued(given: PretrainConfig, saved: PretrainConfig) -> PretrainConfig:
+def continued(given: PretrainConfig, saved: Config) -> Config:
     """The settings of a saved run; of those in MAY_CHANGE, what was given explicitly."""
     for name in MAY_CHANGE:
         section, field = name.split(".")
@@ -431,9 +460,9 @@ def continued(given: PretrainConfig, saved: PretrainConfig) -> PretrainConfig:
         if field in wanted.model_fields_set and getattr(wanted, field) is not None:
             changed = getattr(saved, section).model_copy(update={field: getattr(wanted, field)})
             saved = saved.model_copy(update={section: changed})
-    if is_own(given.model.backbone or ""):  # the file may lie elsewhere now; its content may not differ
-        saved = saved.model_copy(update={"model": saved.model.model_copy(update={"backbone": given.model.backbone})})
-    return saved
+    chosen = {"model": given.model.backbone or "", "objective": given.objective.method}
+    # the file may lie elsewhere now; its content may not differ
+    return with_own_code(saved, lambda section, _: chosen[section] if is_own(chosen[section]) else None)
 
 
 def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
@@ -442,12 +471,12 @@ def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
     def walk(one: BaseModel, other: BaseModel, prefix: str) -> list[str]:
         found: list[str] = []
         for name in sorted(one.model_fields_set):
-            a, b = getattr(one, name), getattr(other, name)
-            if isinstance(a, BaseModel):
+            a, b = getattr(one, name), getattr(other, name, None)
+            if isinstance(a, BaseModel) and isinstance(b, BaseModel):
                 found += walk(a, b, f"{prefix}{name}.")
             elif isinstance(a, Path) and isinstance(b, Path) and a.resolve() == b.resolve():
                 continue  # one place, once relative and once absolute
-            elif name == "backbone" and same_backbone(a, b):
+            elif name in ("backbone", "method") and same_name(a, b):
                 continue
             elif f"{prefix}{name}" not in MAY_CHANGE and a is not None and a != b and str(a) != str(b):
                 found.append(f"{prefix}{name}: given {a}, the run has {b}")

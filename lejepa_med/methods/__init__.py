@@ -1,7 +1,6 @@
-"""What is trained: an encoder with the heads and the loss of one pretraining method. LeJEPA is the default."""
+"""Pretraining methods: each is a folder with its settings, its heads and its loss, found by `registry`.
 
-from lejepa_med.methods.base import Method, StepOutput
-from lejepa_med.methods.build import build_method
-from lejepa_med.methods.lejepa import LeJEPAMethod
-
-__all__ = ["LeJEPAMethod", "Method", "StepOutput", "build_method"]
+settings.py   what a method declares (no PyTorch: the command line lists it)
+base.py       the module that is trained, and the heads and terms that methods share
+registry.py   methods by name                build.py   from settings to a method
+"""

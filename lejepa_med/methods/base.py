@@ -1,4 +1,4 @@
-"""The contract between a method and the training loop."""
+"""The contract between a method and the training loop, and the heads and terms that methods share."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -6,8 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lejepa_med.methods.added import AddedTerms
+from lejepa_med.config import ResolvedModel
+from lejepa_med.methods.settings import MethodSettings, RegularisedSettings
 from lejepa_med.models.encoder import Encoder
+from lejepa_med.models.projector import Projector
+from lejepa_med.objective.moments import variance_hinge
+from lejepa_med.objective.normality import make_test
+from lejepa_med.objective.spectral import SpectralEntropy
+from lejepa_med.objective.visreg import VISReg
 
 
 class StepOutput(NamedTuple):
@@ -26,6 +32,45 @@ class StepOutput(NamedTuple):
     features: Tensor
     z: Tensor
     z_views: Tensor | None = None
+
+
+class AddedTerms(nn.Module):
+    """Terms that can be added to the loss of any method.
+
+    loss + sigreg_weight * SIGReg(z) + hinge_weight * hinge(z), per view on the projector's output.
+
+    Args:
+        sigreg: the regulariser; None without it.
+        sigreg_weight: its weight.
+        hinge_weight: weight of `variance_hinge`; 0 without it.
+    """
+
+    def __init__(self, sigreg: nn.Module | None, *, sigreg_weight: float, hinge_weight: float) -> None:
+        super().__init__()
+        self.sigreg = sigreg
+        self.sigreg_weight = sigreg_weight
+        self.hinge_weight = hinge_weight
+
+    def forward(
+        self, loss: Tensor, terms: Mapping[str, Tensor], z: Tensor, *, seed: int, step: int
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The whole loss, and the terms with `sigreg` and `variance_hinge` where they are on.
+
+        Args:
+            loss: of the method.
+            terms: its parts.
+            z: (views, batch, K).
+            seed: as in `Method.forward`.
+            step: as in `Method.forward`.
+        """
+        found = dict(terms)
+        if self.sigreg is not None:
+            value = self.sigreg(z, seed=seed, step=step)
+            loss, found["sigreg"] = loss + self.sigreg_weight * value, value.detach()
+        if self.hinge_weight > 0:
+            value = variance_hinge(z)
+            loss, found["variance_hinge"] = loss + self.hinge_weight * value, value.detach()
+        return loss, found
 
 
 class Method(nn.Module):
@@ -86,3 +131,33 @@ def project(head: nn.Module, embeddings: Tensor) -> Tensor:
     """(V, B, dim) -> (V, B, K). A head's batch norm sees all views in one pass."""
     z: Tensor = head(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2])
     return z
+
+
+def projector(model: ResolvedModel, in_dim: int) -> Projector:
+    """The projector of these settings."""
+    return Projector(in_dim, hidden=model.projector_hidden, depth=model.projector_depth, out_dim=model.projector_dim)
+
+
+def regularizer(settings: RegularisedSettings) -> nn.Module:
+    """What keeps the embeddings from collapsing."""
+    if settings.regularizer == "visreg":
+        return VISReg(slices=settings.slices)
+    if settings.regularizer == "spectral_entropy":
+        return SpectralEntropy()
+    return sigreg(settings)
+
+
+def sigreg(settings: MethodSettings) -> nn.Module:
+    """SIGReg with the chosen statistical test."""
+    return make_test(settings.test, slices=settings.slices, knots=settings.knots, t_max=settings.t_max)
+
+
+def added_terms(settings: MethodSettings) -> AddedTerms | None:
+    """Terms on top of the method's loss; None without any."""
+    if settings.sigreg_weight == 0 and settings.variance_hinge == 0:
+        return None
+    return AddedTerms(
+        sigreg(settings) if settings.sigreg_weight else None,
+        sigreg_weight=settings.sigreg_weight,
+        hinge_weight=settings.variance_hinge,
+    )

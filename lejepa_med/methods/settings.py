@@ -1,140 +1,172 @@
-"""Settings of the objective: what goes together, and what a method takes where nothing is given."""
+"""What a method declares: its settings, what goes together with them, and how a module is built from them.
 
-from collections.abc import Iterator
+Nothing here needs PyTorch, so that the command line can list a method's settings at once.
+"""
 
-from lejepa_med.config import ModelConfig, ObjectiveConfig, ViewsConfig
-from lejepa_med.errors import ConfigError
-from lejepa_med.methods.masks import MIN_SIDE
-from lejepa_med.models.architectures import plain_vit_patch
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-# Depth and width of a method's projector, from its paper; hidden widths are the project's, since archives are small.
-# VICReg and Barlow Twins use 8192 for ImageNet; 2048 is a quarter of that, as their hidden layers here are.
-HEADS = {
-    "vicreg": (3, 2048),
-    "barlow_twins": (3, 2048),
-    "simclr": (2, 128),
-    "byol": (2, 256),
-    "dino": (3, 256),
-}
-REGULARISED = ("lejepa", "masked")
-TEACHERS = ("byol", "dino")
+from pydantic import ConfigDict, Field
+
+from lejepa_med.config import ObjectiveConfig, ResolvedModel, ResolvedViews
+
+if TYPE_CHECKING:
+    from lejepa_med.methods.base import Method
+    from lejepa_med.models.encoder import Encoder
+
+Issue = tuple[str, str]
+"""What is wrong, and what to do about it."""
+
+
+class MethodSettings(ObjectiveConfig):
+    """A method's settings. Derive, add fields, and write `build`; SIGReg's are here since any method may add it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: ClassVar[str]
+    """name in the model card"""
+    head: ClassVar[tuple[int, int] | None] = None
+    """depth and output width of the projector where the user gives none; None: 3 and 64"""
+    views: ClassVar[tuple[int, int] | None] = None
+    """numbers of global and local views where the user gives none; None: those of the recipe"""
+    many_views: ClassVar[bool] = False
+    """whether it takes 8 views of each sample where the archive is small"""
+
+    sigreg_weight: float = Field(default=0.0, ge=0)
+    """add this much SIGReg on the projector's output to the loss of another method"""
+    variance_hinge: float = Field(default=0.0, ge=0)
+    """add this much of VICReg's hinge on the standard deviations: a guard that still pulls where SIGReg goes flat"""
+    test: str = "epps_pulley"
+    """statistical test inside SIGReg: epps_pulley, cramer_von_mises, anderson_darling, or another of docs/method.md"""
+    slices: int = Field(default=1024, ge=1)
+    """random directions of each step; left out: 256 on a CPU, 1024 on a GPU"""
+    knots: int = Field(default=17, ge=3)
+    """quadrature points on [0, t_max]"""
+    t_max: float = Field(default=3.0, gt=0)
+    """upper limit of the integral over the characteristic function"""
+
+    def build(self, encoder: "Encoder", model: ResolvedModel) -> "Method":
+        """Return the method's module around an encoder; `model` has the sizes of its projector."""
+        raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+    def for_archive(self, *, views: int, seen: int, items: int) -> "MethodSettings":
+        """Return the settings with what follows from the archive.
+
+        Args:
+            views: of each sample.
+            seen: samples that the loss sees at a time.
+            items: records of the archive.
+        """
+        return self
+
+    def issues(self, *, backbone: str, views: ResolvedViews, conv_stem: bool) -> Iterator[Issue]:
+        """Yield what does not go together, before anything is read. Call it from an override, too."""
+        from lejepa_med.objective.normality import known_tests
+
+        if self.test not in known_tests():
+            yield f"There is no test '{self.test}'.", f"Use --objective.test with one of {', '.join(known_tests())}."
+        yield from self.without_effect(
+            {
+                "test": (self._sigreg(), "--objective.regularizer sigreg, or --objective.sigreg-weight"),
+                "knots": (self._sigreg() and self.test == "epps_pulley", "--objective.test epps_pulley"),
+                "t_max": (self._sigreg() and self.test == "epps_pulley", "--objective.test epps_pulley"),
+            }
+        )
+
+    def cautions(self, *, views: int, seen: int, projector_dim: int) -> Iterator[str]:
+        """Yield what a run should know about its statistics.
+
+        Args:
+            views: of each sample.
+            seen: samples that the loss sees at a time.
+            projector_dim: width of the projector's output.
+        """
+        if self.test in ("bhep", "henze_zirkler") and projector_dim > 16:
+            yield f"{self.test} sees nothing in {projector_dim} dimensions. Use --model.projector-dim 16 or less."
+
+    def without_effect(self, needs: Mapping[str, tuple[bool, str]]) -> Iterator[Issue]:
+        """Yield the settings that differ from their default and are not used; `needs`: name to (used, what uses it)."""
+        for name, (used, user) in needs.items():
+            if not used and getattr(self, name) != type(self).model_fields[name].default:
+                flag = "--objective." + name.replace("_", "-")
+                yield f"{flag} has no effect with these settings.", f"Leave out {flag}, or set {user}."
+
+    def compares_views(self, views: ResolvedViews) -> Iterator[Issue]:
+        """Yield an issue where a loss that compares views would get a single one."""
+        if views.n_global + views.n_local < 2:
+            yield (
+                f"{self.method} compares views, but there is only one.",
+                "Set --views.n-global 2 or --views.n-local 1 (or more).",
+            )
+
+    def _sigreg(self) -> bool:
+        """Whether SIGReg is part of the loss."""
+        return self.sigreg_weight > 0
+
+
 # VISReg's best lambda, convex (arXiv 2606.02572, Tables 3 and 12): small archives, and ImageNet.
 VISREG_LAMBDA, VISREG_LAMBDA_LARGE, LARGE = 0.6, 0.9, 1_000_000
 SPECTRAL_LAMBDA = 0.5  # equal weights, as in the article; nothing is published
 
 
-def head_of(model: ModelConfig, method: str) -> dict[str, int]:
-    """Depth and width of the method's projector where the user gave none; nothing for LeJEPA."""
-    chosen = dict(zip(("projector_depth", "projector_dim"), HEADS.get(method, ()), strict=False))
-    return {name: value for name, value in chosen.items() if name not in model.model_fields_set}
+class RegularisedSettings(MethodSettings):
+    """Settings of a loss with two terms: a prediction, and a regulariser of weight lambda."""
+
+    lamb: float | None = Field(default=None, gt=0)
+    """weight of the regulariser; None: .05 / .02 / .01 for 8 / 4 / 2 views, more for small batches"""
+    pool: Literal["per_view", "pooled"] = "per_view"
+    """regularise every view by itself, or all views as one sample (stable-pretraining's way; V times stronger)"""
+    weighting: Literal["convex", "additive"] = "convex"
+    """(1 - lamb) * invariance + lamb * regulariser, or invariance + lamb * regulariser"""
+    regularizer: Literal["sigreg", "visreg", "spectral_entropy"] = "sigreg"
+    """visreg: arXiv 2606.02572; spectral_entropy is not LeJEPA but a third-party article's variant"""
+
+    def issues(self, *, backbone: str, views: ResolvedViews, conv_stem: bool) -> Iterator[Issue]:
+        """Yield what does not go together."""
+        yield from super().issues(backbone=backbone, views=views, conv_stem=conv_stem)
+        if self.lamb is not None and self.lamb >= 1 and self.weighting == "convex":
+            yield (
+                f"Convex weights need a lambda below 1, got {self.lamb}.",
+                "Lower --objective.lamb, or set --objective.weighting additive.",
+            )
+        if self.sigreg_weight > 0 and self.regularizer == "sigreg":
+            yield (
+                f"{self.method} has SIGReg in its loss already.",
+                "Leave out --objective.sigreg-weight, and raise --objective.lamb instead.",
+            )
+
+    def cautions(self, *, views: int, seen: int, projector_dim: int) -> Iterator[str]:
+        """Yield what a run should know about lambda."""
+        if self.test != "epps_pulley" and self.lamb == default_lambda(views, seen):
+            yield (
+                f"The default lambda belongs to the test epps_pulley; {self.test} has gradients of another size "
+                "(docs/method.md). Choose --objective.lamb by a small sweep."
+            )
+        yield from super().cautions(views=views, seen=seen, projector_dim=projector_dim)
+
+    def _sigreg(self) -> bool:
+        return self.regularizer == "sigreg" or super()._sigreg()
+
+    def _lambda(self, *, views: int, seen: int, items: int) -> float:
+        """Return lambda, and where none is given the one with the usual ratio of regulariser to prediction.
+
+        Pooled views make SIGReg `views` times stronger; additive weights leave out the factor 1 - lambda.
+        """
+        if self.lamb is not None:
+            return self.lamb
+        if self.regularizer == "visreg":
+            lamb = VISREG_LAMBDA_LARGE if items >= LARGE else VISREG_LAMBDA
+        elif self.regularizer == "spectral_entropy":
+            lamb = SPECTRAL_LAMBDA
+        else:
+            lamb = default_lambda(views, seen) / (max(1, views) if self.pool == "pooled" else 1)
+        return lamb / (1 - lamb) if self.weighting == "additive" else lamb
 
 
-def weight_of(objective: ObjectiveConfig, *, per_view: float, views: int, items: int) -> float | None:
-    """Lambda where none is given.
+def default_lambda(views: int, batch: int) -> float:
+    """.01 / .02 / .05 for 2 / 4 / 8 views (LeJEPA, Table 7), raised by 256/B below a batch of 128, at most .2.
 
-    Args:
-        objective: its settings.
-        per_view: what SIGReg takes per view with convex weights.
-        views: number of views.
-        items: size of the archive.
-
-    Returns:
-        The lambda with the same ratio of regulariser to prediction: pooled views make SIGReg `views` times stronger,
-        and additive weights leave out the factor 1 - lambda. None for a method without it.
+    The second rule is inferred, not published: the gradient of SIGReg grows linearly with the batch.
     """
-    if objective.method not in REGULARISED:
-        return None
-    if objective.regularizer == "visreg":
-        lamb = VISREG_LAMBDA_LARGE if items >= LARGE else VISREG_LAMBDA
-    elif objective.regularizer == "spectral_entropy":
-        lamb = SPECTRAL_LAMBDA
-    else:
-        lamb = per_view / views if objective.pool == "pooled" else per_view
-    return lamb / (1 - lamb) if objective.weighting == "additive" else lamb
-
-
-def check_objective(objective: ObjectiveConfig, *, backbone: str, views: ViewsConfig, conv_stem: bool = False) -> None:
-    """Refuse settings that do not go together. Called with the resolved views, before anything is read.
-
-    Raises:
-        ConfigError: all of them at once, with what to do.
-    """
-    found = list(_issues(objective, backbone, views))
-    if conv_stem and objective.method == "masked":
-        stem = "The masked method hides patches, but a convolutional stem has seen their neighbours' pixels."
-        found.append((stem, "Leave out --model.conv-stem."))
-    if found:
-        raise ConfigError(
-            " ".join(issue for issue, _ in found), remedy=" ".join(dict.fromkeys(remedy for _, remedy in found))
-        )
-
-
-def _issues(o: ObjectiveConfig, backbone: str, views: ViewsConfig) -> Iterator[tuple[str, str]]:
-    yield from _idle(o)
-    method = o.method
-    n_global, n_local = views.n_global or 0, views.n_local or 0
-    if o.lamb is not None and o.lamb >= 1 and o.weighting == "convex":
-        yield (
-            f"Convex weights need a lambda below 1, got {o.lamb}.",
-            "Lower --objective.lamb, or set --objective.weighting additive.",
-        )
-    if method != "masked" and n_global + n_local < 2:
-        yield (
-            f"{method} compares views, but there is only one.",
-            "Set --views.n-global 2 or --views.n-local 1 (or more).",
-        )
-    if o.sigreg_weight > 0 and method in REGULARISED and o.regularizer == "sigreg":
-        yield (
-            f"{method} has SIGReg in its loss already.",
-            "Leave out --objective.sigreg-weight, and raise --objective.lamb instead.",
-        )
-    if o.variance_hinge > 0 and method == "vicreg":
-        yield ("VICReg has the variance hinge in its loss already.", "Leave out --objective.variance-hinge.")
-    if method == "masked":
-        yield from _masked(o, backbone, views)
-
-
-def _masked(o: ObjectiveConfig, backbone: str, views: ViewsConfig) -> Iterator[tuple[str, str]]:
-    if views.n_local:
-        yield ("The masked method takes global views only.", "Set --views.n-local 0.")
-    if o.predictor == "none":
-        yield ("The masked method needs a predictor.", "Set --objective.predictor mlp or transformer.")
-    patch = plain_vit_patch(backbone)
-    if patch is None:
-        yield (
-            f"Patches of '{backbone}' cannot be hidden: the masked method needs timm's plain ViT.",
-            "Use --backbone vit_small_patch16_224 or another vit_*, or --objective.method lejepa.",
-        )
-    elif (views.global_size or 0) // patch < MIN_SIDE:
-        yield (
-            f"Views of {views.global_size} px hold fewer than {MIN_SIDE} x {MIN_SIDE} patches of {patch} px.",
-            f"Set --views.global-size {MIN_SIDE * patch} or more, or take a backbone with smaller patches.",
-        )
-
-
-def _idle(o: ObjectiveConfig) -> Iterator[tuple[str, str]]:
-    """Settings that differ from their default and would have no effect."""
-    regularised = o.method in REGULARISED
-    sigreg = (regularised and o.regularizer == "sigreg") or o.sigreg_weight > 0
-    users = {
-        "target": (o.method == "lejepa", "--objective.method lejepa"),
-        "pool": (regularised, "--objective.method lejepa or masked"),
-        "weighting": (regularised, "--objective.method lejepa or masked"),
-        "regularizer": (regularised, "--objective.method lejepa or masked"),
-        "lamb": (regularised, "--objective.method lejepa or masked"),
-        "test": (sigreg, "--objective.regularizer sigreg, or --objective.sigreg-weight"),
-        "knots": (sigreg and o.test == "epps_pulley", "--objective.test epps_pulley"),
-        "t_max": (sigreg and o.test == "epps_pulley", "--objective.test epps_pulley"),
-        "mask": (o.method == "masked", "--objective.method masked"),
-        "mask_ratio": (o.method == "masked" and o.mask == "random_token", "--objective.mask random_token"),
-        "predictor": (o.method == "masked" or o.predictor == "none", "--objective.method masked"),
-        "predictor_dim": (o.method == "masked" and o.predictor != "mlp", "--objective.predictor transformer"),
-        "predictor_depth": (o.method == "masked" and o.predictor != "mlp", "--objective.predictor transformer"),
-        "temperature": (o.method == "simclr", "--objective.method simclr"),
-        "teacher_momentum": (o.method in TEACHERS, "--objective.method byol or dino"),
-        "prototypes": (o.method == "dino", "--objective.method dino"),
-    }
-    for name, (used, needs) in users.items():
-        if not used and getattr(o, name) != ObjectiveConfig.model_fields[name].default:
-            flag = "--objective." + name.replace("_", "-")
-            yield (f"{flag} has no effect with these settings.", f"Leave out {flag}, or set {needs}.")
+    lamb = 0.05 if views >= 8 else 0.02 if views >= 3 else 0.01
+    return min(0.2, lamb * 256 / batch) if batch < 128 else lamb

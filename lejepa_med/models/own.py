@@ -1,4 +1,7 @@
-"""A backbone of one's own, `./file.py:Class`: its file is read once, hashed, run, and travels in the encoder folder."""
+"""The user's own code, `./file.py:Class`: its file is read once, hashed and run.
+
+That of a backbone travels in the encoder folder; that of a method is only recorded.
+"""
 
 import ast
 import hashlib
@@ -8,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,11 @@ from torch import Tensor, nn
 from data_adapters.base import Spec
 from lejepa_med.errors import ConfigError, EncoderError
 
+# by use: its flag, and where a copy lies
+FLAGS = {
+    "backbone": ("--backbone", " (a copy lies in the run's encoder folder)"),
+    "method": ("--objective.method", ""),
+}
 EXPECTED = "(N, D), or (N, D, places) or (N, tokens, D), of which the mean is taken"
 
 
@@ -25,7 +33,7 @@ class UntrustedCodeError(EncoderError):
 
 @dataclass(frozen=True)
 class Code:
-    """The Python file of a backbone as it was when it was read; what is run is what was hashed.
+    """The Python file of a backbone or a method as it was when it was read; what is run is what was hashed.
 
     Attributes:
         file: its name, without a folder.
@@ -39,7 +47,7 @@ class Code:
     kind: str
     source: bytes
     sha256: str
-    make: Callable[..., nn.Module]
+    make: Callable[..., Any]
 
     @property
     def name(self) -> str:
@@ -89,23 +97,25 @@ class Code:
         return module
 
 
-def load_code(name: str, *, sha256: str | None = None) -> Code:
+def load_code(name: str, *, sha256: str | None = None, what: Literal["backbone", "method"] = "backbone") -> Code:
     """Read and run the file of `./file.py:Class`; the same content is run once in a process.
 
     Args:
         name: path of the file, a colon, and the class.
         sha256: that the file must have; it is not run otherwise.
+        what: it is used as.
 
     Raises:
         ConfigError: no such file, another content, a file that fails, or no such class in it.
     """
+    flag, kept = FLAGS[what]
     file, kind = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
     try:
         source = file.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"The backbone's file {file} cannot be read ({error.strerror or type(error).__name__}).",
-            remedy="Give its path and class: --backbone ./file.py:Class. A run that goes on (--resume) needs the "
+            f"The {what}'s file {file} cannot be read ({error.strerror or type(error).__name__}).",
+            remedy=f"Give its path and class: {flag} ./file.py:Class. A run that goes on (--resume) needs the "
             "file that it began with.",
         ) from error
     digest = hashlib.sha256(source).hexdigest()
@@ -113,25 +123,24 @@ def load_code(name: str, *, sha256: str | None = None) -> Code:
         raise ConfigError(
             f"{file} is not the file that this run began with: its SHA-256 was {sha256[:16]}..., it is "
             f"{digest[:16]}... now.",
-            remedy="Undo the changes in that file (a copy lies in the run's encoder folder), or start a new run with "
-            "another --out.",
+            remedy=f"Undo the changes in that file{kept}, or start a new run with another --out.",
         )
     if beside := _beside(source, file):
         raise ConfigError(
-            f"{file} imports {', '.join(beside)}, which lies beside it and would be missing in the encoder folder.",
-            remedy=f"Put all of the backbone into {file.name}, or install the rest as a package.",
+            f"{file} imports {', '.join(beside)}, which lies beside it and is not recorded with the run.",
+            remedy=f"Put all of the {what} into {file.name}, or install the rest as a package.",
         )
     found = getattr(_run(source, digest, file), kind, None)
     if not callable(found):
         raise ConfigError(
-            f"{file} has no class '{kind}'.", remedy=f"Give the name of a class in it: --backbone {file}:CLASS"
+            f"{file} has no class '{kind}'.", remedy=f"Give the name of a class in it: {flag} {file}:CLASS"
         )
     return Code(file=file.name, kind=kind, source=source, sha256=digest, make=found)
 
 
 def _run(source: bytes, digest: str, file: Path) -> ModuleType:
     """The module of these bytes; not by Python's import, which would read the file again and write beside it."""
-    name = f"lejepa_med_backbone_{digest[:16]}"
+    name = f"lejepa_med_own_{digest[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     module = ModuleType(name)

@@ -1,8 +1,6 @@
 """The projector: the head whose output the objective sees, and which is left behind after pretraining."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
 
 
 class Projector(nn.Module):
@@ -57,49 +55,3 @@ class Projector(nn.Module):
             )
         z: Tensor = self.layers(x)
         return z
-
-
-class DINOHead(nn.Module):
-    """DINO's head (arXiv 2104.14294, appendix C): MLP with GELU, unit-length bottleneck, scores against prototypes.
-
-    Prototypes are used at unit length, which is the paper's weight normalisation with its gain held at 1
-    (`norm_last_layer`). No batch normalisation, as for the paper's ViTs.
-
-    Args:
-        in_dim: width of the encoder's embedding.
-        hidden: width of the hidden layers; 2048 in the paper.
-        depth: number of linear layers before the prototypes, >= 1; 3 in the paper.
-        bottleneck: width that the prototypes are compared in; 256 in the paper.
-        prototypes: number of scores; 65536 in the paper, for ImageNet.
-    """
-
-    def __init__(self, in_dim: int, *, hidden: int, depth: int, bottleneck: int, prototypes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = in_dim
-        for _ in range(depth - 1):
-            layers += [nn.Linear(width, hidden), nn.GELU()]
-            width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, bottleneck))
-        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
-
-    def forward(self, x: Tensor, *, train_prototypes: Tensor) -> tuple[Tensor, Tensor]:
-        """Score embeddings.
-
-        Args:
-            x: (views * batch, in_dim).
-            train_prototypes: scalar 1, or 0 to hold the prototypes still (their gradient is then 0, not missing, which
-                data-parallel training would not forgive).
-
-        Returns:
-            The bottleneck (views * batch, bottleneck), not normalised, and the scores (views * batch, prototypes).
-        """
-        z: Tensor = self.layers(x)
-        held = self.prototypes.detach()
-        weight = held + train_prototypes * (self.prototypes - held)
-        return z, linear(normalize(z, dim=1), normalize(weight, dim=1))

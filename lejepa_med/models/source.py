@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lejepa_med.config import is_own, same_backbone, short_name
+from lejepa_med.config import is_own, same_name, short_name
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.architectures import is_monai
 from lejepa_med.models.folder import INFO, encoder_folder, load_encoder, read_info
@@ -110,7 +110,7 @@ def open_source(init: Path, *, backbone: str | None) -> Source:
             )
         else:
             source = _of_file(path, backbone, place=given)
-    if backbone is not None and not same_backbone(backbone, source.backbone):
+    if backbone is not None and not same_name(backbone, source.backbone):
         theirs, ours = short_name(source.backbone), short_name(backbone)
         raise ConfigError(
             f"The encoder in {given} is a {theirs}, this run's is a {ours}.",

@@ -4,12 +4,14 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,9 +20,10 @@ from data_adapters.atomic import write_text
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
-from lejepa_med.config import ORIGINS, flat, origins_of, read_settings, setting_text
+from lejepa_med.config import ORIGINS, ObjectiveConfig, flat, origins_of, read_settings, setting_text
 from lejepa_med.embed import archive_digest
 from lejepa_med.errors import ConfigError
+from lejepa_med.methods.registry import own_settings
 from lejepa_med.models.folder import read_info
 from lejepa_med.study.page import figure, render
 from lejepa_med.study.runs import final_means
@@ -107,6 +110,9 @@ def read_facts(folder: Path) -> RunFacts:
 
     tree: dict[str, Any] = tried("config.yaml", lambda: dict(read_settings(run.config)), {}, lost="settings")
     origins = origins_of(tree)
+    with suppress(ValidationError):
+        if isinstance(tree.get("objective"), dict):
+            tree["objective"] = own_settings(ObjectiveConfig.model_validate(tree["objective"]))
     if tree and origins is None:
         notes.append("config.yaml is of a release that did not record where settings came from.")
     settings = {name: value for name, value in flat(tree).items() if not name.startswith(f"{ORIGINS}.")}

@@ -10,6 +10,7 @@ import numpy as np
 
 from lejepa_med.config import load_config, short_name
 from lejepa_med.errors import ConfigError
+from lejepa_med.methods.registry import own_settings
 from lejepa_med.models.folder import read_info
 from lejepa_med.training.folder import RunFolder, read_lines, weight
 from lejepa_med.training.observe.verdict import Verdict, judge
@@ -85,15 +86,15 @@ def read_run(folder: Path) -> RunSummary:
             f"{folder} has no record in metrics.jsonl.", remedy="Leave it out, or continue it with --resume."
         )
     info = read_info(run.encoder)
-    tree = config.model_dump(mode="json")
-    objective = {k: v for k, v in tree["objective"].items() if k not in ("lamb", "slices")}
+    settings = own_settings(config.objective)
+    objective = {k: v for k, v in settings.items() if k not in ("lamb", "slices")}
     training = info["training"]
     return RunSummary(
         folder=folder,
         archive=str(info["data"]["fingerprint"]),
         architecture=short_name(config.model.backbone),
         objective=json.dumps(objective, sort_keys=True),
-        lamb=config.objective.lamb,
+        lamb=settings.get("lamb"),
         final=final_means(history),
         online=online[-1] if online else {},
         verdict=judge(history, online),

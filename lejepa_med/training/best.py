@@ -16,12 +16,15 @@ from torch import Tensor
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
-from lejepa_med.config import PretrainConfig
+from lejepa_med.config import PretrainConfig, short_name
 from lejepa_med.data.dataset import Batch, ViewDataset, collate
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
-from lejepa_med.methods import Method
+from lejepa_med.methods.base import Method
+from lejepa_med.methods.registry import settings_class
+from lejepa_med.methods.settings import RegularisedSettings
 from lejepa_med.training.observe.sample import evaluating
+from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import whole
 
 ALPHA = 0.4  # exponent of lambda in the paper's score
@@ -90,9 +93,9 @@ def check_stop_early(config: PretrainConfig) -> None:
     Raises:
         ConfigError: a method without lambda.
     """
-    if config.train.stop_early and config.objective.method not in ("lejepa", "masked"):
+    if config.train.stop_early and not issubclass(settings_class(config.objective.method)[0], RegularisedSettings):
         raise ConfigError(
-            f"--train.stop-early needs the loss of LeJEPA, and {config.objective.method} has another one.",
+            f"--train.stop-early needs the loss of LeJEPA, and {short_name(config.objective.method)} has another one.",
             remedy="Leave out --train.stop-early, or use --objective.method lejepa.",
         )
 
@@ -100,12 +103,14 @@ def check_stop_early(config: PretrainConfig) -> None:
 class Score:
     """Evaluates the label-free score when it is due; all ranks take part, each with its share of the samples."""
 
-    def __init__(self, fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter) -> None:
+    def __init__(self, fabric: lightning.Fabric, config: RunConfig, manifest: Manifest, adapter: Adapter) -> None:
         self.fabric, self.config = fabric, config
         self._plan = (manifest, adapter)
         self._batches: list[Batch] = []
+        objective = config.objective
+        # without a lambda `check_stop_early` has refused it, and nothing is evaluated
+        self.lamb = (isinstance(objective, RegularisedSettings) and objective.lamb) or 1.0
         train = config.train
-        assert train.batch_size is not None
         samples = sum(manifest.column("samples"))
         self.batch = train.batch_size // train.accumulate
         self.count = max(1, min(SAMPLES, samples) // self.batch)
@@ -121,8 +126,6 @@ class Score:
     @torch.no_grad()
     def of(self, method: Method) -> float:
         """The score of the method as it is, equal on all ranks; the method keeps its mode and statistics."""
-        lamb = self.config.objective.lamb
-        assert lamb is not None
         losses = []
         with evaluating(method):
             for number, batch in enumerate(self._fixed()):
@@ -131,7 +134,7 @@ class Score:
                 out = method(self.fabric.to_device(batch.global_views), local, seed=SEED, step=number)
                 losses.append(out.loss.float())
         mean: Tensor = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")  # type: ignore[assignment]
-        value = float(mean / lamb**ALPHA)
+        value = float(mean / self.lamb**ALPHA)
         # all ranks must stop at one step, whatever the last bit of their sums
         return float(self.fabric.broadcast(value)) if self.fabric.world_size > 1 else value
 

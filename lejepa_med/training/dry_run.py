@@ -25,7 +25,6 @@ from lejepa_med.config import (
     MACHINE,
     MAY_CHANGE,
     SETTLED,
-    PretrainConfig,
     default_origin,
     flat,
     origins_of,
@@ -43,6 +42,7 @@ from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.plan import COLD, seconds_for_steps, steps_that_fit
 from lejepa_med.training.resolve import course
 from lejepa_med.training.save import Saver, State, raw_optimizer
+from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.step import train_step
 
 FEWEST_TIMED, MOST_STEPS, TRIAL_SECONDS = 4, 60, 20.0  # of the trial: timed steps at least, steps and time at most
@@ -81,14 +81,14 @@ class Rehearsal:
     sample: int
     memory: str
 
-    def paces(self, config: PretrainConfig) -> tuple[float, float, float]:
+    def paces(self, config: RunConfig) -> tuple[float, float, float]:
         """Seconds of a step: the mean, and the quartiles of those timed or a fixed part of the mean, the wider ones."""
         mean = statistics.fmean(self.times)
         quarters = statistics.quantiles(self.times, n=4) if len(self.times) > 1 else [mean] * 3
         record = self.figures / config.train.log_every
         return mean + record, min(FASTER * mean, quarters[0]) + record, max(SLOWER * mean, quarters[2]) + record
 
-    def steps(self, config: PretrainConfig, *, pace: float | None = None) -> int:
+    def steps(self, config: RunConfig, *, pace: float | None = None) -> int:
         """Of the whole run; of one by minutes as many as fit at this pace, by default the mean one."""
         if self.left is None or not self.times:
             return self.planned
@@ -99,7 +99,7 @@ class Rehearsal:
         planned = self.planned or self.first
         return steps_that_fit(done=self.first, planned=planned, seconds=usable, pace=seconds)
 
-    def seconds(self, config: PretrainConfig, *, pace: float) -> float:
+    def seconds(self, config: RunConfig, *, pace: float) -> float:
         """From the end of the scan to the end of a run by epochs."""
         training = (self.planned - self.first) * pace / (1 - _share(config))
         every = config.train.checkpoint_minutes * 60
@@ -108,7 +108,7 @@ class Rehearsal:
 
 def rehearse(
     fabric: lightning.Fabric,
-    config: PretrainConfig,
+    config: RunConfig,
     draft: DraftFolder,
     state: State,
     manifest: Manifest,
@@ -194,7 +194,7 @@ def rehearse(
 
 
 def print_plan(
-    config: PretrainConfig,
+    config: RunConfig,
     draft: DraftFolder,
     manifest: Manifest,
     adapter: Adapter,
@@ -223,10 +223,9 @@ def print_plan(
 
 
 def _plan_rows(
-    config: PretrainConfig, draft: DraftFolder, adapter: Adapter, found: Rehearsal, *, samples: int, resume: bool
+    config: RunConfig, draft: DraftFolder, adapter: Adapter, found: Rehearsal, *, samples: int, resume: bool
 ) -> list[tuple[str, str]]:
-    train, views = config.train, (config.views.n_global or 0) + (config.views.n_local or 0)
-    batch = train.batch_size or 1
+    train, views, batch = config.train, config.views.n_global + config.views.n_local, config.train.batch_size
     rows = [("trains", course(config, samples=samples, chosen="")), ("steps", _steps_text(config, found, samples))]
     if resume:
         rows.append(("done", f"{count(found.first, 'step')}; left: {_left_text(config, found)}"))
@@ -252,8 +251,8 @@ def _plan_rows(
     return rows
 
 
-def _steps_text(config: PretrainConfig, found: Rehearsal, samples: int) -> str:
-    epoch = samples // (config.train.batch_size or 1)
+def _steps_text(config: RunConfig, found: Rehearsal, samples: int) -> str:
+    epoch = samples // config.train.batch_size
     steps = found.steps(config)
     if found.left is None:
         return f"{steps:,}: {count(config.train.epochs or 0, 'epoch')} of {count(epoch, 'step')}"
@@ -267,7 +266,7 @@ def _steps_text(config: PretrainConfig, found: Rehearsal, samples: int) -> str:
     )
 
 
-def _left_text(config: PretrainConfig, found: Rehearsal) -> str:
+def _left_text(config: RunConfig, found: Rehearsal) -> str:
     steps = found.steps(config) - found.first
     if steps == 0:
         return "nothing but the report"
@@ -276,7 +275,7 @@ def _left_text(config: PretrainConfig, found: Rehearsal) -> str:
     return f"about {count(steps, 'step')}, {_duration(max(0.0, found.left))} of the minutes"
 
 
-def _time_text(config: PretrainConfig, found: Rehearsal) -> str:
+def _time_text(config: RunConfig, found: Rehearsal) -> str:
     if not found.times:
         return f"about {_duration(found.saving + found.ending)}: encoder folder, last evaluation and report"
     mean, fast, slow = found.paces(config)
@@ -294,13 +293,13 @@ def _time_text(config: PretrainConfig, found: Rehearsal) -> str:
     )
 
 
-def _share(config: PretrainConfig) -> float:
+def _share(config: RunConfig) -> float:
     """The part of the time that evaluations during the run may take."""
     return min(0.9, config.monitor.share) if config.monitor.online else 0.0
 
 
 def _settings(
-    config: PretrainConfig, draft: DraftFolder, adapter: Adapter, *, workers: int, threads: int, resume: bool
+    config: RunConfig, draft: DraftFolder, adapter: Adapter, *, workers: int, threads: int, resume: bool
 ) -> Table:
     """Name, value and origin of every setting, section by section."""
     tree = read_settings(draft.run.config if resume else draft.config)

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
-from lejepa_med.config import PretrainConfig, flat, is_own, short_name
+from lejepa_med.config import flat, is_own, short_name
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.cautions import few_labels
 from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
@@ -29,6 +29,7 @@ from lejepa_med.training.best import Best
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.observe.verdict import Verdict, judge
 from lejepa_med.training.report import ReportData, write_report
+from lejepa_med.training.settings import RunConfig
 
 QUERIES = 8
 NEIGHBOURS = 7
@@ -37,7 +38,7 @@ PATCH_SIDE = 512  # pixels to which images are enlarged for the patch colours of
 
 
 def write_run_report(
-    run: RunFolder, config: PretrainConfig, manifest: Manifest, *, console: Console, finished: bool, device: str
+    run: RunFolder, config: RunConfig, manifest: Manifest, *, console: Console, finished: bool, device: str
 ) -> None:
     """Write report.html: curves, spectrum, neighbours, patch colours, and a probe where the catalogue has labels."""
     encoder = load_encoder(run.encoder, device=device)
@@ -75,7 +76,8 @@ def write_run_report(
             verdict=verdict,
             alarm=judged.alarming,
             settings=flat(config.model_dump(mode="json", exclude={"archive", "out", "data"}))
-            | {"model.backbone": short_name(config.model.backbone)},
+            | {"model.backbone": short_name(config.model.backbone)}
+            | {"objective.method": short_name(config.objective.method)},
             archive=_archive_rows(manifest),
             history=history,
             online=online,
@@ -89,11 +91,11 @@ def write_run_report(
     )
 
 
-def report_records(config: PretrainConfig, manifest: Manifest) -> tuple[int, int]:
+def report_records(config: RunConfig, manifest: Manifest) -> tuple[int, int]:
     """How many records the report reads and embeds, and how many images of the encoder's size it colours: its cost."""
     read = 2 * min(config.monitor.sample, len(manifest))  # with the trained encoder and with a random one
-    side = config.vector.size or config.views.global_size or PATCH_SIDE
-    coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if _enlarged(config.model.backbone or "") else QUERIES
+    side = config.vector.size
+    coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if _enlarged(config.model.backbone) else QUERIES
     return read, coloured
 
 

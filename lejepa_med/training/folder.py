@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.atomic import recover, write_text
-from lejepa_med.config import PretrainConfig, continued, differences, is_own, load_config, short_name
+from lejepa_med.config import PretrainConfig, continued, differences, load_config, short_name, with_own_code
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.archive import JOURNAL
 from lejepa_med.training.checkpoint import checkpoints
+from lejepa_med.training.settings import RunConfig, of_run
 
 LOCK, DRAFT = ".lock", ".dry-run"
 EVENTS = "events.out.tfevents"
@@ -134,7 +135,7 @@ class RunFolder:
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def reopen(self, given: PretrainConfig) -> PretrainConfig:
+    def reopen(self, given: PretrainConfig) -> RunConfig:
         """The saved settings of a run to resume; where and how fast it runs may be given anew (`MAY_CHANGE`).
 
         Raises:
@@ -153,13 +154,13 @@ class RunFolder:
             )
         recover(self.encoder)
         recover(self.averaged)
-        config = continued(given, saved)
-        own = config.model.backbone or ""
-        copy = self.encoder / short_name(own)
-        if is_own(own) and not _file_of(own).exists() and _file_of(str(copy)).is_file():
-            # moved or deleted; the encoder folder's copy does as well, and its hash is compared as that of any other
-            config = config.model_copy(update={"model": config.model.model_copy(update={"backbone": str(copy)})})
-        return config
+        return of_run(with_own_code(continued(given, saved), self._copy_of))
+
+    def _copy_of(self, section: str, name: str) -> str | None:
+        """The encoder folder's copy of a backbone's file that was moved; its hash is compared as that of any other."""
+        copy = str(self.encoder / short_name(name))
+        moved = section == "model" and not _file_of(name).exists() and _file_of(copy).is_file()
+        return copy if moved else None
 
     def last_threads(self) -> int | None:
         """CPU threads at the last record of metrics.jsonl; None where there is no record."""

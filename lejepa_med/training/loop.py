@@ -14,12 +14,11 @@ from rich.markup import escape
 from data_adapters.base import Adapter
 from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
-from lejepa_med.config import PretrainConfig, is_own, save_config
+from lejepa_med.config import PretrainConfig, save_config, with_own_code
 from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.data.loader import TimedBatches, make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
-from lejepa_med.methods import build_method
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.models.start import compile_backbone
 from lejepa_med.threads import Threads, loader_workers
@@ -49,7 +48,9 @@ from lejepa_med.training.resolve import (
 )
 from lejepa_med.training.save import Saver, State, raw_optimizer, restore
 from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import fsdp_strategy, is_sharded
+from lejepa_med.training.state import build_method
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import REPORT_SECONDS, StopSignal, at_most
 
@@ -99,48 +100,55 @@ def pretrain(
     if config.model.init is not None and config.model.init.exists():
         init = config.model.init.resolve()
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": init})})
-    if is_own(config.model.backbone or ""):
-        backbone = str(Path(config.model.backbone or "").expanduser().resolve())
-        config = config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
+    config = with_own_code(config, lambda _, name: str(Path(name).expanduser().resolve()))
     run = RunFolder(config.out)
+    saved = None
     if resume:
-        config = run.reopen(config)  # before Fabric, which gets the run's own device and precision
+        saved = run.reopen(config)  # before Fabric, which gets the run's own device and precision
     else:
         resolve_machine(config, device=device_of(config))  # by every rank: a wrong setting must end all of them
-    fabric = make_fabric(config)
+    fabric = make_fabric(saved or config)
     console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
     try:
         if fabric.is_global_zero:
             run.lock()
         target = DraftFolder(run) if dry_run else run
-        return _pretrain(fabric, target, config, resume=resume, overwrite=overwrite, console=console)
+        return _pretrain(fabric, target, config, saved, overwrite=overwrite, console=console)
     finally:
         if fabric.is_global_zero:
             run.release()
 
 
 def _pretrain(
-    fabric: lightning.Fabric, run: RunFolder, config: PretrainConfig, *, resume: bool, overwrite: bool, console: Console
+    fabric: lightning.Fabric,
+    run: RunFolder,
+    given: PretrainConfig,
+    saved: RunConfig | None,
+    *,
+    overwrite: bool,
+    console: Console,
 ) -> RunResult:
-    check_batch(config, processes=fabric.world_size)
-    check_stop_early(config)
+    """Train with `given` settings, or go on with the `saved` ones of a run."""
+    check_batch(saved or given, processes=fabric.world_size)
+    check_stop_early(saved or given)
     state, there = None, run.run if isinstance(run, DraftFolder) else run
     try:
-        if resume:
+        if saved is not None:
+            config = saved
             manifest, adapter = open_archive(there.manifest)
         else:
-            config, manifest, adapter = _begin(fabric, run, config, overwrite=overwrite, console=console)
+            config, manifest, adapter = _begin(fabric, run, given, overwrite=overwrite, console=console)
             fabric = make_fabric(config)  # again: whether bf16 can be used shows only when the shapes are known
         for warning in warnings(config, samples=sum(manifest.column("samples"))):
             console.print(f"[yellow]warning[/yellow] {warning}", soft_wrap=True, highlight=False)
-        saved = load_checkpoint(there.checkpoints) if resume else None
-        state = build_state(fabric, config, adapter, started=saved is not None)
+        checkpoint = load_checkpoint(there.checkpoints) if saved is not None else None
+        state = build_state(fabric, config, adapter, started=checkpoint is not None)
         for note in state.module.encoder.notes:
             console.print(f"weights: {escape(note)}", soft_wrap=True, highlight=False)
-        if saved is not None:
-            restore(fabric, state, saved)
+        if checkpoint is not None:
+            restore(fabric, state, checkpoint)
         if isinstance(run, DraftFolder):
-            return _plan(fabric, config, run, state, manifest, adapter, resume=resume)
+            return _plan(fabric, config, run, state, manifest, adapter, resume=saved is not None)
         fit(fabric, config, run, state, manifest, adapter, console=console)
     except BaseException:  # Ctrl-C included: the corrected command must start in this folder
         if state is None or state.step == 0:
@@ -184,45 +192,45 @@ def make_fabric(config: PretrainConfig) -> lightning.Fabric:
 
 
 def _begin(
-    fabric: lightning.Fabric, run: RunFolder, config: PretrainConfig, *, overwrite: bool, console: Console
-) -> tuple[PretrainConfig, Manifest, Adapter]:
+    fabric: lightning.Fabric, run: RunFolder, given: PretrainConfig, *, overwrite: bool, console: Console
+) -> tuple[RunConfig, Manifest, Adapter]:
     """Scan on rank 0, resolve the settings, write the first files; the other ranks read them."""
+    config: PretrainConfig = given
     if fabric.is_global_zero:
-        if config.train.epochs is not None and config.train.minutes is not None:
+        if given.train.epochs is not None and given.train.minutes is not None:
             raise ConfigError(
                 "A run has a length in epochs or in minutes, not both.",
                 remedy="Leave out --epochs or --minutes.",
             )
-        given = config
-        config = machine = resolve_machine(config, device=fabric.device.type)
-        adapter = create_adapter(config)  # before `start`: a wrong setting must not cost the run that is replaced
-        check_exists(config.archive, config.data.catalog)
+        machine = resolve_machine(given, device=fabric.device.type)
+        adapter = create_adapter(machine)  # before `start`: a wrong setting must not cost the run that is replaced
+        check_exists(machine.archive, machine.data.catalog)
         if run.start(overwrite=overwrite):
             said = f"{run.root} held a run that ended before its first checkpoint; it starts anew."
             console.print(said, soft_wrap=True, highlight=False)
-        save_config(config, run.config, only_local=True)
+        save_config(machine, run.config, only_local=True)
         result = scan(
             adapter,
-            config.archive,
-            **config.data.table(),
-            verify=config.data.verify,
+            machine.archive,
+            **machine.data.table(),
+            verify=machine.data.verify,
             journal=run.journal,
-            split=config.data.split,
+            split=machine.data.split,
             console=console,
         )
-        fitted = fit_to_archive(config, result.manifest, given=given, processes=fabric.world_size)
-        config, manifest, adapter = fitted.config, fitted.manifest, fitted.adapter
+        fitted = fit_to_archive(machine, result.manifest, given=given, processes=fabric.world_size)
         console.print(f"training {fitted.course}", soft_wrap=True, highlight=False)
-        asked = given.train.precision
-        config = check_bf16(config, adapter.spec, asked=asked, world_size=fabric.world_size, console=console)
-        result.write(run.root, manifest=manifest)
-        save_config(config, run.config, origins=origins(config, given=given, machine=machine, fitted=fitted))
+        asked, spec = given.train.precision, fitted.adapter.spec
+        final = check_bf16(fitted.config, spec, asked=asked, world_size=fabric.world_size, console=console)
+        result.write(run.root, manifest=fitted.manifest)
+        save_config(final, run.config, origins=origins(final, given=given, machine=machine, fitted=fitted))
+        config = final
     fabric.barrier()
     saved = run.reopen(config)
     return saved, *open_archive(run.manifest)
 
 
-def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapter, *, started: bool = False) -> State:
+def build_state(fabric: lightning.Fabric, config: RunConfig, adapter: Adapter, *, started: bool = False) -> State:
     """Model and optimiser at step 0, a function of the seed; the time of a run by minutes starts here.
 
     A run that `started` before takes its weights from a checkpoint: those of `--init` may be gone by now.
@@ -245,7 +253,7 @@ def build_state(fabric: lightning.Fabric, config: PretrainConfig, adapter: Adapt
 
 def fit(
     fabric: lightning.Fabric,
-    config: PretrainConfig,
+    config: RunConfig,
     run: RunFolder,
     state: State,
     manifest: Manifest,
@@ -345,7 +353,7 @@ def fit(
 
 def _plan(
     fabric: lightning.Fabric,
-    config: PretrainConfig,
+    config: RunConfig,
     draft: DraftFolder,
     state: State,
     manifest: Manifest,
@@ -379,10 +387,9 @@ def _plan(
 
 
 def make_data(
-    fabric: lightning.Fabric, config: PretrainConfig, manifest: Manifest, adapter: Adapter, *, first_step: int
+    fabric: lightning.Fabric, config: RunConfig, manifest: Manifest, adapter: Adapter, *, first_step: int
 ) -> tuple[ViewDataset, EpochBatches]:
     """Dataset and batches from `first_step` on; by minutes without an end, since the plan ends the run."""
-    assert config.train.batch_size is not None
     dataset = ViewDataset(manifest, adapter, seed=config.train.seed)
     batches = EpochBatches(
         manifest.column("samples"),
@@ -396,7 +403,7 @@ def make_data(
     return dataset, batches
 
 
-def _workers(fabric: lightning.Fabric, config: PretrainConfig) -> int:
+def _workers(fabric: lightning.Fabric, config: RunConfig) -> int:
     return loader_workers(config.data.workers, on_gpu=_on_gpu(fabric), ranks=ranks_here())
 
 

@@ -3,9 +3,8 @@
 from torch import Tensor, nn
 
 from lejepa_med.evaluation.spread import Figures, lidar, spread
+from lejepa_med.objective.normality import NormalityTest, floor_for
 from lejepa_med.objective.sigreg import SIGReg
-from lejepa_med.research.normality.base import NormalityTest
-from lejepa_med.research.normality.factory import floor_for
 
 ROWS = 256  # samples of a batch that the figures look at: an eigen-decomposition of 256 takes milliseconds
 LIDAR_ROWS = 512  # views times samples of a batch that LiDAR looks at

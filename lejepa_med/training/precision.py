@@ -1,7 +1,6 @@
 """The arithmetic of training: what a device offers, and whether this processor's bf16 can be trusted with a run."""
 
 import os
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -9,15 +8,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from data_adapters.base import Spec
-from lejepa_med.config import PretrainConfig
-from lejepa_med.methods import build_method
+from lejepa_med.config import Precision
+from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.state import build_method
 
-TrainPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 REPEATS = 6  # of the bf16 step: four found the fault in all but 2 of 45 trials (ResNets at 16 px, torch 2.14, AVX512)
 ALIKE = 0.7  # cosine of a weight's gradients in bf16 and float32; of eleven sound architectures it was 0.89 or more
 
 
-def best_precision(device: str) -> TrainPrecision:
+def best_precision(device: str) -> Precision:
     """bf16 where the device computes in it; else fp16 with scaled gradients (GPUs before Ampere), else float32."""
     if device == "cpu":
         return "bf16-mixed" if cpu_has_bf16() else "32-true"
@@ -37,8 +36,8 @@ def cpu_has_bf16() -> bool:
 
 
 def check_bf16(
-    config: PretrainConfig, spec: Spec, *, asked: TrainPrecision | None, world_size: int, console: Console
-) -> PretrainConfig:
+    config: RunConfig, spec: Spec, *, asked: Precision | None, world_size: int, console: Console
+) -> RunConfig:
     """Resolved settings with float32 in place of bf16 where this CPU's bf16 cannot be trusted; the console says so.
 
     Args:
@@ -51,7 +50,7 @@ def check_bf16(
     train = config.train
     if train.accelerator != "cpu" or train.precision != "bf16-mixed":
         return config
-    fault = bf16_fault(config, spec, batch=max(2, (train.batch_size or 2) // (train.accumulate * world_size)))
+    fault = bf16_fault(config, spec, batch=max(2, train.batch_size // (train.accumulate * world_size)))
     if not fault:
         return config
     fault = f"On this processor and for these views bf16 cannot be trusted: {fault}."
@@ -63,7 +62,7 @@ def check_bf16(
     return config.model_copy(update={"train": train.model_copy(update={"precision": "32-true"})})
 
 
-def bf16_fault(config: PretrainConfig, spec: Spec, *, batch: int) -> str:
+def bf16_fault(config: RunConfig, spec: Spec, *, batch: int) -> str:
     """Why a bf16 step on this CPU cannot be trusted with a run's own model and shapes; "" where it can.
 
     PyTorch's bf16 convolutions read uninitialised memory for small feature maps (pytorch#68868, #109985), so weight

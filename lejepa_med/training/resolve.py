@@ -21,8 +21,14 @@ from lejepa_med.config import (
     MODALITY,
     SETTLED,
     WEIGHTS,
+    MachineModel,
     ModelConfig,
     PretrainConfig,
+    ResolvedModel,
+    ResolvedOptim,
+    ResolvedTrain,
+    ResolvedVector,
+    ResolvedViews,
     VectorConfig,
     flat,
     is_own,
@@ -30,7 +36,7 @@ from lejepa_med.config import (
 )
 from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError, UserError
-from lejepa_med.methods.settings import check_objective, head_of, weight_of
+from lejepa_med.methods.registry import read, refuse
 from lejepa_med.models.architectures import (
     check_name,
     check_vit_options,
@@ -44,7 +50,8 @@ from lejepa_med.models.source import open_source
 from lejepa_med.models.start import half_of_layers
 from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
-from lejepa_med.training.recipes import RECIPES, scale_of
+from lejepa_med.training.recipes import RECIPES, Recipe, scale_of
+from lejepa_med.training.settings import MachineConfig, RunConfig, settled
 
 EPOCHS = 100
 EVALUATION_PASSES = 2000  # of one evaluation: of 8 views, 1,000 records would take half of a run of a few minutes
@@ -121,13 +128,13 @@ class Fitted:
     `course` says it in a line, with what a small archive has changed.
     """
 
-    config: PretrainConfig
+    config: RunConfig
     manifest: Manifest
     adapter: Adapter
     course: str
 
 
-def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: PretrainConfig, processes: int) -> Fitted:
+def fit_to_archive(config: MachineConfig, manifest: Manifest, *, given: PretrainConfig, processes: int) -> Fitted:
     """Settle what the archive decides: the one way from a scan to what is trained on, and to what `inspect` shows.
 
     Args:
@@ -141,22 +148,22 @@ def fit_to_archive(config: PretrainConfig, manifest: Manifest, *, given: Pretrai
     """
     manifest = of_split(manifest, config.data)
     samples = sum(manifest.column("samples"))
-    config, chosen = resolve_samples(config, given=given, samples=samples, processes=processes)
-    adapter = fitted_adapter(config, manifest)
-    config = resolve_archive(config, items=len(manifest))
-    if "log_every" not in given.train.model_fields_set and config.train.epochs:
-        steps = config.train.epochs * (samples // (config.train.batch_size or 1))
-        often = max(1, min(config.train.log_every, steps // FEWEST_RECORDS))
-        config = config.model_copy(update={"train": config.train.model_copy(update={"log_every": often})})
+    sampled, chosen = resolve_samples(config, given=given, samples=samples, processes=processes)
+    adapter = fitted_adapter(sampled, manifest)
+    run = resolve_archive(sampled, items=len(manifest))
+    if "log_every" not in given.train.model_fields_set and run.train.epochs:
+        steps = run.train.epochs * (samples // run.train.batch_size)
+        often = max(1, min(run.train.log_every, steps // FEWEST_RECORDS))
+        run = run.model_copy(update={"train": run.train.model_copy(update={"log_every": often})})
     return Fitted(
-        config=config,
+        config=run,
         manifest=dataclasses.replace(manifest, adapter=adapter.describe()),
         adapter=adapter,
-        course=course(config, samples=samples, chosen=chosen),
+        course=course(run, samples=samples, chosen=chosen),
     )
 
 
-def origins(final: PretrainConfig, *, given: PretrainConfig, machine: PretrainConfig, fitted: Fitted) -> dict[str, str]:
+def origins(final: RunConfig, *, given: PretrainConfig, machine: MachineConfig, fitted: Fitted) -> dict[str, str]:
     """Where each setting came from, by the names of `flat`, with those of the modality as `data.options.NAME`.
 
     Args:
@@ -166,7 +173,10 @@ def origins(final: PretrainConfig, *, given: PretrainConfig, machine: PretrainCo
         fitted: of `fit_to_archive`; where `final` differs from it, the machine's arithmetic was the reason.
     """
     typed = flat(given.model_dump(mode="json", exclude_unset=True))
-    stages = [flat(config.model_dump(mode="json")) for config in (given, machine, fitted.config, final)]
+    opened = given.model_copy(update={"objective": read(given.objective)[0]})  # with the method's defaults
+    stages = [flat(config.model_dump(mode="json")) for config in (opened, machine, fitted.config, final)]
+    if "objective.slices" not in typed:
+        stages[0]["objective.slices"] = None  # the recipe chooses them
     found = {}
     for name, value in stages[-1].items():
         start, here, archive, last = (stage.get(name) for stage in stages)
@@ -189,14 +199,14 @@ def origins(final: PretrainConfig, *, given: PretrainConfig, machine: PretrainCo
     return found
 
 
-def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
+def resolve_machine(config: PretrainConfig, *, device: str) -> MachineConfig:
     """Choose backbone, views, precision and optimiser for 'cpu' or 'cuda', by the recipe of `recipes`.
 
-    The masked method has one global view. Baselines have their paper's depth and width of the projector.
+    The method has the last word on its number of views and the shape of its projector.
 
     Raises:
-        UserError: an unknown modality or backbone, a backbone of other dimensions than the modality, or an objective
-            whose settings do not go together.
+        UserError: an unknown modality, backbone or method, a backbone of other dimensions than the modality, or an
+            objective whose settings do not go together.
     """
     adapter = load_class(config.modality)
     dims = getattr(adapter, "dims", 2)
@@ -210,54 +220,69 @@ def resolve_machine(config: PretrainConfig, *, device: str) -> PretrainConfig:
     code = _code(config, backbone)
     cnn = is_convolutional(backbone) if code is None else code.convolutional
     foreign = _foreign(config.model)
+    method, found = read(config.objective, slices=recipe.slices)
+    views = _views(config, recipe, adapter, cnn=cnn, foreign=foreign, numbers=method.views)
+    refuse([*found, *method.issues(backbone=backbone, views=views, conv_stem=config.model.conv_stem)])
+    freeze = config.model.freeze
+    if freeze is None:
+        freeze = half_of_layers(backbone) if foreign and recipe.freezes_half and cnn else 0
+    drop_path = config.model.drop_path
+    if drop_path is None:
+        drop_path = 0.0 if cnn or code is not None else 0.1
+    lr, weight_decay = config.optim.lr, config.optim.weight_decay
+    if lr is None:
+        lr = (RATES if config.model.init is None else WARM_RATES)[cnn]
+    head = dict(zip(("projector_depth", "projector_dim"), method.head or (), strict=False))
+    model: dict[str, Any] = {name: size for name, size in head.items() if name not in config.model.model_fields_set}
+    model |= {"backbone": backbone, "freeze": freeze, "drop_path": drop_path, "code_sha256": code and code.sha256}
+    train = {
+        "accelerator": device,
+        "precision": config.train.precision or best_precision(device),
+        "batch_size": config.train.batch_size or recipe.batch,
+    }
+    config = config.model_copy(update={"views": views})
+    vector, monitor = _vector(config, backbone=backbone), config.monitor
+    if "sample" not in monitor.model_fields_set:
+        monitor = monitor.model_copy(update={"sample": min(monitor.sample, EVALUATION_PASSES // vector.views)})
+    sections: dict[str, Any] = {name: getattr(config, name) for name in PretrainConfig.model_fields}
+    return MachineConfig(
+        **sections
+        | {
+            "recipe": scale,
+            "vector": vector,
+            "monitor": monitor,
+            "model": MachineModel(**config.model.model_dump() | model),
+            "objective": method,
+            "optim": ResolvedOptim(
+                **config.optim.model_dump()
+                | {"lr": lr, "weight_decay": (5e-4 if cnn else 5e-2) if weight_decay is None else weight_decay}
+            ),
+            "train": ResolvedTrain(**config.train.model_dump() | train),
+        }
+    )
+
+
+def _views(
+    config: PretrainConfig,
+    recipe: Recipe,
+    adapter: type[BaseAdapter],
+    *,
+    cnn: bool,
+    foreign: bool,
+    numbers: tuple[int, int] | None,
+) -> ResolvedViews:
+    """The views: of the recipe, where the method wants other `numbers` these, and what was given before all."""
     views = (recipe.cnn if cnn else recipe.vit)._asdict()
     if views["global_size"] is None:
         views["global_size"] = getattr(adapter, "small_size", SMALL_SIZE)
         warm = getattr(adapter, "warm_views", None)
         if warm is not None and cnn and foreign and config.views.global_size is None:
             views["n_global"], views["global_size"] = warm
-    if config.objective.method == "masked":
-        views |= {"n_global": 1, "n_local": 0}
+    if numbers is not None:
+        views["n_global"], views["n_local"] = numbers
     views |= {name: value for name, value in config.views.model_dump().items() if value is not None}
-    views.setdefault("local_size", _local_size(views["global_size"], volumes=dims == 3))
-    drop_path = 0.0 if cnn or code is not None else 0.1
-    chosen_model: dict[str, Any] = {"backbone": backbone, "drop_path": _first(config.model.drop_path, drop_path)}
-    chosen_model |= {"code_sha256": code and code.sha256, "freeze": config.model.freeze}
-    if config.model.freeze is None:
-        chosen_model["freeze"] = half_of_layers(backbone) if foreign and recipe.freezes_half and cnn else 0
-    chosen_optim = {
-        "lr": _first(config.optim.lr, (RATES if config.model.init is None else WARM_RATES)[cnn]),
-        "weight_decay": _first(config.optim.weight_decay, 5e-4 if cnn else 5e-2),
-    }
-    chosen_model |= head_of(config.model, config.objective.method)
-    resolved_views = config.views.model_copy(update=views)
-    check_objective(config.objective, backbone=backbone, views=resolved_views, conv_stem=config.model.conv_stem)
-    chosen_objective = {
-        "slices": _first(config.objective.slices, recipe.slices),
-        "predictor": config.objective.predictor or ("transformer" if config.objective.method == "masked" else "none"),
-    }
-    precision = config.train.precision or best_precision(device)
-    config = config.model_copy(update={"views": resolved_views})
-    vector, monitor = _vector(config, backbone=backbone), config.monitor
-    if "sample" not in monitor.model_fields_set:
-        monitor = monitor.model_copy(update={"sample": min(monitor.sample, EVALUATION_PASSES // (vector.views or 1))})
-    return config.model_copy(
-        update={
-            "recipe": scale,
-            "vector": vector,
-            "monitor": monitor,
-            "model": config.model.model_copy(update=chosen_model),
-            "objective": config.objective.model_copy(update=chosen_objective),
-            "optim": config.optim.model_copy(update=chosen_optim),
-            "train": config.train.model_copy(
-                update={
-                    "accelerator": device,
-                    "precision": precision,
-                    "batch_size": config.train.batch_size or recipe.batch,
-                }
-            ),
-        }
-    )
+    views.setdefault("local_size", _local_size(views["global_size"], volumes=getattr(adapter, "dims", 2) == 3))
+    return ResolvedViews(**views)
 
 
 def _foreign(model: ModelConfig) -> bool:
@@ -267,7 +292,7 @@ def _foreign(model: ModelConfig) -> bool:
     return not open_source(model.init, backbone=model.backbone).ours
 
 
-def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:
+def _vector(config: PretrainConfig, *, backbone: str) -> ResolvedVector:
     """The formation of vectors, with the modality's own where nobody chose it.
 
     Raises:
@@ -289,7 +314,7 @@ def _vector(config: PretrainConfig, *, backbone: str) -> VectorConfig:
             f"'{backbone}' gives its last layer only, so two layers cannot be joined.",
             remedy="Leave out --vector.layers, or use an architecture of timm.",
         )
-    return VectorConfig(**dataclasses.asdict(formation))
+    return ResolvedVector(**dataclasses.asdict(formation))
 
 
 def _code(config: PretrainConfig, backbone: str) -> Code | None:
@@ -346,7 +371,7 @@ def _local_size(global_size: int, *, volumes: bool) -> int:
     return max(16, round(global_size * (1 / 2 if volumes else 3 / 7) / 16) * 16)
 
 
-def outlook(config: PretrainConfig, found: Scan, *, given: PretrainConfig) -> str:
+def outlook(config: MachineConfig, found: Scan, *, given: PretrainConfig) -> str:
     """What `pretrain` with these settings would do here with what a scan found, in a line; or why it would not start.
 
     Args:
@@ -365,9 +390,9 @@ def outlook(config: PretrainConfig, found: Scan, *, given: PretrainConfig) -> st
     return f"pretrain will train {course(config, samples=samples, chosen=chosen)}"
 
 
-def course(config: PretrainConfig, *, samples: int, chosen: str) -> str:
+def course(config: MachineConfig, *, samples: int, chosen: str) -> str:
     """What is trained, on which views and batches, and what a small archive has changed of that."""
-    views, batch = config.views, config.train.batch_size or 1
+    views, batch = config.views, config.train.batch_size
     seen = f"{views.n_global} global view{'' if views.n_global == 1 else 's'} of {views.global_size}"
     seen += f" and {views.n_local} local ones of {views.local_size}" if views.n_local else ""
     unit = "voxels" if getattr(load_class(config.modality), "dims", 2) == 3 else "px"
@@ -397,12 +422,13 @@ def check_batch(config: PretrainConfig, *, processes: int) -> None:
 
 
 def resolve_samples(
-    config: PretrainConfig, *, given: PretrainConfig, samples: int, processes: int
-) -> tuple[PretrainConfig, str]:
+    config: MachineConfig, *, given: PretrainConfig, samples: int, processes: int
+) -> tuple[MachineConfig, str]:
     """Fit batch, views and epochs to an archive that gives less than a usual batch, as far as nobody chose them.
 
     The batch is no larger than the archive. Where it is at most half the usual one, LeJEPA takes 8 views of each
-    sample. Where an epoch has one or two steps, there are more epochs, so that the run has `FEWEST_STEPS`.
+    sample, as may another method that says so (`many_views`). Where an epoch has one or two steps, there are more
+    epochs, so that the run has `FEWEST_STEPS`.
 
     Args:
         config: with a batch size and numbers of views.
@@ -416,7 +442,6 @@ def resolve_samples(
     Raises:
         ConfigError: the batch that was given, or the smallest possible one, is larger than the archive.
     """
-    assert config.train.batch_size is not None
     chosen, multiple = given.train.batch_size, processes * config.train.accumulate
     usual = config.train.batch_size if chosen else max(multiple, config.train.batch_size // multiple * multiple)
     batch = chosen or min(usual, samples - samples % multiple)
@@ -424,8 +449,8 @@ def resolve_samples(
         raise too_few(samples, batch_size=chosen or max(2, multiple), multiple=multiple)
     said = [] if batch == usual else [f"a batch of {batch}, since the archive gives {samples} samples an epoch"]
     views, epochs = config.views, config.train.epochs
-    if 2 * batch <= usual and config.objective.method == "lejepa" and not _views_given(given):
-        added = MANY_VIEWS - (views.n_global or 0) - (views.n_local or 0)
+    if 2 * batch <= usual and config.objective.many_views and not _views_given(given):
+        added = MANY_VIEWS - views.n_global - views.n_local
         if added > 0:
             name = "n_local" if views.n_local else "n_global"
             views = views.model_copy(update={name: getattr(views, name) + added})
@@ -448,32 +473,32 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def resolve_archive(config: PretrainConfig, *, items: int) -> PretrainConfig:
+def resolve_archive(config: MachineConfig, *, items: int) -> RunConfig:
     """Choose lambda, projector width and epochs for `items` records."""
-    views = (config.views.n_global or 0) + (config.views.n_local or 0)
-    batch = config.train.batch_size or 256
-    seen = batch // config.train.accumulate  # by the objective at a time
     epochs = config.train.epochs
     if epochs is None and config.train.minutes is None:
         epochs = EPOCHS
-    hidden = _first(config.model.projector_hidden, 1024 if items <= 5000 else 2048)
-    weight = weight_of(config.objective, per_view=default_lambda(views, seen), views=max(1, views), items=items)
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"projector_hidden": hidden}),
-            "objective": config.objective.model_copy(update={"lamb": config.objective.lamb or weight}),
-            "train": config.train.model_copy(update={"batch_size": batch, "epochs": epochs}),
+    hidden = config.model.projector_hidden
+    if hidden is None:
+        hidden = 1024 if items <= 5000 else 2048
+    sections: dict[str, Any] = {name: getattr(config, name) for name in PretrainConfig.model_fields}
+    return RunConfig(
+        **sections
+        | {
+            "model": ResolvedModel(**config.model.model_dump() | {"projector_hidden": hidden}),
+            "objective": settled(config, items=items),
+            "train": config.train.model_copy(update={"epochs": epochs}),
         }
     )
 
 
-def warnings(config: PretrainConfig, *, samples: int) -> list[str]:
+def warnings(config: RunConfig, *, samples: int) -> list[str]:
     """What a resolved run on `samples` an epoch should know about its statistics.
 
     SIGReg's gradient grows with the samples that it sees at once, so a small batch makes it noisy and weak. 64 is our
     own limit: the paper finds no loss down to 128 (Table 1c), and its bias argument is for 16.
     """
-    batch, count = config.train.batch_size or 0, config.train.accumulate
+    batch, count = config.train.batch_size, config.train.accumulate
     lines = []
     if count > 1:
         lines.append(
@@ -490,36 +515,6 @@ def warnings(config: PretrainConfig, *, samples: int) -> list[str]:
             f"The objective sees {batch // count} samples at a time: below 64 its directions are noisy. Use a larger "
             "--batch-size, or smaller views, where memory permits."
         )
-    o = config.objective
-    views = (config.views.n_global or 0) + (config.views.n_local or 0)
-    if o.test != "epps_pulley" and o.lamb == default_lambda(views, batch // count):
-        lines.append(
-            f"The default lambda belongs to the test epps_pulley; {o.test} has gradients of another size "
-            "(docs/method.md). Choose --objective.lamb by a small sweep."
-        )
-    usual = default_lambda(views, batch // count) if views and batch else 0.0
-    published = (o.method, o.regularizer, o.test, o.pool, o.weighting)
-    weak = batch // count < 128 and o.lamb is not None and o.lamb < usual / 2
-    if weak and published == ("lejepa", "sigreg", "epps_pulley", "per_view", "convex"):
-        lines.append(
-            f"lambda {o.lamb:g} is weak with {batch // count} samples at a time: SIGReg's gradient grows with them, so "
-            f"the default here would be {usual:g}. On galaxies, .01 with 32 left 3 of 64 directions."
-        )
-    if o.test in ("bhep", "henze_zirkler") and config.model.projector_dim > 16:
-        lines.append(
-            f"{o.test} sees nothing in {config.model.projector_dim} dimensions. Use --model.projector-dim 16 or less."
-        )
-    return lines
-
-
-def default_lambda(views: int, batch: int) -> float:
-    """.01 / .02 / .05 for 2 / 4 / 8 views (LeJEPA, Table 7), raised by 256/B below a batch of 128, at most .2.
-
-    The second rule is inferred, not published: the gradient of SIGReg grows linearly with the batch.
-    """
-    lamb = 0.05 if views >= 8 else 0.02 if views >= 3 else 0.01
-    return min(0.2, lamb * 256 / batch) if batch < 128 else lamb
-
-
-def _first(given: float | None, otherwise: float) -> float:
-    return otherwise if given is None else given
+    views = config.views.n_global + config.views.n_local
+    cautions = config.objective.cautions(views=views, seen=batch // count, projector_dim=config.model.projector_dim)
+    return [*lines, *cautions]

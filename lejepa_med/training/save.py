@@ -13,9 +13,9 @@ import torch
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
-from lejepa_med.config import PretrainConfig, short_name
+from lejepa_med.config import short_name
 from lejepa_med.embed import archive_digest
-from lejepa_med.methods import Method
+from lejepa_med.methods.base import Method
 from lejepa_med.models.architectures import build
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
@@ -24,6 +24,7 @@ from lejepa_med.training.best import Best
 from lejepa_med.training.checkpoint import Snapshot, save_checkpoint
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.plan import Plan
+from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import gather, is_sharded, scatter
 
 
@@ -57,7 +58,7 @@ def snapshot(fabric: lightning.Fabric, state: State) -> Snapshot:
         model=model,
         optimizer=moments,
         average=state.average.state_dict() if state.average is not None else {},
-        scaler=fabric._precision.state_dict(),
+        scaler=fabric.strategy.precision.state_dict(),
         plan=state.plan.state_dict(),
         origin=state.module.encoder.origin,
         best=state.best.state_dict(),
@@ -82,7 +83,7 @@ def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
     if state.average is not None:
         state.average.load_state_dict(saved.average)
     if saved.scaler:
-        fabric._precision.load_state_dict(saved.scaler)
+        fabric.strategy.precision.load_state_dict(saved.scaler)
     state.plan.load_state_dict(saved.plan)
     state.module.encoder.origin = saved.origin
     state.best.load_state_dict(saved.best, saved.best_weights)
@@ -98,7 +99,7 @@ class Saver:
     def __init__(
         self,
         fabric: lightning.Fabric,
-        config: PretrainConfig,
+        config: RunConfig,
         run: RunFolder,
         state: State,
         manifest: Manifest,
@@ -106,7 +107,7 @@ class Saver:
     ) -> None:
         self.fabric, self.config, self.run, self.state = fabric, config, run, state
         self.adapter = adapter
-        self.epoch_steps = sum(manifest.column("samples")) // (config.train.batch_size or 1)
+        self.epoch_steps = sum(manifest.column("samples")) // config.train.batch_size
         # once: at a million records this is seconds, and a checkpoint should not be
         self.data = {
             "records": len(manifest),
@@ -171,11 +172,14 @@ class Saver:
         train, steps = self.config.train, self.state.plan.steps
         model = self.config.model.model_dump(mode="json", exclude={"init"})  # a place on this machine
         model["backbone"] = short_name(self.config.model.backbone)
+        objective = self.config.objective.model_dump(mode="json")
+        objective["method"] = short_name(objective["method"])
         return {
-            "objective": self.config.objective.model_dump(mode="json"),
+            "objective": objective,
             "training": {
                 "step": step,
                 "steps": steps,
+                "method": self.config.objective.title,
                 "epochs": round(steps / self.epoch_steps, 2) if train.epochs is None else train.epochs,
                 "batch_size": train.batch_size,
                 "accumulate": train.accumulate,

@@ -8,14 +8,14 @@ import lightning_fabric as lightning
 import torch
 from torch import Tensor
 
-from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch
 from lejepa_med.training.save import State
 from lejepa_med.training.schedule import learning_rate
+from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import whole
 
 
-def train_step(fabric: lightning.Fabric, config: PretrainConfig, state: State, batch: Batch) -> dict[str, Any]:
+def train_step(fabric: lightning.Fabric, config: RunConfig, state: State, batch: Batch) -> dict[str, Any]:
     """One optimiser step, at its place in `state.plan`; advances `state.step`.
 
     Returns scalars, features (B, dim), z (B, K) and z_views (V, B, K) or None, all detached.

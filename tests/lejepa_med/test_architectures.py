@@ -5,7 +5,7 @@ import torch
 
 import data_adapters
 from data_adapters.base import Spec
-from lejepa_med.methods import LeJEPAMethod
+from lejepa_med.methods.lejepa.method import LeJEPAMethod
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.projector import Projector
 from lejepa_med.objective import LeJEPA, SIGReg

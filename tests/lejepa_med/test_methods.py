@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from lejepa_med.config import PretrainConfig
-from lejepa_med.methods import LeJEPAMethod, Method, StepOutput, build_method
-from lejepa_med.methods.added import AddedTerms
+from lejepa_med.methods.base import AddedTerms, Method, StepOutput
+from lejepa_med.methods.lejepa import SettledLeJEPA
+from lejepa_med.methods.lejepa.method import LeJEPAMethod
 from lejepa_med.objective import SIGReg, variance_hinge
-from lejepa_med.research.dino import DINOMethod
-from lejepa_med.research.teacher import follow, make_teacher, momentum_at
+from lejepa_med.research.teachers.dino import DINOMethod
+from lejepa_med.research.teachers.teacher import follow, make_teacher, momentum_at
 from lejepa_med.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
+from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.state import build_method
 from tests.lejepa_med.runs import tiny
 from tests.lejepa_med.tiny_methods import NAMES, SPEC, make_method, make_views
 
@@ -35,7 +38,7 @@ def take_step(method: Method, optimizer: torch.optim.Optimizer, name: str, *, st
     return out
 
 
-def resolved(method: str, **sections: dict[str, Any]) -> PretrainConfig:
+def resolved(method: str, **sections: dict[str, Any]) -> RunConfig:
     masked = method == "masked"
     base: dict[str, dict[str, Any]] = {
         "objective": {"method": method, "slices": 8} | ({"prototypes": 16} if method == "dino" else {}),
@@ -52,7 +55,6 @@ def resolved(method: str, **sections: dict[str, Any]) -> PretrainConfig:
 def test_two_steps_from_settings_train_every_weight(method: str) -> None:
     config = resolved(method)
     side = config.views.global_size
-    assert side is not None
     built = build_method(config, SPEC.__class__(**{**SPEC.__dict__, "global_size": side, "n_local": 0}))
     trained = {name: p for name, p in built.named_parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
@@ -90,8 +92,8 @@ def test_the_default_method_is_what_it_was() -> None:
     out = method(views, None, seed=0, step=3)
     z = method.projector(method.encoder(views.flatten(0, 1))).unflatten(0, (2, 6))
     squares = (z.mean(0) - z).square().sum()
+    assert isinstance(config.objective, SettledLeJEPA)
     lamb = config.objective.lamb
-    assert lamb is not None
     loss = (1 - lamb) * (squares / squares.new_full((), z.numel())) + lamb * SIGReg(slices=8)(z, seed=0, step=3)
     assert torch.equal(out.loss, loss)
     assert list(out.terms) == ["invariance", "sigreg"]

@@ -12,8 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lejepa_med.methods import Method
-from lejepa_med.methods.added import AddedTerms
+from lejepa_med.methods.base import AddedTerms, Method
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.objective import SIGReg
 from lejepa_med.training.sharding import shard

@@ -10,10 +10,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import data_adapters
-from lejepa_med.config import ModelConfig, OptimConfig, PretrainConfig
+from lejepa_med.config import MachineModel, OptimConfig, PretrainConfig
 from lejepa_med.errors import ConfigError
-from lejepa_med.methods import build_method
 from lejepa_med.methods.build import build_encoder
+from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import find_encoders, load_encoder, randomised, save_encoder
 from lejepa_med.training import loop
@@ -21,6 +21,8 @@ from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.loop import build_state, make_data, make_fabric, make_loader, pretrain
 from lejepa_med.training.resolve import check_batch, resolve_archive, resolve_machine, warnings
 from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.state import build_method
 from lejepa_med.training.step import train_step
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
@@ -52,7 +54,7 @@ def test_layer_decay_lowers_the_rate_towards_the_stem() -> None:
     assert decays["encoder.backbone.pos_embed"] == 0 and decays["encoder.backbone.blocks.0.attn.qkv.weight"] == 0.1
 
 
-def resolved(**sections: dict[str, object]) -> PretrainConfig:
+def resolved(**sections: dict[str, object]) -> RunConfig:
     config = tiny(Path("archive"), Path("out"), **sections)  # type: ignore[arg-type]
     return resolve_archive(resolve_machine(config, device="cpu"), items=48)
 
@@ -136,7 +138,8 @@ def test_warnings_say_what_parts_and_small_batches_cost() -> None:
     assert warnings(enough, samples=500) == []
     with pytest.raises(ConfigError, match="multiple of 6"):
         check_batch(resolved(train={"accumulate": 3}), processes=2)
-    assert resolved(train={"accumulate": 4, "batch_size": 256}).objective.lamb == pytest.approx(0.01 * 256 / 64)
+    quarters = resolved(train={"accumulate": 4, "batch_size": 256}).objective
+    assert isinstance(quarters, SettledLeJEPA) and quarters.lamb == pytest.approx(0.01 * 256 / 64)
 
 
 @pytest.mark.parametrize("options", [{"registers": 4}, {"conv_stem": True}, {"registers": 1, "conv_stem": True}])
@@ -168,7 +171,7 @@ def test_vit_options_are_refused_elsewhere_before_the_scan() -> None:
 def test_checkpointed_activations_leave_the_gradient() -> None:
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        config = ModelConfig(backbone=VIT, drop_path=0.0, checkpointing=checkpointing)
+        config = MachineModel(backbone=VIT, drop_path=0.0, freeze=0, checkpointing=checkpointing)
         encoder = build_encoder(config, spec_of())
         assert encoder.backbone.grad_checkpointing is checkpointing
         encoder(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).square().sum().backward()
@@ -178,7 +181,8 @@ def test_checkpointed_activations_leave_the_gradient() -> None:
         assert torch.equal(ours, plain)
     volumes = data_adapters.create("mri3d", global_size=32, local_size=16, n_local=0).spec
     with pytest.raises(ConfigError, match="no activation checkpointing"):
-        build_encoder(ModelConfig(backbone="monai:resnet10", checkpointing=True, drop_path=0.0), volumes)
+        settings = MachineModel(backbone="monai:resnet10", checkpointing=True, drop_path=0.0, freeze=0)
+        build_encoder(settings, volumes)
 
 
 def test_a_run_starts_from_another_runs_weights(pictures: Path, tmp_path: Path) -> None:

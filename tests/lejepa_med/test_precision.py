@@ -11,19 +11,20 @@ from rich.console import Console
 from torch.nn.utils.parametrize import register_parametrization
 
 import data_adapters
-from lejepa_med.config import PretrainConfig
 from lejepa_med.errors import ConfigError
-from lejepa_med.methods import Method, build_method
+from lejepa_med.methods.base import Method
 from lejepa_med.training import precision
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.precision import bf16_fault, check_bf16
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
+from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.state import build_method
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 
-def resolved(tmp_path: Path, *, side: int, **train: Any) -> tuple[PretrainConfig, data_adapters.Adapter]:
+def resolved(tmp_path: Path, *, side: int, **train: Any) -> tuple[RunConfig, data_adapters.Adapter]:
     config = tiny(tmp_path, tmp_path / "out", views={"n_global": 2, "n_local": 0, "global_size": side}, train=train)
     config = resolve_archive(resolve_machine(config, device="cpu"), items=48)
     return config, data_adapters.create("images", **config.views.model_dump())
@@ -34,7 +35,7 @@ def console() -> tuple[Console, io.StringIO]:
     return Console(file=text, width=400), text
 
 
-def plain_torch_fails(config: PretrainConfig, adapter: data_adapters.Adapter, *, repeats: int = 40) -> bool:
+def plain_torch_fails(config: RunConfig, adapter: data_adapters.Adapter, *, repeats: int = 40) -> bool:
     """Whether the same bf16 step, again and again beside NaN in freed memory, has gradients that are not the same."""
     module = build_method(config, adapter.spec)
     views = torch.rand(2, 8, 3, adapter.spec.global_size, adapter.spec.global_size)

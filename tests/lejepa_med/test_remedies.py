@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lejepa_med.cli import Cli, main
+from lejepa_med.methods.registry import targets
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(file for package in ("lejepa_med", "data_adapters", "app") for file in (ROOT / package).rglob("*.py"))
@@ -27,6 +28,7 @@ ERRORS = {
 }
 # Options of other programs that errors and documents name: pip, torchrun, vips, docker.
 FOREIGN = set("--force-reinstall --nproc-per-node --nnodes --pyramid --tile --shm-size --build-arg".split())
+FOREIGN.add("--objective.hidden")  # of the method that docs/method.md shows how to write
 WORDS = {"release", "brings"}  # that follow "lejepa-med" in sentences
 KEY = ("key", "key create", "key list", "key revoke")
 
@@ -42,9 +44,15 @@ def options(command: str) -> frozenset[str]:
 
 @cache
 def every_option() -> frozenset[str]:
-    """Options of all commands, and the names of their sections, which some texts give alone."""
-    whole = frozenset().union(*(options(command) for command in (*Cli.model_fields, *KEY)))
+    """Options of all commands and methods, and the names of their sections, which some texts give alone."""
+    whole = frozenset().union(*(options(command) for command in (*Cli.model_fields, *KEY)), options_of_methods())
     return whole | {option.partition(".")[0] for option in whole}
+
+
+@cache
+def options_of_methods() -> frozenset[str]:
+    """Options of pretrain that only some methods have."""
+    return frozenset().union(*(options(f"pretrain --objective.method {method}") for method in targets()))
 
 
 def literal(node: ast.AST) -> str:
@@ -79,7 +87,7 @@ def unknown(text: str) -> list[str]:
             found.append(f"lejepa-med {said[1]}")
             continue
         line = re.split(r" \| | && |  #|[.,] | \(", said[2])[0]
-        found += [o for o in named(line) if o not in options(command) and o not in FOREIGN]
+        found += [o for o in named(line) if o not in options(command) | options_of_methods() and o not in FOREIGN]
     return found
 
 

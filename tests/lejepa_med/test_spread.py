@@ -9,7 +9,7 @@ import torch
 
 from lejepa_med.evaluation.spread import lidar, rankme, spread
 from lejepa_med.objective import LeJEPA, SIGReg
-from lejepa_med.research.normality.factory import floor_for, make_test
+from lejepa_med.objective.normality import floor_for, make_test
 from lejepa_med.training.log import plain
 from lejepa_med.training.monitor import batch_figures, sigreg_figures
 

@@ -18,7 +18,7 @@ from lejepa_med.data.loader import make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.errors import ConfigError
 from lejepa_med.evaluation.features import embed_records
-from lejepa_med.methods import LeJEPAMethod
+from lejepa_med.methods.lejepa.method import LeJEPAMethod
 from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.models.batchnorm import SyncBatchNorm, convert_batchnorm
 from lejepa_med.models.encoder import create_encoder

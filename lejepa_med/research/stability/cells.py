@@ -86,20 +86,22 @@ def set_up(
         steps: train for at least so many steps, in whole epochs; None: for `minutes`.
         minutes: where `steps` is None.
     """
-    config = resolve_machine(config, device=make_fabric(config).device.type)
-    adapter = fitted_adapter(config, manifest)
+    machine = resolve_machine(config, device=make_fabric(config).device.type)
+    adapter = fitted_adapter(machine, manifest)
     manifest = dataclasses.replace(manifest, adapter=adapter.describe())
-    config = resolve_archive(config, items=len(manifest))
-    epoch = max(1, sum(manifest.column("samples")) // (config.train.batch_size or 1))  # in steps
+    run_config = resolve_archive(machine, items=len(manifest))
+    epoch = max(1, sum(manifest.column("samples")) // run_config.train.batch_size)  # in steps
     if steps is not None:
         epochs = math.ceil(steps / epoch)
         length = {"epochs": epochs, "minutes": None}
-        often = max(1, min(config.train.log_every, epochs * epoch // RECORDS))
+        often = max(1, min(run_config.train.log_every, epochs * epoch // RECORDS))
     else:
         length = {"epochs": None, "minutes": minutes}
-        often = min(config.train.log_every, OFTEN)
-    config = config.model_copy(update={"train": config.train.model_copy(update={**length, "log_every": often})})
-    run = RunFolder(config.out)
+        often = min(run_config.train.log_every, OFTEN)
+    run_config = run_config.model_copy(
+        update={"train": run_config.train.model_copy(update={**length, "log_every": often})}
+    )
+    run = RunFolder(run_config.out)
     run.root.mkdir(parents=True, exist_ok=True)
     found.write(run.root, manifest=manifest)
-    save_config(config, run.config)
+    save_config(run_config, run.config)

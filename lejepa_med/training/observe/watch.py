@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
-from lejepa_med.config import PretrainConfig
+from lejepa_med.methods.settings import RegularisedSettings
 from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.log import RunLog, plain
@@ -19,6 +19,7 @@ from lejepa_med.training.observe.sample import FixedSample, evaluate
 from lejepa_med.training.observe.spacing import Spacing
 from lejepa_med.training.observe.verdict import KEYS, Verdict, judge
 from lejepa_med.training.save import State
+from lejepa_med.training.settings import RunConfig
 
 MOST_ROWS = 4000  # records that the verdict remembers; of more, every second one is forgotten
 TRIAL, TRIAL_SECONDS = 8, 1.0  # records, or seconds, whose cost tells that of the first evaluation
@@ -31,7 +32,7 @@ class Watch:
     def __init__(
         self,
         fabric: lightning.Fabric,
-        config: PretrainConfig,
+        config: RunConfig,
         run: RunFolder,
         state: State,
         manifest: Manifest,
@@ -62,7 +63,9 @@ class Watch:
             return record
         sigreg = record.get("sigreg")
         if sigreg is not None:
-            views = len(z_views) if self.config.objective.pool == "pooled" and z_views is not None else 1
+            objective = self.config.objective
+            pooled = isinstance(objective, RegularisedSettings) and objective.pool == "pooled"
+            views = len(z_views) if pooled and z_views is not None else 1
             samples = len(z) * self.fabric.world_size * views
             record |= sigreg_figures(self.state.module, sigreg, samples=samples, dim=z.shape[1])
         record |= batch_figures(features, z, z_views)
@@ -103,7 +106,7 @@ class Watch:
         prepare, embed, images = self._record_cost()
         monitor, (manifest, _) = self.config.monitor, self._plan
         read, coloured = report_records(self.config, manifest)
-        passes = images * (self.config.vector.views or 1)  # of a record, where a coloured image takes one
+        passes = images * self.config.vector.views  # of a record, where a coloured image takes one
         seconds = read * (prepare + embed) + coloured * embed / passes
         if not monitor.online or self.sharded:
             return seconds

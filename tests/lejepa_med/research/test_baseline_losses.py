@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lejepa_med.research.contrast_losses import BarlowTwins, SimCLR, VICReg
-from lejepa_med.research.distillation import DINOLoss, byol_loss
-from lejepa_med.research.pairs import teacher_pairs, view_pairs
+from lejepa_med.research.contrast.losses import BarlowTwins, SimCLR, VICReg, view_pairs
+from lejepa_med.research.teachers.losses import DINOLoss, byol_loss, teacher_pairs
 
 
 def embeddings(*shape: int, seed: int = 0) -> Tensor:

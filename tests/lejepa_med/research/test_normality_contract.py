@@ -5,10 +5,8 @@ import torch
 from torch import Tensor
 
 from lejepa_med.objective import SIGReg
-from lejepa_med.research.normality import TESTS, make_test
-from lejepa_med.research.normality.likelihood import Entropy
-from lejepa_med.research.normality.moments import Moments
-from lejepa_med.research.normality.multivariate import BHEP
+from lejepa_med.objective.normality import known_tests, make_test
+from lejepa_med.research.normality import BHEP, Entropy, Moments
 
 REPULSIVE = ("cramer_von_mises", "anderson_darling", "watson", "entropy", "nll")
 """The tests that pull an exactly collapsed batch apart."""
@@ -25,7 +23,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 def test_value_and_gradient_are_finite_everywhere(name: str) -> None:
     for n in (1, 2, 3, 4, 6, 64):
         cases = {
@@ -42,7 +40,7 @@ def test_value_and_gradient_are_finite_everywhere(name: str) -> None:
             assert torch.isfinite(grad).all(), (n, case)
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 def test_collapse_is_seen_and_who_can_end_it(name: str) -> None:
     value, grad = gradient(name, torch.full((1, 64, 4), 0.3))
     regular, _ = gradient(name, normal(1, 64, 4))
@@ -51,7 +49,7 @@ def test_collapse_is_seen_and_who_can_end_it(name: str) -> None:
     assert (apart > 0.05) == (name in REPULSIVE)
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 def test_location_and_scale_are_penalised(name: str) -> None:
     z = normal(1, 256, 2)
     z = (z - z.mean(1)) / z.std(1)
@@ -60,7 +58,7 @@ def test_location_and_scale_are_penalised(name: str) -> None:
         assert gradient(name, wrong)[0] > value + 1.5
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 def test_statistic_is_per_view_and_ignores_order(name: str) -> None:
     z = normal(3, 30, 5, dtype=torch.float64) * torch.tensor([0.5, 1, 2], dtype=torch.float64)[:, None, None]
     test = make_test(name, slices=16)
@@ -70,7 +68,7 @@ def test_statistic_is_per_view_and_ignores_order(name: str) -> None:
     torch.testing.assert_close(test(shuffled, seed=0, step=0), value)
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 def test_autocast_and_half_precision_inputs_compute_in_float32(name: str) -> None:
     z = normal(2, 64, 8)
     test = make_test(name, slices=8)
@@ -82,7 +80,7 @@ def test_autocast_and_half_precision_inputs_compute_in_float32(name: str) -> Non
     assert test(z.double(), seed=0, step=0).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 def test_directions_follow_seed_and_step_where_there_are_any(name: str) -> None:
     z = normal(1, 32, 8)
     test = make_test(name, slices=4)
@@ -91,7 +89,7 @@ def test_directions_follow_seed_and_step_where_there_are_any(name: str) -> None:
     assert not test.state_dict()
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", known_tests())
 @pytest.mark.parametrize("shape", [(8, 4), (2, 0, 4), (1, 2, 3, 4)])
 def test_wrong_shapes_are_refused(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="views, batch, dim"):
@@ -123,7 +121,7 @@ def test_blocks_of_the_pair_sums_do_not_change_the_result(monkeypatch: pytest.Mo
     z = normal(2, 23, 4, dtype=torch.float64)
     whole = gradient("bhep", z)
     for block in (1, 5 * 23):  # single rows; five rows, leaving a short block
-        monkeypatch.setattr("lejepa_med.research.normality.multivariate._BLOCK", block)
+        monkeypatch.setattr("lejepa_med.research.normality._BLOCK", block)
         for expected, got in zip(whole, gradient("bhep", z), strict=True):
             torch.testing.assert_close(got, expected)
 

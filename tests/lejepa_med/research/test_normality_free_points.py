@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lejepa_med.research.normality import TESTS, make_test
+from lejepa_med.objective.normality import known_tests, make_test
 
 POINTS, STEPS, SLICES, RATE = 128, 120, 8, 0.08
 FEW_MOMENTS = ("vcreg", "jarque_bera", "moments")
@@ -49,7 +49,7 @@ def test_the_start_is_far_from_normal() -> None:
     assert kolmogorov_smirnov(x_shape()) < 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in TESTS if name not in FEW_MOMENTS])
+@pytest.mark.parametrize("name", [name for name in known_tests() if name not in FEW_MOMENTS])
 def test_an_x_becomes_a_standard_normal(name: str) -> None:
     x = descend(name)
     assert kolmogorov_smirnov(x) > 0.2

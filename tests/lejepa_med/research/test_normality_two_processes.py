@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from lejepa_med.research.normality import TESTS, make_test
+from lejepa_med.objective.normality import known_tests, make_test
 from lejepa_med.training.distributed import all_gather_rows
 
 WORLD = 2
@@ -28,7 +28,7 @@ def evaluate(z: Tensor) -> dict[str, np.ndarray]:
     """Value and gradient of every test; collapsed samples, too, for equal values must keep their order over ranks."""
     found = {}
     for case, points in (("spread", z), ("collapsed", torch.full_like(z, 0.5))):
-        for name in TESTS:
+        for name in known_tests():
             for slices in SLICES:
                 own = points.clone().requires_grad_()
                 value = make_test(name, slices=slices)(own, seed=0, step=3)
@@ -62,7 +62,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray
 
 def test_two_processes_equal_one(ranks: list[dict[str, np.ndarray]]) -> None:
     expected = evaluate(batch())
-    assert len(expected) == 4 * len(TESTS) * len(SLICES)
+    assert len(expected) == 4 * len(known_tests()) * len(SLICES)
     for name, one in expected.items():
         two = [rank[name] for rank in ranks]
         # DDP takes the mean of the ranks' gradients; a sample's gradient is on its own rank only.

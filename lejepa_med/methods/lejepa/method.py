@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from lejepa_med.methods.added import AddedTerms
-from lejepa_med.methods.base import Method, StepOutput, project
+from lejepa_med.config import ResolvedModel
+from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, project, projector, regularizer
+from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.objective.lejepa import LeJEPA
 
@@ -41,3 +42,22 @@ class LeJEPAMethod(Method):
         losses = self.objective(z[:n_global], z[n_global:] if local_views is not None else None, seed=seed, step=step)
         terms = {"invariance": losses.invariance, self.regularizer: losses.regularizer}
         return self.finish(losses.loss, terms, embeddings=embeddings, z=z, seed=seed, step=step)
+
+
+def build(settings: SettledLeJEPA, encoder: Encoder, model: ResolvedModel) -> LeJEPAMethod:
+    """The method of these settings around an encoder."""
+    head = projector(model, encoder.dim)
+    return LeJEPAMethod(
+        encoder, head, objective_of(settings), regularizer=settings.regularizer, added=added_terms(settings)
+    )
+
+
+def objective_of(settings: SettledLeJEPA) -> LeJEPA:
+    """The LeJEPA loss of these settings."""
+    return LeJEPA(
+        settings.lamb,
+        regularizer(settings),
+        target=settings.target,
+        pool=settings.pool,
+        weighting=settings.weighting,
+    )

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize, softmax
 
-from lejepa_med.research.contrast_losses import ViewLoss
-from lejepa_med.research.pairs import teacher_pairs
+from lejepa_med.research.contrast.losses import ViewLoss
 from lejepa_med.training.distributed import all_reduce_sum
 
 STUDENT_TEMPERATURE = 0.1
@@ -80,3 +79,8 @@ def _mean(x: Tensor) -> Tensor:
 
 def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def teacher_pairs(n_views: int, n_global: int) -> list[tuple[int, int]]:
+    """Ordered pairs (teacher view, student view): teachers are global, none teaches itself (DINO, Equation 3)."""
+    return [(t, s) for t in range(n_global) for s in range(n_views) if s != t]

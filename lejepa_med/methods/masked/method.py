@@ -6,10 +6,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
+from lejepa_med.config import ResolvedModel
 from lejepa_med.errors import ConfigError
-from lejepa_med.methods.added import AddedTerms
-from lejepa_med.methods.base import Method, StepOutput
-from lejepa_med.methods.masks import Kind, draw_masks
+from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, projector, regularizer
+from lejepa_med.methods.masked import SettledMasked
+from lejepa_med.methods.masked.masks import Kind, draw_masks
+from lejepa_med.methods.masked.predictor import MLPPredictor, TransformerPredictor
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.objective.lejepa import Pool, Regularizer, Weights, pooled
 from lejepa_med.training.distributed import all_reduce_sum, rank, world_size
@@ -36,7 +38,7 @@ class MaskedMethod(Method):
     Args:
         encoder: a plain ViT of timm.
         projector: its head.
-        predictor: of `lejepa_med.models.predictor`.
+        predictor: of `lejepa_med.methods.masked.predictor`.
         regularizer: SIGReg or what stands in for it.
         weigh: lambda.
         pool: as above.
@@ -120,6 +122,28 @@ class MaskedMethod(Method):
         )
         context, target = (torch.from_numpy(indices.reshape(views * batch, -1)) for indices in masks)
         return context.to(device, non_blocking=True), target.to(device, non_blocking=True)
+
+
+def build(settings: SettledMasked, encoder: Encoder, model: ResolvedModel) -> MaskedMethod:
+    """The method of these settings around an encoder."""
+    grid = patch_grid(encoder)
+    predictor = (
+        MLPPredictor(encoder.dim, grid=grid)
+        if settings.predictor == "mlp"
+        else TransformerPredictor(encoder.dim, grid=grid, width=settings.predictor_dim, depth=settings.predictor_depth)
+    )
+    return MaskedMethod(
+        encoder,
+        projector(model, encoder.dim),
+        predictor,
+        regularizer(settings),
+        weigh=Weights(settings.lamb, settings.weighting),
+        pool=settings.pool,
+        mask=settings.mask,
+        mask_ratio=settings.mask_ratio,
+        regularizer_name=settings.regularizer,
+        added=added_terms(settings),
+    )
 
 
 def patch_grid(encoder: Encoder) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from lejepa_med.methods.added import AddedTerms
-from lejepa_med.methods.base import Method, StepOutput, project
+from lejepa_med.config import ResolvedModel
+from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, project, projector
 from lejepa_med.models.encoder import Encoder
-from lejepa_med.research.distillation import byol_loss
-from lejepa_med.research.teacher import follow, make_teacher, momentum_at
+from lejepa_med.models.projector import Projector
+from lejepa_med.research.teachers import BYOLSettings
+from lejepa_med.research.teachers.losses import byol_loss
+from lejepa_med.research.teachers.teacher import follow, make_teacher, momentum_at
 
 
 class BYOLMethod(Method):
@@ -56,3 +58,15 @@ class BYOLMethod(Method):
         momentum = momentum_at(step, steps=steps, base=self.momentum)
         follow(self.target_encoder, self.encoder, momentum=momentum)
         follow(self.target_projector, self.projector, momentum=momentum)
+
+
+def build(settings: BYOLSettings, encoder: Encoder, model: ResolvedModel) -> BYOLMethod:
+    """The method of these settings around an encoder."""
+    head, dim = projector(model, encoder.dim), model.projector_dim
+    return BYOLMethod(
+        encoder,
+        head,
+        Projector(dim, hidden=model.projector_hidden, depth=2, out_dim=dim),
+        momentum=settings.teacher_momentum,
+        added=added_terms(settings),
+    )

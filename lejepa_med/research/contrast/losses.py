@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from lejepa_med.research.pairs import view_pairs
 from lejepa_med.training.distributed import all_gather_rows
 
 
@@ -121,3 +120,11 @@ def joined(z: Tensor) -> Tensor:
 
 def _detached(names: tuple[str, ...], parts: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return {name: part.detach() for name, part in zip(names, parts, strict=True)}
+
+
+def view_pairs(n_views: int, n_global: int) -> list[tuple[int, int]]:
+    """Unordered pairs (a, b), a < b, of which at least one is global; for two global views the one pair of the papers.
+
+    Two local views are not compared: they may share no pixel (multi-crop, arXiv 2006.09882).
+    """
+    return [(a, b) for a in range(n_global) for b in range(a + 1, n_views)]

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from lejepa_med.methods.added import AddedTerms
-from lejepa_med.methods.base import Method, StepOutput, project
+from lejepa_med.config import ResolvedModel
+from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, project, projector
+from lejepa_med.methods.settings import MethodSettings
 from lejepa_med.models.encoder import Encoder
 
 
@@ -13,7 +14,7 @@ class ContrastMethod(Method):
     Args:
         encoder: the backbone.
         projector: its head.
-        objective: `VICReg`, `BarlowTwins` or `SimCLR` of `lejepa_med.research.contrast_losses`.
+        objective: `VICReg`, `BarlowTwins` or `SimCLR` of `lejepa_med.research.contrast.losses`.
         added: further terms.
     """
 
@@ -30,3 +31,8 @@ class ContrastMethod(Method):
         z = project(self.projector, embeddings)
         loss, terms = self.objective(z, n_global=len(global_views))
         return self.finish(loss, terms, embeddings=embeddings, z=z, seed=seed, step=step)
+
+
+def build(settings: MethodSettings, loss: nn.Module, encoder: Encoder, model: ResolvedModel) -> ContrastMethod:
+    """The method with this loss around an encoder."""
+    return ContrastMethod(encoder, projector(model, encoder.dim), loss, added=added_terms(settings))

@@ -5,13 +5,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lejepa_med.methods.masked import MIN_SIDE
+
 Kind = Literal["multi_block", "random_token"]
 # I-JEPA (arXiv 2301.08243), section 4: four target blocks and one context block, without the targets.
 BLOCKS = 4
 TARGET_SCALE, TARGET_ASPECT = (0.15, 0.2), (0.75, 1.5)
 CONTEXT_SCALE = (0.85, 1.0)
 LEAST_CONTEXT = 0.1  # share of the patches that every image keeps visible; where blocks leave less they are drawn again
-MIN_SIDE = 4  # patches; in a smaller grid four blocks of rounded sizes leave nothing to see
 
 
 class Masks(NamedTuple):
