@@ -74,7 +74,7 @@ class Result:
 def prepare() -> int:
     """Import what a scan needs; the number of this process."""
     import data_adapters
-    import lejepa_med.training.archive  # noqa: F401
+    import lejepa_med.archive  # noqa: F401
 
     data_adapters.create("images")
     return os.getpid()
@@ -85,8 +85,8 @@ def scan(archive: str, out: str, files: int, workers: int, verify: bool, catalog
     from rich.console import Console
 
     import data_adapters
-    from lejepa_med.training.archive import JOURNAL
-    from lejepa_med.training.archive import scan as scan_and_show
+    from lejepa_med.archive import JOURNAL
+    from lejepa_med.archive import scan as scan_and_show
 
     target = Path(out)
     wall, cpu = time.perf_counter(), seconds(resource.RUSAGE_SELF) + seconds(resource.RUSAGE_CHILDREN)

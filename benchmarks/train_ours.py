@@ -12,10 +12,10 @@ import data_adapters
 from benchmarks.train_window import Settings, Window, run_side
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
+from lejepa_med.archive import scan
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.loader import make_loader
 from lejepa_med.methods.base import project
-from lejepa_med.training.archive import scan
 from lejepa_med.training.loop import build_state, make_data, make_fabric, pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
 from lejepa_med.training.settings import RunConfig

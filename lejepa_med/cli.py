@@ -59,7 +59,7 @@ class ScanCommand(Looking):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.training.archive import JOURNAL, scan
+        from lejepa_med.archive import JOURNAL, scan
         from lejepa_med.training.resolve import create_adapter, device_of, outlook, resolve_machine
 
         given, console = self.settings(), _console()
@@ -170,10 +170,10 @@ class EmbedCommand(Columns):
         from rich.markup import escape
 
         from data_adapters.manifest import Manifest
+        from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
         from lejepa_med.embed import embed_archive
         from lejepa_med.models.folder import load_encoder, randomised
         from lejepa_med.threads import loader_workers
-        from lejepa_med.training.archive import leak_text, progress_bar, run_catalog, scan
 
         console = _console()
         table = self.model_dump(include={"catalog", *Columns.model_fields})
@@ -302,11 +302,11 @@ class ProbeCommand(Columns):
 
     def cli_cmd(self) -> None:
         """Run the command."""
+        from lejepa_med.archive import progress_bar
         from lejepa_med.embed import EmbeddingTable
         from lejepa_med.evaluation.fit import fit_probe
         from lejepa_med.evaluation.labels import join, read_labels
         from lejepa_med.evaluation.show import print_probe
-        from lejepa_med.training.archive import progress_bar
 
         console = _console()
         table = EmbeddingTable.open(self.embeddings)

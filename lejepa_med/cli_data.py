@@ -64,7 +64,7 @@ class SplitCommand(Columns):
         from rich.console import Console
 
         import data_adapters
-        from lejepa_med.training.archive import scan
+        from lejepa_med.archive import scan
 
         if self.modality is None:
             raise UserError(f"{self.source} is no manifest.parquet.", remedy="To split a folder, give its --modality.")

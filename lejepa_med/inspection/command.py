@@ -8,11 +8,11 @@ from rich.console import Console
 import data_adapters
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
+from lejepa_med.archive import open_archive, progress_bar, scan
 from lejepa_med.config import PretrainConfig, ViewsConfig
 from lejepa_med.errors import UserError
 from lejepa_med.inspection.sheet import Sheet, inspect
 from lejepa_med.models.folder import INFO, adapter_of, read_info
-from lejepa_med.training.archive import open_archive, progress_bar, scan
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.resolve import create_adapter, device_of, fit_to_archive, resolve_machine
 

@@ -7,7 +7,7 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lejepa_med.training.distributed import all_reduce_sum, world_size
+from lejepa_med.distributed import all_reduce_sum, world_size
 
 
 class SyncBatchNorm(_BatchNorm):

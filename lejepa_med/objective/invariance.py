@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lejepa_med.training.distributed import all_reduce_sum
+from lejepa_med.distributed import all_reduce_sum
 
 Target = Literal["global_mean", "all_mean", "pairwise"]
 

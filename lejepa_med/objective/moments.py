@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lejepa_med.training.distributed import all_reduce_sum
+from lejepa_med.distributed import all_reduce_sum
 
 TINY = 1e-12  # a variance below it has no gradient; VICReg's 1e-4 would end the pull at a standard deviation of .01
 

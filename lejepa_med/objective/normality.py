@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lejepa_med.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 from lejepa_med.objective.sigreg import SIGReg, directions
-from lejepa_med.training.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 
 RESEARCH = "lejepa_med.research"  # by its name: nothing else of lejepa_med imports it
 # The simulated floors: at most this many numbers are drawn, in at most this many samples.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lejepa_med.training.distributed import all_reduce_sum
+from lejepa_med.distributed import all_reduce_sum
 
 FLOOR = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)
 """Expected statistic of a perfect N(0, I) batch of any size, for t_max -> infinity: 1.0594.

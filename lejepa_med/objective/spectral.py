@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from lejepa_med.distributed import all_reduce_sum, world_size
 from lejepa_med.objective.moments import centred, deviations, scale_penalty
-from lejepa_med.training.distributed import all_reduce_sum, world_size
 
 _EPS = 1e-6  # added to eigenvalues, since the square root has no slope at 0; embeddings have a scale of about 1
 

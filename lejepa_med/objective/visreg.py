@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from lejepa_med.distributed import all_gather_rows
 from lejepa_med.objective.moments import scale_penalty
 from lejepa_med.objective.sigreg import directions
-from lejepa_med.training.distributed import all_gather_rows
 
 _EPS = 1e-4  # bounds the gradient of the shape term where the batch has almost no spread
 

@@ -17,6 +17,7 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lejepa_med.distributed import all_reduce_sum
 from lejepa_med.objective.normality import (
     NormalityTest,
     SlicedTest,
@@ -25,7 +26,6 @@ from lejepa_med.objective.normality import (
     cramer_von_mises,
     ordered,
 )
-from lejepa_med.training.distributed import all_reduce_sum
 
 
 class Watson(SlicedTest):

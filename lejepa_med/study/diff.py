@@ -28,9 +28,9 @@ from lejepa_med.models.folder import read_info
 from lejepa_med.study.page import figure, render
 from lejepa_med.study.runs import final_means
 from lejepa_med.training.folder import RunFolder, read_lines
-from lejepa_med.training.observe.verdict import judge
 from lejepa_med.training.report import CURVES, ONLINE
 from lejepa_med.training.report_plots import compared
+from lejepa_med.training.verdict import judge
 
 Row = tuple[str, str, str]  # what, and its values in the first and in the second run
 Records = list[dict[str, Any]]

@@ -13,7 +13,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods.registry import own_settings
 from lejepa_med.models.folder import read_info
 from lejepa_med.training.folder import RunFolder, read_lines, weight
-from lejepa_med.training.observe.verdict import Verdict, judge
+from lejepa_med.training.verdict import Verdict, judge
 
 FINAL = 0.1  # part of the records whose mean stands for the end of a run
 FEWEST = 3

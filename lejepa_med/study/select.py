@@ -32,7 +32,7 @@ from lejepa_med.study.page import render
 from lejepa_med.study.runs import RunSummary, find_runs, read_run
 from lejepa_med.training.evaluate import LEAST_RANK, LEAST_RANK_SHARE
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.observe.sample import FixedSample
+from lejepa_med.training.sample import FixedSample
 from lejepa_med.training.svg import Series, plot
 
 ACCURACIES = {"linear": "linear probe", "knn": "k-NN"}

@@ -38,12 +38,12 @@ from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import not_finite
 from lejepa_med.training.folder import DraftFolder, sizes_text, weight, weight_text
 from lejepa_med.training.monitor import batch_figures
-from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.plan import COLD, seconds_for_steps, steps_that_fit
 from lejepa_med.training.resolve import course
 from lejepa_med.training.save import Saver, State, raw_optimizer
 from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.step import train_step
+from lejepa_med.training.watch import Watch
 
 FEWEST_TIMED, MOST_STEPS, TRIAL_SECONDS = 4, 60, 20.0  # of the trial: timed steps at least, steps and time at most
 FASTER, SLOWER = 0.9, 1.2  # factors of the pace that the range holds at least: a run is longer than its trial

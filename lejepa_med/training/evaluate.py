@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
+from lejepa_med.archive import progress_bar
 from lejepa_med.config import flat, is_own, short_name
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation.cautions import few_labels
@@ -24,12 +25,11 @@ from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
 from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.threads import loader_workers
-from lejepa_med.training.archive import progress_bar
-from lejepa_med.training.best import Best
+from lejepa_med.training.early_stopping import Best
 from lejepa_med.training.folder import RunFolder, read_lines
-from lejepa_med.training.observe.verdict import Verdict, judge
 from lejepa_med.training.report import ReportData, write_report
 from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.verdict import Verdict, judge
 
 QUERIES = 8
 NEIGHBOURS = 7

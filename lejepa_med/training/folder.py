@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.atomic import recover, write_text
+from lejepa_med.archive import JOURNAL
 from lejepa_med.config import PretrainConfig, continued, differences, load_config, short_name, with_own_code
 from lejepa_med.errors import ConfigError
-from lejepa_med.training.archive import JOURNAL
 from lejepa_med.training.checkpoint import checkpoints
 from lejepa_med.training.settings import RunConfig, of_run
 

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch.utils.tensorboard import SummaryWriter
 
 from lejepa_med.evaluation.enough import most_directions
-from lejepa_med.training.observe.verdict import Verdict, online_text
 from lejepa_med.training.plan import Plan
+from lejepa_med.training.verdict import Verdict, online_text
 
 PLAIN_SECONDS = 15  # between two lines where the output is no terminal
 # Shown in the status line where a record has them: key, format.

@@ -14,27 +14,26 @@ from rich.markup import escape
 from data_adapters.base import Adapter
 from data_adapters.errors import naming
 from data_adapters.manifest import Manifest
+from lejepa_med.archive import check_exists, open_archive, scan
 from lejepa_med.config import PretrainConfig, save_config, with_own_code
 from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.data.loader import TimedBatches, make_loader
 from lejepa_med.data.sampler import EpochBatches
+from lejepa_med.distributed import ranks_here
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.batchnorm import convert_batchnorm
 from lejepa_med.models.start import compile_backbone
 from lejepa_med.threads import Threads, loader_workers
-from lejepa_med.training.archive import check_exists, open_archive, scan
 from lejepa_med.training.average import WeightAverage
 from lejepa_med.training.badfiles import BadFiles
-from lejepa_med.training.best import Score, check_stop_early
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
-from lejepa_med.training.distributed import ranks_here
 from lejepa_med.training.dry_run import print_plan, rehearse
+from lejepa_med.training.early_stopping import Score, check_stop_early
 from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import DraftFolder, RunFolder
 from lejepa_med.training.log import RunLog
 from lejepa_med.training.memory import keep_freed_memory
 from lejepa_med.training.monitor import RunningMean
-from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.plan import Plan, Planner
 from lejepa_med.training.precision import best_precision, check_bf16
 from lejepa_med.training.resolve import (
@@ -53,6 +52,7 @@ from lejepa_med.training.sharding import fsdp_strategy, is_sharded
 from lejepa_med.training.state import build_method
 from lejepa_med.training.step import train_step
 from lejepa_med.training.stop import REPORT_SECONDS, StopSignal, at_most
+from lejepa_med.training.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from data_adapters.atomic import write_text
 from lejepa_med.evaluation.enough import most_directions
 from lejepa_med.evaluation.metrics import effective_rank
 from lejepa_med.page import render_page
-from lejepa_med.training.observe.verdict import online_text
 from lejepa_med.training.report_plots import Scale, curves, data_uri, plane, spectra, spectrum
+from lejepa_med.training.verdict import online_text
 
 Pixels = NDArray[np.uint8]
 Curves = tuple[tuple[str, dict[str, str], Scale, str], ...]

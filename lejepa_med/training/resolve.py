@@ -13,6 +13,7 @@ from data_adapters.base import SMALL_SIZE, Adapter, BaseAdapter
 from data_adapters.manifest import Manifest
 from data_adapters.registry import load_class
 from data_adapters.scan import Scan
+from lejepa_med.archive import of_split, refusal
 from lejepa_med.config import (
     ARCHIVE,
     BUILT_IN,
@@ -48,7 +49,6 @@ from lejepa_med.models.formation import Formation, check_formation, most_views
 from lejepa_med.models.own import Code, load_code
 from lejepa_med.models.source import open_source
 from lejepa_med.models.start import half_of_layers
-from lejepa_med.training.archive import of_split, refusal
 from lejepa_med.training.precision import best_precision
 from lejepa_med.training.recipes import RECIPES, Recipe, scale_of
 from lejepa_med.training.settings import MachineConfig, RunConfig, settled

@@ -20,8 +20,8 @@ from lejepa_med.models.architectures import build
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
 from lejepa_med.training.average import UPDATES, WeightAverage
-from lejepa_med.training.best import Best
 from lejepa_med.training.checkpoint import Snapshot, save_checkpoint
+from lejepa_med.training.early_stopping import Best
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.plan import Plan
 from lejepa_med.training.settings import RunConfig

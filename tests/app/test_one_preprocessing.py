@@ -17,7 +17,7 @@ from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.probe import Probe
 from lejepa_med.models.folder import load_encoder, record_formation, record_precision, way_back
 from lejepa_med.models.formation import fixed_views
-from lejepa_med.training.observe.sample import FixedSample
+from lejepa_med.training.sample import FixedSample
 from tests.app.helpers import files, png, wait
 
 Maker = Callable[[Path, int], Path]

@@ -12,10 +12,10 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lejepa_med.distributed import all_reduce_sum, rank, world_size
 from lejepa_med.models.batchnorm import SyncBatchNorm, SyncBatchNormAct2d, convert_batchnorm
 from lejepa_med.models.projector import Projector
 from lejepa_med.objective import LeJEPA, LeJEPALoss, SIGReg
-from lejepa_med.training.distributed import all_reduce_sum, rank, world_size
 
 WORLD = 2
 N_GLOBAL, N_LOCAL, BATCH, DIM = 2, 3, 6, 4

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lejepa_med.archive import open_archive
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import ViewDataset, collate
 from lejepa_med.data.sampler import EpochBatches
@@ -16,8 +17,8 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import Method
 from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.models.folder import INFO, load_encoder
-from lejepa_med.training import best, loop
-from lejepa_med.training.archive import open_archive
+from lejepa_med.training import early_stopping as best
+from lejepa_med.training import loop
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import build_state, make_fabric, pretrain
 from lejepa_med.training.save import Saver

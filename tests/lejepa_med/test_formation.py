@@ -23,8 +23,8 @@ from lejepa_med.models.formation import Formation, fixed_views
 from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.resolve import resolve_machine
+from lejepa_med.training.watch import Watch
 from tests.lejepa_med.runs import interrupted, losses, tiny
 
 

@@ -21,9 +21,9 @@ from lejepa_med.study.runs import read_run
 from lejepa_med.study.select import _labelled
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.observe.sample import QUERY, REFERENCE, FixedSample, evaluate, evaluating, thinned
-from lejepa_med.training.observe.spacing import Spacing
-from lejepa_med.training.observe.verdict import judge
+from lejepa_med.training.sample import QUERY, REFERENCE, FixedSample, evaluate, evaluating, thinned
+from lejepa_med.training.spacing import Spacing
+from lejepa_med.training.verdict import judge
 from tests.lejepa_med.runs import losses, tiny, weights
 
 CACHE = 64 * 2**20

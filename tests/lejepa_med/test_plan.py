@@ -25,9 +25,9 @@ from lejepa_med.training.checkpoint import checkpoints
 from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.observe.watch import Watch
 from lejepa_med.training.plan import Plan, Planner, Revision
 from lejepa_med.training.schedule import learning_rate
+from lejepa_med.training.watch import Watch
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 OPTIM = OptimConfig(lr=1.0)

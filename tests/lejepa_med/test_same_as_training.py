@@ -11,12 +11,12 @@ import pytest
 
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
+from lejepa_med.archive import open_archive
 from lejepa_med.cli import main
 from lejepa_med.data.dataset import ViewDataset
 from lejepa_med.inspection import command
 from lejepa_med.inspection.display import choose_channels, picture, planes
 from lejepa_med.inspection.record import look_at
-from lejepa_med.training.archive import open_archive
 from tests.conftest import write_pictures
 from tests.data import galaxy, mri
 from tests.data.histology import he_picture, write_pyramid

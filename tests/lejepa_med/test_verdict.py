@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lejepa_med.training.observe.verdict import judge
+from lejepa_med.training.verdict import judge
 
 HEALTHY = {
     "sigreg_per_sample": 0.01, "projector/effective_rank": 55.0, "projector/dim": 64, "projector/rows": 256,

@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
 from lejepa_med.config import ResolvedModel
+from lejepa_med.distributed import all_reduce_sum, rank, world_size
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, projector, regularizer
 from lejepa_med.methods.masked import SettledMasked
@@ -14,7 +15,6 @@ from lejepa_med.methods.masked.masks import Kind, draw_masks
 from lejepa_med.methods.masked.predictor import MLPPredictor, TransformerPredictor
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.objective.lejepa import Pool, Regularizer, Weights, pooled
-from lejepa_med.training.distributed import all_reduce_sum, rank, world_size
 
 
 class MaskedMethod(Method):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from lejepa_med.training.distributed import all_gather_rows
+from lejepa_med.distributed import all_gather_rows
 
 
 class ViewLoss(NamedTuple):

@@ -20,12 +20,12 @@ from rich.console import Console
 from data_adapters.atomic import write_text
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
+from lejepa_med.archive import JOURNAL, of_split, scan
 from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.research.stability.cells import Axes, Cell, set_up, subset
 from lejepa_med.research.stability.page import write_pages
 from lejepa_med.study.runs import read_run
-from lejepa_med.training.archive import JOURNAL, of_split, scan
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import make_fabric, pretrain
 from lejepa_med.training.resolve import create_adapter, resolve_machine

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize, softmax
 
+from lejepa_med.distributed import all_reduce_sum
 from lejepa_med.research.contrast.losses import ViewLoss
-from lejepa_med.training.distributed import all_reduce_sum
 
 STUDENT_TEMPERATURE = 0.1
 TEACHER_TEMPERATURE = (0.04, 0.07)  # rises over the first 30 % of training (DINO, section 3.2: 30 epochs, of 100)

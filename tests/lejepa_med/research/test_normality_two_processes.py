@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from lejepa_med.distributed import all_gather_rows
 from lejepa_med.objective.normality import known_tests, make_test
-from lejepa_med.training.distributed import all_gather_rows
 
 WORLD = 2
 SHARES = (2, 5)

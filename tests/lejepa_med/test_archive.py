@@ -12,7 +12,7 @@ from rich.console import Console
 import data_adapters
 from data_adapters.catalog import Catalog
 from data_adapters.scan import scan_archive
-from lejepa_med.training.archive import summary
+from lejepa_med.archive import summary
 from tests.conftest import write_pictures
 from tests.data.mri import write_nifti
 

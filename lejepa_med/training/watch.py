@@ -15,11 +15,11 @@ from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.log import RunLog, plain
 from lejepa_med.training.monitor import batch_figures, sigreg_figures
-from lejepa_med.training.observe.sample import FixedSample, evaluate
-from lejepa_med.training.observe.spacing import Spacing
-from lejepa_med.training.observe.verdict import KEYS, Verdict, judge
+from lejepa_med.training.sample import FixedSample, evaluate
 from lejepa_med.training.save import State
 from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.spacing import Spacing
+from lejepa_med.training.verdict import KEYS, Verdict, judge
 
 MOST_ROWS = 4000  # records that the verdict remembers; of more, every second one is forgotten
 TRIAL, TRIAL_SECONDS = 8, 1.0  # records, or seconds, whose cost tells that of the first evaluation

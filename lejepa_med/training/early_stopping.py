@@ -23,7 +23,7 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import Method
 from lejepa_med.methods.registry import settings_class
 from lejepa_med.methods.settings import RegularisedSettings
-from lejepa_med.training.observe.sample import evaluating
+from lejepa_med.training.sample import evaluating
 from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import whole
 
