@@ -51,7 +51,7 @@ def measure(
     from lejepa_med.models.encoder import create_encoder
     from lejepa_med.models.projector import Projector
     from lejepa_med.objective import LeJEPA, SIGReg
-    from lejepa_med.training.memory import keep_freed_memory
+    from lejepa_med.training.device import keep_freed_memory
 
     torch.set_num_threads(args.threads)
     if keep:

@@ -26,7 +26,7 @@ from data_adapters.scan import scan_archive
 from lejepa_med.cli import main as command_line
 from lejepa_med.evaluation.spread import spread
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
-from lejepa_med.study.correlation import spearman
+from lejepa_med.study.select import spearman
 from lejepa_med.training.early_stopping import Best
 from lejepa_med.training.folder import read_lines
 

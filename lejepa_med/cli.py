@@ -60,7 +60,8 @@ class ScanCommand(Looking):
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.archive import JOURNAL, scan
-        from lejepa_med.training.resolve import create_adapter, device_of, outlook, resolve_machine
+        from lejepa_med.training.device import device_of
+        from lejepa_med.training.resolve import create_adapter, outlook, resolve_machine
 
         given, console = self.settings(), _console()
         config = resolve_machine(given, device=device_of(given))

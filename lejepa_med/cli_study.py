@@ -28,8 +28,7 @@ class SelectCommand(Columns):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.study.select import select, write_selection
-        from lejepa_med.study.show import print_selection
+        from lejepa_med.study.select import print_selection, select, write_selection
 
         given = self.model_dump(include={"alpha", "labels", *Columns.model_fields, "mixed", "device"})
         found = select(self.runs, **given)

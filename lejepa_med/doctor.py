@@ -145,7 +145,7 @@ def _devices() -> Iterator[Finding]:
     try:
         import torch
 
-        from lejepa_med.training.precision import cpu_has_bf16
+        from lejepa_med.training.device import cpu_has_bf16
     except Exception:  # said above, with its reason
         return
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "bf16 is emulated, so 32-bit is used"

@@ -13,8 +13,9 @@ from lejepa_med.config import PretrainConfig, ViewsConfig
 from lejepa_med.errors import UserError
 from lejepa_med.inspection.sheet import Sheet, inspect
 from lejepa_med.models.folder import INFO, adapter_of, read_info
+from lejepa_med.training.device import device_of
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.resolve import create_adapter, device_of, fit_to_archive, resolve_machine
+from lejepa_med.training.resolve import create_adapter, fit_to_archive, resolve_machine
 
 
 def inspect_archive(

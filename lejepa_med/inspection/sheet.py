@@ -14,7 +14,7 @@ from data_adapters.manifest import Manifest
 from lejepa_med.inspection.png import write_png
 from lejepa_med.inspection.record import Look, look_at
 from lejepa_med.page import render_page
-from lejepa_med.training.report_plots import data_uri
+from lejepa_med.plot import data_uri
 
 PAGE, PICTURE = "inspect.html", "inspect.png"
 LONGEST = 448  # pixels; a larger raw picture or grid of slices is shrunk to this

@@ -2,5 +2,5 @@
 
 settings.py   what a method declares (no PyTorch: the command line lists it)
 base.py       the module that is trained, and the heads and terms that methods share
-registry.py   methods by name                build.py   from settings to a method
+registry.py   methods by name
 """

@@ -10,10 +10,8 @@ from lejepa_med.config import ResolvedModel
 from lejepa_med.methods.settings import MethodSettings, RegularisedSettings
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.projector import Projector
-from lejepa_med.objective.moments import variance_hinge
 from lejepa_med.objective.normality import make_test
-from lejepa_med.objective.spectral import SpectralEntropy
-from lejepa_med.objective.visreg import VISReg
+from lejepa_med.objective.regularizers import SpectralEntropy, VISReg, variance_hinge
 
 
 class StepOutput(NamedTuple):

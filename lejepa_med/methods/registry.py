@@ -4,6 +4,7 @@ Each name leads to the class of a method's settings, which knows how to build th
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -135,9 +136,13 @@ def own_settings(objective: ObjectiveConfig) -> dict[str, Any]:
 def _foreign(kind: type[MethodSettings], name: str, value: Any) -> Iterator[Issue]:
     """Yield what is wrong with a setting that this method does not have; the default of another method's is none."""
     flag = "--objective." + name.replace("_", "-")
-    others = {other: settings_class(other)[0].model_fields for other in targets()}
-    owners = [other for other, fields in others.items() if name in fields]
-    if (name, value) == WRITTEN or any(value == others[owner][name].default for owner in owners):
+    owners = {}
+    for other in targets():
+        with suppress(ConfigError):  # a plug-in that cannot be loaded is not this run's
+            fields = settings_class(other)[0].model_fields
+            if name in fields:
+                owners[other] = fields[name].default
+    if (name, value) == WRITTEN or value in owners.values():
         return
     if owners:
         remedy = f"or set --objective.method {' or '.join(owners)}."

@@ -4,10 +4,8 @@ Beside it, each off by default: VISReg and the spectral entropy as other regular
 """
 
 from lejepa_med.objective.lejepa import LeJEPA, LeJEPALoss
-from lejepa_med.objective.moments import variance_hinge
+from lejepa_med.objective.regularizers import SpectralEntropy, VISReg, variance_hinge
 from lejepa_med.objective.sigreg import FLOOR, SIGReg, directions, floor
-from lejepa_med.objective.spectral import SpectralEntropy
-from lejepa_med.objective.visreg import VISReg
 
 __all__ = [
     "FLOOR",

@@ -25,11 +25,11 @@ from lejepa_med.embed import archive_digest
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.registry import own_settings
 from lejepa_med.models.folder import read_info
-from lejepa_med.study.page import figure, render
+from lejepa_med.page import figure, render_page
+from lejepa_med.plot import compared
 from lejepa_med.study.runs import final_means
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.report import CURVES, ONLINE
-from lejepa_med.training.report_plots import compared
 from lejepa_med.training.verdict import judge
 
 Row = tuple[str, str, str]  # what, and its values in the first and in the second run
@@ -397,7 +397,8 @@ def write_diff(file: Path, found: Difference) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(
         file,
-        render(
+        render_page(
+            "lejepa_med.study",
             "diff.html.j2",
             title=f"{found.runs[0].name} and {found.runs[1].name}",
             found=found,

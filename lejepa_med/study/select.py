@@ -17,6 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import rankdata
 
 from data_adapters.atomic import write_text
 from data_adapters.catalog import Catalog
@@ -27,13 +31,67 @@ from lejepa_med.errors import ConfigError
 from lejepa_med.evaluation.enough import FEW as ACCURATE
 from lejepa_med.evaluation.enough import records_for, too_few
 from lejepa_med.models.folder import load_encoder
-from lejepa_med.study.correlation import FEW, Correlation, spearman
-from lejepa_med.study.page import render
+from lejepa_med.page import figure, render_page
+from lejepa_med.plot import Series, plot
 from lejepa_med.study.runs import RunSummary, find_runs, read_run
-from lejepa_med.training.evaluate import LEAST_RANK, LEAST_RANK_SHARE
 from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.report import LEAST_RANK, LEAST_RANK_SHARE
 from lejepa_med.training.sample import FixedSample
-from lejepa_med.training.svg import Series, plot
+
+DRAWS = 5000
+FEW = 8  # runs below which the interval itself is hardly worth anything
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's coefficient over `runs` runs, and its 95 % percentile bootstrap interval, resampling runs."""
+
+    value: float
+    low: float
+    high: float
+    runs: int
+
+
+def spearman(
+    x: NDArray[np.float64], y: NDArray[np.float64], *, strata: Sequence[str] | None = None, seed: int = 0
+) -> Correlation | None:
+    """Spearman's rank correlation of x and y, (n,); ties get their mean rank.
+
+    With `strata` (n,) only comparisons within a stratum count: ranks are taken there, as shares of its size, and
+    centred; the bootstrap resamples there, too. Strata of fewer than 3 runs are left out.
+
+    None where it is undefined: fewer than 3 runs, or one of both constant. Draws of the bootstrap in which one of both
+    is constant have no coefficient and are left out.
+    """
+    names = np.zeros(len(x), dtype=int) if strata is None else np.unique(np.array(strata), return_inverse=True)[1]
+    kept = np.isfinite(x) & np.isfinite(y)
+    parts = [np.flatnonzero(kept & (names == name)) for name in np.unique(names)]
+    parts = [rows for rows in parts if len(rows) >= 3]
+    if not parts:
+        return None
+    value = float(_rows([(x[rows][None], y[rows][None]) for rows in parts])[0])
+    if not np.isfinite(value):
+        return None
+    rng = np.random.default_rng([seed, 95])
+    drawn = [rows[rng.integers(0, len(rows), size=(DRAWS, len(rows)))] for rows in parts]
+    values = _rows([(x[rows], y[rows]) for rows in drawn])
+    low, high = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
+    return Correlation(value=value, low=float(low), high=float(high), runs=sum(map(len, parts)))
+
+
+def _rows(parts: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> NDArray[np.float64]:
+    """The coefficient of each row over parts (draws, n) -> (draws,); NaN where a row is constant in every part."""
+    a, b = (np.concatenate([_centred(part[side]) for part in parts], axis=1) for side in (0, 1))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
+
+
+def _centred(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks of each row, as shares of its length, less their mean."""
+    ranks = rankdata(table, axis=1)
+    # divided last, so that equal ranks give zeros
+    return np.asarray((ranks - ranks.mean(1, keepdims=True)) / table.shape[1])
+
 
 ACCURACIES = {"linear": "linear probe", "knn": "k-NN"}
 
@@ -264,7 +322,8 @@ def write_selection(file: Path, selection: Selection) -> None:
     ]
     write_text(
         file,
-        render(
+        render_page(
+            "lejepa_med.study",
             "select.html.j2",
             title=f"{len(table)} runs, ranked by {selection.scores[0].name}",
             table=table,
@@ -285,3 +344,55 @@ def _scatter(selection: Selection, score: Score, key: str, title: str) -> str:
     positive = bool(points) and score.small_is_good and all(point[0] > 0 for point in points)
     series = [Series(points=points, dots=True, titles=names)]
     return plot(series, x_label=score.name, y_label=f"{title} accuracy", x_log=positive)
+
+
+# What fits into 80 columns; a file of --out has every score.
+COLUMNS = {
+    "run": "run", "lambda": "lambda", "C": "C", "loss": "loss", "rankme": "RankMe",
+    "linear": "linear", "knn": "k-NN", "state": "verdict",
+}  # fmt: skip
+
+
+def print_selection(selection: Selection, *, console: Console | None = None) -> None:
+    """Print the ranking, the agreement of each score with accuracy, and the warnings."""
+    console = console or Console()
+    found = rows(selection)
+    table = Table(title=f"{len(found)} runs, best first by {selection.scores[0].name}", title_justify="left")
+    columns = {key: title for key, title in COLUMNS.items() if key in found[0]}
+    for key, title in columns.items():
+        table.add_column(title, overflow="fold", min_width=16 if key == "run" else len(title), no_wrap=key != "run")
+    for row in found:
+        table.add_row(*(figure(row[key]) for key in columns))
+    console.print(table)
+    if selection.agreement:
+        console.print(
+            _agreement_table("Spearman with accuracy (95 % interval); +1: the score puts the best run first", selection)
+        )
+        if selection.within:
+            console.print(_agreement_table("The same within each architecture", selection, within=True))
+    else:
+        measured = any(run.online.get(key) is not None for run in selection.runs for key in ACCURACIES)
+        console.print(
+            "A correlation with accuracy needs three runs with an accuracy."
+            if measured
+            else "No accuracy to compare with: give --labels, or train with a catalogue that has labels."
+        )
+    console.print(
+        f"disk: {', '.join(f'{run.folder.name} {run.bytes / 1e6:,.0f} MB' for run in selection.runs)}", highlight=False
+    )
+    for warning in selection.warnings:
+        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+def _agreement_table(title: str, selection: Selection, *, within: bool = False) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for name in ACCURACIES.values():
+        table.add_column(name)
+    for score in selection.scores:
+        cells = []
+        for key in ACCURACIES:
+            c = (selection.within if within else selection.agreement).get((score.key, key))
+            cells.append("–" if c is None else f"{c.value:+.2f} ({c.low:+.2f} to {c.high:+.2f}), {c.runs} runs")
+        table.add_row(score.name, *cells)
+    return table

@@ -32,18 +32,16 @@ from lejepa_med.config import (
     setting_text,
 )
 from lejepa_med.data.dataset import Batch
-from lejepa_med.methods.build import formed
 from lejepa_med.threads import Threads
-from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import not_finite
 from lejepa_med.training.folder import DraftFolder, sizes_text, weight, weight_text
-from lejepa_med.training.monitor import batch_figures
+from lejepa_med.training.log import BadFiles
+from lejepa_med.training.monitor import Monitor, batch_figures
 from lejepa_med.training.plan import COLD, seconds_for_steps, steps_that_fit
 from lejepa_med.training.resolve import course
-from lejepa_med.training.save import Saver, State, raw_optimizer
+from lejepa_med.training.save import Saver
 from lejepa_med.training.settings import RunConfig
-from lejepa_med.training.step import train_step
-from lejepa_med.training.watch import Watch
+from lejepa_med.training.state import State, formed, raw_optimizer, train_step
 
 FEWEST_TIMED, MOST_STEPS, TRIAL_SECONDS = 4, 60, 20.0  # of the trial: timed steps at least, steps and time at most
 FASTER, SLOWER = 0.9, 1.2  # factors of the pace that the range holds at least: a run is longer than its trial
@@ -90,10 +88,10 @@ class Rehearsal:
 
     def steps(self, config: RunConfig, *, pace: float | None = None) -> int:
         """Of the whole run; of one by minutes as many as fit at this pace, by default the mean one."""
-        if self.left is None or not self.times:
+        minutes = config.train.minutes
+        if self.left is None or minutes is None or not self.times:
             return self.planned
-        assert config.train.minutes is not None
-        usable = seconds_for_steps(config.train.minutes, left=self.left, ending=self.ending)
+        usable = seconds_for_steps(minutes, left=self.left, ending=self.ending)
         usable *= 1 - _share(config)
         seconds = self.paces(config)[0] if pace is None else pace
         planned = self.planned or self.first
@@ -167,12 +165,12 @@ def rehearse(
     saving = time.perf_counter() - since
     ending, sample, sizes = 0.0, 0, {}
     if fabric.is_global_zero:
-        watch = Watch(fabric, config, draft, state, manifest, adapter)
-        watch.ending()
-        ending = watch.ending()  # the second time, without the cost of a first pass
-        kept = watch.sample.tensors
+        monitor = Monitor(fabric, config, draft, state, manifest, adapter)
+        monitor.ending()
+        ending = monitor.ending()  # the second time, without the cost of a first pass
+        kept = monitor.sample.tensors
         bytes_each = sum(tensor.numel() * tensor.element_size() for tensor in kept) / max(1, len(kept))
-        sample = min(config.monitor.cache_mib * 2**20, round(bytes_each * len(watch.sample)))
+        sample = min(config.monitor.cache_mib * 2**20, round(bytes_each * len(monitor.sample)))
         sizes = weight(draft.root)
         if not finished:
             sizes["checkpoints"] -= moments

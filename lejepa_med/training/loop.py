@@ -1,6 +1,5 @@
 """pretrain: archive -> run folder. Read `pretrain`, then `fit`, then `train_step`: that is the whole of it."""
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -21,38 +20,29 @@ from lejepa_med.data.loader import TimedBatches, make_loader
 from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.distributed import ranks_here
 from lejepa_med.errors import ConfigError
-from lejepa_med.models.batchnorm import convert_batchnorm
-from lejepa_med.models.start import compile_backbone
 from lejepa_med.threads import Threads, loader_workers
-from lejepa_med.training.average import WeightAverage
-from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite
+from lejepa_med.training.device import check_bf16, device_of, make_fabric
 from lejepa_med.training.dry_run import print_plan, rehearse
 from lejepa_med.training.early_stopping import Score, check_stop_early
-from lejepa_med.training.evaluate import write_run_report
 from lejepa_med.training.folder import DraftFolder, RunFolder
-from lejepa_med.training.log import RunLog
-from lejepa_med.training.memory import keep_freed_memory
-from lejepa_med.training.monitor import RunningMean
-from lejepa_med.training.plan import Plan, Planner
-from lejepa_med.training.precision import best_precision, check_bf16
+from lejepa_med.training.log import BadFiles, RunLog
+from lejepa_med.training.monitor import Monitor, RunningMean
+from lejepa_med.training.optimizer import learning_rate
+from lejepa_med.training.plan import Planner
+from lejepa_med.training.report import write_run_report
 from lejepa_med.training.resolve import (
     check_batch,
     create_adapter,
-    device_of,
     fit_to_archive,
     origins,
     resolve_machine,
     warnings,
 )
-from lejepa_med.training.save import Saver, State, raw_optimizer, restore
-from lejepa_med.training.schedule import learning_rate, make_optimizer
+from lejepa_med.training.save import Saver
 from lejepa_med.training.settings import RunConfig
-from lejepa_med.training.sharding import fsdp_strategy, is_sharded
-from lejepa_med.training.state import build_method
-from lejepa_med.training.step import train_step
+from lejepa_med.training.state import State, build_state, raw_optimizer, restore, train_step
 from lejepa_med.training.stop import REPORT_SECONDS, StopSignal, at_most
-from lejepa_med.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -167,30 +157,6 @@ def _pretrain(
     return result
 
 
-def make_fabric(config: PretrainConfig) -> lightning.Fabric:
-    """Devices and precision; under torchrun, one process each of its ranks."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = ranks_here()
-    accelerator = device_of(config)
-    precision = config.train.precision or best_precision(accelerator)
-    if accelerator == "cpu" and precision == "16-mixed":
-        raise ConfigError(
-            "16-mixed precision needs a GPU.",
-            remedy="Continue this run on a machine with one, or start a new run with --train.precision 32-true.",
-        )
-    if accelerator == "cpu":
-        keep_freed_memory()
-    fabric = lightning.Fabric(
-        accelerator=accelerator,
-        devices=local,
-        num_nodes=max(1, world // local),
-        strategy="auto" if world == 1 else fsdp_strategy(world) if config.train.strategy == "fsdp" else "ddp",
-        precision=precision,
-    )
-    fabric.launch()
-    return fabric
-
-
 def _begin(
     fabric: lightning.Fabric, run: RunFolder, given: PretrainConfig, *, overwrite: bool, console: Console
 ) -> tuple[RunConfig, Manifest, Adapter]:
@@ -230,27 +196,6 @@ def _begin(
     return saved, *open_archive(run.manifest)
 
 
-def build_state(fabric: lightning.Fabric, config: RunConfig, adapter: Adapter, *, started: bool = False) -> State:
-    """Model and optimiser at step 0, a function of the seed; the time of a run by minutes starts here.
-
-    A run that `started` before takes its weights from a checkpoint: those of `--init` may be gone by now.
-    """
-    plan = Plan(config.train.minutes if config.train.epochs is None else None)
-    begun = config.model_copy(update={"model": config.model.model_copy(update={"init": None})}) if started else config
-    module = build_method(begun, adapter.spec)
-    if fabric.world_size > 1:
-        module = convert_batchnorm(module)  # type: ignore[assignment]
-    if config.train.compile:
-        compile_backbone(module.encoder)
-    # the optimiser after the model: sharding replaces the parameters
-    model = fabric.setup_module(module)
-    # Fabric clips scaled gradients, and FSDP2 shards, in the plain form only
-    fused = config.train.precision != "16-mixed" and not is_sharded(module)
-    optimizer = fabric.setup_optimizers(make_optimizer(module, config.optim, fused=fused))
-    average = WeightAverage(module.encoder, config.optim.average) if config.optim.average else None
-    return State(model=model, optimizer=optimizer, module=module, plan=plan, average=average)
-
-
 def fit(
     fabric: lightning.Fabric,
     config: RunConfig,
@@ -273,7 +218,7 @@ def fit(
     if fabric.is_global_zero:
         run.truncate_metrics(state.step)
     means, first_step = RunningMean(), state.step
-    watch = Watch(fabric, config, run, state, manifest, adapter)
+    monitor = Monitor(fabric, config, run, state, manifest, adapter)
     score = Score(fabric, config, manifest, adapter)
     quiet = not fabric.is_global_zero
     with (
@@ -289,7 +234,7 @@ def fit(
             return
         if state.step and not raw_optimizer(state.optimizer).state:
             log.say("This run was finished, and its settings have changed since: the optimiser starts anew.")
-        planner = Planner(fabric, plan, ending=watch.ending, say=log.say)
+        planner = Planner(fabric, plan, ending=monitor.ending, say=log.say)
         loader = make_loader(dataset, batches, workers=_workers(fabric, config), pin=_on_gpu(fabric))
         timed = TimedBatches(loader, partial(stop.at_once, fabric))
         started, waited, counted = time.perf_counter(), 0.0, 0
@@ -332,8 +277,8 @@ def fit(
                 }
                 if not all(map(_finite, (record["loss"], record["gradient_norm"]))):
                     raise not_finite(state.step)
-                log.record(watch.complete(record, **seen), verdict=watch.verdict())
-                evaluate = partial(watch.evaluate, log, epoch=record["epoch"], last=finished)
+                log.record(monitor.complete(record, **seen), verdict=monitor.verdict())
+                evaluate = partial(monitor.evaluate, log, epoch=record["epoch"], last=finished)
                 evaluation = stop.at_once(fabric, evaluate, 0.0)
                 started, waited, counted = now + evaluation, timed.waited, 0
             stopping = not finished and stop.requested(fabric, step=state.step, every=config.train.log_every)

@@ -1,20 +1,43 @@
-"""report.html: what a run did and whether its encoder is any good, in one file that needs nothing else."""
+"""report.html: what a run did and whether its encoder is any good, in one file that needs nothing else.
 
+After training a sample of the archive is embedded with the saved encoder, and with the same one without training.
+"""
+
+import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from data_adapters.atomic import write_text
-from lejepa_med.evaluation.enough import most_directions
-from lejepa_med.evaluation.metrics import effective_rank
+from data_adapters.manifest import Manifest
+from data_adapters.tables import count
+from lejepa_med.archive import progress_bar
+from lejepa_med.config import flat, is_own, short_name
+from lejepa_med.errors import UserError
+from lejepa_med.evaluation.cautions import few_labels
+from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
+from lejepa_med.evaluation.features import embed_records
+from lejepa_med.evaluation.fit import fit_probe
+from lejepa_med.evaluation.metrics import effective_rank, eigen_spectrum, nearest, pca_rgb
+from lejepa_med.models.architectures import is_convolutional, is_monai
+from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.page import render_page
-from lejepa_med.training.report_plots import Scale, curves, data_uri, plane, spectra, spectrum
-from lejepa_med.training.verdict import online_text
+from lejepa_med.plot import Scale, curves, data_uri, plane, spectra, spectrum
+from lejepa_med.threads import loader_workers
+from lejepa_med.training.early_stopping import Best
+from lejepa_med.training.folder import RunFolder, read_lines
+from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.verdict import Verdict, judge, online_text
 
 Pixels = NDArray[np.uint8]
 Curves = tuple[tuple[str, dict[str, str], Scale, str], ...]
@@ -201,3 +224,215 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ", ".join(map(_cell, value)) if isinstance(value, list | tuple) else str(value)
+
+
+QUERIES = 8
+NEIGHBOURS = 7
+LEAST_RANK, LEAST_RANK_SHARE = 3.0, 0.02  # an encoder that uses fewer directions, of its dimension, is near collapse
+PATCH_SIDE = 512  # pixels to which images are enlarged for the patch colours of a CNN
+
+
+def write_run_report(
+    run: RunFolder, config: RunConfig, manifest: Manifest, *, console: Console, finished: bool, device: str
+) -> None:
+    """Write report.html: curves, spectrum, neighbours, patch colours, and a probe where the catalogue has labels."""
+    encoder = load_encoder(run.encoder, device=device)
+    size = min(config.monitor.sample, len(manifest))
+    rows = np.unique(np.linspace(0, len(manifest) - 1, size).round().astype(int)).tolist()
+    sample = manifest.select(rows)
+    workers = min(loader_workers(config.data.workers), 2)
+    with progress_bar(console, "report") as bar:
+        task = bar.add_task("", total=2 * len(sample))
+        kept, vectors = _embed(encoder, sample, workers, lambda: bar.advance(task))
+        _, control = _embed(randomised(encoder), sample, workers, lambda: bar.advance(task))
+    dim = encoder.module.dim  # of the pooled output, which stands last: a layer joined to it would hide its collapse
+    eigenvalues, rank = eigen_spectrum(vectors[:, -dim:]) if len(vectors) > 1 else (None, 0.0)
+    control_rank = eigen_spectrum(control[:, -dim:])[1] if len(control) > 1 else 0.0
+    spectrum = Spread(rank=rank, control=control_rank, dim=dim, records=len(vectors))
+    history, online = read_lines(run.metrics), read_lines(run.online)
+    judged = judge(history, online)
+    verdict = _verdict(judged, spectrum, encoder.info["training"], finished=finished)
+    probe, refused = _probe(sample, kept, vectors)
+    control_probe, _ = _probe(sample, kept, control)
+    if probe and control_probe and probe["linear"] and control_probe["linear"]:
+        verdict.append(
+            f"On the catalogue's labels, cross-validated by group, a linear probe reaches a balanced accuracy of "
+            f"{_with_interval(probe['linear'])}; on the same encoder without training, "
+            f"{_with_interval(control_probe['linear'])} (95 % intervals)."
+        )
+        verdict += few_labels({name: int(number) for name, number in probe["counts"].items()})
+    elif refused or probe:
+        why = refused or " ".join(probe["warnings"] if probe else ())
+        verdict.append(f"The catalogue's labels are too few to score the encoder. {why}")
+    write_report(
+        run.report,
+        ReportData(
+            title=f"{run.root.resolve().name}: {encoder.info['backbone']} on {config.modality}",
+            verdict=verdict,
+            alarm=judged.alarming,
+            settings=flat(config.model_dump(mode="json", exclude={"archive", "out", "data"}))
+            | {"model.backbone": short_name(config.model.backbone)}
+            | {"objective.method": short_name(config.objective.method)},
+            archive=_archive_rows(manifest),
+            history=history,
+            online=online,
+            eigenvalues=eigenvalues,
+            vectors=len(vectors),
+            neighbours=_neighbour_sheet(encoder, sample, kept, vectors),
+            pca=_pca_sheet(encoder, sample, kept),
+            probe=probe,
+            bad_files=Counter(line["reason"] for line in read_lines(run.bad_files)),
+        ),
+    )
+
+
+def report_records(config: RunConfig, manifest: Manifest) -> tuple[int, int]:
+    """How many records the report reads and embeds, and how many images of the encoder's size it colours: its cost."""
+    read = 2 * min(config.monitor.sample, len(manifest))  # with the trained encoder and with a random one
+    side = config.vector.size
+    coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if _enlarged(config.model.backbone) else QUERIES
+    return read, coloured
+
+
+@functools.cache
+def _enlarged(backbone: str) -> bool:
+    """Whether patch colours come from enlarged images: a last map with the stride 32 of a CNN is too coarse."""
+    return not is_monai(backbone) and not is_own(backbone) and is_convolutional(backbone)
+
+
+def _embed(encoder: LoadedEncoder, sample: Manifest, workers: int, tick: Any) -> tuple[list[int], NDArray[Any]]:
+    kept: list[int] = []
+    vectors: list[NDArray[Any]] = []
+    for feature in embed_records(encoder, sample.records(), workers=workers):
+        tick()
+        if feature.vector is not None:
+            kept.append(feature.index)
+            vectors.append(feature.vector)
+    return kept, np.stack(vectors) if vectors else np.empty((0, encoder.dim), np.float32)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Effective ranks of embeddings of so many records: of the trained encoder, and of it without training."""
+
+    rank: float
+    control: float
+    dim: int
+    records: int
+
+    @property
+    def limit(self) -> float:
+        """The effective rank below which an encoder is close to collapse; our own choice."""
+        return max(LEAST_RANK, LEAST_RANK_SHARE * self.dim)
+
+    def sentences(self) -> list[str]:
+        """How many directions are used, and whether that is close to collapse, or why nobody can tell."""
+        lines = []
+        if self.records > 1:
+            lines.append(
+                f"The embeddings of {count(self.records, 'record')} use {self.rank:.1f} effective directions of at "
+                f"most {most_directions(self.records, self.dim)} (the same encoder without training: "
+                f"{self.control:.1f})."
+            )
+        low = below(self.rank, self.limit, records=self.records) if self.records > 1 else None
+        if low:
+            lines.append("That is close to collapse.")
+        elif low is None:
+            tell = "whether the encoder is close to collapse"
+            lines.append(f"{too_few(self.records, records_for(self.limit), tell=tell)}.")
+        return lines
+
+
+def _verdict(judged: Verdict, spread: Spread, training: dict[str, Any], *, finished: bool) -> list[str]:
+    lines = [f"The curves say: {judged.text}."]
+    lines += [f"{note[0].upper()}{note[1:]}." for note in judged.notes]
+    best = Best(**training["best"]) if "best" in training else None
+    if not finished:
+        shown = "as it is now" if best is None else "of the best evaluation until then"
+        lines.append(f"The run was stopped at step {training['step']}; this page shows the encoder {shown}.")
+    if best is not None:
+        lines.append(best.text(steps=training["step"]))
+    lines += spread.sentences()
+    return [*lines, judged.advice] if judged.advice else lines
+
+
+def _with_interval(scores: dict[str, Any]) -> str:
+    low, high = scores["balanced_accuracy_interval"]
+    return f"{scores['balanced_accuracy']:.3f} ({low:.2f} to {high:.2f})"
+
+
+def _probe(sample: Manifest, kept: list[int], vectors: NDArray[Any]) -> tuple[dict[str, Any] | None, str]:
+    """Metrics of a probe on the catalogue's labels, or why there is none; neither where nothing is labelled."""
+    labels, groups = sample.column("label"), sample.column("group")
+    labelled = [i for i, row in enumerate(kept) if labels[row]]
+    if not labelled:
+        return None, ""
+    try:
+        return fit_probe(
+            vectors[labelled], [labels[kept[i]] for i in labelled], [groups[kept[i]] for i in labelled]
+        ).metrics, ""
+    except UserError as error:
+        return None, error.cause
+
+
+def _archive_rows(manifest: Manifest) -> list[list[str]]:
+    rows = [
+        ["items", f"{len(manifest):,}"],
+        ["groups", f"{len(set(manifest.column('group'))):,}"],
+        ["samples an epoch", f"{sum(manifest.column('samples')):,}"],
+    ]
+    labels = Counter(label for label in manifest.column("label") if label)
+    return [*rows, ["labels", ", ".join(f"{k} ({v:,})" for k, v in labels.most_common(12))]] if labels else rows
+
+
+def _picture(pixels: Tensor) -> NDArray[np.uint8]:
+    """The middle slice or tile of a prepared item as (h, w, 1 or 3) uint8; of other channel counts, the first.
+
+    Of a volume (n, C, D, H, W), the middle axial plane.
+    """
+    image = pixels[len(pixels) // 2]
+    image = image[:, image.shape[1] // 2] if image.ndim == 4 else image
+    image = image if len(image) in (1, 3) else image[:1]
+    scaled = image if image.dtype == torch.uint8 else (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return scaled.permute(1, 2, 0).contiguous().numpy()
+
+
+def _neighbour_sheet(
+    encoder: LoadedEncoder, sample: Manifest, kept: list[int], vectors: NDArray[Any]
+) -> list[tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], float]]]]:
+    if len(vectors) < NEIGHBOURS + 1:
+        return []
+    indices, cosines = nearest(vectors, NEIGHBOURS)
+    picture = {}
+
+    def show(index: int) -> NDArray[np.uint8]:
+        if index not in picture:
+            picture[index] = _picture(encoder.adapter.prepare(sample.record(kept[index])))
+        return picture[index]
+
+    return [
+        (show(q), [(show(int(i)), float(c)) for i, c in zip(indices[q], cosines[q], strict=True)])
+        for q in _spread(len(vectors))
+    ]
+
+
+@torch.inference_mode()
+def _pca_sheet(
+    encoder: LoadedEncoder, sample: Manifest, kept: list[int]
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    prepared = [encoder.adapter.prepare(sample.record(kept[i])) for i in _spread(len(kept))]
+    if not prepared:
+        return []
+    pixels = torch.stack([item[len(item) // 2] for item in prepared])
+    scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+    if _enlarged(encoder.module.name):
+        scaled = interpolate(scaled, scale_factor=max(1.0, PATCH_SIDE / scaled.shape[-1]), mode="bilinear")
+    features = encoder.module.patch_features(scaled.to(encoder.device))
+    if features is None:
+        return []
+    colours = pca_rgb(features.float().cpu().numpy())
+    return [(_picture(item), rgb) for item, rgb in zip(prepared, colours, strict=True)]
+
+
+def _spread(size: int) -> list[int]:
+    return np.unique(np.linspace(0, size - 1, min(QUERIES, size)).round().astype(int)).tolist() if size else []

@@ -1,11 +1,16 @@
-"""Settings left open become numbers: from the machine before the scan, from the archive after it."""
+"""Settings left open become numbers: from the machine before the scan, from the archive after it.
+
+`--recipe` names the values of open settings by the scale of the machine. Left out, it is chosen: laptop on a CPU,
+workstation on one GPU, cluster on several. The choice is printed and saved, and every value can still be given by
+itself. docs/training.md has the measurement behind each value, or says that there is none.
+"""
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from rich.markup import escape
 
 import data_adapters
@@ -30,6 +35,7 @@ from lejepa_med.config import (
     ResolvedTrain,
     ResolvedVector,
     ResolvedViews,
+    Scale,
     VectorConfig,
     flat,
     is_own,
@@ -38,20 +44,67 @@ from lejepa_med.config import (
 from lejepa_med.data.sampler import too_few
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.methods.registry import read, refuse
-from lejepa_med.models.architectures import (
-    check_name,
-    check_vit_options,
-    inner_layers_of,
-    is_convolutional,
-    is_monai,
-)
+from lejepa_med.models.architectures import check_name, check_vit_options, inner_layers_of, is_convolutional, is_monai
 from lejepa_med.models.formation import Formation, check_formation, most_views
 from lejepa_med.models.own import Code, load_code
 from lejepa_med.models.source import open_source
 from lejepa_med.models.start import half_of_layers
-from lejepa_med.training.precision import best_precision
-from lejepa_med.training.recipes import RECIPES, Recipe, scale_of
+from lejepa_med.training.device import best_precision
 from lejepa_med.training.settings import MachineConfig, RunConfig, settled
+
+
+class Views(NamedTuple):
+    """Views of one sample; without a size, the modality's own for small machines (`BaseAdapter.small_size`)."""
+
+    n_global: int
+    n_local: int
+    global_size: int | None = None
+
+
+class Recipe(NamedTuple):
+    """Values of one scale for images or for volumes.
+
+    Attributes:
+        backbone: where neither an architecture nor weights are given.
+        batch: samples of a step over all processes.
+        slices: random directions of SIGReg in a step.
+        cnn: views of a convolutional network.
+        vit: views of a transformer.
+        freezes_half: whether the lower half of a CNN that starts from the weights of others is not trained.
+    """
+
+    backbone: str
+    batch: int
+    slices: int
+    cnn: Views
+    vit: Views
+    freezes_half: bool = False
+
+
+SAME_SIZE = Views(4, 0, 128)  # as in the paper's in-domain runs
+MULTI_CROP = Views(2, 6, 224)
+CUBES = Views(2, 6, 96)  # 3DINO's sizes
+
+# Frozen halves: benchmarks/results/warm-start-trials.md, for one CNN on three sets; transformers were not tried.
+# By scale and by dimensions (2, 3). The laptop's small batch: a short run has few steps (one pair of runs, batch and
+# lambda changed together: benchmarks/results/galaxies-trials.md). The cluster's batch is the paper's best (Table 1c);
+# its larger backbones have not been tried here.
+RECIPES: dict[tuple[Scale, int], Recipe] = {
+    ("laptop", 2): Recipe("resnet18", 64, 256, Views(4, 0), Views(2, 2), freezes_half=True),
+    ("laptop", 3): Recipe("monai:resnet10", 16, 256, Views(4, 0, 48), Views(2, 2, 48)),
+    ("workstation", 2): Recipe("vit_small_patch16_224", 256, 1024, SAME_SIZE, MULTI_CROP),
+    ("workstation", 3): Recipe("monai:vit_small", 64, 1024, CUBES, CUBES),
+    ("cluster", 2): Recipe("vit_base_patch16_224", 512, 1024, SAME_SIZE, MULTI_CROP),
+    ("cluster", 3): Recipe("monai:vit", 128, 1024, CUBES, CUBES),
+}
+
+
+def scale_of(device: str) -> Scale:
+    """Return the scale where nobody chose one: by the device, 'cpu' or 'cuda', and the processes of the run."""
+    if device == "cpu":
+        return "laptop"
+    return "cluster" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "workstation"
+
 
 EPOCHS = 100
 EVALUATION_PASSES = 2000  # of one evaluation: of 8 views, 1,000 records would take half of a run of a few minutes
@@ -72,23 +125,6 @@ OF_WEIGHTS = (
 MANY_VIEWS = 8  # of each sample, where the batch is at most half the usual one: a step then compares as many images
 FEWEST_RECORDS = 20  # of a short run, so that its curves can be judged
 FEWEST_STEPS = 300  # of a run whose epochs nobody chose; 100 epochs of one step would end in the warm-up's shadow
-
-
-def device_of(config: PretrainConfig) -> str:
-    """Where the run would train here: 'cpu' or 'cuda'.
-
-    Raises:
-        ConfigError: a GPU is asked for, and there is none.
-    """
-    wanted = config.train.accelerator
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "PyTorch sees no CUDA device.",
-            remedy="Use --train.accelerator cpu, or see what lejepa-med doctor says about the GPU.",
-        )
-    return wanted
 
 
 def create_adapter(config: PretrainConfig) -> Adapter:

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import platform
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning_fabric as lightning
@@ -15,79 +14,15 @@ from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import short_name
 from lejepa_med.embed import archive_digest
-from lejepa_med.methods.base import Method
 from lejepa_med.models.architectures import build
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
-from lejepa_med.training.average import UPDATES, WeightAverage
-from lejepa_med.training.checkpoint import Snapshot, save_checkpoint
-from lejepa_med.training.early_stopping import Best
+from lejepa_med.training.checkpoint import save_checkpoint
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.plan import Plan
+from lejepa_med.training.optimizer import UPDATES
 from lejepa_med.training.settings import RunConfig
-from lejepa_med.training.sharding import gather, is_sharded, scatter
-
-
-@dataclass
-class State:
-    """What changes during a run."""
-
-    model: Any  # the Method, wrapped by Fabric
-    optimizer: Any
-    module: Method
-    plan: Plan
-    average: WeightAverage | None = None
-    best: Best = field(default_factory=Best)
-    step: int = 0
-
-
-def raw_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser inside Fabric's wrapper."""
-    return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # type: ignore[no-any-return]
-
-
-def snapshot(fabric: lightning.Fabric, state: State) -> Snapshot:
-    """The state as a whole; called by all ranks, complete on rank 0."""
-    optimizer = raw_optimizer(state.optimizer)
-    if is_sharded(state.module):
-        model, moments = gather(state.module, optimizer)
-    else:
-        model, moments = state.module.state_dict(), optimizer.state_dict()
-    return Snapshot(
-        step=state.step,
-        model=model,
-        optimizer=moments,
-        average=state.average.state_dict() if state.average is not None else {},
-        scaler=fabric.strategy.precision.state_dict(),
-        plan=state.plan.state_dict(),
-        origin=state.module.encoder.origin,
-        best=state.best.state_dict(),
-        best_weights=state.best.weights,
-    )
-
-
-def restore(fabric: lightning.Fabric, state: State, saved: Snapshot) -> None:
-    """The reverse of `snapshot`; every rank has read the same file."""
-    optimizer = raw_optimizer(state.optimizer)
-    if is_sharded(state.module):
-        scatter(state.module, optimizer, saved.model, saved.optimizer)
-    else:
-        state.module.load_state_dict(saved.model)
-        optimizer.load_state_dict(saved.optimizer)
-        for parameter, values in optimizer.state.items():
-            for name, value in values.items():
-                if value.shape == parameter.shape:
-                    # in the parameter's own layout: the fused AdamW pairs elements by their place in memory, and those
-                    # of a channels-last weight lie elsewhere than in the file (torch 2.15, silently)
-                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    if state.average is not None:
-        state.average.load_state_dict(saved.average)
-    if saved.scaler:
-        fabric.strategy.precision.load_state_dict(saved.scaler)
-    state.plan.load_state_dict(saved.plan)
-    state.module.encoder.origin = saved.origin
-    state.best.load_state_dict(saved.best, saved.best_weights)
-    state.step = saved.step
+from lejepa_med.training.sharding import is_sharded
+from lejepa_med.training.state import State, snapshot
 
 
 class Saver:

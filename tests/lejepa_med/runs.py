@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lejepa_med.config import PretrainConfig
-from lejepa_med.training import evaluate, loop
+from lejepa_med.training import loop, report
 from lejepa_med.training.folder import read_lines
 
-evaluate.PATCH_SIDE = 128  # a third of the time of so short a run goes into enlarged pictures otherwise
+report.PATCH_SIDE = 128  # a third of the time of so short a run goes into enlarged pictures otherwise
 TIMINGS = {"images_per_second", "data_wait", "session_steps"}
 
 

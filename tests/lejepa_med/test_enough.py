@@ -10,7 +10,7 @@ import pytest
 from lejepa_med.cli import main
 from lejepa_med.evaluation.enough import below, most_directions, records_for, too_few
 from lejepa_med.evaluation.metrics import effective_rank, eigen_spectrum
-from lejepa_med.training.evaluate import Spread
+from lejepa_med.training.report import Spread
 from lejepa_med.training.verdict import judge, online_text
 from tests.conftest import write_pictures
 from tests.data.histology import he_picture, write_pyramid

@@ -20,11 +20,11 @@ from lejepa_med.errors import ConfigError, EncoderError
 from lejepa_med.models.encoder import Encoder, create_encoder
 from lejepa_med.models.folder import INFO, load_encoder, randomised, record_formation, save_encoder
 from lejepa_med.models.formation import Formation, fixed_views
-from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
+from lejepa_med.training.monitor import Monitor
+from lejepa_med.training.report import report_records
 from lejepa_med.training.resolve import resolve_machine
-from lejepa_med.training.watch import Watch
 from tests.lejepa_med.runs import interrupted, losses, tiny
 
 
@@ -268,9 +268,9 @@ def test_the_planned_end_of_a_run_counts_the_passes(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = resolve_machine(tiny(pictures, tmp_path / "run", vector={"views": 2}), device="cpu")
-    watch = object.__new__(Watch)
-    watch.config, watch.sharded, watch._plan = config, False, ([None] * 50, None)  # type: ignore[assignment]
-    monkeypatch.setattr(Watch, "sample", [None] * 50)
-    monkeypatch.setattr(Watch, "_record_cost", lambda _self: (0.0, 6.0, 3.0))  # six passes: 3 slices, 2 views
-    coloured = report_records(config, watch._plan[0])[1]  # patch colours take one pass of each image
-    assert watch.ending() == pytest.approx(2 * 50 * 6 + coloured * 1 + 50 * 6)
+    monitor = object.__new__(Monitor)
+    monitor.config, monitor.sharded, monitor._plan = config, False, ([None] * 50, None)  # type: ignore[assignment]
+    monkeypatch.setattr(Monitor, "sample", [None] * 50)
+    monkeypatch.setattr(Monitor, "_record_cost", lambda _self: (0.0, 6.0, 3.0))  # six passes: 3 slices, 2 views
+    coloured = report_records(config, monitor._plan[0])[1]  # patch colours take one pass of each image
+    assert monitor.ending() == pytest.approx(2 * 50 * 6 + coloured * 1 + 50 * 6)

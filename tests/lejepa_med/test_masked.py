@@ -5,9 +5,17 @@ import pytest
 import torch
 
 from lejepa_med.errors import ConfigError
-from lejepa_med.methods.masked.masks import LEAST_CONTEXT, Masks, draw_masks
-from lejepa_med.methods.masked.method import patch_grid, take, visible_features
-from lejepa_med.methods.masked.predictor import MLPPredictor, TransformerPredictor, sincos_positions
+from lejepa_med.methods.masked.method import (
+    LEAST_CONTEXT,
+    Masks,
+    MLPPredictor,
+    TransformerPredictor,
+    draw_masks,
+    patch_grid,
+    sincos_positions,
+    take,
+    visible_features,
+)
 from tests.lejepa_med.tiny_methods import Backbone, make_encoder, make_method, make_views, make_vit
 
 

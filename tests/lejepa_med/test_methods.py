@@ -13,8 +13,7 @@ from lejepa_med.methods.base import AddedTerms, Method, StepOutput
 from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.methods.lejepa.method import LeJEPAMethod
 from lejepa_med.objective import SIGReg, variance_hinge
-from lejepa_med.research.teachers.dino import DINOMethod
-from lejepa_med.research.teachers.teacher import follow, make_teacher, momentum_at
+from lejepa_med.research.teachers.method import DINOMethod, follow, make_teacher, momentum_at
 from lejepa_med.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain

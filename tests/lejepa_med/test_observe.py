@@ -21,8 +21,8 @@ from lejepa_med.study.runs import read_run
 from lejepa_med.study.select import _labelled
 from lejepa_med.training.folder import read_lines
 from lejepa_med.training.loop import pretrain
+from lejepa_med.training.monitor import EvaluationTimer
 from lejepa_med.training.sample import QUERY, REFERENCE, FixedSample, evaluate, evaluating, thinned
-from lejepa_med.training.spacing import Spacing
 from lejepa_med.training.verdict import judge
 from tests.lejepa_med.runs import losses, tiny, weights
 
@@ -125,7 +125,7 @@ def test_thinned_spectrum() -> None:
 @pytest.mark.parametrize(("share", "cost"), [(0.03, 5.0), (0.2, 0.5), (1.0, 2.0)])
 def test_evaluations_keep_their_share_of_the_time(share: float, cost: float) -> None:
     now = [0.0]
-    spacing = Spacing(MonitorConfig(share=share), clock=lambda: now[0])
+    spacing = EvaluationTimer(MonitorConfig(share=share), clock=lambda: now[0])
     assert not spacing.due(0.0)  # its cost is not known yet
     now[0] += 0.1
     spacing.estimate(0.1, share=0.1)
@@ -142,8 +142,8 @@ def test_evaluations_keep_their_share_of_the_time(share: float, cost: float) -> 
 
 def test_intervals_in_epochs_and_minutes() -> None:
     now = [0.0]
-    by_epoch = Spacing(MonitorConfig(share=1, every_epochs=2), clock=lambda: now[0])
-    by_minute = Spacing(MonitorConfig(share=1, every_minutes=1), clock=lambda: now[0])
+    by_epoch = EvaluationTimer(MonitorConfig(share=1, every_epochs=2), clock=lambda: now[0])
+    by_minute = EvaluationTimer(MonitorConfig(share=1, every_minutes=1), clock=lambda: now[0])
     for spacing in (by_epoch, by_minute):
         spacing.estimate(0.0, share=1)
     now[0] = 30.0
@@ -152,7 +152,7 @@ def test_intervals_in_epochs_and_minutes() -> None:
     assert by_minute.due(9.0)
     by_epoch.done(0.0, epoch=2.0)
     assert not by_epoch.due(3.9) and by_epoch.due(4.0)
-    off = Spacing(MonitorConfig(online=False), clock=lambda: now[0])
+    off = EvaluationTimer(MonitorConfig(online=False), clock=lambda: now[0])
     off.estimate(0.0, share=1)
     assert not off.due(100.0)
 

@@ -20,14 +20,15 @@ from data_adapters.scan import scan_archive
 from lejepa_med.config import OptimConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.folder import read_info
-from lejepa_med.training import loop
+from lejepa_med.training import loop, state
 from lejepa_med.training.checkpoint import checkpoints
-from lejepa_med.training.evaluate import report_records
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.loop import pretrain
+from lejepa_med.training.monitor import Monitor
+from lejepa_med.training.optimizer import learning_rate
 from lejepa_med.training.plan import Plan, Planner, Revision
-from lejepa_med.training.schedule import learning_rate
-from lejepa_med.training.watch import Watch
+from lejepa_med.training.report import report_records
+from lejepa_med.training.resolve import resolve_archive, resolve_machine
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 OPTIM = OptimConfig(lr=1.0)
@@ -130,9 +131,9 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         clock.now += 3.0 if state.step <= 4 else 1.0
         return values
 
-    monkeypatch.setattr(loop, "Plan", partial(Plan, clock=clock))
+    monkeypatch.setattr(state, "Plan", partial(Plan, clock=clock))
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(Watch, "ending", lambda self: 6.0 if self.state.step <= 4 else 2.0)
+    monkeypatch.setattr(Monitor, "ending", lambda self: 6.0 if self.state.step <= 4 else 2.0)
     yield clock
 
 
@@ -195,8 +196,9 @@ def test_a_real_run_keeps_its_minutes_and_says_so(pictures: Path, tmp_path: Path
 def test_the_report_costs_two_passes_and_the_patch_colours(pictures: Path, tmp_path: Path) -> None:
     """8 pictures enlarged to 128 px (in these tests) are as much work as 16 each of 32 px; a ViT's are not enlarged."""
     manifest = scan_archive(data_adapters.create("images"), pictures, verify=False).manifest
-    cnn = tiny(pictures, tmp_path)
-    vit = tiny(pictures, tmp_path, model={"backbone": "vit_tiny_patch16_224"}, monitor={"sample": 20})
+    cnn = resolve_machine(tiny(pictures, tmp_path), device="cpu")
+    small = tiny(pictures, tmp_path, model={"backbone": "vit_tiny_patch16_224"}, monitor={"sample": 20})
+    vit = resolve_machine(small, device="cpu")
     assert report_records(cnn, manifest) == (96, 8 * 16)
     assert report_records(vit, manifest) == (40, 8)
 
@@ -213,8 +215,10 @@ def test_the_end_of_a_run_on_volumes_is_counted_in_slices(
     adapter = data_adapters.create("images", global_size=32, n_global=2, n_local=0)
     manifest = scan_archive(adapter, pictures, verify=False).manifest
     fabric = lightning.Fabric(accelerator="cpu", devices=1)
-    config = tiny(pictures, tmp_path, monitor={"online": False})
-    state: Any = SimpleNamespace(module=torch.nn.Linear(1, 1))
-    watch = Watch(fabric, config, RunFolder(tmp_path), state, manifest=manifest, adapter=adapter)
-    monkeypatch.setattr(watch, "_record_cost", lambda: (0.1, 0.9, 9.0))
-    assert watch.ending() == pytest.approx(96 * (0.1 + 0.9) + 8 * 16 * 0.1)
+    config = resolve_archive(
+        resolve_machine(tiny(pictures, tmp_path, monitor={"online": False}), device="cpu"), items=len(manifest)
+    )
+    begun: Any = SimpleNamespace(module=torch.nn.Linear(1, 1))
+    monitor = Monitor(fabric, config, RunFolder(tmp_path), begun, manifest=manifest, adapter=adapter)
+    monkeypatch.setattr(monitor, "_record_cost", lambda: (0.1, 0.9, 9.0))
+    assert monitor.ending() == pytest.approx(96 * (0.1 + 0.9) + 8 * 16 * 0.1)

@@ -13,11 +13,10 @@ from torch.nn.utils.parametrize import register_parametrization
 import data_adapters
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import Method
-from lejepa_med.training import precision
+from lejepa_med.training import device
+from lejepa_med.training.device import bf16_fault, check_bf16, keep_freed_memory
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.memory import keep_freed_memory
-from lejepa_med.training.precision import bf16_fault, check_bf16
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
 from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.state import build_method
@@ -112,7 +111,7 @@ def test_each_kind_of_fault_is_found_and_told(how: str, tmp_path: Path, monkeypa
         register_parametrization(method.encoder.backbone.layer2[0].conv1, "weight", Planted(how))
         return method
 
-    monkeypatch.setattr(precision, "build_method", planted)
+    monkeypatch.setattr(device, "build_method", planted)
     shown, text = console()
     found = check_bf16(config, adapter.spec, asked=None, world_size=1, console=shown)
     assert found.train.precision == "32-true"
@@ -127,7 +126,7 @@ def test_a_run_whose_bf16_is_refused_is_the_float32_run(
     monkeypatch.setenv("LEJEPA_CPU_BF16", "off")
     pretrain(tiny(pictures, tmp_path / "plain", train={"epochs": 1}))
     monkeypatch.setenv("LEJEPA_CPU_BF16", "on")
-    monkeypatch.setattr(precision, "bf16_fault", lambda *_, **__: "the gradient of a test is not finite")
+    monkeypatch.setattr(device, "bf16_fault", lambda *_, **__: "the gradient of a test is not finite")
     pretrain(tiny(pictures, tmp_path / "refused", train={"epochs": 1}))
     saved = yaml.safe_load((tmp_path / "refused" / "config.yaml").read_text())
     assert saved["train"]["precision"] == "32-true"
@@ -139,7 +138,7 @@ def test_a_resumed_run_keeps_its_precision_on_another_processor(
     first: str, then: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same losses and weights as without the interruption, whatever the second processor would choose."""
-    monkeypatch.setattr(precision, "bf16_fault", lambda *_, **__: "")
+    monkeypatch.setattr(device, "bf16_fault", lambda *_, **__: "")
     monkeypatch.setenv("LEJEPA_CPU_BF16", first)
     views = {"n_global": 2, "n_local": 0, "global_size": 48}
     pretrain(tiny(pictures, tmp_path / "whole", views=views, train={"epochs": 1}))

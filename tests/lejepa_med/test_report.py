@@ -13,8 +13,8 @@ from PIL import Image
 
 from lejepa_med.evaluation.fit import fit_probe
 from lejepa_med.evaluation.metrics import eigen_spectrum, nearest, pca_rgb
+from lejepa_med.plot import curve, data_uri
 from lejepa_med.training.report import ReportData, render, write_report
-from lejepa_med.training.report_plots import curve, data_uri
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

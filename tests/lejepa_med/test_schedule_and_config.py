@@ -13,8 +13,8 @@ from lejepa_med.cli import main
 from lejepa_med.config import OptimConfig, PretrainConfig, differences, load_config, save_config
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.settings import default_lambda
+from lejepa_med.training.optimizer import learning_rate, make_optimizer
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
-from lejepa_med.training.schedule import learning_rate, make_optimizer
 
 
 def test_warm_up_peak_and_end() -> None:

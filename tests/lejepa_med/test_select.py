@@ -12,9 +12,8 @@ from scipy.stats import spearmanr
 from lejepa_med.cli import main
 from lejepa_med.config import PretrainConfig, save_config
 from lejepa_med.errors import ConfigError
-from lejepa_med.study.correlation import spearman
 from lejepa_med.study.runs import final_means, find_runs
-from lejepa_med.study.select import select
+from lejepa_med.study.select import select, spearman
 
 FLOOR = 1.06
 

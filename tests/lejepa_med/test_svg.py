@@ -6,9 +6,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from lejepa_med.research.stability.heat import HeatCell, heat_map
-from lejepa_med.training.report_plots import curves, plane, spectra
-from lejepa_med.training.svg import Axis, Series, make_axis, plot, thin
+from lejepa_med.plot import Axis, Series, curves, make_axis, plane, plot, spectra, thin
+from lejepa_med.research.stability.page import HeatCell, heat_map
 
 NAN = float("nan")
 

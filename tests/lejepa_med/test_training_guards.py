@@ -25,9 +25,9 @@ from lejepa_med.data.dataset import BadRead
 from lejepa_med.errors import ConfigError, TrainingError
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.training import loop
-from lejepa_med.training.badfiles import BadFiles
 from lejepa_med.training.checkpoint import checkpoints
 from lejepa_med.training.folder import read_lines
+from lejepa_med.training.log import BadFiles
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.monitor import RunningMean
 from tests.conftest import write_pictures

@@ -25,8 +25,8 @@ from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import fingerprint, load_encoder, save_encoder
 from lejepa_med.objective import LeJEPA, SIGReg
 from lejepa_med.training.loop import pretrain
+from lejepa_med.training.optimizer import make_optimizer
 from lejepa_med.training.resolve import resolve_machine
-from lejepa_med.training.schedule import make_optimizer
 from tests.data.mri import phantom, write_nifti
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 

@@ -9,18 +9,14 @@ from torch import Tensor, nn
 from data_adapters.base import Spec
 from lejepa_med.methods.base import AddedTerms, Method
 from lejepa_med.methods.lejepa.method import LeJEPAMethod
-from lejepa_med.methods.masked.method import MaskedMethod
-from lejepa_med.methods.masked.predictor import MLPPredictor, TransformerPredictor
+from lejepa_med.methods.masked.method import MaskedMethod, MLPPredictor, TransformerPredictor
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.projector import Projector
 from lejepa_med.objective.lejepa import LeJEPA, Weights
+from lejepa_med.objective.regularizers import SpectralEntropy, VISReg
 from lejepa_med.objective.sigreg import SIGReg
-from lejepa_med.objective.spectral import SpectralEntropy
-from lejepa_med.objective.visreg import VISReg
-from lejepa_med.research.contrast.losses import BarlowTwins, SimCLR, VICReg
-from lejepa_med.research.contrast.method import ContrastMethod
-from lejepa_med.research.teachers.byol import BYOLMethod
-from lejepa_med.research.teachers.dino import DINOHead, DINOMethod
+from lejepa_med.research.contrast.method import BarlowTwins, ContrastMethod, SimCLR, VICReg
+from lejepa_med.research.teachers.method import BYOLMethod, DINOHead, DINOMethod
 
 SIDE = 32
 SPEC = Spec(channels=3, global_size=SIDE, local_size=16, n_global=2, n_local=1, mean=(0.5,) * 3, std=(0.25,) * 3)

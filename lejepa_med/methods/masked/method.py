@@ -1,20 +1,225 @@
-"""Masked LeJEPA: predict the encoder's tokens of hidden patches from the visible ones, with SIGReg against collapse."""
+"""Masked LeJEPA: which patches are hidden, the predictors, and the loss."""
 
-from typing import Any, cast
+import math
+from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_seq
+from numpy.typing import NDArray
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
 from lejepa_med.config import ResolvedModel
 from lejepa_med.distributed import all_reduce_sum, rank, world_size
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, projector, regularizer
-from lejepa_med.methods.masked import SettledMasked
-from lejepa_med.methods.masked.masks import Kind, draw_masks
-from lejepa_med.methods.masked.predictor import MLPPredictor, TransformerPredictor
+from lejepa_med.methods.masked import MIN_SIDE, SettledMasked
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.objective.lejepa import Pool, Regularizer, Weights, pooled
+
+Kind = Literal["multi_block", "random_token"]
+# I-JEPA (arXiv 2301.08243), section 4: four target blocks and one context block, without the targets.
+BLOCKS = 4
+TARGET_SCALE, TARGET_ASPECT = (0.15, 0.2), (0.75, 1.5)
+CONTEXT_SCALE = (0.85, 1.0)
+LEAST_CONTEXT = 0.1  # share of the patches that every image keeps visible; where blocks leave less they are drawn again
+
+
+class Masks(NamedTuple):
+    """Patch indices, row by row through the grid; no patch is in both.
+
+    Attributes:
+        context: (views, batch, visible) int64, ascending.
+        target: (views, batch, hidden) int64. Blocks may overlap, and then a patch is named twice, as in I-JEPA.
+    """
+
+    context: NDArray[np.int64]
+    target: NDArray[np.int64]
+
+
+def draw_masks(
+    kind: Kind,
+    *,
+    grid: tuple[int, int],
+    views: int,
+    batch: int,
+    ratio: float,
+    seed: int,
+    step: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Masks:
+    """Draw the masks of one step.
+
+    They depend on (seed, step) and on the sample's place in the global batch, of which rank r holds the places r,
+    r + world_size, ...; so any number of processes hides the same patches. All images of a step have equally many
+    visible and equally many hidden patches, so that they stack; which of a larger context are dropped is drawn too
+    (I-JEPA's code drops the last ones, at the lower edge).
+
+    Args:
+        kind: multi_block, or random_token.
+        grid: patches down and across, at least 4 each.
+        views: views of each sample; each has a mask of its own.
+        batch: samples of this rank.
+        ratio: share of the patches that random_token hides.
+        seed: the run's seed.
+        step: the optimiser step.
+        rank: of this process.
+        world_size: number of processes; all hold `batch` samples.
+
+    Raises:
+        ValueError: a grid below 4 x 4, or an unknown kind.
+    """
+    if min(grid) < MIN_SIDE:
+        raise ValueError(f"Masks need at least {MIN_SIDE} x {MIN_SIDE} patches, got {grid[0]} x {grid[1]}.")
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, 1)))  # 1: apart from SIGReg's directions
+    images = views * batch * world_size
+    if kind == "multi_block":
+        context, target = _blocks(grid, images, rng)
+    elif kind == "random_token":
+        context, target = _tokens(grid, images, ratio, rng)
+    else:
+        raise ValueError(f"There is no mask {kind!r}; choose multi_block or random_token.")
+    shape = (views, batch * world_size, -1)
+    return Masks(context.reshape(shape)[:, rank::world_size], target.reshape(shape)[:, rank::world_size])
+
+
+def _tokens(grid: tuple[int, int], images: int, ratio: float, rng: np.random.Generator) -> Masks:
+    patches = grid[0] * grid[1]
+    hidden = min(patches - 1, max(1, round(ratio * patches)))
+    order = rng.random((images, patches)).argsort(axis=1)
+    return Masks(np.sort(order[:, hidden:], axis=1), np.sort(order[:, :hidden], axis=1))
+
+
+def _blocks(grid: tuple[int, int], images: int, rng: np.random.Generator) -> Masks:
+    """One size of target and context block a step, as in I-JEPA; places are drawn for every image."""
+    patches = grid[0] * grid[1]
+    target_size = _size(grid, rng.uniform(*TARGET_SCALE), rng.uniform(*TARGET_ASPECT))
+    context_size = _size(grid, rng.uniform(*CONTEXT_SCALE), 1.0)
+    places = np.empty((images, BLOCKS, target_size[0] * target_size[1]), np.int64)
+    visible = np.zeros((images, patches), bool)
+    again = np.arange(images)
+    while len(again):
+        places[again] = _place(grid, target_size, len(again) * BLOCKS, rng).reshape(len(again), BLOCKS, -1)
+        seen = np.zeros((len(again), patches), bool)
+        np.put_along_axis(seen, _place(grid, context_size, len(again), rng), True, axis=1)
+        np.put_along_axis(seen, places[again].reshape(len(again), -1), False, axis=1)
+        visible[again] = seen
+        again = again[seen.sum(axis=1) < LEAST_CONTEXT * patches]
+    keep = int(visible.sum(axis=1).min())
+    # visible patches first, in random order
+    order = np.where(visible, rng.random(visible.shape), 2.0).argsort(axis=1)[:, :keep]
+    return Masks(np.sort(order, axis=1), places.reshape(images, -1))
+
+
+def _size(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
+    """Height and width in patches of a block with this share of the area; aspect is height / width."""
+    area = scale * grid[0] * grid[1]
+    height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+    return min(max(1, height), grid[0]), min(max(1, width), grid[1])
+
+
+def _place(grid: tuple[int, int], size: tuple[int, int], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(count, height * width): indices of blocks at random places."""
+    top, left = (rng.integers(0, whole - part + 1, (count, 1)) for whole, part in zip(grid, size, strict=True))
+    inside = (np.arange(size[0])[:, None] * grid[1] + np.arange(size[1])).ravel()
+    return top * grid[1] + left + inside
+
+
+HEAD_DIM = 32
+
+
+class MLPPredictor(nn.Module):
+    """Pooled context and a position -> the embedding at that position; one hidden layer.
+
+    Args:
+        dim: width of the encoder.
+        grid: patches down and across.
+        hidden: width of the hidden layer; None: 2 * dim.
+    """
+
+    positions: Tensor
+
+    def __init__(self, dim: int, *, grid: tuple[int, int], hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden or 2 * dim
+        self.register_buffer("positions", sincos_positions(grid, hidden), persistent=False)
+        self.whole = nn.Parameter(torch.zeros(hidden))
+        nn.init.trunc_normal_(self.whole, std=0.02)
+        self.context = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden))
+        self.out = nn.Sequential(nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, tokens: Tensor, pooled: Tensor, context: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """As `TransformerPredictor.forward`; of the context it uses `pooled` alone."""
+        base = self.context(pooled)
+        whole = self.out(base + self.whole)
+        return whole, self.out(base[:, None] + self.positions[target])
+
+
+class TransformerPredictor(nn.Module):
+    """Narrow transformer: context tokens and one mask token a hidden patch, each with its position (I-JEPA, section 3).
+
+    All hidden patches are predicted in one pass, as in V-JEPA; I-JEPA has a pass a block. One more mask token, with a
+    learnt place instead of a position, predicts the embedding of the whole image.
+
+    Args:
+        dim: width of the encoder.
+        grid: patches down and across.
+        width: width inside, a multiple of 32 (heads of 32).
+        depth: number of blocks.
+    """
+
+    positions: Tensor
+
+    def __init__(self, dim: int, *, grid: tuple[int, int], width: int = 192, depth: int = 4) -> None:
+        super().__init__()
+        if width % HEAD_DIM or width < HEAD_DIM or depth < 1:
+            raise ValueError(f"width must be a multiple of {HEAD_DIM} and depth at least 1, got {width} and {depth}.")
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.whole = nn.Parameter(torch.empty(width))
+        for parameter in (self.mask_token, self.whole):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        self.into = nn.Linear(dim, width)
+        self.blocks = nn.Sequential(*[Block(width, num_heads=width // HEAD_DIM, qkv_bias=True) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, dim)
+
+    def forward(self, tokens: Tensor, pooled: Tensor, context: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the embedding of the whole image and those of its hidden patches.
+
+        Args:
+            tokens: (images, prefix tokens + visible patches, dim), the encoder's output for the visible patches.
+            pooled: (images, dim), the same pooled as the encoder pools.
+            context: (images, visible patches), their indices in the grid.
+            target: (images, hidden patches), likewise.
+
+        Returns:
+            (images, dim) and (images, hidden patches, dim).
+        """
+        seen = self.into(tokens)
+        prefix = seen.shape[1] - context.shape[1]
+        seen = torch.cat([seen[:, :prefix], seen[:, prefix:] + self.positions[context]], dim=1)
+        hidden = self.mask_token + self.positions[target]
+        whole = (self.mask_token + self.whole).expand(len(tokens), 1, -1)
+        out = self.out(self.norm(self.blocks(torch.cat([whole, hidden, seen], dim=1))))
+        return out[:, 0], out[:, 1 : 1 + target.shape[1]]
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Fixed 2-D sine and cosine positions (Vaswani et al. 2017, by axis as in MAE), (rows * columns, dim).
+
+    A quarter of the dimensions each for sine and cosine of row and column.
+
+    Raises:
+        ValueError: dim is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"2-D positions need a multiple of 4 dimensions, got {dim}.")
+    frequency = torch.exp(-math.log(10_000) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [axis.flatten()[:, None] * frequency for axis in (rows, columns)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
 class MaskedMethod(Method):
@@ -38,7 +243,7 @@ class MaskedMethod(Method):
     Args:
         encoder: a plain ViT of timm.
         projector: its head.
-        predictor: of `lejepa_med.methods.masked.predictor`.
+        predictor: of `lejepa_med.methods.masked.method`.
         regularizer: SIGReg or what stands in for it.
         weigh: lambda.
         pool: as above.

@@ -37,8 +37,7 @@ class VICRegSettings(ContrastSettings):
 
     def build(self, encoder: "Encoder", model: ResolvedModel) -> "Method":
         """Return encoder, projector and loss."""
-        from lejepa_med.research.contrast.losses import VICReg
-        from lejepa_med.research.contrast.method import build
+        from lejepa_med.research.contrast.method import VICReg, build
 
         return build(self, VICReg(), encoder, model)
 
@@ -51,8 +50,7 @@ class BarlowTwinsSettings(ContrastSettings):
 
     def build(self, encoder: "Encoder", model: ResolvedModel) -> "Method":
         """Return encoder, projector and loss."""
-        from lejepa_med.research.contrast.losses import BarlowTwins
-        from lejepa_med.research.contrast.method import build
+        from lejepa_med.research.contrast.method import BarlowTwins, build
 
         return build(self, BarlowTwins(), encoder, model)
 
@@ -68,7 +66,6 @@ class SimCLRSettings(ContrastSettings):
 
     def build(self, encoder: "Encoder", model: ResolvedModel) -> "Method":
         """Return encoder, projector and loss."""
-        from lejepa_med.research.contrast.losses import SimCLR
-        from lejepa_med.research.contrast.method import build
+        from lejepa_med.research.contrast.method import SimCLR, build
 
         return build(self, SimCLR(temperature=self.temperature), encoder, model)

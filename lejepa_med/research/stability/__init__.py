@@ -30,7 +30,7 @@ def run_grid(
     """
     from lejepa_med.research.stability.cells import Axes
     from lejepa_med.research.stability.grid import Grid
-    from lejepa_med.training.loop import make_fabric
+    from lejepa_med.training.device import make_fabric
     from lejepa_med.training.resolve import resolve_machine
 
     backbones = axes["backbones"] or [resolve_machine(base, device=make_fabric(base).device.type).model.backbone]

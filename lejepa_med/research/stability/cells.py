@@ -14,8 +14,8 @@ from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
 from lejepa_med.config import PretrainConfig, Section, save_config, short_name
 from lejepa_med.models.architectures import is_convolutional
+from lejepa_med.training.device import make_fabric
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.loop import make_fabric
 from lejepa_med.training.resolve import fitted_adapter, resolve_archive, resolve_machine
 
 RECORDS = 20  # of a run at least, where it has so many steps: fewer give no verdict

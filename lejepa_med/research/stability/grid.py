@@ -26,8 +26,9 @@ from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.research.stability.cells import Axes, Cell, set_up, subset
 from lejepa_med.research.stability.page import write_pages
 from lejepa_med.study.runs import read_run
+from lejepa_med.training.device import make_fabric
 from lejepa_med.training.folder import RunFolder
-from lejepa_med.training.loop import make_fabric, pretrain
+from lejepa_med.training.loop import pretrain
 from lejepa_med.training.resolve import create_adapter, resolve_machine
 from lejepa_med.training.stop import StopSignal
 

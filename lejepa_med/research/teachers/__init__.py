@@ -33,9 +33,9 @@ class BYOLSettings(TeacherSettings):
 
     def build(self, encoder: "Encoder", model: ResolvedModel) -> "Method":
         """Return encoder, projector, predictor and their moving average."""
-        from lejepa_med.research.teachers.byol import build
+        from lejepa_med.research.teachers.method import build_byol
 
-        return build(self, encoder, model)
+        return build_byol(self, encoder, model)
 
 
 class DINOSettings(TeacherSettings):
@@ -49,6 +49,6 @@ class DINOSettings(TeacherSettings):
 
     def build(self, encoder: "Encoder", model: ResolvedModel) -> "Method":
         """Return encoder, head and their moving average."""
-        from lejepa_med.research.teachers.dino import build
+        from lejepa_med.research.teachers.method import build_dino
 
-        return build(self, encoder, model)
+        return build_dino(self, encoder, model)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lejepa_med.research.contrast.losses import BarlowTwins, SimCLR, VICReg, view_pairs
-from lejepa_med.research.teachers.losses import DINOLoss, byol_loss, teacher_pairs
+from lejepa_med.research.contrast.method import BarlowTwins, SimCLR, VICReg, view_pairs
+from lejepa_med.research.teachers.method import DINOLoss, byol_loss, teacher_pairs
 
 
 def embeddings(*shape: int, seed: int = 0) -> Tensor:

@@ -1,19 +1,66 @@
-"""The arithmetic of training: what a device offers, and whether this processor's bf16 can be trusted with a run."""
+"""The device that trains: which one, its arithmetic, whether bf16 can be trusted on this CPU, and freed memory."""
 
+import ctypes
 import os
+import sys
 
+import lightning_fabric as lightning
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from data_adapters.base import Spec
-from lejepa_med.config import Precision
+from lejepa_med.config import Precision, PretrainConfig
+from lejepa_med.distributed import ranks_here
+from lejepa_med.errors import ConfigError
 from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.sharding import fsdp_strategy
 from lejepa_med.training.state import build_method
 
 REPEATS = 6  # of the bf16 step: four found the fault in all but 2 of 45 trials (ResNets at 16 px, torch 2.14, AVX512)
 ALIKE = 0.7  # cosine of a weight's gradients in bf16 and float32; of eleven sound architectures it was 0.89 or more
+
+
+def device_of(config: PretrainConfig) -> str:
+    """Where the run would train here: 'cpu' or 'cuda'.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    wanted = config.train.accelerator
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "PyTorch sees no CUDA device.",
+            remedy="Use --train.accelerator cpu, or see what lejepa-med doctor says about the GPU.",
+        )
+    return wanted
+
+
+def make_fabric(config: PretrainConfig) -> lightning.Fabric:
+    """Devices and precision; under torchrun, one process each of its ranks."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = ranks_here()
+    accelerator = device_of(config)
+    precision = config.train.precision or best_precision(accelerator)
+    if accelerator == "cpu" and precision == "16-mixed":
+        raise ConfigError(
+            "16-mixed precision needs a GPU.",
+            remedy="Continue this run on a machine with one, or start a new run with --train.precision 32-true.",
+        )
+    if accelerator == "cpu":
+        keep_freed_memory()
+    fabric = lightning.Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="auto" if world == 1 else fsdp_strategy(world) if config.train.strategy == "fsdp" else "ddp",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
 
 
 def best_precision(device: str) -> Precision:
@@ -111,3 +158,21 @@ def _fill_freed_memory(module: nn.Module) -> None:
     sizes = [p.numel() for p in module.parameters()] + [2**k for k in range(10, 24)]
     held = [torch.full((size,), float("nan"), dtype=d) for size in sizes for d in (torch.float32, torch.bfloat16)]
     held.clear()
+
+
+# mallopt's numbers in glibc's malloc.h, and sizes that no activation reaches
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+TRIM, MMAP = 2**31 - 1, 2**30  # bytes
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed blocks for the next step, and say whether it will.
+
+    By default it returns blocks above 32 MiB to the system and asks for them again at every step, which then fills each
+    page with zeros: 90,000 page faults a step of resnet18 at 4 x 64 views of 64 px (benchmarks/cpu_settings.py).
+    Training needs its peak memory again at each step anyway. Elsewhere than on Linux with glibc nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, MMAP) and mallopt(M_TRIM_THRESHOLD, TRIM))
