@@ -18,7 +18,6 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +131,11 @@ class Desk:
 
     def _found(self, adapter: Adapter, root: Path) -> Iterator[dict[str, Any]]:
         """What a scan finds, told as it is found."""
-        if isinstance(adapter, BaseAdapter):
-            adapter.mapper, adapter.walk = self._each, partial(Files, inside=root.resolve())
+        files = Files(root.resolve(), inside=root.resolve(), each=self._each)
         size = sum(path.stat().st_size for path in walk(root, inside=root.resolve()))
         with allowance(size, self.limits.max_decode_bytes):
-            for count, found in enumerate(adapter.scan(root), start=1):
+            scanned = adapter.scan_files(files) if isinstance(adapter, BaseAdapter) else adapter.scan(root)
+            for count, found in enumerate(scanned, start=1):
                 if count > self.limits.max_items:
                     raise refusals.too_many_items(self.limits)
                 key = "found" if isinstance(found, Record) else "rejected"

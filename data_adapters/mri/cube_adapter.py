@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from data_adapters.base import Augment, Record, Rejected, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
+from data_adapters.files import Files
 from data_adapters.mri import decoding, sequences
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.cube import (
@@ -52,9 +52,9 @@ class MRI3DAdapter(MRIAdapter):
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
-    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+    def inspect_all(self, files: Files) -> Iterator[Record | Rejected]:
         """What `mri` finds, without slices, slabs and thick slices."""
-        for found in super().inspect_all(paths, root):
+        for found in super().inspect_all(files):
             yield self._judge(found) if isinstance(found, Record) else found
 
     def _judge(self, record: Record) -> Record | Rejected:

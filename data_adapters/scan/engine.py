@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from data_adapters.base import Adapter, BaseAdapter, Files, walk
@@ -85,12 +84,11 @@ def scan_archive(
         pool = _pool(adapter, setup, memory, far, workers=workers)
         try:
             if isinstance(adapter, BaseAdapter):
-                adapter.mapper = Looks(memory, base, pool, meter).each
-                adapter.walk, adapter.origins = partial(Files, inside=inside), origins
-            checks.run(adapter.scan(root, catalog=catalog), pool)
+                files = Files(root, inside=inside, originals=origins, each=Looks(memory, base, pool, meter).each)
+                checks.run(adapter.scan_files(files, catalog=catalog), pool)
+            else:
+                checks.run(adapter.scan(root, catalog=catalog), pool)
         finally:
-            if isinstance(adapter, BaseAdapter):
-                adapter.mapper, adapter.walk, adapter.origins = None, Files, None
             pool.close()
         changes = Changes(**memory.states(), removed=memory.finish())
     finally:

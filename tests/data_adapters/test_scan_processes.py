@@ -188,9 +188,9 @@ def test_an_adapter_with_a_scan_of_its_own_works_as_before(tmp_path: Path) -> No
     from data_adapters.images.adapter import ImagesAdapter
 
     class Reversed(ImagesAdapter):
-        def inspect_all(self, paths, root):  # type: ignore[no-untyped-def]
-            for path in sorted(paths, reverse=True):
-                yield from self.try_inspect(path, root)
+        def inspect_all(self, files):  # type: ignore[no-untyped-def]
+            for path in sorted(files, reverse=True):
+                yield from self.try_inspect(path, files.root)
 
     root = write_pictures(tmp_path / "a", count=5)
     found = scan_archive(Reversed(), root, journal=tmp_path / "j")
