@@ -11,7 +11,6 @@ from torch import Tensor
 from app.errors import ProblemError, describe, describe_rejected
 from app.names import Names, names_in
 from app.sandbox.pool import Sandbox
-from app.sandbox.screen import is_whole
 from app.schemas import Key, Problem, Skipped
 from app.settings import Settings
 from app.unzip import unzip
@@ -19,6 +18,7 @@ from app.uploads import Upload
 from data_adapters.base import Adapter, BaseAdapter, Record, foreign_format
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import group_id
+from data_adapters.readers.screen import is_whole
 from data_adapters.record import FROM_CONTENT
 from data_adapters.tables import FIRST
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from importlib import import_module
 
 from app.sandbox import worker
-from app.sandbox.limits import Limits, confine
 from data_adapters.quiet import quiet_readers
+from data_adapters.readers.limits import Limits, confine
 from data_adapters.scan.worker import main as scan_files
 
 FORK, SCAN, END = b"F", b"S", b"E"

@@ -23,13 +23,13 @@ from torch import Tensor
 from app import metrics
 from app.errors import CHECK_FILE, ProblemError
 from app.inference import busy
-from app.sandbox import frames
-from app.sandbox.limits import Limits
 from app.sandbox.process import LostError, Nursery, Worker, failure
-from app.sandbox.screen import is_whole
 from app.settings import Settings
 from data_adapters.base import Adapter, BaseAdapter, Record, Rejected
 from data_adapters.errors import BadFileError, UserError
+from data_adapters.readers import frames
+from data_adapters.readers.limits import Limits
+from data_adapters.readers.screen import is_whole
 
 log = logging.getLogger("lejepa_med.app")
 RECORD, REJECTED = TypeAdapter(Record), TypeAdapter(Rejected)

@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 from app.errors import CHECK_FILE
-from app.sandbox import frames
-from app.sandbox.limits import Limits, clean_environment
 from app.sandbox.nursery import ANSWER, COMMAND, END, FORK, SCAN
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
+from data_adapters.readers import frames
+from data_adapters.readers.limits import Limits, clean_environment
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "

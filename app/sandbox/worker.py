@@ -26,14 +26,14 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from app.sandbox import frames, refusals, screen
-from app.sandbox.limits import Limits, address_space, allowance, confine
 from data_adapters import raster
 from data_adapters.base import Adapter, BaseAdapter, Record
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from data_adapters.files import Files, walk
+from data_adapters.readers import frames, refusals, screen
+from data_adapters.readers.codec import encode
+from data_adapters.readers.limits import Limits, address_space, allowance, confine
 from data_adapters.registry import from_description
-from data_adapters.scan.codec import encode
 
 RECORD = TypeAdapter(Record)
 KEPT_ADAPTERS = 4

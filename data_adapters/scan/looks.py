@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.base import Rejected
-from data_adapters.scan.codec import decoder, encode
+from data_adapters.readers.codec import decoder, encode
 from data_adapters.scan.journal import Journal
 from data_adapters.scan.meter import Meter
 from data_adapters.scan.pool import Lost, Pool, Task

@@ -19,8 +19,8 @@ from data_adapters.base import Adapter, Record, Rejected, rejected
 from data_adapters.errors import MissingExtraError
 from data_adapters.identity import group_id, item_id
 from data_adapters.quiet import quiet_readers
+from data_adapters.readers.codec import encode
 from data_adapters.registry import from_description
-from data_adapters.scan.codec import encode
 from data_adapters.scan.words import Checked, Missing, Ready, Result, pack
 
 HASH_WHOLE = 64 << 20  # bytes; of larger files the size, the head, the middle and the tail are hashed (4 MiB each)

@@ -16,12 +16,12 @@ import data_adapters
 from app.embedding import Embedding, Result
 from app.items import Field, Source, sources
 from app.library import Library
-from app.sandbox.frames import LENGTHS, MAX_HEADER, BrokenFrameError, receive
 from app.sandbox.pool import Sandbox
 from app.settings import Settings
 from app.uploads import Upload
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError
+from data_adapters.readers.frames import LENGTHS, MAX_HEADER, BrokenFrameError, receive
 from tests.app.growth import Growth
 from tests.app.helpers import eventually, png
 from tests.data.bombs import Bomb, bombs

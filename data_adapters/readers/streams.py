@@ -10,9 +10,9 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from app.sandbox.limits import Limits
-from app.sandbox.refusals import MAX_RATIO, RATIO_FROM, swells
 from data_adapters.errors import BadFileError
+from data_adapters.readers.limits import Limits
+from data_adapters.readers.refusals import MAX_RATIO, RATIO_FROM, swells
 
 PIECE = 1 << 20
 BITE = 1 << 16  # packed bytes at once: what is read ahead blurs the ratio

@@ -1,7 +1,7 @@
 """Limits told to whoever sent a file that is beyond one."""
 
-from app.sandbox.limits import Limits
 from data_adapters.errors import BadFileError
+from data_adapters.readers.limits import Limits
 
 MAX_RATIO = 200  # unpacked bytes for one packed byte; masks and empty slices stay below it, and images far below
 RATIO_FROM = 64 << 20  # bytes of an item below which the ratio does not matter

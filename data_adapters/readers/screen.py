@@ -7,10 +7,10 @@ may do to its reader ends at the worker's memory and time.
 import math
 from pathlib import Path
 
-from app.sandbox import formats, streams
-from app.sandbox.limits import Limits
-from app.sandbox.refusals import MAX_RATIO, RATIO_FROM, swells, too_many_pixels
 from data_adapters.base import Adapter, BaseAdapter, Record
+from data_adapters.readers import formats, streams
+from data_adapters.readers.limits import Limits
+from data_adapters.readers.refusals import MAX_RATIO, RATIO_FROM, swells, too_many_pixels
 
 BYTES_A_VALUE = 40  # that decoding takes at its peak: as stored, as float64 for scaling, and three float32 copies
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")

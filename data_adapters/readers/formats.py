@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from app.sandbox.limits import Limits
-from app.sandbox.refusals import too_many_items, too_many_pixels, too_many_tiles
-from app.sandbox.streams import DAMAGE, Inflated, check_members, count
 from data_adapters.errors import BadFileError, require
+from data_adapters.readers.limits import Limits
+from data_adapters.readers.refusals import too_many_items, too_many_pixels, too_many_tiles
+from data_adapters.readers.streams import DAMAGE, Inflated, check_members, count
 
 HEAD = 1 << 16  # bytes; what a DICOM file tells of its frames stands in them
 MAX_SCANS = 400  # of a progressive JPEG, each of which visits every pixel; encoders write about ten
