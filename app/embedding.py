@@ -13,7 +13,7 @@ from app import metrics
 from app.errors import ProblemError, describe
 from app.inference import Batcher, Vector
 from app.items import Source
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.schemas import Key, Problem
 from app.settings import Settings
 from data_adapters.base import Adapter, Record

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.errors import ProblemError, describe, describe_rejected
 from app.names import Names, names_in
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.schemas import Key, Problem, Skipped
 from app.settings import Settings
 from app.unzip import unzip

@@ -14,7 +14,7 @@ from app.forms import parse_field
 from app.items import Field, cautions_of, sources
 from app.library import Library
 from app.names import read_names
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.schemas import GivenLabel, Label, Name
 from app.schemas_probes import LabelledId, ProbeRequest
 from app.settings import Settings

@@ -17,7 +17,7 @@ from app.jobs import Step
 from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
 from app.names import Names
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.schemas import Key, Skipped
 from app.sealing import seal, unseal
 from app.settings import Settings

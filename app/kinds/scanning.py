@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from app.errors import ProblemError, describe_rejected, log_unexpected
 from app.jobs import Stopped
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog

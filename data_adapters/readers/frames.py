@@ -1,9 +1,11 @@
-"""What crosses the border to a process that reads hostile files: a JSON header and raw bytes, both of bounded length.
+"""Messages to and from a process that reads foreign files: a JSON header and raw bytes, both of bounded length.
 
 Nothing is unpickled. A frame is two little-endian lengths (4 bytes for the header, 8 for the body), then both parts.
 """
 
 import json
+import math
+import select
 import socket
 import struct
 import time
@@ -11,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 LENGTHS = struct.Struct("<IQ")
-MAX_HEADER = 16 << 20  # bytes; the tissue map of a large slide takes some 100 KiB
+MAX_HEADER = 64 << 20  # bytes; the tissue map of a large slide takes some 100 KiB
+BUFFER = 1 << 14  # bytes; most answers of a scan are shorter, so that one call receives several
+PAUSE_SECONDS = 1.0
 
 
 class BrokenFrameError(Exception):
@@ -27,51 +31,97 @@ class Frame:
     body: bytearray | None = None
 
 
-def send(sock: socket.socket, header: dict[str, Any], body: "memoryview | None" = None) -> None:
-    """Send one frame; `body` is a flat view of bytes.
+class Channel:
+    """One end of a stream of frames. One thread at a time may use it."""
 
-    Raises:
-        OSError: the other side has gone, or the socket's timeout is over.
-    """
-    text = json.dumps(header, separators=(",", ":")).encode()
-    sock.sendall(LENGTHS.pack(len(text), 0 if body is None else body.nbytes) + text)
-    if body is not None:
-        sock.sendall(body)
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._received = bytearray()  # and not yet used
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._left = math.inf
+        self._pause: float | None = None
 
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
 
-def receive(sock: socket.socket, *, max_body: int = 0, seconds: float | None = None) -> Frame:
-    """Receive one frame.
+    def has_input(self) -> bool:
+        """Return whether something was sent, or the other side has ended."""
+        return bool(self._received) or bool(select.select([self.sock], [], [], 0)[0])
 
-    Args:
-        sock: a stream socket.
-        max_body: bytes that the body may have.
-        seconds: within which the whole frame must be here; None waits for ever.
+    def send(
+        self, header: dict[str, Any], body: "memoryview | bytes | None" = None, *, seconds: float | None = None
+    ) -> None:
+        """Send one frame; `body` is a flat view of bytes.
 
-    Raises:
-        BrokenFrameError: the end of the stream, no frame, or a longer one than is allowed.
-        TimeoutError: it took too long.
-    """
-    end = None if seconds is None else time.monotonic() + seconds
-    lengths = LENGTHS.unpack(_exactly(sock, LENGTHS.size, end))
-    if lengths[0] > MAX_HEADER or lengths[1] > max_body:
-        raise BrokenFrameError("a frame that is longer than allowed")
-    try:
-        header = json.loads(_exactly(sock, lengths[0], end))
-    except (ValueError, RecursionError) as error:
-        raise BrokenFrameError("a header that is no JSON") from error
-    if not isinstance(header, dict):
-        raise BrokenFrameError("a header that is no object")
-    return Frame(header, lengths[0], _exactly(sock, lengths[1], end) if lengths[1] else None)
+        Raises:
+            OSError: the other side has gone, or does not take it within `seconds`.
+        """
+        text = json.dumps(header, separators=(",", ":")).encode()
+        head = LENGTHS.pack(len(text), len(body or b"")) + text
+        self.sock.settimeout(seconds)
+        if body is None or len(body) <= BUFFER:
+            self.sock.sendall(head + bytes(body or b""))
+        else:  # not copied
+            self.sock.sendall(head)
+            self.sock.sendall(body)
 
+    def receive(self, *, max_body: int = 0, seconds: float | None = None) -> Frame:
+        """Receive one frame.
 
-def _exactly(sock: socket.socket, count: int, end: float | None) -> bytearray:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        if end is not None:
-            sock.settimeout(max(end - time.monotonic(), 1e-3))
-        got = sock.recv_into(view)
-        if got == 0:
-            raise BrokenFrameError("the end of the stream")
-        view = view[got:]
-    return data
+        Args:
+            max_body: bytes that the body may have.
+            seconds: within which the whole frame must be here; None waits for ever. Time in which this process itself
+                was stopped (Ctrl-Z, a suspended machine) does not count.
+
+        Raises:
+            BrokenFrameError: the end of the stream, no frame, or a longer one than is allowed.
+            TimeoutError: it took too long.
+        """
+        self._left = math.inf if seconds is None else seconds
+        self._pause = None if seconds is None else min(PAUSE_SECONDS, seconds / 4)
+        self.sock.settimeout(self._pause)
+        self._fill(LENGTHS.size)
+        header_size, body_size = LENGTHS.unpack_from(self._received)
+        if header_size > MAX_HEADER or body_size > max_body:
+            raise BrokenFrameError("a frame that is longer than allowed")
+        end = LENGTHS.size + header_size
+        self._fill(end)
+        try:
+            header = json.loads(self._received[LENGTHS.size : end])
+        except (ValueError, RecursionError) as error:
+            raise BrokenFrameError("a header that is no JSON") from error
+        if not isinstance(header, dict):
+            raise BrokenFrameError("a header that is no object")
+        del self._received[:end]
+        return Frame(header, header_size, self._body(body_size) if body_size else None)
+
+    def _fill(self, size: int) -> None:
+        while len(self._received) < size:
+            self._received += self._buffer[: self._receive_into(self._buffer)]
+
+    def _body(self, size: int) -> bytearray:
+        body, here = bytearray(size), min(size, len(self._received))
+        body[:here] = self._received[:here]
+        del self._received[:here]
+        view = memoryview(body)[here:]
+        while view:
+            view = view[self._receive_into(view) :]
+        return body
+
+    def _receive_into(self, view: memoryview) -> int:
+        while True:
+            began = time.monotonic()
+            try:
+                count = self.sock.recv_into(view)
+            except TimeoutError:
+                count = -1
+            if self._pause is not None:
+                # While this process is stopped the clock goes on: one wait counts for no more than two pauses.
+                self._left -= min(time.monotonic() - began, 2 * self._pause)
+            if count == 0:
+                raise BrokenFrameError("the end of the stream")
+            if self._left <= 0:
+                raise TimeoutError
+            if count > 0:
+                return count
