@@ -5,7 +5,6 @@ Nothing is unpickled. A frame is two little-endian lengths (4 bytes for the head
 
 import json
 import math
-import select
 import socket
 import struct
 import time
@@ -47,7 +46,14 @@ class Channel:
 
     def has_input(self) -> bool:
         """Return whether something was sent, or the other side has ended."""
-        return bool(self._received) or bool(select.select([self.sock], [], [], 0)[0])
+        self.sock.settimeout(0)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return bool(self._received)
+        except OSError:
+            pass
+        return True
 
     def send(
         self, header: dict[str, Any], body: "memoryview | bytes | None" = None, *, seconds: float | None = None

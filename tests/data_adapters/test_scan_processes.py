@@ -1,6 +1,7 @@
 """A scan in several processes: the same files byte for byte, and a reader that dies costs one file."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,18 @@ def test_an_adapter_with_a_scan_of_its_own_works_as_before(tmp_path: Path) -> No
     found = scan_archive(Reversed(), root, journal=tmp_path / "j")
     assert found.manifest.column("path") == [f"000{i}.png" for i in range(5)]
     assert scan_archive(Reversed(), root, journal=tmp_path / "j").changes.same == 5
+
+
+def test_facts_that_are_no_json_refuse_their_record_only(tmp_path: Path) -> None:
+    from data_adapters.images.adapter import ImagesAdapter
+
+    class Odd(ImagesAdapter):
+        def combine(self, found):  # type: ignore[no-untyped-def]
+            for one in found:
+                yield replace(one, meta={**one.meta, "odd": object()}) if one.uri.endswith("0001.png") else one
+
+    found = scan_archive(Odd(), write_pictures(tmp_path / "a", count=3))
+    assert len(found) == 2 and found.reasons() == [("unreadable (TypeError)", 1)]
 
 
 def test_walk_goes_in_the_order_of_paths_as_text(tmp_path: Path) -> None:
