@@ -29,7 +29,7 @@ SLOW = "See whether another program opens it. If it is only large, or on a slow 
 
 
 @dataclass(frozen=True)
-class Lost:
+class GivenUp:
     """The result of a file that no process could read. `lasting`: a later scan does not try the unchanged file."""
 
     reason: str
@@ -41,7 +41,7 @@ class Lost:
         return Rejected(uri=uri, reason=self.reason, remedy=self.remedy)
 
 
-NO_RESULT = Lost("crashes its reader (its answer is no result)", CRASHED, lasting=True)
+NO_RESULT = GivenUp("crashes its reader (its answer is no result)", CRASHED, lasting=True)
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Readers:
         self._threads = ThreadPoolExecutor(self.processes, thread_name_prefix="scan")
 
     def read(self, batch: Batch) -> None:
-        """Read the files of a batch; its future gets a result for each, `Lost` for one that no process could read.
+        """Read the files of a batch; its future gets a result for each, `GivenUp` for one that no process could read.
 
         Raises:
             MissingExtraError: a library that reads these files is not installed. The future raises it, too, and
@@ -159,9 +159,9 @@ class Readers:
             except LostError as lost:
                 if lost.kind == "time":  # not lasting: the drive may have been at fault
                     slow = f"takes longer than {self._file_seconds:g} s to read"
-                    results.append(Lost(slow, SLOW, lasting=False))
+                    results.append(GivenUp(slow, SLOW, lasting=False))
                 elif suspect == len(results):
-                    results.append(Lost(f"crashes its reader ({_name(lost)})", CRASHED, lasting=True))
+                    results.append(GivenUp(f"crashes its reader ({_name(lost)})", CRASHED, lasting=True))
                 else:  # it may have been killed for the memory of others: once more
                     suspect = len(results)
             except StartError as error:

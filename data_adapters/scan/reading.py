@@ -13,7 +13,7 @@ from typing import Any
 
 from data_adapters.base import Adapter, Record, Rejected, rejected
 from data_adapters.readers.records import Checked, decoder, describe, encode, facts, files_of, relative, with_content
-from data_adapters.scan.batches import NO_RESULT, Batch, Lost, Readers, check, inspection
+from data_adapters.scan.batches import NO_RESULT, Batch, GivenUp, Readers, check, inspection
 from data_adapters.scan.journal import Journal
 
 AHEAD = 8  # batches a process that may be under way
@@ -122,7 +122,7 @@ class Headers:
         while slots:
             yield take()
 
-    def _remember(self, slot: _Slot, method: str, result: str | Lost, decode: Callable[[str], Any]) -> Any:
+    def _remember(self, slot: _Slot, method: str, result: str | GivenUp, decode: Callable[[str], Any]) -> Any:
         """Write a result into the journal and return what it says."""
         if isinstance(result, str):
             try:
@@ -183,15 +183,15 @@ class Checks:
             for record, result in zip(batch.units, batch.future.result(), strict=True):
                 self._enter(record, result)
 
-    def _enter(self, record: Record, result: Checked | Rejected | Lost) -> None:
+    def _enter(self, record: Record, result: Checked | Rejected | GivenUp) -> None:
         if isinstance(result, Checked):
             self.journal.keep_row(result.row, facts=result.facts, verified=self.verify)
             self.count.checked(len(files_of(record)))
-        elif isinstance(result, Lost) and not result.lasting:
+        elif isinstance(result, GivenUp) and not result.lasting:
             self.journal.keep_lost(relative(record.uri, self.base))
             self._put(result.rejected(record.uri), record.item)
         else:
-            refusal = result.rejected(record.uri) if isinstance(result, Lost) else result
+            refusal = result.rejected(record.uri) if isinstance(result, GivenUp) else result
             self._put(refusal, record.item, facts=self._facts(record))
 
     def _known(self, record: Record) -> bool:

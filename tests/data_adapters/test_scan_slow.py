@@ -11,7 +11,7 @@ import data_adapters
 from data_adapters.errors import UserError
 from data_adapters.readers.process import new_process
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
-from data_adapters.scan.batches import Batch, Lost, Readers, inspection
+from data_adapters.scan.batches import Batch, GivenUp, Readers, inspection
 
 LIMIT = 3.0  # seconds: far more than reading these files takes, also on a busy machine
 PLUGIN = """
@@ -96,7 +96,7 @@ def test_the_files_beside_the_one_that_hangs_are_read(notes: data_adapters.Adapt
         results = read(readers, inspection(notes, "try_inspect", (Path("a"),)), *sorted(Path("a").iterdir()))
     finally:
         readers.close()
-    lost = [place for place, result in enumerate(results) if isinstance(result, Lost)]
+    lost = [place for place, result in enumerate(results) if isinstance(result, GivenUp)]
     assert len(results) == 12 and lost == [5] and not results[5].lasting  # type: ignore[attr-defined]
 
 
