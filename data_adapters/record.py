@@ -69,6 +69,11 @@ class Record:
     grouped_by: str = field(default="", compare=False)
 
 
+def files_of(record: Record) -> list[str]:
+    """Absolute paths of all files that make up a record."""
+    return list(record.meta.get("files", (record.uri,)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
     """A file that scan refuses. `reason` is a short phrase, equal for equal causes, so that reasons can be counted."""

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from data_adapters.base import Adapter, Record, Rejected, rejected
 from data_adapters.identity import group_id, item_id, sealed
+from data_adapters.record import files_of
 
 HASH_WHOLE = 64 << 20  # bytes; of larger files the size, the head, the middle and the tail are hashed (4 MiB each)
 META = json.JSONEncoder(sort_keys=True)  # json.dumps would build one at each call
@@ -62,11 +63,6 @@ def check_record(adapter: Adapter, record: Record, base: Path, *, verify: bool) 
 
 
 # --- a record's row -------------------------------------------------------------------------------------------------
-
-
-def files_of(record: Record) -> list[str]:
-    """Absolute paths of all files that make up a record."""
-    return list(record.meta.get("files", [record.uri]))
 
 
 def facts(stats: Iterable[os.stat_result], meta: str) -> str:

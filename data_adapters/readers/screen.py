@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from data_adapters.base import Adapter, BaseAdapter, Record
 from data_adapters.errors import BadFileError, require
 from data_adapters.readers.limits import Limits
+from data_adapters.record import files_of
 
 MAX_RATIO = 200  # unpacked bytes for one packed byte; masks and empty slices stay below it, and images far below
 RATIO_FROM = 64 << 20  # bytes of an item below which the ratio does not matter
@@ -103,7 +104,7 @@ def whole_bytes(record: Record, limits: Limits) -> int:
         raise too_many_pixels(limits)
     values = pixels * int(meta.get("channels", 1)) * int(meta.get("planes", 1)) * max(1, len(meta.get("parts", ())))
     unpacked = values * int(meta.get("bits", 8)) // 8
-    packed = sum(Path(name).stat().st_size for name in meta.get("files", [record.uri]))
+    packed = sum(Path(name).stat().st_size for name in files_of(record))
     if unpacked > RATIO_FROM and unpacked > MAX_RATIO * packed:
         raise swells()
     return BYTES_A_VALUE * values + packed  # the files themselves may be mapped into memory

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_adapters.base import Adapter, Record, Rejected, rejected
-from data_adapters.readers.records import Checked, decoder, describe, encode, facts, files_of, relative, with_content
+from data_adapters.readers.records import Checked, decoder, describe, encode, facts, relative, with_content
+from data_adapters.record import files_of
 from data_adapters.scan.batches import NO_RESULT, Batch, GivenUp, Readers, check, inspection
 from data_adapters.scan.journal import Journal
 
