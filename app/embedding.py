@@ -13,7 +13,7 @@ from app import metrics
 from app.errors import ProblemError, describe
 from app.file_items import RequestItem
 from app.inference import Batcher, Vector
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError, UserError

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from app import metrics
 from app.logs import request_id, where
 from data_adapters.base import Rejected
+from data_adapters.errors import CHECK_FILE as CHECK_FILE
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
 from lejepa_med.client.wire.common import FileKey, Problem
 from lejepa_med.errors import EncoderError, explained
@@ -23,7 +24,6 @@ from lejepa_med.errors import EncoderError, explained
 log = logging.getLogger("lejepa_med.app")
 MEDIA_TYPE = "application/problem+json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CHECK_FILE = "Check that the file is complete and of the format that its suffix says."
 
 
 class ProblemError(Exception):

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from app.bodies import Form, ReceivedFile, parse_field
 from app.errors import ProblemError, describe, describe_rejected
-from app.sandbox.pool import Sandbox
-from app.sandbox.screen import is_whole
+from app.sandbox import Sandbox
 from app.settings import Settings
 from app.unzip import Contents, contents, unzip
 from data_adapters.base import Adapter, BaseAdapter, Record, foreign_format
 from data_adapters.catalog import fold, tidy
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.identity import group_id
+from data_adapters.readers.screen import is_whole
 from data_adapters.record import FROM_CONTENT
 from data_adapters.tables import FIRST
 from lejepa_med.client.wire.common import PRINTED, FileKey, Problem, Skipped

@@ -13,7 +13,7 @@ from app.bodies import Form, parse_field
 from app.errors import ProblemError, file_of, first_bad
 from app.file_items import Area, cautions_of, read_names, request_items
 from app.library import Library
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id

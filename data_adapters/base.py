@@ -5,10 +5,10 @@ A new modality derives from BaseAdapter and writes three methods: `inspect` (hea
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -47,8 +47,6 @@ __all__ = [
     "to_tensor",
     "walk",
 ]
-
-Found = TypeVar("Found")
 
 SMALL_SIZE = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,11 +109,6 @@ class BaseAdapter:
     Options: ClassVar[type[AdapterOptions]] = AdapterOptions
     # Raise when pixels that `prepare` gives change: an encoder then refuses to run under the other version.
     version: ClassVar[int] = 1
-    # who calls the per-file work of a scan: None, or a scan that has processes and remembers; see `each`
-    mapper: Callable[..., Iterator[Any]] | None = None
-    walk: Callable[[Path], Iterable[Path]] = Files  # what lies below a folder; a scan may keep links inside of one
-    # copied file -> its original path, where a scan reads copies under other names: groups follow the original
-    origins: Mapping[Path, Path] | None = None
     # facts of meta that `fit` wants equal in all records, with the remedy where they differ; scan says so beforehand
     uniform: ClassVar[Mapping[str, str]] = {}
     small_size: ClassVar[int] = SMALL_SIZE  # side of a global view where a small machine trains, pixels
@@ -257,38 +250,53 @@ class BaseAdapter:
         self.prepare(record)
 
     def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
-        """Headers of every file below `root` (or of the file `root`), in sorted order; no file is lost without a word.
+        """Headers of every file below `root` (or of the file `root`), in sorted order, read in this process.
+
+        What the walk leaves out comes first, as Rejected. `data_adapters.scan` reads the same in several processes.
+        """
+        files, left_out = Files(root.resolve()), list[Rejected]()
+        for _ in walk(files.root, left_out=left_out.append):
+            pass
+        yield from left_out
+        yield from self.scan_files(files, catalog=catalog)
+
+    def scan_files(self, files: Files, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
+        """The records of `files` and the refused ones; every file is either read or refused.
 
         A catalogue, when given, supplies group, label, split and further columns (as `meta`) by path. A record that is
         still without a group gets that of its folder, or one of its own; see `data_adapters.groups`.
         """
-        root = root.resolve()
-        if self.mapper is None:  # else who drives the scan walks by itself, and lists these
-            left_out: list[Rejected] = []
-            for _ in walk(root, left_out=left_out.append):
-                pass
-            yield from left_out
-        origins = self.origins or {}
-        paths = (origins.get(path, path) for path in self.walk(root)) if origins else self.walk(root)
-        places = Places(paths, root, group_by=self.options.group_by, suffixes=self.suffixes)
-        for found in self.inspect_all(self.walk(root), root):
+        return self.combine(self._with_groups(files, catalog))
+
+    def _with_groups(self, files: Files, catalog: Catalog | None) -> Iterator[Record | Rejected]:
+        originals = files.originals
+        paths = (originals.get(path, path) for path in files) if originals else files
+        places = Places(paths, files.root, group_by=self.options.group_by, suffixes=self.suffixes)
+        for found in self.inspect_all(files):
             if isinstance(found, Rejected):
                 yield found
                 continue
             if catalog is not None:
-                found = catalog.apply(found, root)
+                found = catalog.apply(found, files.root)
             try:
-                if origins:
+                if originals:
                     path = Path(found.uri)
-                    original = replace(found, uri=str(origins.get(path, path)))
-                    yield replace(self.grouped(original, root, places), uri=found.uri)
+                    original = replace(found, uri=str(originals.get(path, path)))
+                    yield replace(self.grouped(original, files.root, places), uri=found.uri)
                 else:
-                    yield self.grouped(found, root, places)
+                    yield self.grouped(found, files.root, places)
             except BadFileError as error:
                 yield rejected(found.uri, error)
 
+    def combine(self, found: Iterator[Record | Rejected]) -> Iterator[Record | Rejected]:
+        """The last step of a scan: records with the catalogue's facts and their groups -> final records.
+
+        Override where several records make one (sequences of a session), or to refuse by what a catalogue may add.
+        """
+        return found
+
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
-        """The record with its group. Here `record.uri` is where the file lay at first, below `root` (see `origins`).
+        """The record with its group. `record.uri` is the file's original path below `root` (see `Files`).
 
         Override where the group follows from what a catalogue may add, such as a position; a record that has a group
         keeps it, and what nothing else is known of goes by its place. Raise BadFileError to refuse.
@@ -301,24 +309,13 @@ class BaseAdapter:
         """Return the group that a file's name tells, or an empty text; override where names tell it."""
         return ""
 
-    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+    def inspect_all(self, files: Files) -> Iterator[Record | Rejected]:
         """Inspect file by file; override where several files make one record (a DICOM series).
 
-        `paths` may be gone through several times. Do the reading through `each`, and the grouping after it.
+        Do the reading through `files.each`, and the grouping after it.
         """
-        for found in self.each(self.try_inspect, paths, root):
+        for found in files.each(self.try_inspect, files, files.root):
             yield from found
-
-    def each(self, look: Callable[..., Found], paths: Iterable[Path], *arguments: Any) -> Iterator[Found]:
-        """`look(path, *arguments)` for every path, in order: the part of a scan that runs in several processes.
-
-        `look` is a method of the adapter that depends on nothing but that file, its `companions` and the arguments
-        (strings, numbers, paths): a repeated scan remembers its result for an unchanged file. It returns a dataclass
-        or a list of them, as its annotation says. For a file whose reader crashed, a list with one Rejected comes.
-        """
-        if self.mapper is not None:
-            return self.mapper(look, paths, *arguments)
-        return (look(path, *arguments) for path in paths)
 
     def companions(self, path: Path) -> Iterable[Path]:
         """Further files that `inspect` reads for `path`; when one of them changes, a scan reads `path` again."""
@@ -370,4 +367,4 @@ class BaseAdapter:
 
     def __getstate__(self) -> dict[str, Any]:
         # Pipelines and open handles are rebuilt in each worker: a handle must not cross a process border.
-        return {**self.__dict__, "_augments": None, "mapper": None, "walk": Files, "origins": None}
+        return {**self.__dict__, "_augments": None}

@@ -22,6 +22,7 @@ SQLITE_ERRORS = {
     sqlite3.SQLITE_IOERR_SHMSIZE: errno.ENOSPC,
     sqlite3.SQLITE_IOERR_SHMMAP: errno.ENOSPC,
 }
+CHECK_FILE = "Check that the file is complete and of the format that its suffix says."
 
 
 class UserError(Exception):

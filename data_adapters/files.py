@@ -3,13 +3,16 @@
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_adapters.errors import BadFileError
 from data_adapters.record import Rejected
+
+Found = TypeVar("Found")
 
 # Files that accompany an archive and are no images; scan counts them and passes over them.
 SIDECARS = (".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".parquet", ".bval", ".bvec", ".xml", ".log")
@@ -183,10 +186,39 @@ def check_content(path: Path) -> None:
 
 
 class Files:
-    """The files below `root`, as `walk` gives them; to be gone through any number of times without being kept."""
+    """The files below `root`, as `walk` gives them, and how they are read.
 
-    def __init__(self, root: Path, *, inside: Path | None = None) -> None:
-        self.root, self.inside = root, inside
+    Iterate any number of times: no path is kept.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        inside: Path | None = None,
+        originals: Mapping[Path, Path] | None = None,
+        each: Callable[..., Iterator[Any]] | None = None,
+    ) -> None:
+        """Describe the files of a scan.
+
+        Args:
+            root: the archive's folder, or one file.
+            inside: folder that no link may lead out of, links in its own path resolved.
+            originals: copied file -> its path in the archive that it was copied from; groups follow that one.
+            each: how `each` works; None: in this process, without memory of earlier scans.
+        """
+        self.root, self.inside, self.originals, self._each = root, inside, originals or {}, each
 
     def __iter__(self) -> Iterator[Path]:
         return walk(self.root, inside=self.inside)
+
+    def each(self, function: Callable[..., Found], paths: Iterable[Path], *arguments: Any) -> Iterator[Found]:
+        """Yield `function(path, *arguments)` for every path, in order; a scan does this in several processes.
+
+        `function` is a method of the adapter that depends on nothing but that file, its `companions` and the arguments
+        (strings, numbers, paths), because a repeated scan remembers its result for an unchanged file. It returns a
+        dataclass or a list of them, as its annotation says. A file whose reader crashed gives a list with one Rejected.
+        """
+        if self._each is not None:
+            return self._each(function, paths, *arguments)
+        return (function(path, *arguments) for path in paths)

@@ -17,7 +17,7 @@ from app.file_items import FileNames
 from app.jobs import Step
 from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
 from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.sealing import seal, unseal
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now

@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from app.errors import ProblemError, describe_rejected, log_unexpected
 from app.jobs import Stopped
-from app.sandbox.pool import Sandbox
-from app.sandbox.screen import is_whole
+from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog
@@ -21,6 +20,7 @@ from data_adapters.errors import MissingExtraError, UserError
 from data_adapters.files import OUTSIDE
 from data_adapters.identity import pseudonym
 from data_adapters.manifest import Manifest
+from data_adapters.readers.screen import is_whole
 from data_adapters.scan import Scan, scan_archive
 
 FILE_SECONDS = 120.0  # at work on one file

@@ -24,7 +24,6 @@ from data_adapters.base import (
     rejected,
     to_tensor,
 )
-from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.formats import FormatTable
 from data_adapters.galaxy.cutout import clean_flux, middle
@@ -106,16 +105,16 @@ class GalaxyAdapter(BaseAdapter):
 
     # --- records ----------------------------------------------------------------------------------------------------
 
-    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
-        """As BaseAdapter, and then bands: the catalogue may have added their names."""
-        for found in super().scan(root, catalog=catalog):
-            if isinstance(found, Rejected):
-                yield found
+    def combine(self, found: Iterator[Record | Rejected]) -> Iterator[Record | Rejected]:
+        """The records with their bands, whose names the catalogue may have added."""
+        for one in found:
+            if isinstance(one, Rejected):
+                yield one
                 continue
             try:
-                yield settle(found, self.bands)
+                yield settle(one, self.bands)
             except BadFileError as error:
-                yield rejected(found.uri, error)
+                yield rejected(one.uri, error)
 
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
         """The record in its sky cell where its position is known, else by its place."""

@@ -27,9 +27,8 @@ from data_adapters.base import (
     rejected,
     to_tensor,
 )
-from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
-from data_adapters.files import check_content
+from data_adapters.files import Files, check_content
 from data_adapters.formats import FormatTable
 from data_adapters.groups import Places
 from data_adapters.histology import coords, hdf5, regions
@@ -102,29 +101,30 @@ class HistologyAdapter(BaseAdapter):
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
-    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
-        """Headers and overviews. mpp is judged last, because the catalogue may supply or correct it."""
-        for found in super().scan(root, catalog=catalog):
-            if isinstance(found, Rejected):
-                yield found
+    def combine(self, found: Iterator[Record | Rejected]) -> Iterator[Record | Rejected]:
+        """The records whose mpp is right. It is judged last, because the catalogue may supply or correct it."""
+        for one in found:
+            if isinstance(one, Rejected):
+                yield one
                 continue
             try:
-                yield self.settle(found)
+                yield self.settle(one)
             except BadFileError as error:
-                of_mirax = found.uri.lower().endswith(MIRAX)  # its data files are no slides of their own
-                for path in (found.uri,) if of_mirax else files_of(found):
+                of_mirax = one.uri.lower().endswith(MIRAX)  # its data files are no slides of their own
+                for path in (one.uri,) if of_mirax else files_of(one):
                     yield rejected(path, error)
 
-    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+    def inspect_all(self, files: Files) -> Iterator[Record | Rejected]:
         """File by file; the files of one DICOM slide (one folder, one series) make one record, at the end."""
         series: dict[tuple[Path, str], list[Path]] = {}
-        for found in self.each(self.look, self._of_their_own(paths), root):
+        for found in files.each(self.inspect_file, self._of_their_own(files), files.root):
             if isinstance(found, SlideInstance):
                 series.setdefault((found.path.parent, found.series), []).append(found.path)
             else:
                 yield from found
         firsts = [first for first, *_ in series.values()]
-        for (first, *others), slides in zip(series.values(), self.each(self.try_inspect, firsts, root), strict=True):
+        inspected = files.each(self.try_inspect, firsts, files.root)
+        for (first, *others), slides in zip(series.values(), inspected, strict=True):
             for slide in slides:
                 if isinstance(slide, Record):
                     further = {"files": [str(first), *map(str, others)]} if others else {}
@@ -133,7 +133,7 @@ class HistologyAdapter(BaseAdapter):
                     yield slide
                     yield from (dataclasses.replace(slide, uri=str(p)) for p in others)
 
-    def look(self, path: Path, root: Path) -> SlideInstance | list[Record | Rejected]:
+    def inspect_file(self, path: Path, root: Path) -> SlideInstance | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         if path.suffix.lower() != DICOM:
             return self.try_inspect(path, root)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
 from data_adapters.cache import ArrayCache, default_folder
-from data_adapters.catalog import Catalog
 from data_adapters.errors import BadFileError
-from data_adapters.files import check_content
+from data_adapters.files import Files, check_content
 from data_adapters.formats import FormatTable
 from data_adapters.groups import Places
 from data_adapters.mri import bids, dicom, sequences, series
@@ -99,9 +98,8 @@ class MRIAdapter(BaseAdapter):
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
-    def scan(self, root: Path, *, catalog: Catalog | None = None) -> Iterator[Record | Rejected]:
-        """As every adapter; with the option `sequences`, one record for each patient and session."""
-        found = super().scan(root, catalog=catalog)
+    def combine(self, found: Iterator[Record | Rejected]) -> Iterator[Record | Rejected]:
+        """The records as they are; with the option `sequences`, one for each patient and session."""
         return sequences.combine(found, self.options) if self.options.sequences else found
 
     def grouped(self, record: Record, root: Path, places: Places) -> Record:
@@ -109,17 +107,17 @@ class MRIAdapter(BaseAdapter):
         record = places.settle(by_bids(record, root))
         return by_name(record) if record.grouped_by == BY_FILE and self.options.group_by != "file" else record
 
-    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+    def inspect_all(self, files: Files) -> Iterator[Record | Rejected]:
         """File by file, then the DICOM series in the order of their first files."""
         headers: list[dicom.DicomHeader] = []
         # a pair is one record, under its header's name
-        single = (path for path in paths if path == root or not self._has_header(path))
-        for found in self.each(self.look, single, root):
+        single = (path for path in files if path == files.root or not self._has_header(path))
+        for found in files.each(self.inspect_file, single, files.root):
             if isinstance(found, dicom.DicomHeader):
                 headers.append(found)
             else:
                 yield from found
-        hashed = self.each(self.look_pixels, series.suspects(headers))
+        hashed = files.each(self.hash_pixels, series.suspects(headers))
         digests = {found.path: found.digest for found in hashed if isinstance(found, dicom.PixelDigest)}
         sorted_out = series.group_series(headers, digests)
         if sorted_out.namesakes:
@@ -128,7 +126,7 @@ class MRIAdapter(BaseAdapter):
             logger.warning(MIXED, sorted_out.mixed)
         groups = sorted_out.groups
         alone = (members[0].path for members in groups if members[0].frames > 1)
-        frames = self.each(self.look_frames, alone, root)
+        frames = files.each(self.inspect_frames, alone, files.root)
         for members in groups:
             if members[0].frames > 1:
                 yield from next(frames)
@@ -144,7 +142,7 @@ class MRIAdapter(BaseAdapter):
                 remedy="Skipped, no error: the first copy is used.",
             )
 
-    def look(self, path: Path, root: Path) -> dicom.DicomHeader | list[Record | Rejected]:
+    def inspect_file(self, path: Path, root: Path) -> dicom.DicomHeader | list[Record | Rejected]:
         """The part of `inspect_all` that reads one file."""
         try:
             check_content(path)
@@ -154,11 +152,11 @@ class MRIAdapter(BaseAdapter):
             return [rejected(path, error)]
         return self.try_inspect(path, root)
 
-    def look_pixels(self, path: Path) -> dicom.PixelDigest | list[Record | Rejected]:
+    def hash_pixels(self, path: Path) -> dicom.PixelDigest | list[Record | Rejected]:
         """The hash of one DICOM image's pixels, where its SOPInstanceUID is another's, too."""
         return dicom.pixels_of(path)
 
-    def look_frames(self, path: Path, root: Path) -> list[Record | Rejected]:
+    def inspect_frames(self, path: Path, root: Path) -> list[Record | Rejected]:
         """The record of a multi-frame DICOM file, whose geometry takes more than its header."""
         try:
             return [self._dicom_record([dicom.read_header(path, modalities=self.options.modalities)])]

@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from data_adapters.base import Augment, Record, Rejected, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
+from data_adapters.files import Files
 from data_adapters.mri import sequences
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.cube import (
@@ -57,9 +57,9 @@ class MRI3DAdapter(MRIAdapter):
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
-    def inspect_all(self, paths: Iterable[Path], root: Path) -> Iterator[Record | Rejected]:
+    def inspect_all(self, files: Files) -> Iterator[Record | Rejected]:
         """What `mri` finds, without slices, slabs and thick slices."""
-        for found in super().inspect_all(paths, root):
+        for found in super().inspect_all(files):
             yield self._judge(found) if isinstance(found, Record) else found
 
     def _judge(self, record: Record) -> Record | Rejected:

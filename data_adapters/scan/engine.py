@@ -1,25 +1,22 @@
-"""The order of a scan: meet the files, look at them, check the records, count what changed."""
+"""The order of a scan: meet the files, read their headers, check the records, count what changed."""
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from data_adapters.base import Adapter, BaseAdapter, Files, walk
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
-from data_adapters.identity import salt
 from data_adapters.machine import usable_cores
-from data_adapters.scan.checks import Checks
-from data_adapters.scan.journal import BATCH, Journal
-from data_adapters.scan.looks import Looks, storable
-from data_adapters.scan.meter import Meter, Progress
-from data_adapters.scan.origin import identity, local_options, rebuildable
-from data_adapters.scan.pool import TINY_BYTES, TINY_FILES, Gentle, InProcess, Pool
-from data_adapters.scan.processes import FILE_SECONDS, Processes, Start, new_process
+from data_adapters.readers.process import ReaderProcess, new_process
+from data_adapters.readers.records import relative
+from data_adapters.registry import load_class
+from data_adapters.scan.batches import FILE_SECONDS, TINY_BYTES, TINY_FILES, Readers
+from data_adapters.scan.journal import BATCH, Journal, fingerprint
+from data_adapters.scan.reading import Checks, FileCount, Headers, Progress, storable
 from data_adapters.scan.result import Changes, Scan
-from data_adapters.scan.worker import Bench, Setup, relative
 
 
 def scan_archive(
@@ -36,7 +33,7 @@ def scan_archive(
     memory_bytes: int | None = None,
     inside: Path | None = None,
     origins: Mapping[Path, Path] | None = None,
-    start: Start = new_process,
+    start: Callable[[], ReaderProcess] = new_process,
 ) -> Scan:
     """Walk `root` and sort its files into readable records and refused files.
 
@@ -58,7 +55,7 @@ def scan_archive(
         inside: folder that no link may lead out of, links in its own path resolved; a link that does is refused.
         origins: for files that were copied under other names, where below `root` they lay at first and what they
             were called; groups follow that.
-        start: how a worker process comes to be.
+        start: starts a worker process.
 
     Raises:
         UserError: `root` does not exist, or another scan uses the journal.
@@ -68,58 +65,61 @@ def scan_archive(
     if not root.exists():
         raise UserError(f"The archive {root} does not exist.", remedy="Give the folder that holds the images.")
     base = root if root.is_dir() else root.parent
-    memory = Journal(journal, identity=identity(adapter, root), fresh=fresh)
+    known = Journal(journal, identity=fingerprint(adapter, root), fresh=fresh)
     try:
-        meter = Meter(progress)
-        checks = Checks(memory, base, meter, verify=verify)
-        passed = _meet(adapter, root, base, memory, meter, checks, inside=inside)
-        setup = Setup(
-            adapter=adapter.describe(),
-            local=local_options(adapter),
-            base=base,
-            verify=verify,
+        count = FileCount(progress)
+        checks = Checks(adapter, known, base, count, verify=verify)
+        passed = _meet(adapter, root, base, known, count, checks, inside=inside)
+        readers = Readers(
+            adapter,
+            processes=workers or usable_cores(),
+            **_share_of_this_process(adapter, known, workers=workers),
+            file_seconds=file_seconds,
             memory=memory_bytes,
-            salt=salt().decode(),
+            start=start,
         )
-        far = Processes(workers or usable_cores(), setup, file_seconds=file_seconds, start=start)
-        pool = _pool(adapter, setup, memory, far, workers=workers)
         try:
             if isinstance(adapter, BaseAdapter):
-                adapter.mapper = Looks(memory, base, pool, meter).each
-                adapter.walk, adapter.origins = partial(Files, inside=inside), origins
-            checks.run(adapter.scan(root, catalog=catalog), pool)
+                headers = Headers(adapter, known, base, readers, count)
+                files = Files(root, inside=inside, originals=origins, each=headers.each)
+                checks.run(adapter.scan_files(files, catalog=catalog), readers)
+            else:
+                checks.run(adapter.scan(root, catalog=catalog), readers)
         finally:
-            if isinstance(adapter, BaseAdapter):
-                adapter.mapper, adapter.walk, adapter.origins = None, Files, None
-            pool.close()
-        changes = Changes(**memory.states(), removed=memory.finish())
+            readers.close()
+        changes = Changes(**known.states(), removed=known.finish())
     finally:
-        memory.release()
-    told = {relative(str(copy), base): relative(str(first), base) for copy, first in (origins or {}).items()}
-    described = adapter.describe()
+        known.release()
+    originals = {relative(str(copy), base): relative(str(first), base) for copy, first in (origins or {}).items()}
     return Scan(
-        root=base, adapter=described, journal=memory, changes=changes, passed=passed, catalog=catalog, origins=told
+        root=base,
+        adapter=adapter.describe(),
+        journal=known,
+        changes=changes,
+        passed=passed,
+        catalog=catalog,
+        origins=originals,
     )
 
 
 def _meet(
-    adapter: Adapter, root: Path, base: Path, memory: Journal, meter: Meter, checks: Checks, *, inside: Path | None
+    adapter: Adapter, root: Path, base: Path, known: Journal, count: FileCount, checks: Checks, *, inside: Path | None
 ) -> Counter[str]:
     """Note every file with its size and time, refuse what the walk leaves out, and count what it passes over."""
     passed: Counter[str] = Counter()
     companions = adapter.companions if isinstance(adapter, BaseAdapter) else lambda path: ()
     met: list[tuple[str, str, int]] = []
     for path in walk(root, inside=inside, left_out=checks.refuse, passed=passed):
-        meter.total += 1
+        count.total += 1
         name = relative(str(path), base)
         if not storable(name):
             continue
         size, stamp = _stamp(path)
         met.append((name, " ".join([stamp, *(_stamp(other)[1] for other in companions(path))]), size))
         if len(met) == BATCH:
-            memory.meet(met)
+            known.meet(met)
             met.clear()
-    memory.meet(met)
+    known.meet(met)
     return passed
 
 
@@ -131,10 +131,23 @@ def _stamp(path: Path) -> tuple[int, str]:
     return stat.st_size, f"{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def _pool(adapter: Adapter, setup: Setup, memory: Journal, far: Processes, *, workers: int | None) -> Pool:
-    near = InProcess(Bench(adapter, setup.base, verify=setup.verify))
-    if workers == 0 or not rebuildable(adapter):
-        return near
-    count, size = memory.unread()
-    tiny = workers is None and count <= TINY_FILES and size <= TINY_BYTES
-    return Gentle(near, far) if tiny and not memory.any_lost() else far  # what hung would hang this process, too
+def _share_of_this_process(adapter: Adapter, known: Journal, *, workers: int | None) -> dict[str, Any]:
+    """How many files, and bytes of them, are read in this process before others are started."""
+    if workers == 0 or not _can_be_rebuilt(adapter):
+        return {"files_here": float("inf"), "bytes_here": float("inf")}
+    count, size = known.unread()
+    is_tiny = workers is None and count <= TINY_FILES and size <= TINY_BYTES
+    if is_tiny and not known.any_lost():  # a file that hung would hang this process, too
+        return {"files_here": TINY_FILES, "bytes_here": TINY_BYTES}
+    return {}
+
+
+def _can_be_rebuilt(adapter: Adapter) -> bool:
+    """Whether a new process can build the adapter from its description; a class inside a function, say, cannot."""
+    reference = str(adapter.describe().get("adapter", ""))
+    if ".py:" in reference:
+        return Path(reference.rpartition(":")[0]).is_file()
+    try:
+        return load_class(reference) is type(adapter)
+    except UserError:
+        return False

@@ -1,22 +1,30 @@
 """What a scan remembers: SQLite, so that it survives kill -9, needs no memory, and gives rows back in sorted order.
 
-`files` holds what is there, `answers` what a look at each file found, `items` the rows and refusals, `lost` the files
-that took too long. Entries not met again in a later scan are dropped at its end. The whole may be deleted at any time;
-the next scan then reads everything.
+`files` holds what is there, `answers` what was found in each file's headers, `items` the rows and refusals, `lost` the
+files that took too long. Entries not met again in a later scan are dropped at its end. The whole may be deleted at any
+time; the next scan then reads everything.
 """
 
 import fcntl
+import hashlib
+import importlib.metadata
+import json
 import os
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_adapters.base import Adapter
 from data_adapters.errors import UserError, naming
+from data_adapters.identity import pseudonym
+from data_adapters.readers.process import described
 
 VERSION = 2  # of the tables
+FORMAT = 1  # of what is in them
 FILE, LOCK = "journal.sqlite", "lock"
 COMMIT_SECONDS = 3.0  # what a kill costs at most
 BATCH = 4096
@@ -36,7 +44,7 @@ CREATE TABLE IF NOT EXISTS items (
   meta TEXT, grouped_by TEXT, reason TEXT, remedy TEXT, PRIMARY KEY (path, item, refused)
 ) WITHOUT ROWID;
 """
-# A file whose look was lost to an interruption counts as new.
+# A file whose headers were lost to an interruption counts as new.
 MEET = """
 INSERT INTO files (path, facts, bytes, run, state, known) VALUES (?, ?, ?, ?, 'new', 0)
 ON CONFLICT (path) DO UPDATE SET
@@ -129,14 +137,14 @@ class Journal:
         return row or ("", 0)
 
     def answer(self, path: str, method: str, key: str) -> str | None:
-        """What a look at the file found when the same was asked about the same content, or None."""
+        """What was found in the file when the same was asked about the same content, or None."""
         row = self._sql.execute(
             "SELECT answer FROM answers WHERE path = ? AND method = ? AND key = ?", (path, method, key)
         ).fetchone()
         return row[0] if row is not None else None
 
     def keep_answer(self, path: str, method: str, key: str, answer: str) -> None:
-        """Remember a look."""
+        """Remember what was found in a file."""
         self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (path, method, key, answer))
         self._sql.execute("UPDATE files SET known = 1 WHERE path = ?", (path,))
         self._tick()
@@ -178,7 +186,7 @@ class Journal:
         for table in ("items", "lost"):
             self._sql.execute(f"DELETE FROM {table} WHERE run != ?", (self.run,))
         self._sql.execute("DELETE FROM answers WHERE path NOT IN (SELECT path FROM files)")
-        # Adapters that do not use `each` leave no answers; their files are known all the same.
+        # Adapters that do not use `Files.each` leave no answers; their files are known all the same.
         self._sql.execute("UPDATE files SET known = 1 WHERE NOT known")
         self._sql.commit()
         return removed
@@ -255,3 +263,27 @@ def _connect(file: Path | None) -> sqlite3.Connection:
             sql.execute(f"PRAGMA user_version = {VERSION}")
         sql.executescript(TABLES)
     return sql
+
+
+def fingerprint(adapter: Adapter, root: Path) -> str:
+    """A hash of all that decides about a scan's results: description and code of the adapter, root, salt, release."""
+    try:
+        release = importlib.metadata.version("lejepa-med")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        release = ""
+    parts = [FORMAT, release, described(adapter), str(root), pseudonym("journal", ""), _code(type(adapter))]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _code(kind: type) -> str:
+    """A hash of the Python files that decide about a file: the adapter's and those beside it, and our own."""
+    own = Path(__file__).parent.parent
+    files = {*own.glob("*.py"), *own.glob("readers/*.py"), *own.glob("scan/*.py")}
+    source = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if source is not None:
+        inside = Path(source).with_name("__init__.py").is_file()
+        files |= set(Path(source).parent.glob("*.py")) if inside else {Path(source)}
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

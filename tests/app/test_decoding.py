@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +15,7 @@ from app.bodies import ReceivedFile
 from app.embedding import Embedding, Result
 from app.file_items import Area, RequestItem, request_items
 from app.library import Library
-from app.sandbox.frames import LENGTHS, MAX_HEADER, BrokenFrameError, receive
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError
@@ -216,13 +213,13 @@ def test_a_worker_that_ended_while_it_waited_is_nobodys_fault(odd: Adapter, tmp_
     box = Sandbox(Settings(runs_dir=tmp_path, threads=1))
     try:
         box.warm()
-        (nursery,) = set(children(os.getpid())) - others
-        (worker,) = children(nursery)
+        (server,) = set(children(os.getpid())) - others
+        (worker,) = children(server)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: Path(f"/proc/{worker}/stat").read_text().split(") ")[1][0] == "Z")
         assert len(box.prepare(odd, record)) == 1
-        (worker,) = children(nursery)
-        os.kill(nursery, signal.SIGKILL)  # which takes its workers with it
+        (worker,) = children(server)
+        os.kill(server, signal.SIGKILL)  # which takes its workers with it
         eventually(lambda: not Path(f"/proc/{worker}").exists())
         assert len(box.prepare(odd, record)) == 1
     finally:
@@ -236,63 +233,21 @@ def test_processes_end_with_the_service(tmp_path: Path) -> None:
     (tmp_path / "a.odd").write_text("hang")
     code = (
         "import data_adapters; from pathlib import Path; from app.settings import Settings; "
-        "from app.sandbox.pool import Sandbox; from data_adapters.base import Record; "
+        "from app.sandbox import Sandbox; from data_adapters.base import Record; "
         f"box = Sandbox(Settings(runs_dir=Path({str(tmp_path)!r}), threads=1)); box.warm(); print('warm', flush=True); "
         f"odd = data_adapters.create({str(tmp_path / 'odd.py') + ':Odd'!r}, global_size=32, local_size=32); "
         f"box.prepare(odd, Record(uri={str(tmp_path / 'a.odd')!r}, group='g', meta={{'size': [16, 16]}}))"
     )
     service = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert service.stdout is not None and service.stdout.readline() == "warm\n"
-    (nursery,) = children(service.pid)
-    (worker,) = children(nursery)
+    (server,) = children(service.pid)
+    (worker,) = children(server)
     service.kill()
     service.wait()
     service.stdout.close()
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (nursery, worker)))
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (server, worker)))
 
 
 def children(parent: int) -> list[int]:
     tasks = Path(f"/proc/{parent}/task").glob("*/children")
     return [int(pid) for task in tasks for pid in task.read_text().split()]
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        LENGTHS.pack(MAX_HEADER + 1, 0),
-        LENGTHS.pack(2, 1 << 40) + b"{}",
-        LENGTHS.pack(2, 0) + b"[]",
-        LENGTHS.pack(3, 0) + b"{]}",
-        LENGTHS.pack(100_000, 0) + b"[" * 100_000,
-        LENGTHS.pack(9, 0) + b"{",
-        b"\x80\x05",
-    ],
-)
-def test_broken_frames(sent: bytes) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(sent)
-        theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(BrokenFrameError):
-            receive(ours, max_body=1 << 20, seconds=5)
-
-
-def test_a_frame_that_trickles_is_late(tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ended = threading.Event()
-
-        def trickle() -> None:
-            for byte in LENGTHS.pack(1000, 0) + b" " * 1000:
-                if ended.wait(0.02):
-                    return
-                theirs.sendall(bytes([byte]))
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        try:
-            with pytest.raises(TimeoutError):
-                receive(ours, seconds=0.3)
-        finally:
-            ended.set()
-            thread.join()

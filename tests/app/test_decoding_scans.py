@@ -1,4 +1,4 @@
-"""Scans of uploads and archives run in processes of the nursery: what these may, and what a lost one costs."""
+"""Scans of uploads and archives run in processes of the fork server: what these may, and what a lost one costs."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 
 import data_adapters
 from app.errors import ProblemError
-from app.sandbox.pool import Sandbox
+from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
 from data_adapters.scan import Scan, scan_archive
@@ -79,15 +79,15 @@ def test_processes_are_gone_after_the_scan(box: Sandbox, odd: Adapter, tmp_path:
     assert family() == before
 
 
-def test_a_nursery_that_ended_is_replaced(odd: Adapter, tmp_path: Path) -> None:
+def test_a_fork_server_that_ended_is_replaced(odd: Adapter, tmp_path: Path) -> None:
     others = set(children(os.getpid()))
     box = Sandbox(Settings(runs_dir=tmp_path, threads=1))
     root = archive(tmp_path / "a", "fine", "fine")
     try:
         box.warm()
-        (nursery,) = set(children(os.getpid())) - others
-        os.kill(nursery, signal.SIGKILL)
-        eventually(lambda: Path(f"/proc/{nursery}/stat").read_text().split(") ")[1][0] == "Z")
+        (server,) = set(children(os.getpid())) - others
+        os.kill(server, signal.SIGKILL)
+        eventually(lambda: Path(f"/proc/{server}/stat").read_text().split(") ")[1][0] == "Z")
         assert len(scanned(box, odd, root)) == 2
     finally:
         box.close()

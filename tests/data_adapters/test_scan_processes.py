@@ -1,6 +1,7 @@
 """A scan in several processes: the same files byte for byte, and a reader that dies costs one file."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,8 @@ import pytest
 import data_adapters
 from data_adapters.base import Files, walk
 from data_adapters.catalog import Catalog
-from data_adapters.errors import MissingExtraError, UserError
+from data_adapters.errors import MissingExtraError
 from data_adapters.scan import Scan, scan_archive
-from data_adapters.scan.pool import InProcess, Task
-from data_adapters.scan.processes import Processes
-from data_adapters.scan.worker import Setup
 from tests.conftest import write_pictures
 from tests.data.galaxy import write_hdf5
 from tests.data.histology import he_picture, write_dicom_slide, write_pyramid, write_tiles
@@ -154,17 +152,6 @@ def test_a_missing_library_stops_the_scan_with_its_command(tmp_path: Path, blobs
             scan_archive(blobs, tmp_path / "a", workers=workers)
 
 
-@pytest.mark.slow
-def test_workers_that_cannot_start_are_no_fault_of_a_file(tmp_path: Path) -> None:
-    setup = Setup(adapter={"adapter": "no-such", "version": 1, "options": {}}, local={}, base=tmp_path, verify=True)
-    pool = Processes(1, setup)
-    with pytest.raises(UserError, match="--workers 0"):
-        pool.submit(Task("look", ("try_inspect", ()), ["x"]))
-        while True:
-            pool.step(block=True)
-    pool.close()
-
-
 def test_an_adapter_that_no_process_can_build_is_scanned_in_this_one(tmp_path: Path) -> None:
     from data_adapters.images.adapter import ImagesAdapter
 
@@ -175,27 +162,35 @@ def test_an_adapter_that_no_process_can_build_is_scanned_in_this_one(tmp_path: P
     assert len(scan_archive(Local(), root, workers=2)) == 3
 
 
-def test_tiny_archives_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-    submit = InProcess.submit
-    monkeypatch.setattr(Processes, "submit", lambda self, task: started.append(task))
-    monkeypatch.setattr(InProcess, "submit", lambda self, task: submit(self, task))
-    assert len(scan_archive(data_adapters.create("images"), write_pictures(tmp_path / "a", count=4))) == 4
-    assert not started
+def test_tiny_archives_start_no_process(tmp_path: Path) -> None:
+    root, adapter = write_pictures(tmp_path / "a", count=4), data_adapters.create("images")
+    assert len(scan_archive(adapter, root, start=lambda: pytest.fail("a process is started"))) == 4
 
 
 def test_an_adapter_with_a_scan_of_its_own_works_as_before(tmp_path: Path) -> None:
     from data_adapters.images.adapter import ImagesAdapter
 
     class Reversed(ImagesAdapter):
-        def inspect_all(self, paths, root):  # type: ignore[no-untyped-def]
-            for path in sorted(paths, reverse=True):
-                yield from self.try_inspect(path, root)
+        def inspect_all(self, files):  # type: ignore[no-untyped-def]
+            for path in sorted(files, reverse=True):
+                yield from self.try_inspect(path, files.root)
 
     root = write_pictures(tmp_path / "a", count=5)
     found = scan_archive(Reversed(), root, journal=tmp_path / "j")
     assert found.manifest.column("path") == [f"000{i}.png" for i in range(5)]
     assert scan_archive(Reversed(), root, journal=tmp_path / "j").changes.same == 5
+
+
+def test_facts_that_are_no_json_refuse_their_record_only(tmp_path: Path) -> None:
+    from data_adapters.images.adapter import ImagesAdapter
+
+    class Odd(ImagesAdapter):
+        def combine(self, found):  # type: ignore[no-untyped-def]
+            for one in found:
+                yield replace(one, meta={**one.meta, "odd": object()}) if one.uri.endswith("0001.png") else one
+
+    found = scan_archive(Odd(), write_pictures(tmp_path / "a", count=3))
+    assert len(found) == 2 and found.reasons() == [("unreadable (TypeError)", 1)]
 
 
 def test_walk_goes_in_the_order_of_paths_as_text(tmp_path: Path) -> None:

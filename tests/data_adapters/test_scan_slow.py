@@ -2,7 +2,6 @@
 
 import csv
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import pytest
 
 import data_adapters
 from data_adapters.errors import UserError
+from data_adapters.readers.process import new_process
 from data_adapters.scan import FILE_SECONDS, Scan, scan_archive
-from data_adapters.scan.pool import Task
-from data_adapters.scan.processes import Processes
-from data_adapters.scan.worker import Setup
+from data_adapters.scan.batches import Batch, GivenUp, Readers, inspection
 
 LIMIT = 3.0  # seconds: far more than reading these files takes, also on a busy machine
 PLUGIN = """
@@ -84,38 +82,22 @@ def test_a_reader_that_hangs_costs_its_own_file_and_is_tried_again(notes: data_a
     assert scan(notes, workers=None).changes.same == 12
 
 
-def test_the_units_beside_the_one_that_hangs_are_done(notes: data_adapters.Adapter) -> None:
+def read(readers: Readers, batch: Batch, *paths: Path) -> list[object]:
+    for path in paths:
+        batch.add(str(path), 0)
+    readers.read(batch)
+    return batch.future.result()
+
+
+def test_the_files_beside_the_one_that_hangs_are_read(notes: data_adapters.Adapter) -> None:
     Path("a/05.note").write_text("hang in inspect")
-    setup = Setup(adapter=notes.describe(), local={}, base=Path("a").resolve(), verify=True)
-    pool = Processes(1, setup, file_seconds=LIMIT)
-    task = Task("look", ("try_inspect", (Path("a"),)), [str(path) for path in sorted(Path("a").iterdir())])
+    readers = Readers(notes, processes=1, file_seconds=LIMIT, start=new_process)
     try:
-        pool.submit(task)
-        while not task.done:
-            pool.step(block=True)
+        results = read(readers, inspection(notes, "try_inspect", (Path("a"),)), *sorted(Path("a").iterdir()))
     finally:
-        pool.close()
-    lost = [place for place, result in enumerate(task.results) if not isinstance(result, str)]
-    assert lost == [5] and not task.results[5].lasting
-
-
-def test_time_in_which_everything_was_stopped_counts_for_no_file(notes: data_adapters.Adapter) -> None:
-    setup = Setup(adapter=notes.describe(), local={}, base=Path("a").resolve(), verify=True)
-    pool = Processes(1, setup, file_seconds=LIMIT)
-    Path("a/00.note").write_text("hang in inspect")
-    task = Task("look", ("try_inspect", (Path("a"),)), ["a/00.note"])
-    try:
-        pool.submit(task)
-        (worker,) = pool._alive
-        while worker.place() < 0:
-            pool.step(block=True)
-        os.kill(worker.process.pid, signal.SIGSTOP)
-        time.sleep(2 * LIMIT)  # this process is as good as stopped, too: it does not look at the worker
-        pool.step(block=False)
-        assert not task.done and worker.process.poll() is None
-    finally:
-        pool.close()
-    assert worker.process.poll() == -signal.SIGKILL
+        readers.close()
+    lost = [place for place, result in enumerate(results) if isinstance(result, GivenUp)]
+    assert len(results) == 12 and lost == [5] and not results[5].lasting  # type: ignore[attr-defined]
 
 
 def test_the_command_has_the_same_limit_as_the_function() -> None:
@@ -128,13 +110,12 @@ def test_the_command_has_the_same_limit_as_the_function() -> None:
 
 
 @pytest.mark.slow
-def test_a_hang_in_a_process_that_never_started_is_no_files_fault(tmp_path: Path) -> None:
-    setup = Setup(adapter={"adapter": "no-such", "version": 1, "options": {}}, local={}, base=tmp_path, verify=True)
-    pool = Processes(1, setup, file_seconds=0.01)
-    task = Task("look", ("try_inspect", ()), ["x"])
-    with pytest.raises(UserError, match="--workers 0"):
-        pool.submit(task)
-        while True:
-            pool.step(block=True)
-    pool.close()
-    assert task.results == [None]
+def test_processes_that_cannot_start_are_no_files_fault() -> None:
+    adapter = data_adapters.create("images")
+    adapter.reference = "no-such"  # type: ignore[attr-defined]
+    readers = Readers(adapter, processes=1, file_seconds=0.01, start=new_process)
+    try:
+        with pytest.raises(UserError, match=r"no modality 'no-such'.*--workers 0"):
+            read(readers, inspection(adapter, "try_inspect", ()), Path("x"))
+    finally:
+        readers.close()

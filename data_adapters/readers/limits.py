@@ -1,4 +1,4 @@
-"""What a worker may use, and how the kernel is told so. Linux keeps all of it; macOS ignores the memory limit."""
+"""What a reader process may use, kept by the kernel. Linux keeps all of it; macOS ignores the memory limit."""
 
 import ctypes
 import json
@@ -20,7 +20,7 @@ SIGKILL = 9
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The service's limits as far as a worker needs them; see app.settings for each."""
+    """The service's limits on foreign files; its setting LEJEPA_<NAME> is where an operator changes one."""
 
     max_decode_bytes: int
     max_unzipped_bytes: int
@@ -29,7 +29,7 @@ class Limits:
     max_items: int
 
     def dump(self) -> str:
-        """As an argument of a command."""
+        """JSON text, to be an argument of a command."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -39,7 +39,10 @@ class Limits:
 
 
 def confine() -> None:
-    """No files written, no core dumps (they would hold pixels), few handles, no new rights, and no life of its own."""
+    """Take rights from this process for good: it writes no files, has few handles, and ends with its parent.
+
+    Nor does it leave core dumps, which would hold pixels, or gain privileges.
+    """
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -52,9 +55,9 @@ def confine() -> None:
 
 
 def address_space() -> int:
-    """Bytes of this process's address space; 0 where /proc does not tell."""
+    """Return the bytes of this process's address space; 0 where there is no /proc."""
     try:
-        handle = os.open("/proc/self/statm", os.O_RDONLY)  # several times an item, so without Python's layers of files
+        handle = os.open("/proc/self/statm", os.O_RDONLY)  # called several times an item: a Python file would be slower
     except OSError:
         return 0
     try:
@@ -64,18 +67,14 @@ def address_space() -> int:
 
 
 @contextmanager
-def allowance(extra: int, most: int) -> Iterator[None]:
-    """Memory for one piece of work: BASE_BYTES and `extra`, up to `most`. Beyond it, allocation fails.
-
-    `extra` is in proportion to what the item's header declares, so a file cannot take more than its size excuses,
-    whatever its reader does with it: a small image whose stream swells to gigabytes fails at the base.
-    """
+def memory_limit(more: int | None) -> Iterator[None]:
+    """Let this process grow by no more than `more` bytes of address space: allocation fails beyond it. None: any."""
     used = address_space()
-    if not used:
+    if more is None or not used:
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    granted = used + min(most, BASE_BYTES + extra)
+    granted = used + more
     if hard != resource.RLIM_INFINITY:
         granted = min(granted, hard)
     resource.setrlimit(resource.RLIMIT_AS, (granted, hard))
@@ -87,10 +86,10 @@ def allowance(extra: int, most: int) -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of the processes: what finds libraries, and no secret of the service but the salt.
+    """The environment of a service's readers: what finds libraries, and no secret of the service but the salt.
 
-    The salt is given, since groups of uploads are hashed with it: a process that may write no file cannot make one, and
-    does not know where the service has it.
+    Groups of uploads are hashed with the salt. A process that may write no file cannot make one, and does not know
+    where the service keeps it.
     """
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
