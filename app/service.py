@@ -14,22 +14,22 @@ from anyio import CapacityLimiter
 from app import datadir
 from app.embedding import Embedding
 from app.errors import log_unexpected
-from app.jobs import DbosEngine, JobEngine
+from app.jobs.apply_probe import Applying
+from app.jobs.base import JobWork
+from app.jobs.embed_archive import Archiving
+from app.jobs.engine import DbosEngine, JobEngine
+from app.jobs.import_upload import Importing
+from app.jobs.processes import Workers
+from app.jobs.sweeper import Sweeper
+from app.jobs.train_probe import Training
+from app.jobs.waiting import JobWaits
 from app.keys import KeyRing
-from app.kinds.applying import Applying
-from app.kinds.archiving import Archiving
-from app.kinds.importing import Importing
-from app.kinds.sweeper import Sweeper
 from app.library import Library
 from app.limits import Limits, key_id, too_many_jobs
 from app.restore import MARK
 from app.settings import Settings
 from app.store import JobRow, Store, open_store
-from app.training import Training
 from app.vectors import Indexes
-from app.waiting import JobWaits
-from app.work import JobWork
-from app.workers import Workers
 from data_adapters.errors import UserError
 from data_adapters.identity import salt
 

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 from app.downloads import PARQUET_RESPONSE, joined
 from app.errors import ProblemError, not_found, removed_meanwhile
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
-from app.kinds.archiving import name_taken
-from app.kinds.chunks import failures
-from app.kinds.importing import Place
+from app.jobs.chunks import failures
+from app.jobs.embed_archive import name_taken
+from app.jobs.import_upload import Place
 from app.library import LIST, LIST_TABLES, modality_of
 from app.limits import is_owner
 from app.routes import Running

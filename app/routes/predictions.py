@@ -10,13 +10,13 @@ from fastapi import APIRouter, Request
 
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, is_json, json_body
 from app.items import Field
-from app.labelled import groups_of, rows_of
+from app.jobs.labels import groups_of, rows_of
+from app.jobs.train_probe import file_id
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
 from app.schemas_probes import PredictedItem, PredictionRequest, Predictions
 from app.service import Service
-from app.training import file_id
 from app.uploads import Form, receive
 from data_adapters.identity import group_id
 from lejepa_med.evaluation.probe import Prediction

@@ -15,7 +15,7 @@ import data_adapters
 from app import catalogs
 from app.errors import ProblemError, as_error, invalid, not_found
 from app.forms import PROBLEM_RESPONSES, TEXT_FIELDS, body_of, check_fields, parse_field
-from app.kinds.importing import Place, Plan
+from app.jobs.import_upload import Place, Plan
 from app.library import modality_of
 from app.limits import is_owner
 from app.names import read_names

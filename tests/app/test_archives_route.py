@@ -17,8 +17,8 @@ from fastapi.testclient import TestClient
 
 import data_adapters
 from app.errors import ProblemError
-from app.kinds.archiving import SHARD_ROWS, chunk_of
-from app.kinds.folders import archive_folder
+from app.jobs.embed_archive import SHARD_ROWS, chunk_of
+from app.jobs.folders import archive_folder
 from app.service import Service
 from app.settings import Settings
 from data_adapters.identity import group_id

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from app.backup import MANIFEST, _frozen, backup
+from app.jobs.processes import BEAT_SECONDS
 from app.restore import MARK, restore
 from app.service import Service
 from app.settings import Settings
-from app.workers import BEAT_SECONDS
 from benchmarks.launcher import Launcher
 from data_adapters.errors import UserError
 from lejepa_med.cli import main

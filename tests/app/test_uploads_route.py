@@ -301,7 +301,7 @@ def test_only_this_route_takes_a_catalogue(client: TestClient) -> None:
 def test_uploads_expire_where_the_operator_says_so(
     runs: Path, tmp_path: Path, client: TestClient, upload: dict[str, Any], settings: Settings
 ) -> None:
-    from app.kinds.importing import Importing
+    from app.jobs.import_upload import Importing
     from app.service import Service
 
     service: Service = client.app.state.service  # type: ignore[attr-defined]

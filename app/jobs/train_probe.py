@@ -15,14 +15,14 @@ from sqlalchemy.exc import IntegrityError
 from app.embedding import Embedding
 from app.errors import ProblemError, first_bad, log_unexpected
 from app.items import Field, sources
-from app.jobs import Step, Stopped
-from app.labelled import Plan
+from app.jobs.base import JobWork
+from app.jobs.engine import Step, Stopped
+from app.jobs.labels import Plan
 from app.library import Library
 from app.run_probes import ID, RunProbes
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
 from app.uploads import Upload
-from app.work import JobWork
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym

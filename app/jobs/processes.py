@@ -9,9 +9,9 @@ from pathlib import Path
 
 from app.errors import log_unexpected, problem
 from app.executor import Presence, forget, has_ended, is_present, owners
-from app.jobs import Claim, JobEngine
+from app.jobs.base import OWNER, JobWork
+from app.jobs.engine import Claim, JobEngine
 from app.store import JobRow, Store
-from app.work import OWNER, JobWork
 
 BEAT_SECONDS = 2.0
 MISSED_BEATS = 10  # looks in a row without a new beat, after which a process counts as dead

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from app import datadir
 from app.errors import ProblemError
 from app.executor import Presence, executor_id, forget, has_ended, owners, temporary
-from app.faults import GaveUp, Halted, persevere, why_passing
+from app.jobs.retry import GaveUp, Halted, persevere, why_passing
 from app.settings import Settings
 from app.store import Store, database_url
 from data_adapters.errors import BadFileError, UserError

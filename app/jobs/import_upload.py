@@ -13,9 +13,10 @@ from typing import Any
 import data_adapters
 from app import catalogs
 from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
-from app.jobs import Step
-from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
-from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
+from app.jobs.base import JobWork
+from app.jobs.embed_archive import MANIFEST, REPORT, Archiving, no_upload
+from app.jobs.engine import Step
+from app.jobs.scan import Found, Refusal, owned, read_manifest, refusal, scan
 from app.names import Names
 from app.sandbox.pool import Sandbox
 from app.schemas import Key, Skipped
@@ -23,7 +24,6 @@ from app.sealing import seal, unseal
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
 from app.unzip import Contents, contents, unzip
-from app.work import JobWork
 from data_adapters.atomic import sync, write_text
 from data_adapters.base import foreign_format
 from data_adapters.catalog import Catalog

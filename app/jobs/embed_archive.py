@@ -15,14 +15,14 @@ from app import catalogs
 from app.embedding import Embedding
 from app.errors import ProblemError, as_error, not_found
 from app.items import Source
-from app.jobs import Step
-from app.kinds.chunks import failures, read_chunks, write_chunk
-from app.kinds.folders import archive_folder, archive_table, archives_root
-from app.kinds.scanning import Refusal, owned, read_manifest, scan
+from app.jobs.base import JobWork
+from app.jobs.chunks import failures, read_chunks, write_chunk
+from app.jobs.engine import Step
+from app.jobs.folders import archive_folder, archive_table, archives_root
+from app.jobs.scan import Refusal, owned, read_manifest, scan
 from app.library import Library
 from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
-from app.work import JobWork
 from data_adapters.atomic import write_text
 from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.catalog import NEEDS, Catalog, participants_of

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from app.errors import ProblemError, describe
 from app.executor import executor_id
-from app.faults import GaveUp, Halted, persevere, why_passing
+from app.jobs.retry import GaveUp, Halted, persevere, why_passing
 from app.schemas import Problem
 from app.store import patience
 

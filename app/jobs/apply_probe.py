@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.errors import ProblemError
-from app.jobs import Step
+from app.jobs.base import JobWork
+from app.jobs.engine import Step
+from app.jobs.train_probe import Training
 from app.library import Library
 from app.run_probes import gone
 from app.settings import Settings
 from app.store import PredictionRow, Store, now
-from app.training import Training
-from app.work import JobWork
 from data_adapters.atomic import new_file, sync
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.evaluation.probe import Prediction, Probe

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from app.errors import ProblemError, describe_rejected, log_unexpected
-from app.jobs import Stopped
+from app.jobs.engine import Stopped
 from app.sandbox.pool import Sandbox
 from app.sandbox.screen import is_whole
 from app.settings import Settings

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from app.executor import executor_id
-from app.jobs import Step, Stopped
+from app.jobs.engine import Step, Stopped
 from app.schemas import Problem
 from app.settings import Settings
 from app.store import UNFINISHED, Store
