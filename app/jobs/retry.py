@@ -1,4 +1,4 @@
-"""Faults that pass (a full disk, a database that restarts, too little memory), and trying again until a limit."""
+"""Retries of what fails for a passing reason: a full disk, a database that restarts, too little memory."""
 
 from collections.abc import Callable
 from threading import Event
@@ -18,8 +18,11 @@ class GaveUp(Exception):
     """A fault did not pass within the limit; its cause is the fault."""
 
 
-class Halted(BaseException):
-    """Work ends without an outcome: the process stops, or the job is another one's now. Nothing may record it."""
+class Stopped(BaseException):
+    """An attempt ends without an outcome: the job was cancelled or taken over, or the process stops.
+
+    No Exception, so that nothing between the job and its worker handles or records it.
+    """
 
 
 def why_passing(error: BaseException) -> str | None:
@@ -36,17 +39,17 @@ def why_passing(error: BaseException) -> str | None:
 
 
 def persevere(call: Callable[[], T], *, retries: int, note: Callable[[str], bool], halt: Event) -> T:
-    """What `call` gives, tried again after 1, 2, 4, ... seconds while its faults are passing ones.
+    """What `call` returns, tried again after 1, 2, 4, ... seconds while its faults are passing ones.
 
     Args:
         call: may be repeated.
         retries: how often it is tried again.
-        note: told of each fault; False when the work has lost its purpose.
+        note: is called with a sentence about each fault; it returns False when the work has lost its purpose.
         halt: ends the waiting.
 
     Raises:
         GaveUp: the last try failed, too.
-        Halted: `halt` was set, or `note` said False.
+        Stopped: `halt` was set, or `note` returned False.
         Exception: a fault of `call` that does not pass.
     """
     tried = 0
@@ -66,4 +69,4 @@ def persevere(call: Callable[[], T], *, retries: int, note: Callable[[str], bool
         except ProblemError:
             is_wanted = True  # the store itself is away
         if not is_wanted or halt.wait(seconds):
-            raise Halted
+            raise Stopped

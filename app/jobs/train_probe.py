@@ -15,8 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from app.embedding import Embedding
 from app.errors import ProblemError, first_bad, log_unexpected
 from app.items import Field, sources
-from app.jobs.base import JobWork
-from app.jobs.engine import Step, Stopped
+from app.jobs.base import JobKind, Step
 from app.jobs.labels import Plan
 from app.library import Library
 from app.run_probes import ID, RunProbes
@@ -37,11 +36,11 @@ LOADED = 4  # probes kept in memory; they never change
 LINEAGE = "lineage.json"  # of a job's folder: which version the fit took over from
 
 
-class Training(JobWork):
+class TrainProbe(JobKind):
     """A job's inputs lie in jobs/<id>/, the trained probe in probes/<id>/, under one id."""
 
     kind = "train-probe"
-    made = "probes"
+    results = "probes"
 
     def __init__(self, settings: Settings, store: Store, library: Library, embedding: Embedding) -> None:
         super().__init__(settings, store)
@@ -80,7 +79,7 @@ class Training(JobWork):
         """Embedding in chunks where files were sent, then one fit."""
         plan = self._plan(job_id)
         chunks = range(0, len(plan.files), CHUNK)
-        return [*(partial(self._embed, job_id, plan, start) for start in chunks), partial(self._fit, job_id, plan)]
+        return [*(partial(self._embed, job_id, plan, start) for start in chunks), partial(self._fit_once, job_id, plan)]
 
     def finish(self, job_id: str) -> None:
         """Register the probe and the job's success in one transaction.
@@ -91,13 +90,10 @@ class Training(JobWork):
         plan = self._plan(job_id)
         while True:
             try:
-                self._store.finish_job(job_id, "succeeded", result=f"/v1/probes/{job_id}", made=self._row(job_id, plan))
+                self.succeed(job_id, f"/v1/probes/{job_id}", self._row(job_id, plan))
                 return
             except IntegrityError:
-                try:
-                    self._fit(job_id, plan)
-                except Stopped:
-                    return
+                self._fit(job_id, plan)
 
     def _row(self, job_id: str, plan: Plan) -> ProbeRow:
         probe = _load(self.result_folder(job_id))
@@ -127,7 +123,7 @@ class Training(JobWork):
         if part.exists():  # done, in a job that was dead meanwhile
             return
         count = len(plan.files)
-        self.tell(job_id, EMBED_SHARE * start / count, "embedding")
+        self.note_progress(job_id, EMBED_SHARE * start / count, "embedding")
         _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
         uploads = [
             Upload(plan.places[index], self.folder(job_id) / name, size)
@@ -143,9 +139,13 @@ class Training(JobWork):
                 raise first_bad(result.problem, plan.places[index], result.file_index)
             assert result.vector is not None
             vectors.append(result.vector)
-            self.tell(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
+            self.note_progress(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
         with new_file(part) as draft, draft.open("wb") as stream:
             np.save(stream, np.stack(vectors))
+
+    def _fit_once(self, job_id: str, plan: Plan) -> None:
+        if not (self.folder(job_id) / LINEAGE).is_file():
+            self._fit(job_id, plan)
 
     def _fit(self, job_id: str, plan: Plan) -> None:
         examples, parent, version = self._given(job_id, plan), None, 1
@@ -165,7 +165,7 @@ class Training(JobWork):
             folds=plan.folds,
             balanced=plan.balanced,
             encoder=plan.fingerprint,
-            progress=lambda share, stage: self.tell(job_id, done + (1 - done) * share, "fitting"),
+            progress=lambda share, stage: self.note_progress(job_id, done + (1 - done) * share, "fitting"),
             table_groups=examples.table_groups,
             relatives=examples.relatives,
         )
@@ -176,7 +176,8 @@ class Training(JobWork):
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)
         probe.save(target)
-        # After the probe: a kill between the two leaves the older place, which is taken: this runs again.
+        # After the probe. A kill between the two leaves no lineage, or an older one whose place is taken: both mean
+        # that the fit runs again.
         write_text(self.folder(job_id) / LINEAGE, json.dumps({"parent": parent, "version": version}))
 
     def _given(self, job_id: str, plan: Plan) -> Labelled:

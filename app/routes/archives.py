@@ -11,8 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app.downloads import PARQUET_RESPONSE, joined
 from app.errors import ProblemError, not_found, removed_meanwhile
 from app.forms import PROBLEM_RESPONSES, json_body, json_only
-from app.jobs.chunks import failures
-from app.jobs.embed_archive import name_taken
+from app.jobs.embed_archive import failures, name_taken
 from app.jobs.import_upload import Place
 from app.library import LIST, LIST_TABLES, modality_of
 from app.limits import is_owner
