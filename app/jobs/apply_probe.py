@@ -135,7 +135,7 @@ class ApplyProbe(JobKind):
 
     def _predict(self, job_id: str, plan: Plan, start: int) -> None:
         table = self._table(plan)
-        if self._chunk(job_id, start).is_file():  # done, in a process that was killed or a job that was dead meanwhile
+        if self._chunk(job_id, start).is_file():
             return
         self.note_progress(job_id, start / len(table.ids), "predicting")
         rows = slice(start, start + plan.chunk)

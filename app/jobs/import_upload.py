@@ -98,13 +98,7 @@ class ImportUpload(JobKind):
     kind = "import-upload"
     results = "uploads"
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        archiving: EmbedArchive,
-        sandbox: Sandbox,
-    ) -> None:
+    def __init__(self, settings: Settings, store: Store, archiving: EmbedArchive, sandbox: Sandbox) -> None:
         super().__init__(settings, store)
         self._archiving, self._sandbox = archiving, sandbox
         self._secret = salt()

@@ -120,7 +120,7 @@ class TrainProbe(JobKind):
 
     def _embed(self, job_id: str, plan: Plan, start: int) -> None:
         part = self.folder(job_id) / f"vectors-{start:06d}.npy"
-        if part.exists():  # done, in a job that was dead meanwhile
+        if part.exists():
             return
         count = len(plan.files)
         self.note_progress(job_id, EMBED_SHARE * start / count, "embedding")
