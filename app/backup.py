@@ -1,7 +1,7 @@
-"""Backup of a data directory while the service runs.
+"""Backup of a data directory while the service runs, and its restore: all or nothing, whenever it is killed.
 
-A backup is a tar of the databases and files; manifest.json, their SHA-256 sums, is its last member. It holds a state
-that a kill of the service could have left, and from such a state every start goes on. app/restore.py brings it back.
+A backup is a tar of the database and files; manifest.json, their SHA-256 sums, is its last member. It holds a state
+that a kill of the service could have left, and from such a state every start goes on.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from app.executor import Presence, temporary
-from data_adapters.atomic import new_file
+from app.datadir import ProcessLock, temporary
+from data_adapters.atomic import new_file, sync
 from data_adapters.errors import UserError
 from lejepa_med import __version__
 
@@ -29,6 +29,8 @@ STORE = "service.sqlite"
 TABLES = ("jobs", "probes", "archives", "uploads", "predictions")  # each row's files lie in <table>/<id>/
 LEFT_OUT = ("tmp", "workers", "search")  # of living processes; copies of embedding tables, which searches make again
 TRIES = 20
+RESTORING = ".restore"  # folder of a restore that has not ended; the service refuses a data directory that has one
+PIECE = 1 << 20
 
 
 class Summary(NamedTuple):
@@ -68,12 +70,12 @@ def backup(out: Path, *, data: Path) -> Summary:
 @contextmanager
 def _frozen(data: Path) -> Iterator[Path]:
     """A folder with copies of the databases and links to all files, in `data`/tmp; if killed, services remove it."""
-    presence = Presence(data)
-    presence.take()
+    lock = ProcessLock(data)
+    lock.acquire()
     try:
         yield from _tries(data)
     finally:
-        presence.leave()
+        lock.release()
 
 
 def _tries(data: Path) -> Iterator[Path]:
@@ -81,10 +83,7 @@ def _tries(data: Path) -> Iterator[Path]:
         folder = temporary(data, f"backup-{number}")
         folder.mkdir(mode=0o700, parents=True)
         try:
-            # The engine's checkpoints first: of what they say is done, the store and the files know at least as much.
-            databases = sorted(data.glob("*.sqlite"), key=lambda path: path.name == STORE)
-            for database in databases:
-                _copy_database(database, folder / database.name)
+            _copy_database(data / STORE, folder / STORE)
             _link(data, folder)
             # Files go only after their row has changed, so what the copy names was whole while it was linked.
             if _named(folder / STORE) <= _named(data / STORE):
@@ -165,3 +164,88 @@ class Counted:
         piece = self._content.read(size)
         self.sha256.update(piece)
         return piece
+
+
+# --- restore ----------------------------------------------------------------------------------------------------------
+
+
+def restore(backup: Path, *, data: Path) -> Summary:
+    """Fill the new or empty folder `data` from a backup. Nothing of it is usable before every sum has been checked.
+
+    Raises:
+        UserError: `data` is not empty; the backup is cut off, changed, or not one; a file cannot be written.
+    """
+    if data.exists() and (not data.is_dir() or any(data.iterdir())):
+        raise UserError(
+            f"{data} is not empty.", remedy="Give a new folder, or empty this one; nothing is ever restored over."
+        )
+    draft = data / RESTORING
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data.chmod(0o700)
+        draft.mkdir()
+        try:
+            summary = _unpack(backup, draft)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        for folder in (path for path in draft.rglob("*") if path.is_dir()):
+            sync(folder)
+        # From here on a failure leaves the mark, and with it a folder that the service refuses.
+        for entry in sorted(draft.iterdir()):
+            os.rename(entry, data / entry.name)
+        sync(data)
+        draft.rmdir()
+        sync(data)
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{backup} was not restored ({type(error).__name__}: {error}).", remedy="Check the file, or take another."
+        ) from error
+    return summary
+
+
+def _unpack(backup: Path, folder: Path) -> Summary:
+    seen: dict[str, dict[str, Any]] = {}
+    manifest: dict[str, Any] | None = None
+    with tarfile.open(backup, mode="r:") as tar:
+        for member in tar:
+            if manifest is not None or member.name in seen:
+                raise _damaged()
+            if not member.isreg() or member.issparse():
+                raise UserError("The backup holds something that is no plain file.", remedy="Take another one.")
+            content = tar.extractfile(member)
+            assert content is not None
+            if member.name == MANIFEST:
+                manifest = json.load(content)
+            else:
+                seen[member.name] = _extract(content, _inside(folder, member.name))
+    if manifest is None:
+        raise UserError("The backup is cut off: it has no manifest.", remedy="Copy it again from its source.")
+    if manifest["format"] != FORMAT:
+        raise UserError("The backup has another format.", remedy=f"Restore it with lejepa-med {manifest['version']}.")
+    if manifest["files"] != seen or STORE not in seen:
+        raise _damaged()
+    return Summary(len(seen), sum(entry["bytes"] for entry in seen.values()))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or not pure.parts or any(part in ("..", RESTORING) for part in pure.parts) or "\\" in name:
+        raise UserError("The backup names a place outside of the data directory.", remedy="Take another one.")
+    return folder / pure
+
+
+def _extract(content: IO[bytes], target: Path) -> dict[str, Any]:
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    counted, size = Counted(content), 0
+    with target.open("xb") as stream:
+        os.fchmod(stream.fileno(), 0o600)
+        while piece := counted.read(PIECE):
+            size += stream.write(piece)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": counted.sha256.hexdigest()}
+
+
+def _damaged() -> UserError:
+    return UserError("The backup is damaged: its files are not those of its manifest.", remedy="Take another copy.")

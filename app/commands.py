@@ -16,7 +16,7 @@ from lejepa_med.config import Section
 from lejepa_med.errors import UserError
 
 DATABASE = ("fastapi", "sqlalchemy", "alembic", "httpx")
-SERVER = (*DATABASE, "uvicorn", "dbos", "python_multipart", "prometheus_client", "structlog")
+SERVER = (*DATABASE, "uvicorn", "python_multipart", "prometheus_client", "structlog")
 DATA_DIR = "data directory of the service; None: LEJEPA_DATA_DIR, or ./lejepa-data as serve makes it beside ./runs"
 
 
@@ -75,7 +75,7 @@ class WorkCommand(Section):
     allow_code: bool = Field(default=False, description="run Python files that lie in runs: own backbones and adapters")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, or auto: the GPU where there is one")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the encoder; None: as cores are free")
-    job_workers: int = Field(default=1, ge=1, description="jobs at the same time, one number for all processes")
+    job_workers: int = Field(default=1, ge=1, description="jobs that run at the same time in this process")
     log_format: Literal["text", "json"] | None = Field(
         default=None, description="text, or json with one object a line; None: text on a terminal, json elsewhere"
     )
@@ -112,7 +112,7 @@ class RestoreCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         _require(DATABASE)
-        from app.restore import restore
+        from app.backup import restore
 
         found = restore(self.backup, data=self.data_dir)
         print(f"restored {found.files:,} files, {found.bytes / 1e6:,.1f} MB to {self.data_dir}")

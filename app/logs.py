@@ -13,8 +13,7 @@ from typing import Any, Literal
 import structlog
 
 # Libraries that read files write names and DICOM values into their messages, so only these loggers are heard.
-HEARD = ("lejepa_med.app", "uvicorn.error", "dbos")
-CANCELLED = ("DBOSWorkflowCancelledError", "DBOSAwaitedWorkflowCancelledError")  # which DBOS calls errors
+HEARD = ("lejepa_med.app", "uvicorn.error")
 FIELDS = ("method", "route", "status", "milliseconds")  # of `extra=` that JSON lines carry; others stay unheard
 Format = Literal["text", "json"]
 
@@ -47,12 +46,7 @@ def heard(record: logging.LogRecord) -> bool:
     """Whether a record is written; what it says of an exception is reduced to type and code positions."""
     if not record.name.startswith(HEARD):
         return False
-    if record.name.startswith("dbos"):
-        # What it quotes after a colon is an exception's message, which may hold a path or a server's address.
-        record.msg, record.args = record.getMessage().partition(":")[0], ()
     error = record.exc_info[1] if record.exc_info else None
-    if type(error).__name__ in CANCELLED:
-        return False  # somebody cancelled the job; its own log says so
     if error is not None:
         record.msg, record.args = f"{record.getMessage().strip()} ({type(error).__name__} at {where(error)})", ()
     record.exc_info = record.exc_text = record.stack_info = None
@@ -91,10 +85,6 @@ def configure(*, level: str, format: Format | None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in HEARD:
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [logging.NullHandler()]  # DBOS adds a handler of its own to a logger without one
-        logger.propagate = True
     warnings.simplefilter("ignore")  # pydicom and others quote the values that they warn of
 
 

@@ -5,31 +5,29 @@ import os
 import secrets
 import shutil
 import sys
-from contextvars import Context
 from io import TextIOWrapper
 
 import torch
 from anyio import CapacityLimiter
 
 from app import datadir
+from app.backup import RESTORING
 from app.embedding import Embedding
-from app.errors import log_unexpected
-from app.jobs import DbosEngine, JobEngine
+from app.jobs.apply_probe import ApplyProbe
+from app.jobs.base import JobKind
+from app.jobs.cleanup import Cleanup
+from app.jobs.embed_archive import EmbedArchive
+from app.jobs.import_upload import ImportUpload
+from app.jobs.processes import Processes
+from app.jobs.train_probe import TrainProbe
+from app.jobs.waiting import JobWaits
+from app.jobs.worker import Worker
 from app.keys import KeyRing
-from app.kinds.applying import Applying
-from app.kinds.archiving import Archiving
-from app.kinds.importing import Importing
-from app.kinds.sweeper import Sweeper
 from app.library import Library
 from app.limits import RateLimits, key_id, too_many_jobs
-from app.restore import MARK
 from app.settings import Settings
 from app.store import JobRow, Store, open_store
-from app.training import Training
 from app.vectors import Indexes
-from app.waiting import JobWaits
-from app.work import JobWork
-from app.workers import Workers
 from data_adapters.errors import UserError
 from data_adapters.identity import salt
 
@@ -49,16 +47,16 @@ class Service:
         self.limits = RateLimits(settings)
         self.store: Store
         self.keys: KeyRing
-        self.training: Training
-        self.archiving: Archiving
-        self.importing: Importing
-        self.applying: Applying
-        self.engine: JobEngine
+        self.training: TrainProbe
+        self.archiving: EmbedArchive
+        self.importing: ImportUpload
+        self.applying: ApplyProbe
+        self.kinds: dict[str, JobKind] = {}
         self.search: Indexes
         self.waits: JobWaits
-        self.workers: Workers
-        self.works: dict[str, JobWork] = {}
-        self._sweeper: Sweeper | None = None
+        self.worker: Worker
+        self.processes: Processes
+        self.cleanup: Cleanup
         self._lock: TextIOWrapper | None = None
 
     def start(self) -> None:
@@ -73,7 +71,7 @@ class Service:
             datadir.make(data)
         else:
             self._lock = datadir.take(data, shared=self.settings.database_url is not None)
-        if (data / MARK).exists():
+        if (data / RESTORING).exists():
             raise UserError(
                 f"A restore of the data directory {data} has not ended.",
                 remedy="Empty the folder, and repeat: lejepa-med restore",
@@ -86,39 +84,36 @@ class Service:
         # beside busy request threads took twice as long (benchmarks/serve.py).
         sys.setswitchinterval(0.0005)
         self.store = open_store(self.settings)
-        datadir.check_pair(data, self.store)
+        datadir.check_database(data, self.store.belongs_to)
         self.waits = JobWaits(self.store.job_states)
         self.keys = KeyRing(self.store)
         if self.settings.auth == "on" and not self.store.has_keys():
             log.warning("no API key yet, so nobody is let in; make one: lejepa-med key create NAME --scopes admin")
-        self.training = Training(self.settings, self.store, self.library, self.embedding)
+        self.training = TrainProbe(self.settings, self.store, self.library, self.embedding)
         self.search = Indexes(self.settings, self.library, engine=self.store.engine if self.store.is_postgres else None)
-        self.archiving = Archiving(self.settings, self.store, self.library, self.embedding)
-        self.importing = Importing(
-            self.settings, self.store, self.archiving, self.embedding.sandbox, submit=self._submit
+        self.archiving = EmbedArchive(self.settings, self.store, self.library, self.embedding)
+        self.importing = ImportUpload(self.settings, self.store, self.archiving, self.embedding.sandbox)
+        self.applying = ApplyProbe(self.settings, self.store, self.library, self.training)
+        kinds: tuple[JobKind, ...] = (self.training, self.archiving, self.importing, self.applying)
+        self.kinds = {kind.kind: kind for kind in kinds}
+        self.worker = Worker(
+            self.store, self.kinds, threads=self.settings.job_workers, retries=self.settings.job_retries
         )
-        self.applying = Applying(self.settings, self.store, self.library, self.training)
-        works: tuple[JobWork, ...] = (self.training, self.archiving, self.importing, self.applying)
-        self.works = {work.kind: work for work in works}
-        self.engine = DbosEngine(
-            self.works,
-            database=self.store.url if self.store.is_postgres else f"sqlite:///{data / 'jobs.sqlite'}",
-            workers=self.settings.job_workers,
-            retries=self.settings.job_retries,
-        )
-        self.workers = Workers(data, self.store, self.engine, self.works)
-        self.workers.join()
-        self.engine.start()
-        self.workers.start()
+        self.processes = Processes(data, self.store)
+        expire = () if self.is_worker else (self.importing.expire,)
+        self.cleanup = Cleanup(data, self.store, self.kinds, others=expire)
+        self.processes.join()
+        self.processes.start()
+        self.worker.start()
+        self.cleanup.start()
         if not self.is_worker:
             self.library.start_warm_up(self.embedding.sandbox.warm)
-            self._sweeper = Sweeper(self.importing.expire)
 
     def stop(self) -> bool:
         """Stop everything; True when work was running, which another worker or the next start continues."""
-        if self._sweeper is not None:
-            self._sweeper.stop()
-        active = self.workers.stop()
+        self.cleanup.stop()
+        active = self.worker.stop()
+        self.processes.stop()
         active |= self.search.close()
         self.embedding.close()
         self.library.close()
@@ -128,45 +123,32 @@ class Service:
         return active
 
     def queue_job(self, job_id: str, kind: str) -> JobRow:
-        """Accept a job whose inputs are durable: its row first, then the queue.
+        """Accept a job whose inputs are durable: from its row on, any worker may claim it.
 
         Raises:
             ProblemError: 429, the caller's key has as many unfinished jobs as it may have.
         """
         if self.store.unfinished_of(key_id()) >= self.settings.jobs_per_key:
-            shutil.rmtree(self.works[kind].folder(job_id), ignore_errors=True)
+            shutil.rmtree(self.kinds[kind].folder(job_id), ignore_errors=True)
             raise too_many_jobs(self.settings.jobs_per_key)
         row = self.store.add_job(job_id, kind, key_id=key_id())
-        self._submit(job_id, kind)
+        self.worker.wake()
         return row
-
-    def _submit(self, job_id: str, kind: str) -> None:
-        """Queue a job whose row is there; before the engine is, a look of its workers will do so."""
-        engine: JobEngine | None = getattr(self, "engine", None)
-        if engine is not None:
-            try:
-                # In a context of its own: inside of a job, the engine would take the new one for a part of it.
-                Context().run(engine.submit, job_id, kind)
-            except Exception as error:
-                log_unexpected(error)  # the row decides: the next look of any worker queues it
 
     def cancel_job(self, job_id: str) -> bool:
         """Give a job the outcome 'cancelled', also a dead one; False when it has another outcome already."""
-        before = self.store.job(job_id)
-        if before is None or not (self.store.finish_job(job_id, "cancelled") or self.store.discard_job(job_id)):
+        before = self.store.cancel_job(job_id)
+        if before is None:
             return False
-        self.engine.cancel(job_id)
-        if before.state != "running":
-            self.works[before.kind].clean(job_id)
+        if before[1] != "running":  # else its worker cleans up, once it has stopped
+            self.kinds[before[0]].clean(job_id)
         return True
 
     def retry_job(self, job_id: str) -> bool:
         """Queue a dead job again; False when it is not dead."""
-        row = self.store.job(job_id)
-        if row is None or not self.store.reopen_job(job_id):
-            return False
-        self._submit(job_id, row.kind)
-        return True
+        is_queued = self.store.retry_job(job_id)
+        self.worker.wake()
+        return is_queued
 
 
 def new_id() -> str:

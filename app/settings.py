@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.executor import temporary
+from app.datadir import temporary
 from data_adapters.errors import UserError
 from data_adapters.machine import usable_cores
 

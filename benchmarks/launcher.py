@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # One line in, one line out: {"run": module, "options": {...}, "log": file} gives a pid, {"reap": pid} its exit status.
 CHILD = """
 import importlib, json, os, sys
-import dbos, app.main, app.worker
+import app.main, app.worker
 for line in sys.stdin:
     order = json.loads(line)
     if "reap" in order:

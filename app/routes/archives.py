@@ -11,9 +11,8 @@ from fastapi import APIRouter, Query, Request, Response
 from app.bodies import json_body
 from app.errors import ProblemError, not_found, removed_meanwhile
 from app.formats import PARQUET_RESPONSE, joined
-from app.kinds.archiving import name_taken
-from app.kinds.chunks import failures
-from app.kinds.importing import Place
+from app.jobs.embed_archive import failures, name_taken
+from app.jobs.import_upload import Place
 from app.library import LIST, LIST_TABLES, modality_of
 from app.limits import is_owner
 from app.openapi import PROBLEM_RESPONSES, json_only

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.bodies import Form, check_fields, is_json, json_body, receive
 from app.errors import ProblemError, not_found
-from app.labelled import Plan, pick, plan_of_archive, plan_of_files
+from app.jobs.labels import Plan, pick, plan_of_archive, plan_of_files
 from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted

@@ -16,7 +16,7 @@ from app import catalogs
 from app.bodies import Form, check_fields, parse_field, receive
 from app.errors import ProblemError, as_error, invalid, not_found
 from app.file_items import read_names
-from app.kinds.importing import Place, Plan
+from app.jobs.import_upload import Place, Plan
 from app.library import modality_of
 from app.limits import is_owner
 from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of

@@ -1,7 +1,6 @@
 """Metadata of the service in SQLite or PostgreSQL. `Store` is the one door; its methods block, so call them on threads.
 
-A room each: `database` connects, `schema` migrates, `tables` says what there is; `jobs`, `results`, `keys` read and
-write it.
+`database` connects, `schema` migrates, `tables` declares what there is; `jobs`, `results` and `keys` read and write it.
 """
 
 import os
@@ -12,7 +11,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from app.settings import Settings
 from app.store import schema
 from app.store.database import database_url, patience, persistent, unavailable
-from app.store.jobs import JobStore, new_job
+from app.store.jobs import TRANSITIONS, JobStore, new_job
 from app.store.keys import KeyStore
 from app.store.results import ResultStore
 from app.store.tables import (
@@ -33,6 +32,7 @@ from data_adapters.errors import UserError, system_error
 from lejepa_med.errors import explained
 
 __all__ = [
+    "TRANSITIONS",
     "UNFINISHED",
     "ArchiveRow",
     "AuditRow",

@@ -9,11 +9,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, text
 
 from data_adapters.errors import UserError
 
-FIRST = "0001"  # the schema of services that had no migrations
 LOCK = 0x6C656A65  # advisory lock of PostgreSQL, "leje"
 
 
@@ -26,9 +25,7 @@ def upgrade(engine: Engine) -> None:
     with _alone(engine), engine.begin() as connection:
         config = config_for(connection)
         revision = current(connection)
-        if revision is None and "jobs" in inspect(connection).get_table_names():
-            command.stamp(config, FIRST)
-        elif revision is not None and revision not in _known(config):
+        if revision is not None and revision not in _known(config):
             raise UserError(
                 "The service's database was written by a newer version of lejepa-med.",
                 remedy="Install that version or a newer one, or restore a backup that this version made.",
@@ -37,7 +34,7 @@ def upgrade(engine: Engine) -> None:
 
 
 def current(connection: Connection) -> str | None:
-    """The schema's revision; None for an empty database and for services that had no migrations."""
+    """The schema's revision; None for an empty database."""
     revision: str | None = MigrationContext.configure(connection).get_current_revision()
     return revision
 

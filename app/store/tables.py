@@ -24,7 +24,7 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One job. `state` changes only by compare-and-set, so that every job has exactly one outcome."""
+    """One job. `state` changes only as `app.store.jobs.TRANSITIONS` allows, so every job has exactly one outcome."""
 
     __tablename__ = "jobs"
 
@@ -41,7 +41,7 @@ class JobRow(Base):
     result: Mapped[str | None] = mapped_column(String(200))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     key_id: Mapped[str | None] = mapped_column(String(32))  # API key that asked for it; None without keys
-    executor: Mapped[str | None] = mapped_column(String(100))  # worker of the running attempt
+    worker: Mapped[str | None] = mapped_column(String(100))  # of the running or last attempt; None while it waits
     losses: Mapped[int] = mapped_column(default=0)  # workers in a row that ended in it before it got any further
 
 
@@ -57,20 +57,20 @@ class EventRow(Base):
 
 
 class WorkerRow(Base):
-    """A process that runs jobs. `beat` counts up while it lives: watchers compare counts, not clocks that may jump."""
+    """A service or worker process. `heartbeat` counts up while it lives: others compare counts, as clocks may jump."""
 
     __tablename__ = "workers"
 
-    executor: Mapped[str] = mapped_column(String(100), primary_key=True)
-    beat: Mapped[int] = mapped_column(default=0)
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)  # HOST-PID-RANDOM
+    heartbeat: Mapped[int] = mapped_column(default=0)
     started: Mapped[float]
     seen: Mapped[float]  # for people; nothing is decided by it
 
 
-class PairRow(Base):
-    """The one name that the data directory holds, too: a database is used with the directory that it belongs to."""
+class DirectoryRow(Base):
+    """The name of the data directory that the database belongs to; the directory holds it, too."""
 
-    __tablename__ = "pair"
+    __tablename__ = "directory"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(String(32))

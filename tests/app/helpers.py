@@ -8,6 +8,7 @@ import cv2
 import httpx
 import numpy as np
 
+from app.store import Store, new_job, now
 from benchmarks.launcher import Process
 from lejepa_med.client import Client
 
@@ -52,3 +53,11 @@ def wait(client: httpx.Client, job: str, *, seconds: float = 120) -> dict[str, A
             return found.model_dump(mode="json")
         time.sleep(0.05)
     raise AssertionError(f"job not ended after {seconds} s: {found}")
+
+
+def add_dead_job(store: Store, job: str, kind: str) -> None:
+    """A job whose tries are used up; it never waits, so no worker begins it."""
+    row = new_job(job, kind)
+    row.state, row.finished = "dead", now()
+    with store._write() as session:
+        session.add(row)

@@ -17,8 +17,7 @@ from fastapi.testclient import TestClient
 
 import data_adapters
 from app.errors import ProblemError
-from app.kinds.archiving import SHARD_ROWS, chunk_of
-from app.kinds.folders import archive_folder
+from app.jobs.embed_archive import SHARD_ROWS, archive_folder, chunk_of
 from app.service import Service
 from app.settings import Settings
 from data_adapters.identity import group_id
@@ -269,11 +268,14 @@ def test_an_archive_of_nothing_readable_fails(client: TestClient, settings: Sett
     assert not (settings.data / "archives" / job["id"]).exists()
 
 
-def test_names_and_removal(client: TestClient, made: dict[str, Any], runs: Path, settings: Settings) -> None:
+def test_names_and_removal(
+    client: TestClient, made: dict[str, Any], runs: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = {"name": "east", "folder": "wing/east", "encoder": "images"}
     assert client.post("/v1/archives", json=body).status_code == 409
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     # A job that has the name and one that reads the archive, accepted but not begun.
+    monkeypatch.setattr(service.store, "claim_job", lambda **_: None)
     service.archiving.accept_plan("1" * 32, service.archiving.plan("later", "images", folder="wing/east"))
     service.store.add_job("1" * 32, service.archiving.kind)
     assert client.post("/v1/archives", json={**body, "name": "later"}).json()["type"].endswith("name-taken")
@@ -283,6 +285,7 @@ def test_names_and_removal(client: TestClient, made: dict[str, Any], runs: Path,
     assert client.delete("/v1/archives/east").json()["type"].endswith("in-use")
     for job in ("1" * 32, "2" * 32):
         assert client.delete(f"/v1/jobs/{job}").status_code == 200
+    monkeypatch.undo()
     assert client.delete("/v1/archives/table").json()["type"].endswith("not-removable")
     # A run of the same name must not take over what the name means.
     shutil.copytree(runs / "table", runs / "east")

@@ -36,7 +36,7 @@ from lejepa_med.client import (
 from lejepa_med.client import http as http_module
 from lejepa_med.client.files import File, suffix_of
 from lejepa_med.models.folder import load_encoder
-from tests.app.helpers import eventually, png
+from tests.app.helpers import add_dead_job, eventually, png
 from tests.app.server import Proxy, served
 
 BAD = (b"bad", ".png")
@@ -377,8 +377,7 @@ def test_from_an_upload_to_predictions_of_the_whole_archive(
 
     kept: Service = client.app.state.service  # type: ignore[attr-defined]
     kept.archiving.accept_plan("d" * 32, kept.archiving.plan("late", "images", upload=job.id))
-    kept.store.add_job("d" * 32, kept.archiving.kind)
-    assert kept.store.finish_job("d" * 32, "dead")
+    add_dead_job(kept.store, "d" * 32, kept.archiving.kind)
     assert "d" * 32 in [one.id for one in service.jobs(state="dead", kind="embed-archive")]
     service.wait(service.retry("d" * 32), timeout=60, poll=0.05)
 

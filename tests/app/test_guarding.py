@@ -274,11 +274,3 @@ def test_a_full_file_system_is_told_and_leaves_nothing(client: TestClient, setti
             assert list(tmp.iterdir()) == []
     finally:
         subprocess.run(["umount", str(tmp)], check=True)
-
-
-@pytest.mark.parametrize(("error", "is_written"), [("DBOSAwaitedWorkflowCancelledError", False), ("ValueError", True)])
-def test_a_cancelled_job_is_no_error_in_the_log(error: str, is_written: bool) -> None:
-    fault = type(error, (Exception,), {})("secret")
-    record = logging.LogRecord("dbos", logging.ERROR, "", 1, "Exception: %s", ("secret",), (type(fault), fault, None))
-    assert logs.heard(record) is is_written
-    assert not is_written or "secret" not in record.getMessage()

@@ -21,7 +21,7 @@ from app.keys import make_key
 from app.service import Service, new_id
 from app.settings import Settings
 from app.store import AuditRow, KeyRow
-from tests.app.helpers import png, wait
+from tests.app.helpers import add_dead_job, png, wait
 from tests.data.histology import he_picture, write_pyramid, write_tiles
 from tests.data.mri import phantom, write_nifti, write_series
 
@@ -68,8 +68,7 @@ class Place:
         """A job whose tries are used up; the only kind that can be queued again, and that cannot end meanwhile."""
         job, archiving = new_id(), self.service.archiving
         archiving.accept_plan(job, archiving.plan(f"again-{job[:8]}", "heads", folder="wing/east"))
-        self.service.store.add_job(job, archiving.kind)
-        assert self.service.store.finish_job(job, "dead")
+        add_dead_job(self.service.store, job, archiving.kind)
         return job
 
     def real_id(self, name: str, *, method: str, path: str) -> str | None:

@@ -14,11 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.backup import MANIFEST, _frozen, backup
-from app.restore import MARK, restore
+from app.backup import MANIFEST, RESTORING, _frozen, backup, restore
+from app.jobs.processes import HEARTBEAT_SECONDS
 from app.service import Service
 from app.settings import Settings
-from app.workers import BEAT_SECONDS
 from benchmarks.launcher import Launcher
 from data_adapters.errors import UserError
 from lejepa_med.cli import main
@@ -81,7 +80,7 @@ def test_a_restored_service_has_the_probes_and_continues_the_jobs(saved: tuple[P
     assert file.stat().st_mode & 0o077 == 0
     with tarfile.open(file) as tar:
         names = tar.getnames()
-    assert names[-1] == MANIFEST and {"service.sqlite", "jobs.sqlite", f"jobs/{job}/plan.json"} < set(names)
+    assert names[-1] == MANIFEST and {"service.sqlite", f"jobs/{job}/plan.json"} < set(names)
     assert f"probes/{probe}/probe.safetensors" in names
     assert not [name for name in names if name.endswith(("-wal", "-shm", ".lock", ".migrate"))]
 
@@ -103,7 +102,7 @@ def test_a_backup_may_last(on_sqlite: Launcher, tmp_path: Path) -> None:
     with _frozen(data) as frozen:
         files = sorted(frozen.rglob("*"))
         assert files
-        time.sleep(2.5 * BEAT_SECONDS)
+        time.sleep(2.5 * HEARTBEAT_SECONDS)
         assert sorted(frozen.rglob("*")) == files
         (lock,) = (data / "workers").glob(f"*-{os.getpid()}-*")
     assert not lock.exists() and not list((data / "tmp").iterdir())
@@ -235,6 +234,6 @@ def test_the_service_refuses_a_folder_whose_restore_was_killed(
     saved: tuple[Path, str, str], runs: Path, tmp_path: Path
 ) -> None:
     restore(saved[0], data=tmp_path / "new")
-    (tmp_path / "new" / MARK).mkdir()
+    (tmp_path / "new" / RESTORING).mkdir()
     with pytest.raises(UserError, match="has not ended"):
         Service(Settings(runs_dir=runs, data_dir=tmp_path / "new")).start()

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.settings import Settings
+from app.store.database import unavailable
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.probes.probe import Probe, fit_probe
 from tests.app.helpers import eventually, files, png, wait
@@ -284,25 +285,45 @@ def test_probe_from_zipped_series_with_one_label_each(client: TestClient, tmp_pa
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:lejepa-med:problem:several-items")
 
 
-def test_a_job_whose_workflow_died_is_taken_up_again(
-    client: TestClient, labels: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("write", ["claim_job", "advance", "finish_job"])
+def test_a_job_goes_on_when_the_database_takes_its_rows_again(
+    client: TestClient, labels: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
-    """The disk is full when the job starts, so that not even that can be noted."""
+    """The disk is full at its start, in a step, or at its end, and not even a failure can be recorded."""
     service = client.app.state.service  # type: ignore[attr-defined]
     tried = threading.Event()
 
-    def full(*arguments: object) -> bool:
+    def full(*_: object, **given: object) -> bool:
         tried.set()
-        raise OSError(28, "No space left on device")
+        raise unavailable()
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.training, "start", full)
+        for name in {write, "finish_job"}:
+            patch.setattr(service.store, name, full)
         job = client.post("/v1/probes", json={"archive": "table", "labels": labels, "folds": 2}).json()["id"]
         assert tried.wait(10)
-        eventually(lambda: job not in service.engine.running())
-    assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
-    service.engine.submit(job, service.training.kind)  # harmless, as often as it is said
-    assert wait(client, job)["state"] == "succeeded"
+        eventually(lambda: job not in service.worker.running())
+    found = wait(client, job)
+    assert (found["state"], found["attempts"]) == ("succeeded", 1 if write == "claim_job" else 2)
+
+
+def test_a_claim_whose_answer_was_lost_is_not_forgotten(
+    client: TestClient, labels: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    claim, lost = service.store.claim_job, []
+
+    def committed(**given: Any) -> Any:
+        found = claim(**given)
+        if found is not None and not lost:
+            lost.append(found.id)
+            raise unavailable()
+        return found
+
+    monkeypatch.setattr(service.store, "claim_job", committed)
+    job = client.post("/v1/probes", json={"archive": "table", "labels": labels, "folds": 2}).json()["id"]
+    found = wait(client, job)
+    assert lost == [job] and (found["state"], found["attempts"]) == ("succeeded", 2)
 
 
 @pytest.mark.parametrize("values", [("a", "b"), (1.5, 2.5)])

@@ -301,14 +301,12 @@ def test_only_this_route_takes_a_catalogue(client: TestClient) -> None:
 def test_uploads_expire_where_the_operator_says_so(
     runs: Path, tmp_path: Path, client: TestClient, upload: dict[str, Any], settings: Settings
 ) -> None:
-    from app.kinds.importing import Importing
+    from app.jobs.import_upload import ImportUpload
     from app.service import Service
 
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     shorter = settings.model_copy(update={"keep_uploads_days": 1e-9})
-    sweeping = Importing(
-        shorter, service.store, service.archiving, service.embedding.sandbox, submit=lambda job, kind: None
-    )
+    sweeping = ImportUpload(shorter, service.store, service.archiving, service.embedding.sandbox)
     wait(client, upload["embedding"])
     service.importing.expire()
     assert client.get(f"/v1/uploads/{upload['id']}").status_code == 200, "by default nothing expires"

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,14 @@ import data_adapters
 from app import catalogs
 from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
 from app.file_items import FileNames
-from app.jobs import Step
-from app.kinds.archiving import MANIFEST, REPORT, Archiving, no_upload
-from app.kinds.scanning import Found, Refusal, owned, read_manifest, refusal, scan
+from app.jobs.base import JobKind, Step
+from app.jobs.embed_archive import MANIFEST, REPORT, EmbedArchive, no_upload
+from app.jobs.scan import Found, Refusal, owned, read_manifest, refusal, scan
 from app.sandbox import Sandbox
 from app.sealing import seal, unseal
 from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
 from app.unzip import Contents, contents, unzip
-from app.work import JobWork
 from data_adapters.atomic import sync, write_text
 from data_adapters.base import foreign_format
 from data_adapters.catalog import Catalog, tidy
@@ -56,7 +55,7 @@ class Plan:
     archive: dict[str, Any] | None = None
     keys: list[Any] = field(default_factory=list)
 
-    def row(self, upload_id: str, *, key_id: str | None) -> UploadRow:
+    def row(self, upload_id: str, *, key_id: str | None = None) -> UploadRow:
         """The upload as it is registered."""
         return UploadRow(
             id=upload_id,
@@ -92,23 +91,15 @@ class Places:
         return self.files.get(path) or Place(int(path[:5]))
 
 
-class Importing(JobWork):
+class ImportUpload(JobKind):
     """What was sent lies in jobs/<id>/ until the job runs, then in uploads/<id>/files/, under names of our own."""
 
     kind = "import-upload"
-    made = "uploads"
+    results = "uploads"
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        archiving: Archiving,
-        sandbox: Sandbox,
-        *,
-        submit: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, settings: Settings, store: Store, archiving: EmbedArchive, sandbox: Sandbox) -> None:
         super().__init__(settings, store)
-        self._archiving, self._sandbox, self._submit = archiving, sandbox, submit
+        self._archiving, self._sandbox = archiving, sandbox
         self._secret = salt()
 
     def steps(self, job_id: str) -> Iterator[Step]:
@@ -121,26 +112,14 @@ class Importing(JobWork):
     def finish(self, job_id: str) -> None:
         """Register the upload, the job's success, and the job that embeds it, in one transaction."""
         plan = Plan(**self.read_plan(job_id))
-        job = self._store.job(job_id)
-        key_id = None if job is None else job.key_id
-        row = plan.row(job_id, key_id=key_id)
         follow = []
         if plan.embedding is not None and plan.archive is not None:
             if not self._archiving.folder(plan.embedding).is_dir():
                 draft = self._settings.temporary(plan.embedding)
                 draft.parent.mkdir(exist_ok=True)
                 self._archiving.accept(plan.embedding, draft, plan.archive)
-            follow = [new_job(plan.embedding, self._archiving.kind, key_id=key_id)]
-        self._store.finish_job(job_id, "succeeded", result=f"/v1/uploads/{job_id}", made=[row, *follow])
-
-    def clean(self, job_id: str) -> None:
-        """As for every job; before, see that the embedding was queued, which a kill may have prevented."""
-        row = self._store.job(job_id)
-        if row is not None and (row.kind, row.state) == (self.kind, "succeeded") and self.folder(job_id).is_dir():
-            plan = Plan(**self.read_plan(job_id))
-            if plan.embedding is not None:
-                self._submit(plan.embedding, self._archiving.kind)
-        super().clean(job_id)
+            follow = [new_job(plan.embedding, self._archiving.kind)]
+        self.succeed(job_id, f"/v1/uploads/{job_id}", [plan.row(job_id), *follow])
 
     # --- uploads ----------------------------------------------------------------------------------------------------
 
@@ -233,7 +212,7 @@ class Importing(JobWork):
             sync(place)
 
     def _unpack(self, job_id: str, number: int, zips: list[str]) -> Refusal | None:
-        self.tell(job_id, UNPACK_SHARE * number / len(zips), "unpacking")
+        self.note_progress(job_id, UNPACK_SHARE * number / len(zips), "unpacking")
         files = self.result_folder(job_id) / FILES
         packed = self.folder(job_id) / zips[number]
         target, draft = files / packed.stem, files / f".{packed.stem}"
@@ -257,14 +236,18 @@ class Importing(JobWork):
 
     def _screen(self, job_id: str, plan: Plan) -> None:
         """Remove what no reader may see, such as files that unpack to any size."""
-        self.tell(job_id, UNPACK_SHARE, "screening")
         folder = self.result_folder(job_id)
+        if (folder / SCREENED).is_file():  # a second screening would not find, nor list, what the first has removed
+            return
+        self.note_progress(job_id, UNPACK_SHARE, "screening")
         found = self._sandbox.screen(data_adapters.from_description(plan.adapter), folder / FILES)
         refused = [refusal(one, folder / FILES) for one in found]
         write_text(folder / SCREENED, json.dumps([vars(one) for one in refused]))
 
     def _scan(self, job_id: str, plan: Plan) -> None:
         folder = self.result_folder(job_id)
+        if (folder / REPORT).is_file():
+            return
         catalog = folder / catalogs.FILE
         adapter = data_adapters.from_description(plan.adapter)
         found = scan(
@@ -278,7 +261,7 @@ class Importing(JobWork):
             catalog=Catalog(catalog, public=True) if catalog.is_file() else None,
             inside=(folder / FILES).resolve(),
             origins=self._origins(job_id, plan),
-            tell=lambda share: self.tell(job_id, UNPACK_SHARE + (1 - UNPACK_SHARE) * share, "scanning"),
+            tell=lambda share: self.note_progress(job_id, UNPACK_SHARE + (1 - UNPACK_SHARE) * share, "scanning"),
         )
         texts = ((folder / name).read_text(encoding="utf-8") for name in (REFUSED, SCREENED))
         refused = [*(Refusal(**one) for text in texts for one in json.loads(text)), *found.refused]

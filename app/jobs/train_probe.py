@@ -16,13 +16,12 @@ from app.bodies import ReceivedFile
 from app.embedding import Embedding
 from app.errors import ProblemError, first_bad, log_unexpected
 from app.file_items import Area, request_items
-from app.jobs import Step, Stopped
-from app.labelled import Plan
+from app.jobs.base import JobKind, Step
+from app.jobs.labels import Plan
 from app.library import Library
 from app.run_probes import ID, RunProbes
 from app.settings import Settings
 from app.store import ProbeRow, Store, now
-from app.work import JobWork
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
@@ -35,11 +34,11 @@ LOADED = 4  # probes kept in memory; they never change
 LINEAGE = "lineage.json"  # of a job's folder: which version the fit took over from
 
 
-class Training(JobWork):
+class TrainProbe(JobKind):
     """A job's inputs lie in jobs/<id>/, the trained probe in probes/<id>/, under one id."""
 
     kind = "train-probe"
-    made = "probes"
+    results = "probes"
 
     def __init__(self, settings: Settings, store: Store, library: Library, embedding: Embedding) -> None:
         super().__init__(settings, store)
@@ -78,7 +77,7 @@ class Training(JobWork):
         """Embedding in chunks where files were sent, then one fit."""
         plan = self._plan(job_id)
         chunks = range(0, len(plan.files), CHUNK)
-        return [*(partial(self._embed, job_id, plan, start) for start in chunks), partial(self._fit, job_id, plan)]
+        return [*(partial(self._embed, job_id, plan, start) for start in chunks), partial(self._fit_once, job_id, plan)]
 
     def finish(self, job_id: str) -> None:
         """Register the probe and the job's success in one transaction.
@@ -89,13 +88,10 @@ class Training(JobWork):
         plan = self._plan(job_id)
         while True:
             try:
-                self._store.finish_job(job_id, "succeeded", result=f"/v1/probes/{job_id}", made=self._row(job_id, plan))
+                self.succeed(job_id, f"/v1/probes/{job_id}", self._row(job_id, plan))
                 return
             except IntegrityError:
-                try:
-                    self._fit(job_id, plan)
-                except Stopped:
-                    return
+                self._fit(job_id, plan)
 
     def _row(self, job_id: str, plan: Plan) -> ProbeRow:
         probe = _load(self.result_folder(job_id))
@@ -122,10 +118,10 @@ class Training(JobWork):
 
     def _embed(self, job_id: str, plan: Plan, start: int) -> None:
         part = self.folder(job_id) / f"vectors-{start:06d}.npy"
-        if part.exists():  # done, in a job that was dead meanwhile
+        if part.exists():
             return
         count = len(plan.files)
-        self.tell(job_id, EMBED_SHARE * start / count, "embedding")
+        self.note_progress(job_id, EMBED_SHARE * start / count, "embedding")
         _, encoder, batcher = self._library.with_fingerprint(plan.fingerprint)
         uploads = [
             ReceivedFile(plan.places[index], self.folder(job_id) / name, size)
@@ -141,9 +137,13 @@ class Training(JobWork):
                 raise first_bad(result.problem, plan.places[index], result.file_index)
             assert result.vector is not None
             vectors.append(result.vector)
-            self.tell(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
+            self.note_progress(job_id, EMBED_SHARE * (index + 1) / count, "embedding")
         with new_file(part) as draft, draft.open("wb") as stream:
             np.save(stream, np.stack(vectors))
+
+    def _fit_once(self, job_id: str, plan: Plan) -> None:
+        if not (self.folder(job_id) / LINEAGE).is_file():
+            self._fit(job_id, plan)
 
     def _fit(self, job_id: str, plan: Plan) -> None:
         examples, parent, version = self._given(job_id, plan), None, 1
@@ -163,7 +163,7 @@ class Training(JobWork):
             folds=plan.folds,
             balanced=plan.balanced,
             encoder=plan.fingerprint,
-            progress=lambda share, stage: self.tell(job_id, done + (1 - done) * share, "fitting"),
+            progress=lambda share, stage: self.note_progress(job_id, done + (1 - done) * share, "fitting"),
             table_groups=examples.table_groups,
             relatives=examples.relatives,
         )
@@ -174,7 +174,8 @@ class Training(JobWork):
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)
         probe.save(target)
-        # After the probe: a kill between the two leaves the older place, which is taken: this runs again.
+        # After the probe. A kill between the two leaves no lineage, or an older one whose place is taken: both mean
+        # that the fit runs again.
         write_text(self.folder(job_id) / LINEAGE, json.dumps({"parent": parent, "version": version}))
 
     def _given(self, job_id: str, plan: Plan) -> Labelled:

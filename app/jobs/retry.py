@@ -1,4 +1,4 @@
-"""Temporary faults (a full disk, a database that restarts, too little memory), and retrying up to a limit."""
+"""Retries of what fails for a passing reason: a full disk, a database that restarts, too little memory."""
 
 from collections.abc import Callable
 from threading import Event
@@ -15,15 +15,18 @@ PASSING_STATUS = (503, 507)  # a full queue, a database that is away, a full dis
 
 
 class GaveUp(Exception):
-    """A fault lasted through all retries; it is this error's cause."""
+    """A fault did not pass within the limit; its cause is the fault."""
 
 
-class Halted(BaseException):
-    """Work ends without an outcome: the process stops, or another process has the job now. Nothing may record it."""
+class Stopped(BaseException):
+    """An attempt ends without an outcome: the job was cancelled or taken over, or the process stops.
+
+    No Exception, so that nothing between the job and its worker handles or records it.
+    """
 
 
 def why_passing(error: BaseException) -> str | None:
-    """Return why the same call may succeed later, in words without paths; None where it would only fail again."""
+    """In words without paths, why the same may succeed later; None for what would only fail again."""
     if isinstance(error, ProblemError):
         return error.problem.detail.rstrip(".") if error.problem.status in PASSING_STATUS else None
     if isinstance(error, OSError):
@@ -36,18 +39,18 @@ def why_passing(error: BaseException) -> str | None:
 
 
 def persevere(call: Callable[[], T], *, retries: int, note: Callable[[str], bool], halt: Event) -> T:
-    """Return the result of `call`, retried after 1, 2, 4, ... seconds while its faults are temporary.
+    """What `call` returns, tried again after 1, 2, 4, ... seconds while its faults are passing ones.
 
     Args:
-        call: the work, which may be repeated.
-        retries: number of tries after the first.
-        note: called with a message about each fault; returns False when the work has lost its purpose.
+        call: may be repeated.
+        retries: how often it is tried again.
+        note: is called with a sentence about each fault; it returns False when the work has lost its purpose.
         halt: ends the waiting.
 
     Raises:
-        GaveUp: the last try failed as well.
-        Halted: `halt` was set, or `note` returned False.
-        Exception: a fault of `call` that is not temporary.
+        GaveUp: the last try failed, too.
+        Stopped: `halt` was set, or `note` returned False.
+        Exception: a fault of `call` that does not pass.
     """
     tried = 0
     while True:
@@ -66,4 +69,4 @@ def persevere(call: Callable[[], T], *, retries: int, note: Callable[[str], bool
         except ProblemError:
             is_wanted = True  # the store itself is away
         if not is_wanted or halt.wait(seconds):
-            raise Halted
+            raise Stopped

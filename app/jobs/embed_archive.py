@@ -1,29 +1,28 @@
 """The job that embeds an archive: scanned, embedded in chunks that are not computed twice, written as a table."""
 
+import csv
 import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from sqlalchemy.exc import IntegrityError
 
 from app import catalogs
 from app.embedding import Embedding
 from app.errors import ProblemError, as_error, not_found
 from app.file_items import RequestItem
-from app.jobs import Step
-from app.kinds.chunks import failures, read_chunks, write_chunk
-from app.kinds.folders import archive_folder, archive_table, archives_root
-from app.kinds.scanning import Refusal, owned, read_manifest, scan
+from app.jobs.base import JobKind, Step
+from app.jobs.scan import Refusal, owned, read_manifest, scan
 from app.library import Library
 from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
-from app.work import JobWork
-from data_adapters.atomic import write_text
+from data_adapters.atomic import new_file, write_text
 from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
@@ -68,17 +67,17 @@ def chunk_of(adapter: Adapter, *, views: int) -> int:
     return 1 << max(2, wanted.bit_length() - 1)
 
 
-class Archiving(JobWork):
+class EmbedArchive(JobKind):
     """The table lies in archives/<id>/, in the format of `lejepa-med embed`."""
 
     kind = "embed-archive"
-    made = "archives"
+    results = "archives"
 
     def __init__(self, settings: Settings, store: Store, library: Library, embedding: Embedding) -> None:
         super().__init__(settings, store)
         self._library, self._embedding = library, embedding
         self.naming = threading.Lock()
-        """Held from the check of a name to the job that has it."""
+        """Lock held from checking that a name is free until a job has claimed it."""
 
     def steps(self, job_id: str) -> Iterator[Step]:
         """One scan, chunks of embedding, and the end of the table."""
@@ -102,7 +101,6 @@ class Archiving(JobWork):
     def finish(self, job_id: str) -> None:
         """Register the archive and the job's success in one transaction."""
         plan = Plan(**self.read_plan(job_id))
-        job = self._store.job(job_id)
         self._library.see(self._store, plan.fingerprint)
         row = ArchiveRow(
             id=job_id,
@@ -113,10 +111,9 @@ class Archiving(JobWork):
             count=read_info(self.result_folder(job_id))["embedded"],
             dim=plan.dim,
             created=now(),
-            key_id=None if job is None else job.key_id,
         )
         try:
-            self._store.finish_job(job_id, "succeeded", result=f"/v1/archives/{plan.name}", made=row)
+            self.succeed(job_id, f"/v1/archives/{plan.name}", row)
         except IntegrityError:  # another service on the same database was faster
             self.fail(job_id, name_taken().problem)
 
@@ -285,7 +282,7 @@ class Archiving(JobWork):
             files=1 << 20 if plan.upload is None else 0,
             catalog=catalog,
             inside=root.resolve() if plan.upload is not None else archives_root(self._settings),
-            tell=lambda share: self.tell(job_id, SCAN_SHARE * share, "scanning"),
+            tell=lambda share: self.note_progress(job_id, SCAN_SHARE * share, "scanning"),
         )
         if not len(found.manifest):
             raise ProblemError(
@@ -330,7 +327,7 @@ class Archiving(JobWork):
             reason = "" if result.problem is None else result.problem.detail
             features.append(Feature(first + number, result.vector, reason))
             share = (rows.start + number + 1) / len(manifest)
-            self.tell(job_id, SCAN_SHARE + (1 - SCAN_SHARE) * share, "embedding")
+            self.note_progress(job_id, SCAN_SHARE + (1 - SCAN_SHARE) * share, "embedding")
         write_chunk(self._chunk(job_id, rows.start), features, dim=plan.dim)
 
     def _chunk(self, job_id: str, start: int) -> Path:
@@ -368,3 +365,96 @@ def name_taken() -> ProblemError:
         "There is an archive with this name already, or a job is making one.",
         remedy="Take another name, or remove the archive: DELETE /v1/archives/NAME",
     )
+
+
+# --- folders of the operator's archives: named by clients, read only, and never left ---------------------------------
+
+
+def archive_folder(settings: Settings, relative: str) -> Path:
+    """A folder below the operator's archives, links resolved.
+
+    Raises:
+        ProblemError: 422, the operator has opened none; 404, no such folder, or one outside.
+    """
+    root = archives_root(settings)
+    missing = not_found("folder", remedy="Name a folder below the one that the operator set as LEJEPA_ARCHIVES_DIR.")
+    if "\x00" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise missing
+    try:
+        folder = (root / relative).resolve(strict=True)
+    except (OSError, RuntimeError):  # not there, a name that is too long, or links in a circle
+        raise missing from None
+    if not (folder.is_relative_to(root) and folder.is_dir()):
+        raise missing
+    return folder
+
+
+def archive_table(settings: Settings, folder: Path, relative: str) -> Path:
+    """A table in a folder of the operator's archives, links resolved.
+
+    Raises:
+        ProblemError: 404, no such table, or one outside of the archives.
+    """
+    missing = not_found("table in the folder", remedy="Name a table by its path below the folder.")
+    if "\x00" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise missing
+    try:
+        file = (folder / relative).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise missing from None
+    if not (file.is_relative_to(archives_root(settings)) and file.is_file()):
+        raise missing
+    return file
+
+
+def archives_root(settings: Settings) -> Path:
+    """Where all archives of the operator lie.
+
+    Raises:
+        ProblemError: 422, the operator has opened none.
+    """
+    if settings.archives_dir is None:
+        raise ProblemError(
+            422,
+            "no-archives",
+            "This service embeds no folders of its own machine.",
+            remedy="Send the files to POST /v1/uploads, or the operator sets LEJEPA_ARCHIVES_DIR.",
+        )
+    return settings.archives_dir.resolve()
+
+
+# --- vectors on their way into the table: files of a few rows that are whole or absent --------------------------------
+
+
+def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
+    """Write features, `index` as it is."""
+    found = list(features)
+    good = [(feature.index, feature.vector) for feature in found if feature.vector is not None]
+    bad = [(feature.index, feature.error) for feature in found if feature.vector is None]
+    with new_file(file) as draft, draft.open("wb") as stream:
+        np.savez(
+            stream,
+            rows=np.array([row for row, _ in good], np.int64),
+            vectors=np.stack([vector for _, vector in good]) if good else np.empty((0, dim), np.float32),
+            bad=np.array([row for row, _ in bad], np.int64),
+            reasons=np.array([reason for _, reason in bad], np.str_),
+        )
+
+
+def read_chunks(files: Iterable[Path]) -> Iterator[Feature]:
+    """The features of the files, one after the other."""
+    for file in files:
+        with np.load(file, allow_pickle=False) as stored:
+            rows, vectors = stored["rows"].tolist(), stored["vectors"]
+            bad, reasons = stored["bad"].tolist(), stored["reasons"].tolist()
+        yield from (Feature(row, vector) for row, vector in zip(rows, vectors, strict=True))
+        yield from (Feature(row, None, reason) for row, reason in zip(bad, reasons, strict=True))
+
+
+def failures(folder: Path) -> Counter[str]:
+    """Reasons why items of a table have no vector, with their counts."""
+    found: Counter[str] = Counter()
+    for file in sorted([*folder.glob("failed-*.csv"), *folder.glob(f"{ABOUT}/failed-*.csv")]):
+        with file.open(newline="", encoding="utf-8") as stream:
+            found.update(row["reason"] for row in csv.DictReader(stream))
+    return found

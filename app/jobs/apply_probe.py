@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.errors import ProblemError
-from app.jobs import Step
+from app.jobs.base import JobKind, Step
+from app.jobs.train_probe import TrainProbe
 from app.library import Library
 from app.run_probes import gone
 from app.settings import Settings
 from app.store import PredictionRow, Store, now
-from app.training import Training
-from app.work import JobWork
 from data_adapters.atomic import new_file, sync
 from lejepa_med.embed import EmbeddingTable
 from lejepa_med.probes.novelty import seen_counts
@@ -44,13 +43,13 @@ class Plan:
     cautions: list[str] = field(default_factory=list)
 
 
-class Applying(JobWork):
+class ApplyProbe(JobKind):
     """The table lies in predictions/<id>/."""
 
     kind = "apply-probe"
-    made = "predictions"
+    results = "predictions"
 
-    def __init__(self, settings: Settings, store: Store, library: Library, training: Training) -> None:
+    def __init__(self, settings: Settings, store: Store, library: Library, training: TrainProbe) -> None:
         super().__init__(settings, store)
         self._library, self._training = library, training
 
@@ -65,7 +64,7 @@ class Applying(JobWork):
     def finish(self, job_id: str) -> None:
         """Register the table and the job's success in one transaction."""
         plan = Plan(**self.read_plan(job_id))
-        probe, job = self._training.find(plan.probe), self._store.job(job_id)
+        probe = self._training.find(plan.probe)
         if probe is None:
             raise gone()
         self._library.see(self._store, probe.fingerprint)
@@ -78,9 +77,8 @@ class Applying(JobWork):
             count=pq.read_metadata(file).num_rows,
             summary=summary(file, self._training.probe(plan.probe)) | {"cautions": plan.cautions},
             created=now(),
-            key_id=None if job is None else job.key_id,
         )
-        self._store.finish_job(job_id, "succeeded", result=f"/v1/applications/{job_id}", made=row)
+        self.succeed(job_id, f"/v1/applications/{job_id}", row)
 
     # --- what the routes ask ----------------------------------------------------------------------------------------
 
@@ -137,9 +135,9 @@ class Applying(JobWork):
 
     def _predict(self, job_id: str, plan: Plan, start: int) -> None:
         table = self._table(plan)
-        if self._chunk(job_id, start).is_file():  # done, in a process that was killed or a job that was dead meanwhile
+        if self._chunk(job_id, start).is_file():
             return
-        self.tell(job_id, start / len(table.ids), "predicting")
+        self.note_progress(job_id, start / len(table.ids), "predicting")
         rows = slice(start, start + plan.chunk)
         probe = self._training.probe(plan.probe)
         if self._probe_digest(plan.probe) != plan.probe_digest:
@@ -154,6 +152,8 @@ class Applying(JobWork):
 
     def _join(self, job_id: str, chunks: Sequence[Path]) -> None:
         target = self.table_file(job_id)
+        if target.is_file():
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         # A column may be without any value in one chunk, and so of no type or absent, and have values in another.
         schema = pa.unify_schemas([pq.read_schema(file) for file in chunks], promote_options="permissive")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app import waiting
+from app.jobs import waiting
 from benchmarks.launcher import Launcher
 from tests.app.helpers import client_of, eventually, files, png, wait
 

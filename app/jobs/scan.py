@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 
 from app.errors import ProblemError, describe_rejected, log_unexpected
-from app.jobs import Stopped
 from app.sandbox import Sandbox
 from app.settings import Settings
 from data_adapters.base import Adapter, Rejected
@@ -103,7 +102,7 @@ def scan(
             start=sandbox.start_scan,
         )
         return _within_limits(found, settings=settings, inside=inside, whole=is_whole(adapter))
-    except (Stopped, MissingExtraError):
+    except MissingExtraError:
         raise
     except UserError as error:  # its words are for the operator and hold the folder's path
         raise ProblemError(

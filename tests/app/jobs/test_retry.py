@@ -1,68 +1,17 @@
-"""Who lives and who does not, what is tried again, and which database belongs to which directory."""
+"""What is tried again, when it is given up, and what becomes of a job then."""
 
 import errno
-import os
-import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from app import datadir
 from app.errors import ProblemError
-from app.executor import Presence, executor_id, forget, has_ended, owners, temporary
-from app.retry import GaveUp, Halted, persevere, why_passing
+from app.jobs.retry import GaveUp, Stopped, persevere, why_passing
 from app.settings import Settings
-from app.store import Store, database_url
 from data_adapters.errors import BadFileError, UserError
 from tests.app.helpers import eventually, wait
-
-OTHER = """
-import sys, time
-from pathlib import Path
-from app.executor import Presence, temporary
-presence = Presence(Path(sys.argv[1]))
-presence.take()
-temporary(Path(sys.argv[1]), "upload").mkdir(parents=True)
-print(presence.executor, flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_process_is_known_to_have_ended_as_soon_as_it_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "workers").mkdir()
-    other = subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
-        executor = other.stdout.readline().strip()
-        assert executor != executor_id() and owners(tmp_path) == {executor}
-        assert not has_ended(tmp_path, executor)
-        os.kill(other.pid, signal.SIGSTOP)
-        assert not has_ended(tmp_path, executor), "one that stands still may go on"
-    finally:
-        other.kill()
-        other.wait()
-    assert has_ended(tmp_path, executor)
-    mine = temporary(tmp_path, "upload")
-    mine.mkdir()
-    forget(tmp_path, executor)
-    assert list((tmp_path / "tmp").iterdir()) == [mine]
-    assert not has_ended(tmp_path, executor), "of one without a lock file only the beats tell"
-
-
-def test_a_lock_of_another_machine_tells_nothing(tmp_path: Path) -> None:
-    (tmp_path / "workers").mkdir()
-    (tmp_path / "workers" / "elsewhere-1-00000000").write_text("another kernel")
-    assert not has_ended(tmp_path, "elsewhere-1-00000000")
-    presence = Presence(tmp_path)
-    presence.take()
-    assert not has_ended(tmp_path, presence.executor)
-    presence.leave()
-    assert owners(tmp_path) == {"elsewhere-1-00000000"}
 
 
 def test_only_faults_that_pass_are_tried_again() -> None:
@@ -99,42 +48,13 @@ def test_a_fault_is_tried_again_until_it_passes_or_the_limit_is_reached() -> Non
     with pytest.raises(GaveUp) as caught:
         persevere(fail, retries=0, note=note, halt=threading.Event())
     assert isinstance(caught.value.__cause__, OSError)
-    with pytest.raises(Halted):
+    with pytest.raises(Stopped):
         persevere(fail, retries=5, note=lambda message: False, halt=threading.Event())
     halted = threading.Event()
     halted.set()
-    with pytest.raises(Halted):
+    with pytest.raises(Stopped):
         persevere(fail, retries=5, note=note, halt=halted)
     assert len(notes) == 2
-
-
-def test_a_data_directory_is_used_with_its_own_database_only(tmp_path: Path) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    stores = []
-    for folder in folders:
-        datadir.make(folder)
-        store = Store(database_url(None, data=folder))
-        datadir.check_pair(folder, store)
-        datadir.check_pair(folder, store)
-        stores.append(store)
-    with pytest.raises(UserError, match="another database"):
-        datadir.check_pair(folders[0], stores[1])
-    new = tmp_path / "new"
-    datadir.make(new)
-    with pytest.raises(UserError, match="another database"):
-        datadir.check_pair(new, stores[0])
-    assert not (new / datadir.PAIR).exists(), "a refusal leaves no name behind"
-    for store in stores:
-        store.close()
-
-
-def test_services_share_a_data_directory_only_where_a_server_keeps_the_rows(tmp_path: Path) -> None:
-    with datadir.take(tmp_path, shared=True), datadir.take(tmp_path, shared=True):
-        with pytest.raises(UserError, match="Another service"):
-            datadir.take(tmp_path, shared=False)
-    with datadir.take(tmp_path, shared=False):
-        with pytest.raises(UserError, match="lejepa-med work"):
-            datadir.take(tmp_path, shared=True)
 
 
 def probe_of(client: TestClient) -> str:
