@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from data_adapters import raster
-from data_adapters.augment import physical
-from data_adapters.augment.resize import middle_square
+from data_adapters.augment import sky
+from data_adapters.augment.picture import middle_square
 from data_adapters.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -256,7 +256,7 @@ class GalaxyAdapter(BaseAdapter):
         if self.kind == "picture":
             return PictureRecipe(size=size, area=area, field=self.field, resolution=o.global_size / 224)
         bands, scales = self._fitted()
-        pixel_scale = o.pixel_scale or physical.SEEING_SCALE
+        pixel_scale = o.pixel_scale or sky.SEEING_SCALE
         return FluxRecipe(
             size=size,
             area=area,
@@ -280,9 +280,9 @@ class GalaxyAdapter(BaseAdapter):
             return to_tensor(image)[None]
         _, scales = self._fitted()
         planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-        return torch.from_numpy(
-            physical.asinh_stretch(planes, scales, q=self.options.stretch_q, m=self.options.stretch_m)
-        )[None]
+        return torch.from_numpy(sky.asinh_stretch(planes, scales, q=self.options.stretch_q, m=self.options.stretch_m))[
+            None
+        ]
 
     def _fitted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         bands, scales = self.bands, self.options.scales

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_adapters.augment import physical
+from data_adapters.augment import sky
 from data_adapters.augment.blur import blur_picture
 from data_adapters.galaxy.warp import draw_geometry, resample
 
@@ -33,18 +33,18 @@ class FluxRecipe:
         geometry = draw_geometry(rng, height=height, width=width, size=self.size, area=self.area, field=self.field)
         view = np.ascontiguousarray(resample(flux, geometry, self.size).transpose(2, 0, 1))
         if rng.random() < 0.5:
-            transmission = physical.dust_transmission(self.bands, rng)
+            transmission = sky.dust_transmission(self.bands, rng)
             if transmission is not None:
                 view *= transmission[:, None, None]
         if rng.random() < 0.5:
-            seeing = physical.added_seeing(self.bands, self.pixel_scale, rng)
-            view = physical.blur(view, [sigma / geometry.zoom for sigma in seeing])
+            seeing = sky.added_seeing(self.bands, self.pixel_scale, rng)
+            view = sky.blur(view, [sigma / geometry.zoom for sigma in seeing])
         if rng.random() < 0.5:
-            noise = physical.added_noise(self.bands, physical.robust_sigma(flux), rng)
+            noise = sky.added_noise(self.bands, sky.robust_sigma(flux), rng)
             # A view pixel is the mean of zoom^2 image pixels, which has 1 / zoom of their noise.
-            view = physical.noisy(view, noise / max(geometry.zoom, 1.0), rng)
+            view = sky.noisy(view, noise / max(geometry.zoom, 1.0), rng)
         q = self.q * rng.uniform(0.75, 1.25) if rng.random() < 0.3 else self.q
-        return physical.asinh_stretch(view, self.scales, q=q, m=self.m, log=cv2.log).transpose(1, 2, 0)
+        return sky.asinh_stretch(view, self.scales, q=q, m=self.m, log=cv2.log).transpose(1, 2, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class PictureRecipe:
             view = blur_picture(view, sigma)
         if rng.random() < 0.3:
             strength = np.float32(255 * rng.uniform(0.01, 0.03))
-            grain = physical.grain(view.size, rng).reshape(view.shape)
+            grain = sky.grain(view.size, rng).reshape(view.shape)
             grain *= strength
             grain += view
             view = cv2.convertScaleAbs(np.maximum(grain, 0, out=grain)).reshape(view.shape)  # rounds, stops at 255

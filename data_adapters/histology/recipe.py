@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from data_adapters.augment.stain import hed_jitter
+from data_adapters.augment.tissue import hed_jitter
 from data_adapters.base import ViewKind
 from data_adapters.histology.canvas import Canvas
 from data_adapters.histology.ops import by_channel, colour_jitter, defocus, jpeg, random_crop, symmetry

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from data_adapters import raster
-from data_adapters.augment.resize import middle_square
+from data_adapters.augment.picture import middle_square
 from data_adapters.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from data_adapters.augment.blur import MIN_SIGMA, blur_picture
-from data_adapters.augment.resize import MOST, in_fours, resize
+from data_adapters.augment.picture import MOST, in_fours, resize
 from data_adapters.images.colour import colour_matrix
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's sides

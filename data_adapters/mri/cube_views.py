@@ -14,8 +14,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from data_adapters.augment import mr_volumes
 from data_adapters.base import ViewKind
-from data_adapters.mri import cube_intensity
 from data_adapters.mri.cube import Box, halved, resize, stacked, to_unit
 
 AREA = {"global": (0.48, 1.0), "local": (0.16, 0.48)}  # of the in-slice area; 3DINO
@@ -133,7 +133,7 @@ def cube_augment(kind: ViewKind, size: int) -> Callable[[Source, np.random.Gener
             cubes = [cube.sample(box, (size,) * 3) for cube in shown]
         if source.mirror and rng.random() < 0.5:
             cubes = [voxels[:, :, ::-1] for voxels in cubes]
-        images = iter(cube_intensity.scanner([to_unit(np.ascontiguousarray(voxels)) for voxels in cubes], rng))
+        images = iter(mr_volumes.scanner([to_unit(np.ascontiguousarray(voxels)) for voxels in cubes], rng))
         return stacked([None if cube is None else next(images) for cube in channels])
 
     return view

@@ -11,7 +11,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from data_adapters.augment import intensity
+from data_adapters.augment import mr_slices
 from data_adapters.base import ViewKind
 from data_adapters.mri.volume import Stack, resize, square_slice, usable
 
@@ -19,10 +19,10 @@ AREA = {"global": (0.4, 1.0), "local": (0.1, 0.4)}  # 3DINO .48-1 and .16-.48, w
 RATIO = (0.9, 1.11)  # 3DINO
 ROTATION = 10.0  # degrees to both sides, in 30 % of the views (BrainIAC's 20, reduced)
 ARTEFACTS: tuple[Callable[..., np.ndarray], ...] = (
-    intensity.blur,
-    intensity.low_resolution,
-    intensity.gibbs,
-    intensity.rician_noise,
+    mr_slices.blur,
+    mr_slices.low_resolution,
+    mr_slices.gibbs,
+    mr_slices.rician_noise,
 )
 
 
@@ -95,11 +95,11 @@ def slab_augment(kind: ViewKind, size: int) -> Callable[[Source, np.random.Gener
         if slab.mirror and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
         if rng.random() < 0.3:
-            image = intensity.bias_field(image, rng=rng)
+            image = mr_slices.bias_field(image, rng=rng)
         if rng.random() < 0.5:
-            image = intensity.gamma(image, rng=rng)
+            image = mr_slices.gamma(image, rng=rng)
         if rng.random() < 0.3:
-            image = intensity.brightness_contrast(image, rng=rng)
+            image = mr_slices.brightness_contrast(image, rng=rng)
         if rng.random() < 0.3:
             empty = ~image.any(axis=(0, 1))
             image = ARTEFACTS[rng.integers(len(ARTEFACTS))](image, rng=rng)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from data_adapters.augment.seam import A, Seeded
+from data_adapters.augment.pipeline import A, Seeded
 from data_adapters.histology import ops
 from data_adapters.histology.recipe import COLOUR, FOCUS, QUALITY
 from tests.data.histology import he_picture

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import AdjustContrast, GaussianSmooth, GibbsNoise
 
+from data_adapters.augment import mr_volumes
 from data_adapters.errors import BadFileError
-from data_adapters.mri import cube_intensity
 from data_adapters.mri.cube import (
     FULL,
     canonical_cubes,
@@ -174,7 +174,7 @@ def test_mirroring_is_left_to_right_and_happens_in_half_of_the_views():
 
 
 def soft(shape=(20, 24, 28)) -> np.ndarray:
-    return cube_intensity.blur(np.random.default_rng(0).random(shape, dtype=np.float32), rng=np.random.default_rng(1))
+    return mr_volumes.blur(np.random.default_rng(0).random(shape, dtype=np.float32), rng=np.random.default_rng(1))
 
 
 def test_gamma_gibbs_and_blur_agree_with_monai():
@@ -183,8 +183,7 @@ def test_gamma_gibbs_and_blur_agree_with_monai():
     image /= image.max()  # MONAI's AdjustContrast works on the range of the image
     exponent, alpha, sigma = (float(np.random.default_rng(3).uniform(*r)) for r in ((0.7, 1.5), (0.2, 0.6), (0.25, 1)))
     ours = [
-        f(image.copy(), rng=np.random.default_rng(3))
-        for f in (cube_intensity.gamma, cube_intensity.gibbs, cube_intensity.blur)
+        f(image.copy(), rng=np.random.default_rng(3)) for f in (mr_volumes.gamma, mr_volumes.gibbs, mr_volumes.blur)
     ]
     tensor = torch.from_numpy(image)[None]
     np.testing.assert_allclose(ours[0], AdjustContrast(exponent)(tensor)[0], atol=1e-4)
@@ -194,9 +193,7 @@ def test_gamma_gibbs_and_blur_agree_with_monai():
     assert np.abs(ours[2] - theirs.numpy())[5:-5, 5:-5, 5:-5].mean() < 0.03
 
 
-@pytest.mark.parametrize(
-    "function", [*cube_intensity.ARTEFACTS, cube_intensity.bias_field, cube_intensity.brightness_contrast]
-)
+@pytest.mark.parametrize("function", [*mr_volumes.ARTEFACTS, mr_volumes.bias_field, mr_volumes.brightness_contrast])
 def test_intensities_stay_in_range_and_come_from_the_generator(function):
     image = soft()
     out = function(image.copy(), rng=np.random.default_rng(5))
@@ -213,5 +210,5 @@ def test_intensities_stay_in_range_and_come_from_the_generator(function):
 def test_air_stays_black_under_brightness_and_bias():
     image = soft()
     image[:5] = 0
-    for function in (cube_intensity.brightness_contrast, cube_intensity.bias_field, cube_intensity.gamma):
+    for function in (mr_volumes.brightness_contrast, mr_volumes.bias_field, mr_volumes.gamma):
         assert function(image.copy(), rng=np.random.default_rng(0))[:5].max() == 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_adapters.augment import physical
+from data_adapters.augment import sky
 from data_adapters.augment.blur import MIN_SIGMA, blur_picture, kernel
 from data_adapters.base import to_tensor
 from data_adapters.images.colour import YIQ, colour_matrix
@@ -116,6 +116,6 @@ def test_channels_come_first(channels, dtype):
 
 def test_the_stretch_of_views_is_that_of_the_encoder():
     planes = np.random.default_rng(0).normal(0.1, 1, (3, 96, 96)).astype(np.float32)
-    exact = physical.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03)
-    fast = physical.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03, log=cv2.log)
+    exact = sky.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03)
+    fast = sky.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03, log=cv2.log)
     np.testing.assert_allclose(fast, exact, atol=1e-6)

@@ -1,6 +1,6 @@
 """What a scanner does to the intensities of a volume, for float32 cubes (D, H, W) in [0, 1].
 
-The 3-D forms of `data_adapters.augment.intensity`, with its ranges and sources. Written out instead of calling MONAI's
+The 3-D forms of `data_adapters.augment.mr_slices`, with its ranges and sources. Written out instead of calling MONAI's
 transforms because those cost several times as much (docs/mri3d.md), and reseeding one of MONAI's random transforms for
 each view costs about as much as some of these functions. Each draws from `rng` and may change its argument; gamma,
 blur and Gibbs agree with MONAI's AdjustContrast, GaussianSmooth and GibbsNoise.
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from data_adapters.augment.intensity import rician_noise
+from data_adapters.augment.mr_slices import rician_noise
 
 CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
 
