@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from data_adapters.quiet import quiet_readers
-from lejepa_med.cli_data import DoctorCommand, NamesCommand, OptionsCommand, SplitCommand
+from lejepa_med.cli_data import AugmentCommand, DoctorCommand, NamesCommand, OptionsCommand, SplitCommand
 from lejepa_med.cli_keys import KeyCommand
 from lejepa_med.cli_service import BackupCommand, RestoreCommand, ServeCommand, WorkCommand
 from lejepa_med.cli_settings import CommonSettings, join_options
@@ -470,6 +470,7 @@ class Cli(BaseSettings):
     scan: CliSubCommand[ScanCommand]
     split: CliSubCommand[SplitCommand]
     inspect: CliSubCommand[InspectCommand]
+    augment: CliSubCommand[AugmentCommand]
     pretrain: CliSubCommand[PretrainCommand]
     embed: CliSubCommand[EmbedCommand]
     precision: CliSubCommand[PrecisionCommand]

@@ -1,10 +1,20 @@
-"""Stain jitter in optical density: the variation between laboratories, batches and scanners."""
+"""What varies between laboratories, batches and scanners of tissue: stain, colour, focus, JPEG, and which side is up.
+
+Stain jitter works in optical density. The colour step is that of torchvision and albumentations (same factors, same
+random order), but for rounding; it is written out because albumentations 2.0.8 spends more on its own bookkeeping than
+on the pixels of a small view.
+"""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from pydantic import Field
+
+from data_adapters.augment.operations import PictureOperation, Range, Scene
+from data_adapters.augment.picture import rgb_only
 
 # Optical density of haematoxylin, eosin and DAB in red, green, blue (Ruifrok and Johnston 2001), rows to unit length.
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -46,8 +56,7 @@ def scale_stains(
     Raises:
         TypeError: the image is not uint8 RGB.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise TypeError(f"stain jitter takes (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    rgb_only(image, "stain jitter")
     unmix, stains = (_UNMIX, STAINS) if stain == "he" else (_IHC_UNMIX, IHC_STAINS)
     slope = (unmix * np.asarray(alpha)) @ stains
     offset = np.asarray(beta) @ stains
@@ -81,3 +90,164 @@ def hed_jitter(
     if stain == "ihc":
         alpha[2], beta[2] = 1, 0
     return scale_stains(image, alpha=alpha, beta=beta, stain=stain)
+
+
+# --- colour, focus, JPEG, symmetry ------------------------------------------------------------------------------------
+
+MIN_SIGMA = 0.28  # pixels; a narrower Gaussian's neighbours weigh under 1/512, which is 0 in OpenCV's 8-bit kernels
+STEPS = ("brightness", "contrast", "saturation", "hue")
+_SAME = np.eye(3, 4)
+_LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
+
+
+def gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur; neighbours beyond 3.3 sigma, which weigh less than half a percent, are left out."""
+    if sigma < MIN_SIGMA:
+        return image
+    side = 2 * max(1, math.ceil(3.3 * sigma - 1)) + 1
+    blurred: np.ndarray = cv2.GaussianBlur(image, (side, side), sigma)
+    return blurred
+
+
+def symmetry(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the eight symmetries of the square, equally likely: tissue has no up."""
+    turns, mirrored = divmod(int(rng.integers(8)), 2)
+    if turns:
+        image = cv2.rotate(image, (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)[turns - 1])
+    return cv2.flip(image, 1) if mirrored else image
+
+
+def colour_jitter(
+    image: np.ndarray, rng: np.random.Generator, *, brightness: float, contrast: float, saturation: float, hue: float
+) -> np.ndarray:
+    """Brightness, contrast, saturation (factors uniform in 1 +- limit) and hue (+- limit turns) in random order."""
+    draws = rng.uniform(-1, 1, 4) * (brightness, contrast, saturation, hue) + (1, 1, 1, 0)
+    return coloured(image, [(STEPS[step], float(draws[step])) for step in rng.permutation(4)])
+
+
+def coloured(image: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
+    """Colour steps in the given order.
+
+    - brightness f: V * f
+    - contrast f: V * f + m * (1 - f), m the mean luma of the view
+    - saturation f: V * f + luma * (1 - f)
+    - hue t: HSV hue moved by t turns of the colour circle
+
+    The first three are affine maps of the three channels, so neighbours among them become one matrix, and values are
+    rounded and cut to 0 .. 255 once behind it.
+    """
+    affine, mean = _SAME, None
+    for name, value in steps:
+        if name == "hue":
+            image = turned_hue(_mapped(image, affine), value)
+            affine, mean = _SAME, None
+        elif name == "saturation":
+            affine = value * affine + (1 - value) * (_LUMA @ affine)
+        else:
+            luma = 0.0
+            if name == "contrast":
+                mean = _mean(image) if mean is None else mean
+                luma = float(_LUMA @ affine @ mean)
+            affine = value * affine
+            affine[:, 3] += luma * (1 - value)
+    return _mapped(image, affine)
+
+
+def _mean(image: np.ndarray) -> np.ndarray:
+    """Mean red, green, blue, and 1."""
+    return np.array([*cv2.mean(image)[:3], 1.0])
+
+
+def _mapped(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    out: np.ndarray = image if affine is _SAME else cv2.transform(image, affine)
+    return out
+
+
+def turned_hue(image: np.ndarray, turns: float) -> np.ndarray:
+    """HSV hue moved by `turns` of the colour circle, in steps of 1/256."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    row = np.zeros((hsv.shape[1], 3), np.uint8)
+    row[:, 0] = round(256 * turns) % 256
+    rows = hsv.reshape(len(hsv), -1)
+    rows += row.ravel()  # 8-bit numbers turn over as the circle does
+    rgb: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return rgb
+
+
+def defocus(image: np.ndarray, rng: np.random.Generator, *, sigma: tuple[float, float]) -> np.ndarray:
+    """Gaussian blur with sigma uniform in `sigma`, pixels."""
+    return gaussian(image, float(rng.uniform(*sigma)))
+
+
+def jpeg(image: np.ndarray, rng: np.random.Generator, *, quality: tuple[int, int]) -> np.ndarray:
+    """Through JPEG at a whole quality uniform in `quality`, both ends included."""
+    level = int(rng.integers(quality[0], quality[1] + 1))
+    _, stream = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, level])
+    back: np.ndarray = cv2.cvtColor(cv2.imdecode(stream, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return back
+
+
+# --- what a recipe can name -------------------------------------------------------------------------------------------
+
+
+class Symmetry(PictureOperation):
+    """One of the eight symmetries of the square: tissue has no up."""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Turn and mirror the view."""
+        return symmetry(image, rng).reshape(image.shape)
+
+
+class StainJitter(PictureOperation):
+    """HED jitter of Tellez et al. in optical density, for 8-bit RGB of tissue."""
+
+    sigma: float = Field(default=0.05, ge=0, le=0.5)
+    """largest change: 0.05 is light, 0.2 is strong"""
+    stain: Literal["he", "ihc"] = "he"
+    """he: haematoxylin, eosin and rest are jittered; ihc: haematoxylin and DAB"""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Change the amounts of the stains."""
+        return hed_jitter(image, rng, sigma=self.sigma, stain=self.stain)
+
+
+class ColourSteps(PictureOperation):
+    """Brightness, contrast, saturation and HSV hue of 8-bit RGB in random order, as torchvision's ColorJitter."""
+
+    brightness: float = Field(default=0.2, ge=0, lt=1)
+    """largest change of the factor"""
+    contrast: float = Field(default=0.2, ge=0, lt=1)
+    """largest change of the factor"""
+    saturation: float = Field(default=0.1, ge=0, le=1)
+    """largest change of the factor"""
+    hue: float = Field(default=0.05, ge=0, le=0.5)
+    """largest turn of the colour circle, turns"""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Change the colours of the view."""
+        rgb_only(image, "ColourSteps")
+        steps = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
+        return colour_jitter(image, rng, **steps, hue=self.hue)
+
+
+class Defocus(PictureOperation):
+    """The scanner's focus: Gaussian blur, sigma uniform in a range of pixels."""
+
+    sigma: Range = (0.1, 1.5)
+    """smallest and largest sigma, pixels of the view"""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Blur the view."""
+        return defocus(image, rng, sigma=self.sigma).reshape(image.shape)
+
+
+class Jpeg(PictureOperation):
+    """8-bit RGB through JPEG, as scanners store it."""
+
+    quality: tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]] = (60, 95)
+    """lowest and highest quality, both included"""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Compress and decompress the view."""
+        rgb_only(image, "Jpeg")
+        return jpeg(image, rng, quality=self.quality)

@@ -5,6 +5,12 @@ import numpy as np
 import pytest
 
 from data_adapters.augment import mr_slices
+from data_adapters.augment.picture import Blur
+
+
+def blur(image, *, rng):
+    return Blur(sigma=(0.25, 1.0)).change(image, rng, None)
+
 
 OPERATIONS = (
     mr_slices.gamma,
@@ -13,7 +19,7 @@ OPERATIONS = (
     mr_slices.rician_noise,
     mr_slices.low_resolution,
     mr_slices.gibbs,
-    mr_slices.blur,
+    blur,
 )
 
 
