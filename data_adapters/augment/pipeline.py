@@ -240,7 +240,8 @@ def _built(entry: Any, where: str, place: str) -> Any:
         prefix = f"{place}." if place else ""
         arguments["transforms"] = [_built(one, where, f"{prefix}{k}") for k, one in enumerate(inner, start=1)]
     # else albumentations warns of arguments that it does not know, and takes its defaults for some that are wrong
-    strict = {"strict": True} if hasattr(kind.__init__, "__signature__") and name not in OURS else {}
+    checked = hasattr(getattr(kind, "__init__", None), "__signature__")
+    strict = {"strict": True} if checked and name not in OURS else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to use a newer or faster transform
