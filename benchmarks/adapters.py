@@ -1,6 +1,10 @@
 """Milliseconds per sample and core, read and eight views (2 x 224, 6 x 96), of each modality against three libraries.
 
     python -m benchmarks.adapters --out benchmarks/results/adapters.md
+    python -m benchmarks.adapters --files --out benchmarks/results/adapters-files.md
+
+With `--files`: each modality's recipe as it is built in against the same recipe read from a pipeline file, which
+albumentations or MONAI runs.
 
 Every side reads the same files and runs in one process with one thread, in turns, so that a busy moment of the machine
 hits all. CPU time is what counts; wall time is beside it. `--data galaxy=/data/galaxies` takes a real set in place of
@@ -28,7 +32,8 @@ from PIL import Image
 import data_adapters
 from benchmarks import recipes
 from benchmarks.hardware import cpu_name
-from data_adapters.base import Record
+from data_adapters.augment.file import recipe_text
+from data_adapters.base import Adapter, BaseAdapter, Record
 from examples.demo.archives import make
 
 Side = Callable[[int], Any]
@@ -55,8 +60,26 @@ Again with: `python -m benchmarks.adapters --out benchmarks/results/adapters.md`
 """
 
 
+FILES_PAGE = """# The built-in recipe against the same recipe in a pipeline file
+
+{date}. {cpu}, one thread, torch {torch}. Milliseconds of CPU time (median of {repeats}, quartiles in brackets): read
+and eight views of one sample, 2 x 224 and 6 x 96 pixels ({cube} voxels of `mri3d`). Ratio: file over built-in, median
+of the paired samples with quartiles, both sides in turns on the same sample and seed. Both sides give equal views. Load
+average at the end {load:.1f} on {cores} cores. Data: {data}.
+
+| modality | built-in, ms | file, ms | ratio |
+|---|---:|---:|---:|
+{rows}
+
+Again with: `python -m benchmarks.adapters --files --out benchmarks/results/adapters-files.md`
+"""
+CUBES = {"global_size": 96, "local_size": 48}
+
+
 def made(modality: str, folder: Path) -> Path:
     """A small archive in the real format."""
+    if modality == "mri3d":
+        return make("mri", folder, n=6).images
     if modality != "images":
         return make(modality, folder, n=2 if modality == "histology" else 6).images
     folder.mkdir(parents=True)
@@ -124,6 +147,43 @@ def sides_of(modality: str, root: Path) -> dict[str, Side]:
     return {"ours": ours, **{name: theirs(factory) for name, factory in FACTORIES.items()}}
 
 
+def recipe_sides(modality: str, root: Path, folder: Path) -> dict[str, Side]:
+    """Sample number -> eight views, by the built-in recipe and by the same one from a file."""
+    options = {**OPTIONS.get(modality, {}), **(CUBES if modality == "mri3d" else {})}
+    if modality == "galaxy":
+        options["kind"] = "flux"
+    own = data_adapters.create(modality, **options)
+    assert isinstance(own, BaseAdapter)
+    records = [found for found in own.scan(root) if isinstance(found, Record)][:16]
+    file = folder / f"{modality}.yaml"
+    file.write_text(recipe_text(own.shown_operations(), volumes=own.dims == 3, command=""))
+    options.pop("recipe", None)
+    sides = {"ours": own.fit(records), "file": data_adapters.create(modality, **options, augment=file).fit(records)}
+
+    def side(adapter: Adapter) -> Side:
+        def views(k: int) -> Any:
+            rng = np.random.default_rng((0, k))
+            return adapter.views(adapter.read(records[k % len(records)], rng), rng)
+
+        return views
+
+    found = {name: side(adapter) for name, adapter in sides.items()}
+    assert all(torch.equal(a, b) for a, b in zip(found["ours"](1), found["file"](1), strict=True))
+    return found
+
+
+def recipe_row(modality: str, taken: dict[str, tuple[list[float], list[float]]]) -> str:
+    """The row of one modality: built-in, file and their ratio."""
+    ratios = [b / a for a, b in zip(taken["ours"][0], taken["file"][0], strict=True)]
+    cells = []
+    for values, digits in ((taken["ours"][0], 1), (taken["file"][0], 1), (ratios, 2)):
+        low, mid, high = (f"{one:.{digits}f}" for one in statistics.quantiles(values, n=4))
+        cells.append(f"{mid} ({low} to {high})")
+    row = f"| {modality} | {' | '.join(cells)} |"
+    print(row, flush=True)
+    return row
+
+
 def measure(sides: dict[str, Side], repeats: int) -> dict[str, tuple[list[float], list[float]]]:
     """CPU and wall milliseconds of every sample, the sides in turns; a few samples warm caches and handles first."""
     taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
@@ -157,7 +217,8 @@ def main() -> None:
     """Read the arguments, measure, print and save."""
     parser = argparse.ArgumentParser(description="Read and eight views per sample, against three libraries.")
     parser.add_argument("--repeats", type=int, default=60, help="timed samples of each side")
-    parser.add_argument("--modality", action="append", choices=list(recipes.AREA), help="default: all")
+    parser.add_argument("--modality", action="append", choices=[*recipes.AREA, "mri3d"], help="default: all")
+    parser.add_argument("--files", action="store_true", help="each recipe against the same one from a pipeline file")
     parser.add_argument("--data", action="append", default=[], metavar="MODALITY=FOLDER", help="a real set")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     args = parser.parse_args()
@@ -167,10 +228,15 @@ def main() -> None:
     rows: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LEJEPA_CACHE"] = str(Path(temporary) / "cache")
-        for modality in args.modality or list(recipes.AREA):
+        for modality in args.modality or [*recipes.AREA, *(["mri3d"] if args.files else [])]:
             root = real.get(modality) or made(modality, Path(temporary) / modality)
-            rows += rows_of(modality, measure(sides_of(modality, root), args.repeats))
-    page = PAGE.format(
+            if args.files:
+                sides = recipe_sides(modality, root, Path(temporary))
+                rows.append(recipe_row(modality, measure(sides, args.repeats)))
+            else:
+                rows += rows_of(modality, measure(sides_of(modality, root), args.repeats))
+    page = (FILES_PAGE if args.files else PAGE).format(
+        cube=" and ".join(f"{n} of {CUBES[key]}^3" for n, key in ((2, "global_size"), (6, "local_size"))),
         date=date.today().isoformat(),
         cpu=cpu_name(),
         torch=torch.__version__,

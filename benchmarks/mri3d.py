@@ -40,8 +40,8 @@ from monai.transforms import (
 
 from benchmarks.hardware import cpu_name
 from data_adapters import create
+from data_adapters.augment import mr_volumes
 from data_adapters.base import Adapter, Record
-from data_adapters.mri import cube_intensity
 from lejepa_med.models.encoder import create_encoder
 
 SIZE = (176, 208, 176)  # voxels of 1 mm, a head with some air
@@ -176,7 +176,7 @@ def operations(repeats: int) -> list[str]:
     }
     rows = []
     for name, transform in theirs.items():
-        ours = getattr(cube_intensity, name)
+        ours = getattr(mr_volumes, name)
         times = in_turns(
             {
                 "ours": lambda seed, f=ours: f(image.copy(), rng=np.random.default_rng(seed)),

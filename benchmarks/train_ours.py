@@ -16,9 +16,11 @@ from lejepa_med.archive import scan
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.loader import make_loader
 from lejepa_med.methods.base import project
-from lejepa_med.training.loop import build_state, make_data, make_fabric, pretrain
+from lejepa_med.training.device import make_fabric
+from lejepa_med.training.loop import make_data, pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine
 from lejepa_med.training.settings import RunConfig
+from lejepa_med.training.state import build_state
 
 
 def config_of(settings: Settings) -> PretrainConfig:

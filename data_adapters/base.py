@@ -1,11 +1,12 @@
 """BaseAdapter to derive a modality from, beside the names of `contract` and `record`.
 
 A new modality derives from BaseAdapter and writes three methods: `inspect` (headers of one file -> records), `read`
-(one training source) and `augment` (source -> one view). Everything random comes from the generator that is passed in.
+(one training source) and `operations` (what happens to a random part of it) or `augment` (source -> one view).
+Everything random comes from the generator that is passed in.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_adapters.augment.operations import Chain, Crop, Operation, Scene, View
+from data_adapters.augment.picture import RandomCrop
 from data_adapters.catalog import Catalog
 from data_adapters.contract import Adapter, AdapterOptions, Augment, Image, ViewKind
 from data_adapters.errors import BadFileError, MissingExtraError, UserError
@@ -164,8 +167,49 @@ class BaseAdapter:
         raise NotImplementedError(f"{type(self).__name__} must define read()")
 
     def augment(self, kind: ViewKind, size: int) -> Augment:
-        """A callable (source, rng) -> (size, size, C) image. Built once per process, called once per view."""
-        raise NotImplementedError(f"{type(self).__name__} must define augment()")
+        """A callable (source, rng) -> (size, size, C) image. Built once per process, called once per view.
+
+        Override it, or `operations` and, where a random part of an array will not do, `crop`.
+        """
+        return View(self.crop(kind, size), Chain(self.operations()), self.finish)
+
+    def crop(self, kind: ViewKind, size: int) -> Crop:
+        """A callable (source, rng) -> the (size, size, C) part of a source that a view shows, and its scene.
+
+        Here `operations` begin, and pipelines of the option `augment`. The scene is what they need to know beside the
+        pixels, mostly nothing. The default is a random part of an (H, W, C) array: 0.3 to 1 of its area, of local views
+        0.05 to 0.3.
+        """
+        return RandomCrop(size=size, area=(0.3, 1.0) if kind == "global" else (0.05, 0.3))
+
+    def operations(self) -> Sequence[Operation]:
+        """What happens to a crop unless the option `augment` names a pipeline; `lejepa-med augment --show` shows it."""
+        raise NotImplementedError(f"{type(self).__name__} must define augment() or operations()")
+
+    def shown_operations(self) -> Sequence[Operation]:
+        """`operations`, for a file to start from.
+
+        Raises:
+            UserError: this modality writes its views in code, or needs to know more of the archive.
+        """
+        if type(self).augment is not BaseAdapter.augment:
+            raise UserError(
+                f"The modality '{self.reference}' makes its views in code, so there is no recipe to show.",
+                remedy="Start from the recipe of another one, such as: lejepa-med augment --modality images --show",
+            )
+        return self.operations()
+
+    def finish(self, image: Any, scene: Scene) -> Image:
+        """A crop after its operations, in the form that views have."""
+        finished: Image = image
+        return finished
+
+    def view_example(self, size: int, rng: np.random.Generator) -> tuple[Any, Scene] | None:
+        """What `crop` may give, of random pixels, so that a pipeline is tried before an archive is read.
+
+        None: not known yet, or by this modality not told; the first view tries the pipeline then.
+        """
+        return None
 
     def prepare(self, record: Record) -> Tensor:
         """Deterministic pixels for embedding, (n, C, size, size); size is options.prepared_size."""
@@ -337,8 +381,8 @@ class BaseAdapter:
         if self._augments is None:
             o = self.options
             self._augments = {
-                ("global", o.global_size): self.augment("global", o.global_size),
-                ("local", o.local_size): self.augment("local", o.local_size),
+                ("global", o.global_size): self._view("global", o.global_size),
+                ("local", o.local_size): self._view("local", o.local_size),
             }
         o = self.options
         plan: list[tuple[ViewKind, int]] = [("global", o.global_size)] * o.n_global
@@ -348,12 +392,46 @@ class BaseAdapter:
             for (kind, size), child in zip(plan, rng.spawn(len(plan)), strict=True)
         ]
 
-    def describe(self) -> dict[str, Any]:
-        """The adapter's reference, pipeline version and options as JSON; without embed_size, mean and std if unset.
+    def _view(self, kind: ViewKind, size: int) -> Augment:
+        """The modality's own view, or with the pipeline of the option `augment` in place of `operations`."""
+        if self.options.augment is None:
+            return self.augment(kind, size)
+        return View(self.crop(kind, size), self.pipeline(size), self.finish)
 
-        So a description, and what is recognised by it, equals that of a release without these three.
+    def pipeline(self, size: int) -> Callable[[Any, np.random.Generator, Scene], Any]:
+        """The pipeline of the option `augment`, for views of `size` pixels or voxels.
+
+        Raises:
+            PipelineError: it does not fit this modality.
         """
-        unset = {name for name in ("embed_size", "mean", "std") if getattr(self.options, name) is None}
+        # imported here: the libraries take a second that runs without a file need not spend
+        if self.dims == 3:
+            from data_adapters.augment.volumes import VolumePipeline
+
+            return VolumePipeline(self.options.augment, size=size)
+        from data_adapters.augment.pipeline import PicturePipeline
+
+        return PicturePipeline(self.options.augment, size=size)
+
+    def check_pipeline(self) -> None:
+        """Try the pipeline of the option `augment` on random pixels, every step of it, as far as these are known.
+
+        Raises:
+            PipelineError: with the step that fails.
+        """
+        if self.options.augment is None:
+            return
+        for size in sorted({self.options.global_size, self.options.local_size}):
+            pipeline: Any = self.pipeline(size)
+            rng = np.random.default_rng(0)
+            pipeline.check(lambda size=size, rng=rng: self.view_example(size, rng), rng)
+
+    def describe(self) -> dict[str, Any]:
+        """The adapter's reference, pipeline version and options as JSON; without embed_size, mean ... if unset.
+
+        So a description, and what is recognised by it, equals that of a release without these four.
+        """
+        unset = {name for name in ("embed_size", "mean", "std", "augment") if getattr(self.options, name) is None}
         return {
             "adapter": self.reference,
             "version": self.version,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
+from data_adapters.augment.file import content_of
 from data_adapters.catalog import Catalog
 from data_adapters.record import Record, Rejected, Spec
 
@@ -30,6 +31,7 @@ class AdapterOptions(BaseModel):
     """Options that every adapter has. They are saved with the encoder, so they define its preprocessing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    OF_RECIPE: ClassVar[tuple[str, ...]] = ()  # options that only the modality's own recipe follows
 
     n_global: int = Field(default=2, ge=1, description="global views of each sample")
     n_local: int = Field(default=6, ge=0, description="local views of each sample")
@@ -43,6 +45,10 @@ class AdapterOptions(BaseModel):
     )
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
         default=None, description="standard deviations that belong to mean"
+    )
+    augment: Annotated[dict[str, Any] | None, BeforeValidator(content_of)] = Field(
+        default=None,
+        description="pipeline file (YAML) in place of the modality's own recipe; `lejepa-med augment` shows that one",
     )
     group_by: Annotated[str, AfterValidator(_group_by)] = Field(
         default="folder",
@@ -67,6 +73,14 @@ class AdapterOptions(BaseModel):
     def prepared_size(self) -> int:
         """Side of what `prepare` gives, pixels or voxels."""
         return self.embed_size or self.global_size
+
+    @model_validator(mode="after")
+    def _recipe_or_pipeline(self) -> "AdapterOptions":
+        fields = type(self).model_fields
+        idle = [name for name in self.OF_RECIPE if getattr(self, name) != fields[name].default]
+        if self.augment is not None and idle:
+            raise ValueError(f"{' and '.join(idle)} would change the built-in recipe, which augment replaces")
+        return self
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> "AdapterOptions":

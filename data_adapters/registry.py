@@ -98,4 +98,9 @@ def from_description(description: dict[str, Any], *, local: dict[str, Any] | Non
             f"this installation has version {cls.version}, which gives other pixels.",
             remedy="Install the lejepa-med release named in the encoder's lejepa_med.json, or pretrain again.",
         )
+    if isinstance(description["options"].get("augment"), str):  # whoever wrote it, no file of this machine is read
+        raise UserError(
+            "The description of this adapter names a pipeline file instead of holding its content.",
+            remedy="Use the encoder folder as pretrain wrote it.",
+        )
     return create(description["adapter"], **description["options"], **(local or {}))

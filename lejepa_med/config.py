@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from pydantic_settings import CliSuppress
 
 from data_adapters.atomic import write_text
+from data_adapters.augment.file import content_of, summary
 from lejepa_med.errors import ConfigError
 
 LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown to others
@@ -63,6 +64,15 @@ class DataConfig(Columns):
     """stop when more than this fraction of reads fails"""
     options: CliSuppress[dict[str, Any]] = {}
     """options of the modality, such as bands=g,r,z or mpp=0.5"""
+
+    @field_validator("options")
+    @classmethod
+    def _with_pipeline(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Take the content of a pipeline file into the settings, so that a run does not need the file again."""
+        given = options.get("augment")
+        if isinstance(given, str | Path) and Path(given).expanduser().is_file():
+            return {**options, "augment": content_of(given)}
+        return options  # a file that is gone: only `reopen` knows whether the run has its content
 
     def table(self) -> dict[str, Any]:
         """The catalogue and its columns, as `scan` takes them."""
@@ -304,7 +314,8 @@ def save_config(
     settings = config.model_dump(mode="json")
     local = {name: settings.pop(name) for name in ("archive", "out")}
     options = settings["data"]["options"]
-    places = {name: options.pop(name) for name, value in list(options.items()) if "/" in str(value)}
+    typed = [name for name, value in options.items() if "/" in str(value) and name != "augment"]
+    places = {name: options.pop(name) for name in typed}
     local["model"] = {"init": settings["model"].pop("init")}
     if is_own(config.model.backbone or ""):
         local["model"]["backbone"] = config.model.backbone
@@ -411,10 +422,11 @@ def same_name(one: str | None, other: str | None) -> bool:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as one level: `optim.lr` and the like."""
+    """A tree of settings as one level: `optim.lr` and the like; a pipeline is one value."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        inner = isinstance(value, dict) and name != "augment"
+        found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return found
 
 
@@ -424,6 +436,8 @@ def setting_text(name: str, value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if name.endswith("augment") and isinstance(value, dict):
+        return summary(value)
     if isinstance(value, list | tuple):
         return ", ".join(setting_text(name, part) for part in value) or "none"
     text = str(value)
@@ -478,6 +492,8 @@ def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
                 continue  # one place, once relative and once absolute
             elif name in ("backbone", "method") and same_name(a, b):
                 continue
+            elif name == "options" and isinstance(a.get("augment"), str) and a == {**(b or {}), "augment": a["augment"]}:
+                continue  # the pipeline's file is gone; the run has its content
             elif f"{prefix}{name}" not in MAY_CHANGE and a is not None and a != b and str(a) != str(b):
                 found.append(f"{prefix}{name}: given {a}, the run has {b}")
         return found

@@ -1,1 +1,1 @@
-"""Seeded augmentation: the seam to albumentations, and the domain operations that libraries lack."""
+"""Seeded augmentation: domain operations, recipes of them, and the doors to albumentations and MONAI."""

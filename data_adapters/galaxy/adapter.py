@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_adapters.augment import physical
-from data_adapters.augment.resize import middle_square
+from data_adapters.augment import sky
+from data_adapters.augment.operations import Crop, Operation, Scene
+from data_adapters.augment.picture import middle_square
 from data_adapters.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Augment,
     BaseAdapter,
     Record,
     Rejected,
@@ -29,16 +29,14 @@ from data_adapters.formats import FormatTable
 from data_adapters.galaxy.cutout import clean_flux, middle
 from data_adapters.galaxy.formats import FORMATS, CutoutFormat
 from data_adapters.galaxy.learn import UNIFORM, learn
-from data_adapters.galaxy.metadata import (
-    CutoutFile,
-    named_bands,
-    parse_angle,
-    position_in,
-    settle,
-    sky_cell,
-)
+from data_adapters.galaxy.metadata import CutoutFile, named_bands, parse_angle, position_in, settle, sky_cell
 from data_adapters.galaxy.options import MAX_ASPECT, MIN_SIDE, PICTURE_BANDS, GalaxyOptions, split_bands
-from data_adapters.galaxy.recipe import FluxRecipe, PictureRecipe
+from data_adapters.galaxy.recipe import (
+    FluxCrop,
+    SkyCrop,
+    flux_operations,
+    picture_operations,
+)
 from data_adapters.groups import Places, stem
 from data_adapters.record import BY_SKY
 
@@ -198,28 +196,50 @@ class GalaxyAdapter(BaseAdapter):
         """Read the pixels; the stretch, which needs `fit`, cannot fail on them."""
         self.pixels(record)
 
-    def augment(self, kind: ViewKind, size: int) -> Augment:
-        """The recipe of flux or of pictures.
+    def crop(self, kind: ViewKind, size: int) -> Crop:
+        """Turned, mirrored and shifted, with the source in view.
 
         Raises:
             UserError: flux before `fit`.
         """
         o = self.options
-        area = o.global_area if kind == "global" else o.local_area
+        geometry = {"size": size, "area": o.global_area if kind == "global" else o.local_area, "field": self.field}
         if self.kind == "picture":
-            return PictureRecipe(size=size, area=area, field=self.field, resolution=o.global_size / 224)
+            return SkyCrop(**geometry)
         bands, scales = self._fitted()
-        pixel_scale = o.pixel_scale or physical.SEEING_SCALE
-        return FluxRecipe(
-            size=size,
-            area=area,
-            field=self.field,
-            bands=bands,
-            scales=scales,
-            pixel_scale=pixel_scale,
-            q=o.stretch_q,
-            m=o.stretch_m,
-        )
+        pixel_scale = o.pixel_scale or sky.SEEING_SCALE
+        return FluxCrop(**geometry, bands=bands, scales=scales, pixel_scale=pixel_scale, q=o.stretch_q, m=o.stretch_m)
+
+    def operations(self) -> list[Operation]:
+        """Those of flux or of pictures."""
+        if self.kind == "picture":
+            return picture_operations(resolution=self.options.global_size / 224)
+        return flux_operations()
+
+    def shown_operations(self) -> list[Operation]:
+        """Those of the option `kind`.
+
+        Raises:
+            UserError: it is not said.
+        """
+        if self.options.kind == "auto":
+            raise UserError(
+                "Flux and pictures of galaxies have recipes of their own.",
+                remedy="Add -o kind=flux (FITS, float HDF5) or -o kind=picture.",
+            )
+        return self.operations()
+
+    def view_example(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Scene] | None:
+        """A picture, or faint flux once bands and scales are known; None while the kind of the archive is not."""
+        if self.kind == "picture":
+            settled = self.options.kind != "auto" or self.bands is not None
+            channels = self.spec.channels
+            return (rng.integers(0, 256, (size, size, channels)).astype(np.uint8), None) if settled else None
+        if self.bands is None or self.options.scales is None:
+            return None
+        crop = self.crop("global", size)
+        flux = (rng.standard_normal((size, size, len(self.bands))) / self.options.scales).astype(np.float32)
+        return flux, crop.scene(flux, 1.0) if isinstance(crop, FluxCrop) else None
 
     def prepare(self, record: Record) -> Tensor:
         """The field, (1, C, size, size); of an oblong cut-out its middle square, where the source is.
@@ -233,9 +253,9 @@ class GalaxyAdapter(BaseAdapter):
             return to_tensor(image)[None]
         _, scales = self._fitted()
         planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-        return torch.from_numpy(
-            physical.asinh_stretch(planes, scales, q=self.options.stretch_q, m=self.options.stretch_m)
-        )[None]
+        return torch.from_numpy(sky.asinh_stretch(planes, scales, q=self.options.stretch_q, m=self.options.stretch_m))[
+            None
+        ]
 
     def _fitted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         bands, scales = self.bands, self.options.scales

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_adapters.augment.resize import in_fours, resize
+from data_adapters.augment.picture import in_fours, resize
 
 IN_VIEW = 0.35  # of the view's side: how far from its middle the source may come to lie
 MIN_SHIFT = 0.04  # of the image's side; Stein et al. shift by 7 of 152 pixels even where the corners then reflect

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_adapters.augment.file import symmetries
+from data_adapters.augment.operations import Crop, Operation, Scene
 from data_adapters.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     AdapterOptions,
-    Augment,
     BaseAdapter,
     Caution,
     Record,
@@ -32,6 +33,7 @@ from data_adapters.files import Files, check_content
 from data_adapters.formats import FormatTable
 from data_adapters.groups import Places
 from data_adapters.histology import coords, hdf5, regions
+from data_adapters.histology.crop import resize
 from data_adapters.histology.formats import (
     DICOM,
     FORMATS,
@@ -53,9 +55,8 @@ from data_adapters.histology.formats import (
     tissue_of,
     too_small,
 )
-from data_adapters.histology.ops import resize
 from data_adapters.histology.options import HistologyOptions
-from data_adapters.histology.recipe import Recipe, Source
+from data_adapters.histology.recipe import Source, TissueCrop, operations
 from data_adapters.record import files_of
 
 SCALE_SAMPLE = 1000  # records by which `fit` tells whether the archive has a scale
@@ -81,7 +82,6 @@ class HistologyAdapter(BaseAdapter):
     version: ClassVar[int] = 1
     small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
     prepares_any_size: ClassVar[bool] = True
-    most_views = 8  # tissue has no up
     reads_regions = True
     usual_views, usual_layers = 8, 2  # benchmarks/results/warm-start-trials.md
 
@@ -98,6 +98,11 @@ class HistologyAdapter(BaseAdapter):
     def most_images(self) -> int:
         """Tiles of a slide."""
         return int(self.options.tiles)
+
+    @property
+    def most_views(self) -> int:
+        """8, since tissue has no up; fewer where an `augment` file turns or mirrors less."""
+        return min(8, symmetries(self.options.augment, usual=8))
 
     # --- scan -------------------------------------------------------------------------------------------------------
 
@@ -232,9 +237,17 @@ class HistologyAdapter(BaseAdapter):
         pixels = self._handles.source(path, corner=corner, side=side, out=side_px, reader=reader)
         return Source(pixels=pixels, scaled=True)
 
-    def augment(self, kind: ViewKind, size: int) -> Augment:
-        """The recipe of one kind of view."""
-        return Recipe(kind, size, self.options)
+    def crop(self, kind: ViewKind, size: int) -> Crop:
+        """A crop that keeps the size of nuclei."""
+        return TissueCrop(kind, size, self.options)
+
+    def operations(self) -> list[Operation]:
+        """Symmetry, stain, colour, focus and JPEG."""
+        return operations(self.options)
+
+    def view_example(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Scene]:
+        """Any 8-bit RGB."""
+        return rng.integers(0, 256, (size, size, 3)).astype(np.uint8), None
 
     def fit(self, records: Sequence[Record]) -> "HistologyAdapter":
         """The adapter that knows whether its encoder saw images of a known scale."""

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,6 +27,8 @@ def _region_side(data: dict[str, Any]) -> int:
 
 class HistologyOptions(AdapterOptions):
     """Scale, sampling and stain of slides; crops of tiles."""
+
+    OF_RECIPE: ClassVar[tuple[str, ...]] = ("stain_sigma",)
 
     mpp: float | None = Field(
         default=0.5, ge=0.1, le=5, description="um per pixel of slide tiles; none reads each slide at its own level 0"

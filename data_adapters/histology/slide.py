@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from data_adapters.errors import BadFileError, require
-from data_adapters.histology.ops import resize
+from data_adapters.histology.crop import resize
 from data_adapters.histology.tiledtiff import Canvas, TiledTiff
 
 # A broken pyramid must not make one small view decode gigapixels.

@@ -7,11 +7,12 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from data_adapters.augment.resize import middle_square
+from data_adapters.augment.file import symmetries
+from data_adapters.augment.operations import Crop, Operation, Scene
+from data_adapters.augment.picture import RandomCrop, middle_square
 from data_adapters.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Augment,
     BaseAdapter,
     Record,
     Spec,
@@ -22,7 +23,7 @@ from data_adapters.errors import BadFileError
 from data_adapters.formats import FormatTable
 from data_adapters.images.formats import FORMATS, ImageFormat
 from data_adapters.images.options import MIN_SIDE, ImagesOptions
-from data_adapters.images.recipe import Recipe
+from data_adapters.images.recipe import operations
 
 PERCENTILES = (0.5, 99.5)  # that intensity=percentile maps to 0 and 1 where no others are given
 
@@ -51,7 +52,7 @@ class ImagesAdapter(BaseAdapter):
     @property
     def most_views(self) -> int:
         """2, where training mirrors its views."""
-        return 2 if self.options.hflip > 0 else 1
+        return min(2, symmetries(self.options.augment, usual=2 if self.options.hflip > 0 else 1))
 
     def inspect(self, path: Path, root: Path) -> Iterable[Record]:
         """The header of one file -> one record."""
@@ -97,12 +98,22 @@ class ImagesAdapter(BaseAdapter):
         """Read the pixels."""
         self.pixels(record)
 
-    def augment(self, kind: ViewKind, size: int) -> Augment:
+    def crop(self, kind: ViewKind, size: int) -> Crop:
+        """A random part of the picture."""
+        return RandomCrop(size=size, area=self.options.global_area if kind == "global" else self.options.local_area)
+
+    def operations(self) -> list[Operation]:
         """The option's recipe."""
         o = self.options
-        area = o.global_area if kind == "global" else o.local_area
         colour = o.channels == 3 and o.intensity == "dtype8"
-        return Recipe(size=size, area=area, colour=colour, natural=o.recipe == "natural", mirror=o.hflip)
+        return operations(colour=colour, natural=o.recipe == "natural", mirror=o.hflip)
+
+    def view_example(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Scene]:
+        """Any values of the type that `pixels` gives."""
+        shape = (size, size, self.options.channels)
+        if self.options.intensity == "dtype8":
+            return rng.integers(0, 256, shape).astype(np.uint8), None
+        return rng.random(shape, dtype=np.float32), None
 
     def prepare(self, record: Record) -> Tensor:
         """The middle square of the image, resized to (1, C, size, size): areas when it shrinks, linear when it grows.

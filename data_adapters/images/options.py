@@ -1,6 +1,6 @@
 """What a user may set for an archive of plain images."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -20,6 +20,8 @@ Area = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 class ImagesOptions(AdapterOptions):
     """Options of the images adapter."""
+
+    OF_RECIPE: ClassVar[tuple[str, ...]] = ("recipe", "hflip")
 
     channels: int = Field(default=3, ge=1, le=64, description="channels of every image; grey is repeated for 3")
     intensity: Literal["dtype8", "percentile", "window"] = Field(

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_adapters.base import Augment, BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
+from data_adapters.augment.operations import Crop, Operation, Scene
+from data_adapters.base import BaseAdapter, Record, Rejected, Spec, ViewKind, rejected, to_tensor
 from data_adapters.cache import ArrayCache, default_folder
 from data_adapters.errors import BadFileError
 from data_adapters.files import Files, check_content
@@ -34,7 +35,7 @@ from data_adapters.mri.formats import (
 )
 from data_adapters.mri.geometry import VoxelGrid
 from data_adapters.mri.options import MRIOptions
-from data_adapters.mri.recipe import Source, draw_slab, slab_augment
+from data_adapters.mri.recipe import SliceCrop, Source, draw_slab, operations
 from data_adapters.mri.volume import LAYOUT, Stack, resize, slicing_plane, spread, square_slice, usable
 from data_adapters.record import BY_FILE, BY_PATIENT
 
@@ -247,9 +248,17 @@ class MRIAdapter(BaseAdapter):
         stack = self._stack(record, store=True)
         return draw_slab(stack, rng=rng, slab_mm=o.slab_mm, channels=o.channels, mirror=o.flip)
 
-    def augment(self, kind: ViewKind, size: int) -> Augment:
-        """The recipe of `data_adapters.mri.recipe`."""
-        return slab_augment(kind, size)
+    def crop(self, kind: ViewKind, size: int) -> Crop:
+        """A crop of one slice."""
+        return SliceCrop(kind, size)
+
+    def operations(self) -> list[Operation]:
+        """What a scanner does to intensities."""
+        return operations()
+
+    def view_example(self, size: int, rng: np.random.Generator) -> tuple[Any, Scene]:
+        """Any values in [0, 1]."""
+        return rng.random((size, size, self.spec.channels), dtype=np.float32), None
 
     def prepare(self, record: Record) -> Tensor:
         """Slices spread evenly over the usable ones, on a black square: (n, C, size, size) float32 in [0, 1].

@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_adapters.base import Augment, Record, Rejected, ViewKind, to_tensor
+from data_adapters.augment.operations import Crop, Operation, Scene
+from data_adapters.base import Image, Record, Rejected, ViewKind, to_tensor
 from data_adapters.errors import BadFileError
 from data_adapters.files import Files
 from data_adapters.mri import sequences
@@ -29,7 +30,7 @@ from data_adapters.mri.cube import (
     windows,
 )
 from data_adapters.mri.cube_options import MRI3DOptions
-from data_adapters.mri.cube_views import CubeSource, Source, cube_augment
+from data_adapters.mri.cube_views import CubeCrop, CubeSource, Source, operations
 from data_adapters.mri.formats import SLICE_READERS, check_files, find, guarded, load_volume
 from data_adapters.mri.sequences import kept
 from data_adapters.mri.volume import Volume
@@ -100,9 +101,23 @@ class MRI3DAdapter(MRIAdapter):
         voxels = load(record).voxels[0]
         return CubeSource(voxels=voxels[draw_window(voxels.shape, rng)], mirror=o.flip)
 
-    def augment(self, kind: ViewKind, size: int) -> Augment:
-        """The recipe of `data_adapters.mri.cube_views`."""
-        return cube_augment(kind, size)
+    def crop(self, kind: ViewKind, size: int) -> Crop:
+        """A cube of the volume for each channel."""
+        return CubeCrop(kind, size)
+
+    def operations(self) -> list[Operation]:
+        """What a scanner does to intensities."""
+        return operations()
+
+    def finish(self, image: Any, scene: Scene) -> Image:
+        """Cubes as channels, (size, size, size, channels); those that the view does without are black."""
+        images = iter(image)
+        return stacked([None if cube is None else next(images) for cube in scene])
+
+    def view_example(self, size: int, rng: np.random.Generator) -> tuple[list[np.ndarray], Scene]:
+        """Any values in [0, 1], in every channel."""
+        cubes = [rng.random((size,) * 3, dtype=np.float32) for _ in range(self.spec.channels)]
+        return cubes, cubes
 
     def prepare(self, record: Record) -> Tensor:
         """The whole foreground on black, proportions kept: (n, C, size, size, size) float32 in [0, 1].

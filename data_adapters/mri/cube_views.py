@@ -6,7 +6,7 @@ of the time of area averages.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -14,9 +14,10 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from data_adapters.augment.mr_volumes import BiasField, Blur, GainContrast, Gamma, Gibbs, LowResolution, RicianNoise
+from data_adapters.augment.operations import OneVolumeOperation, Operation, Scene
 from data_adapters.base import ViewKind
-from data_adapters.mri import cube_intensity
-from data_adapters.mri.cube import Box, halved, resize, stacked, to_unit
+from data_adapters.mri.cube import Box, halved, resize, to_unit
 
 AREA = {"global": (0.48, 1.0), "local": (0.16, 0.48)}  # of the in-slice area; 3DINO
 DEPTH = {"global": (0.5, 1.0), "local": (0.2, 0.5)}  # of the depth; 3DINO
@@ -119,21 +120,32 @@ def turned_crop(source: CubeSource, box: Box, size: int, *, plane: tuple[int, in
     return np.moveaxis(out, 0, 3 - i - j)
 
 
-def cube_augment(kind: ViewKind, size: int) -> Callable[[Source, np.random.Generator], np.ndarray]:
-    """(source, rng) -> (size, size, size, channels) float32 in [0, 1]; channels share crop, turn and mirroring."""
+@dataclass(frozen=True)
+class CubeCrop:
+    """(source, rng) -> a list of (size, size, size) float32 in [0, 1], and which channels they are.
 
-    def view(source: Source, rng: np.random.Generator) -> np.ndarray:
+    Channels share crop, turn and mirroring. The scene has None for each channel of the view that stays black.
+    """
+
+    kind: ViewKind
+    size: int
+
+    def __call__(self, source: Source, rng: np.random.Generator) -> tuple[list[np.ndarray], Scene]:
+        """One crop."""
         channels = source.draw(rng)
         shown = [cube for cube in channels if cube is not None]
-        box = draw_crop(shown[0].voxels.shape, kind, rng)
+        box = draw_crop(shown[0].voxels.shape, self.kind, rng)
         if rng.random() < TURN_P:
             plane, degrees = PLANES[rng.integers(3)], rng.uniform(-TURN, TURN)
-            cubes = [turned_crop(cube, box, size, plane=plane, degrees=degrees) for cube in shown]
+            cubes = [turned_crop(cube, box, self.size, plane=plane, degrees=degrees) for cube in shown]
         else:
-            cubes = [cube.sample(box, (size,) * 3) for cube in shown]
+            cubes = [cube.sample(box, (self.size,) * 3) for cube in shown]
         if source.mirror and rng.random() < 0.5:
             cubes = [voxels[:, :, ::-1] for voxels in cubes]
-        images = iter(cube_intensity.scanner([to_unit(np.ascontiguousarray(voxels)) for voxels in cubes], rng))
-        return stacked([None if cube is None else next(images) for cube in channels])
+        return [to_unit(np.ascontiguousarray(voxels)) for voxels in cubes], channels
 
-    return view
+
+def operations() -> list[Operation]:
+    """What a scanner does to a crop: bias field, gamma, gain and contrast, and one artefact."""
+    artefacts = (Blur(), LowResolution(), Gibbs(), RicianNoise())
+    return [BiasField(p=0.3), Gamma(p=0.5), GainContrast(p=0.3), OneVolumeOperation(transforms=artefacts, p=0.3)]

@@ -4,26 +4,21 @@ No solarize (it inverts tissue contrast, which is the signal), no hue or graysca
 or quarter turns (orientation is canonical), no elastic deformation (it changes morphometry).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from data_adapters.augment import intensity
+from data_adapters.augment.mr_slices import BiasField, GainContrast, Gamma, Gibbs, LowResolution, RicianNoise
+from data_adapters.augment.operations import OneOf, Operation, Scene
+from data_adapters.augment.picture import Blur
 from data_adapters.base import ViewKind
 from data_adapters.mri.volume import Stack, resize, square_slice, usable
 
 AREA = {"global": (0.4, 1.0), "local": (0.1, 0.4)}  # 3DINO .48-1 and .16-.48, widened
 RATIO = (0.9, 1.11)  # 3DINO
 ROTATION = 10.0  # degrees to both sides, in 30 % of the views (BrainIAC's 20, reduced)
-ARTEFACTS: tuple[Callable[..., np.ndarray], ...] = (
-    intensity.blur,
-    intensity.low_resolution,
-    intensity.gibbs,
-    intensity.rician_noise,
-)
 
 
 class Source(Protocol):
@@ -87,26 +82,28 @@ def cut_slab(stack: Stack, centres: np.ndarray, *, channels: int, mirror: bool) 
     )
 
 
-def slab_augment(kind: ViewKind, size: int) -> Callable[[Source, np.random.Generator], np.ndarray]:
-    """(source, rng) -> (size, size, channels) float32 in [0, 1]."""
+@dataclass(frozen=True)
+class SliceCrop:
+    """(source, rng) -> (size, size, channels) float32 in [0, 1]: a crop of one slice, sometimes turned or mirrored."""
 
-    def view(slab: Source, rng: np.random.Generator) -> np.ndarray:
-        image = random_crop(slab.draw(rng), size=size, area=AREA[kind], rng=rng)
+    kind: ViewKind
+    size: int
+
+    def __call__(self, slab: Source, rng: np.random.Generator) -> tuple[np.ndarray, Scene]:
+        """One crop, and no scene."""
+        image = random_crop(slab.draw(rng), size=self.size, area=AREA[self.kind], rng=rng)
         if slab.mirror and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
-        if rng.random() < 0.3:
-            image = intensity.bias_field(image, rng=rng)
-        if rng.random() < 0.5:
-            image = intensity.gamma(image, rng=rng)
-        if rng.random() < 0.3:
-            image = intensity.brightness_contrast(image, rng=rng)
-        if rng.random() < 0.3:
-            empty = ~image.any(axis=(0, 1))
-            image = ARTEFACTS[rng.integers(len(ARTEFACTS))](image, rng=rng)
-            image[:, :, empty] = 0  # no noise where a sequence is missing
-        return image
+        return image, None
 
-    return view
+
+def operations() -> list[Operation]:
+    """What a scanner does to a crop: bias field, gamma, gain and contrast, and one artefact.
+
+    The blur is weak, because fine detail is the signal.
+    """
+    artefacts = (Blur(sigma=(0.25, 1.0)), LowResolution(), Gibbs(), RicianNoise())
+    return [BiasField(p=0.3), Gamma(p=0.5), GainContrast(p=0.3), OneOf(transforms=artefacts, p=0.3)]
 
 
 def random_crop(image: np.ndarray, *, size: int, area: tuple[float, float], rng: np.random.Generator) -> np.ndarray:

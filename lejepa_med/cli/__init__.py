@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 
 from data_adapters.quiet import quiet_readers
 from lejepa_med.cli.archive import (
+    AugmentCommand,
     DoctorCommand,
     InspectCommand,
     NamesCommand,
@@ -75,6 +76,7 @@ Cli = command_line(
         "scan": ScanCommand,
         "split": SplitCommand,
         "inspect": InspectCommand,
+        "augment": AugmentCommand,
         "pretrain": PretrainCommand,
         "embed": EmbedCommand,
         "precision": PrecisionCommand,

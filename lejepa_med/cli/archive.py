@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import CliPositionalArg, CliSuppress
 from rich.markup import escape
 
+from data_adapters.atomic import write_text
 from lejepa_med.cli.settings import ABOUT, OPTIONS, CommonSettings, make_console, option_rows, option_values
 from lejepa_med.config import Columns, MonitorConfig, ObjectiveConfig, OptimConfig, Section
 from lejepa_med.errors import UserError
@@ -197,6 +198,62 @@ class OptionsCommand(Section):
         for row in option_rows(self.modality):
             table.add_row(*map(escape, row))
         Console().print(table, highlight=False)
+
+
+class AugmentCommand(Section):
+    """Print the views of a modality as a pipeline file to start from, or check a pipeline file of yours.
+
+    Give such a file to scan, inspect and pretrain as -o augment=FILE. `lejepa-med inspect` shows pictures of its views.
+    """
+
+    pipeline: CliPositionalArg[Path | None] = Field(default=None, description="pipeline file to check, step by step")
+    modality: str = Field(description="mri, mri3d, histology, galaxy, images, a plug-in or file")
+    show: bool = Field(default=False, description="print the modality's own recipe as a pipeline file")
+    out: Path | None = Field(default=None, description="with --show: file to write; None: print it")
+    options: dict[str, str] = Field(default={}, validation_alias=OPTIONS, description=ABOUT)
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        import numpy as np
+
+        import data_adapters
+        from data_adapters.augment.file import recipe_text, summary
+        from data_adapters.base import BaseAdapter
+
+        if (self.pipeline is None) != self.show:
+            raise UserError(
+                "Give either a pipeline file to check, or --show.",
+                remedy=f"lejepa-med augment --modality {self.modality} --show > my-pipeline.yaml",
+            )
+        if self.out is not None and (self.pipeline is not None or self.out.exists()):
+            raise UserError(
+                f"{self.out} exists." if self.pipeline is None else "A check writes no file.",
+                remedy="Give another --out." if self.pipeline is None else "Leave out --out.",
+            )
+        options = option_values(self.modality, self.options)
+        if self.pipeline is not None:
+            options["augment"] = self.pipeline
+        adapter = data_adapters.create(self.modality, **options)
+        if not isinstance(adapter, BaseAdapter):
+            raise UserError(
+                f"The modality '{self.modality}' takes no pipeline.", remedy="Derive its adapter from BaseAdapter."
+            )
+        if self.pipeline is not None:
+            adapter.check_pipeline()
+            known = adapter.view_example(adapter.options.global_size, np.random.default_rng(0)) is not None
+            later = "" if known else "; its channels are tried when the archive is known"
+            print(f"{summary(adapter.options.augment)}: every step works on views of {self.modality}{later}")
+            return
+        text = recipe_text(adapter.shown_operations(), volumes=adapter.dims == 3, command=self._command())
+        if self.out is None:
+            print(text, end="")
+        else:
+            write_text(self.out, text)
+            print(f"wrote {self.out}")
+
+    def _command(self) -> str:
+        given = "".join(f" -o {name}={value}" for name, value in self.options.items())
+        return f"lejepa-med augment --modality {self.modality} --show{given}"
 
 
 class DoctorCommand(Section):

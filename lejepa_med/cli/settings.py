@@ -221,7 +221,8 @@ def option_rows(modality: str) -> Iterable[tuple[str, str, str, str]]:
     for name, field in kind.model_fields.items():
         if name in SETTLED or name in getattr(kind, "INSTEAD", {}):
             continue
-        yield name, _kind_text(field.annotation), _default_text(getattr(usual, name)), field.description or ""
+        kind_text = "path | none" if name == "augment" else _kind_text(field.annotation)
+        yield name, kind_text, _default_text(getattr(usual, name)), field.description or ""
 
 
 def _kind_text(kind: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from data_adapters.atomic import write_text
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
+from lejepa_med.config import setting_text
 from lejepa_med.inspection.png import write_png
 from lejepa_med.inspection.record import Look, look_at
 from lejepa_med.page import render_page
@@ -112,4 +113,5 @@ def _top(histogram: Sequence[float]) -> float:
 
 
 def _options(options: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, "–" if value is None else str(value)) for name, value in options.items()]
+    """Options as text; a pipeline by the names of its steps."""
+    return [(name, setting_text(name, value)) for name, value in options.items()]

@@ -31,14 +31,7 @@ from lejepa_med.training.monitor import Monitor, RunningMean
 from lejepa_med.training.optimizer import learning_rate
 from lejepa_med.training.plan import Planner
 from lejepa_med.training.report import write_run_report
-from lejepa_med.training.resolve import (
-    check_batch,
-    create_adapter,
-    fit_to_archive,
-    origins,
-    resolve_machine,
-    warnings,
-)
+from lejepa_med.training.resolve import check_batch, create_adapter, fit_to_archive, origins, resolve_machine, warnings
 from lejepa_med.training.save import Saver
 from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.state import State, build_state, raw_optimizer, restore, train_step

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.markup import escape
 
 import data_adapters
@@ -150,7 +151,12 @@ def fitted_adapter(config: PretrainConfig, manifest: Manifest) -> Adapter:
     Raises:
         UserError: an archive that the modality refuses, or weights that are not there.
     """
-    adapter = create_adapter(config).fit(manifest.records())
+    before = create_adapter(config)
+    adapter = before.fit(manifest.records())
+    if isinstance(before, BaseAdapter) and isinstance(adapter, BaseAdapter):
+        size, rng = config.views.local_size or SMALL_SIZE, np.random.default_rng(0)
+        if before.view_example(size, rng) is None:  # else `resolve_machine` has checked it
+            adapter.check_pipeline()
     if config.model.init is None or not isinstance(adapter, BaseAdapter):
         return adapter
     source = open_source(config.model.init, backbone=config.model.backbone)
@@ -335,6 +341,8 @@ def _vector(config: PretrainConfig, *, backbone: str) -> ResolvedVector:
         UserError: one that the modality or the architecture does not allow.
     """
     given, adapter = config.vector, create_adapter(config)
+    if isinstance(adapter, BaseAdapter):
+        adapter.check_pipeline()
     spec = adapter.spec
     views, layers = getattr(adapter, "usual_views", 1), getattr(adapter, "usual_layers", 1)
     if layers > 1 and inner_layers_of(backbone) == "none":

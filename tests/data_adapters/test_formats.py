@@ -36,7 +36,8 @@ class Lab(ImagesAdapter):
 GALAXY = """
 from data_adapters.galaxy.adapter import GalaxyAdapter
 from data_adapters.galaxy.formats import CutoutFormat
-from data_adapters.galaxy.metadata import Cutout, CutoutFile
+from data_adapters.galaxy.metadata import Cutout
+from data_adapters.galaxy.metadata import CutoutFile
 
 def inspect(path, bands):
     height, width, count = array_of(path).shape
@@ -55,7 +56,9 @@ class Lab(GalaxyAdapter):
 MRI = """
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.formats import VolumeFormat
-from data_adapters.mri.geometry import VolumeHeader, canonical_grid, to_ras
+from data_adapters.mri.geometry import VolumeHeader
+from data_adapters.mri.geometry import canonical_grid
+from data_adapters.mri.geometry import to_ras
 
 def read_header(path, *, volume, sides_matter):
     return VolumeHeader(grid=canonical_grid(array_of(path).shape, np.eye(4)), bits=16, files=(str(path),))

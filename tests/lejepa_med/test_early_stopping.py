@@ -19,9 +19,11 @@ from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.models.folder import INFO, load_encoder
 from lejepa_med.training import early_stopping as best
 from lejepa_med.training import loop
+from lejepa_med.training.device import make_fabric
 from lejepa_med.training.folder import read_lines
-from lejepa_med.training.loop import build_state, make_fabric, pretrain
+from lejepa_med.training.loop import pretrain
 from lejepa_med.training.save import Saver
+from lejepa_med.training.state import build_state
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 SCORES = {6: 3.0, 12: 2.0, 18: 2.5, 24: 2.2}  # the best at step 12; two in turn are no better

@@ -11,17 +11,19 @@ from safetensors.torch import load_file
 
 import data_adapters
 from lejepa_med.config import MachineModel, OptimConfig, PretrainConfig
+from lejepa_med.data.loader import make_loader
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.lejepa import SettledLeJEPA
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import find_encoders, load_encoder, randomised, save_encoder
 from lejepa_med.models.start import compile_backbone
 from lejepa_med.training import loop
-from lejepa_med.training.loop import build_state, make_data, make_fabric, make_loader, pretrain
+from lejepa_med.training.device import make_fabric
+from lejepa_med.training.loop import make_data, pretrain
 from lejepa_med.training.optimizer import WeightAverage, learning_rate, make_optimizer
 from lejepa_med.training.resolve import check_batch, resolve_archive, resolve_machine, warnings
 from lejepa_med.training.settings import RunConfig
-from lejepa_med.training.state import build_encoder, build_method, train_step
+from lejepa_med.training.state import build_encoder, build_method, build_state, train_step
 from tests.lejepa_med.runs import interrupted, losses, tiny, weights
 
 VIT = "vit_tiny_patch16_224"

@@ -182,7 +182,7 @@ def test_help_answers_fast_without_torch() -> None:
 def test_cuda_without_cuda_says_so(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    from lejepa_med.training.loop import make_fabric
+    from lejepa_med.training.device import make_fabric
 
     with pytest.raises(ConfigError, match=r"--train\.accelerator cpu"):
         make_fabric(PretrainConfig(archive=tmp_path, out=tmp_path, modality="images", train={"accelerator": "cuda"}))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_adapters.augment import physical
-from data_adapters.augment.resize import middle_square
+from data_adapters.augment import sky
+from data_adapters.augment.picture import middle_square
 from data_adapters.base import IMAGENET_MEAN, Record
 from data_adapters.errors import UserError
 from data_adapters.galaxy.adapter import GalaxyAdapter
@@ -161,7 +161,7 @@ def test_prepare_is_the_whole_cutout_stretched(tmp_path):
     adapter, records = fitted(flux_archive(tmp_path))
     flux = adapter.pixels(records[1])
     planes = middle_square(flux, 32).transpose(2, 0, 1)
-    expected = physical.asinh_stretch(planes, (6.0, 3.4, 2.2), q=20, m=0.03)
+    expected = sky.asinh_stretch(planes, (6.0, 3.4, 2.2), q=20, m=0.03)
     out = adapter.prepare(records[1])
     assert out.shape == (1, 3, 32, 32)
     np.testing.assert_array_equal(out[0].numpy(), expected)

@@ -18,9 +18,9 @@ from data_adapters import UserError, create, from_description
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError
 from data_adapters.histology.adapter import HistologyAdapter
-from data_adapters.histology.ops import random_crop
+from data_adapters.histology.crop import random_crop
 from data_adapters.histology.options import HistologyOptions
-from data_adapters.histology.recipe import RATIO, Recipe, Source
+from data_adapters.histology.recipe import RATIO, Source, operations
 from data_adapters.histology.regions import draw_downsample
 from data_adapters.histology.tissue import Tissue
 from tests.data.histology import write_slide, write_tiles
@@ -136,10 +136,9 @@ def test_region_crops_keep_the_size_of_nuclei() -> None:
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_views_have_all_eight_symmetries(scaled: bool) -> None:
-    o = HistologyOptions(**SMALL)
     pixels = np.zeros((112, 112, 3), np.uint8)
     pixels[:56, :56], pixels[:56, 56:], pixels[56:, :56], pixels[56:, 56:] = 30, 90, 150, 210
-    recipe = Recipe("global", 64, o)
+    recipe = HistologyAdapter(**SMALL).augment("global", 64)
     seen = set()
     for seed in range(200):
         view = recipe(Source(pixels=pixels, scaled=scaled), np.random.default_rng(seed)).astype(float).mean(axis=2)
@@ -155,11 +154,13 @@ def test_stain_jitter_is_for_stains(tile: Record) -> None:
     source = HistologyAdapter(**SMALL).read(tile, np.random.default_rng(0))
 
     def views(**options: object) -> list[np.ndarray]:
-        recipe = Recipe("global", 64, HistologyOptions(**{**SMALL, **options}))
+        recipe = HistologyAdapter(**{**SMALL, **options}).augment("global", 64)
         return [recipe(source, np.random.default_rng(i)).astype(float) for i in range(30)]
 
     assert all(np.array_equal(a, b) for a, b in zip(views(stain="any"), views(stain_sigma=0.0), strict=True))
     assert 8 < sum(not np.array_equal(a, b) for a, b in zip(views(), views(stain="any"), strict=True)) <= 30
+    jitter = {stain: operations(HistologyOptions(stain=stain))[1] for stain in ("he", "ihc", "any")}
+    assert [getattr(one, "stain", None) for one in jitter.values()] == ["he", "ihc", None]
 
 
 def test_prepare_gives_tissue_tiles_at_the_wanted_mpp(slide: tuple[Record, np.ndarray]) -> None:

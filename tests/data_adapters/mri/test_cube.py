@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import AdjustContrast, GaussianSmooth, GibbsNoise
 
+from data_adapters.augment import mr_volumes
 from data_adapters.errors import BadFileError
-from data_adapters.mri import cube_intensity
 from data_adapters.mri.cube import (
     FULL,
     canonical_cubes,
@@ -22,7 +22,8 @@ from data_adapters.mri.cube import (
     window_side,
     windows,
 )
-from data_adapters.mri.cube_views import CubeSource, cube_augment, draw_crop, turned_crop
+from data_adapters.mri.cube_adapter import MRI3DAdapter
+from data_adapters.mri.cube_views import CubeSource, draw_crop, turned_crop
 from data_adapters.mri.nifti import load
 from data_adapters.mri.volume import Volume
 from tests.data.mri import SPACING, phantom, write_nifti
@@ -161,7 +162,7 @@ def test_crops_have_the_ranges_of_3dino(kind, area, depth):
 
 def test_mirroring_is_left_to_right_and_happens_in_half_of_the_views():
     voxels = np.broadcast_to(np.linspace(0, FULL, 40).astype(np.uint16), (40, 40, 40))
-    augment = cube_augment("global", 16)
+    augment = MRI3DAdapter().augment("global", 16)
 
     def mirrored(allowed):
         views = [
@@ -174,7 +175,7 @@ def test_mirroring_is_left_to_right_and_happens_in_half_of_the_views():
 
 
 def soft(shape=(20, 24, 28)) -> np.ndarray:
-    return cube_intensity.blur(np.random.default_rng(0).random(shape, dtype=np.float32), rng=np.random.default_rng(1))
+    return mr_volumes.blur(np.random.default_rng(0).random(shape, dtype=np.float32), rng=np.random.default_rng(1))
 
 
 def test_gamma_gibbs_and_blur_agree_with_monai():
@@ -183,8 +184,7 @@ def test_gamma_gibbs_and_blur_agree_with_monai():
     image /= image.max()  # MONAI's AdjustContrast works on the range of the image
     exponent, alpha, sigma = (float(np.random.default_rng(3).uniform(*r)) for r in ((0.7, 1.5), (0.2, 0.6), (0.25, 1)))
     ours = [
-        f(image.copy(), rng=np.random.default_rng(3))
-        for f in (cube_intensity.gamma, cube_intensity.gibbs, cube_intensity.blur)
+        f(image.copy(), rng=np.random.default_rng(3)) for f in (mr_volumes.gamma, mr_volumes.gibbs, mr_volumes.blur)
     ]
     tensor = torch.from_numpy(image)[None]
     np.testing.assert_allclose(ours[0], AdjustContrast(exponent)(tensor)[0], atol=1e-4)
@@ -194,9 +194,10 @@ def test_gamma_gibbs_and_blur_agree_with_monai():
     assert np.abs(ours[2] - theirs.numpy())[5:-5, 5:-5, 5:-5].mean() < 0.03
 
 
-@pytest.mark.parametrize(
-    "function", [*cube_intensity.ARTEFACTS, cube_intensity.bias_field, cube_intensity.brightness_contrast]
-)
+FUNCTIONS = ("blur", "low_resolution", "gibbs", "rician_noise", "bias_field", "brightness_contrast")
+
+
+@pytest.mark.parametrize("function", [getattr(mr_volumes, name) for name in FUNCTIONS])
 def test_intensities_stay_in_range_and_come_from_the_generator(function):
     image = soft()
     out = function(image.copy(), rng=np.random.default_rng(5))
@@ -213,5 +214,5 @@ def test_intensities_stay_in_range_and_come_from_the_generator(function):
 def test_air_stays_black_under_brightness_and_bias():
     image = soft()
     image[:5] = 0
-    for function in (cube_intensity.brightness_contrast, cube_intensity.bias_field, cube_intensity.gamma):
+    for function in (mr_volumes.brightness_contrast, mr_volumes.bias_field, mr_volumes.gamma):
         assert function(image.copy(), rng=np.random.default_rng(0))[:5].max() == 0

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from data_adapters import create, from_description
+from data_adapters.augment.operations import Chain
 from data_adapters.base import Record, Rejected
 from data_adapters.errors import BadFileError, UserError
 from data_adapters.manifest import Manifest
-from data_adapters.mri import cube_intensity
 from data_adapters.mri.cube_adapter import MRI3DAdapter, ras_of
+from data_adapters.mri.cube_views import operations
 from data_adapters.mri.sequences import parts
 from data_adapters.scan import scan_archive
 from tests.data.mri import phantom, write_nifti, write_series
@@ -114,9 +115,9 @@ def test_intensities_draw_alike_for_every_channel_and_go_on_differently():
     seen = set()
     for seed in range(60):
         generator = rng(seed)
-        one, other = cube_intensity.scanner([image.copy(), image.copy()], generator)
+        one, other = Chain(operations())([image.copy(), image.copy()], generator)
         alone = rng(seed)
-        (single,) = cube_intensity.scanner([image.copy()], alone)
+        (single,) = Chain(operations())([image.copy()], alone)
         np.testing.assert_array_equal(one, single)
         same = bool(np.array_equal(one, other))
         assert not same or generator.random() == alone.random()

@@ -11,7 +11,10 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+from pydantic import Field
 from scipy import fft
+
+from data_adapters.augment.operations import PictureOperation, Range, Scene
 
 CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
 DARKEST = 1e-9  # below one level of float16; the logarithm of 0, and of numbers below 1e-38, is a slow path
@@ -116,6 +119,87 @@ def _frequency(height: int, width: int) -> np.ndarray:
     return distance
 
 
-def blur(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.25, high: float = 1.0) -> np.ndarray:
-    """Gaussian blur, sigma uniform in [low, high] pixels: fine detail is the signal, so it stays weak."""
-    return _channels(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(low, high))), image)
+# --- what a recipe can name -------------------------------------------------------------------------------------------
+
+
+class _Intensity(PictureOperation):
+    """Takes float32 in [0, 1]."""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Change the view."""
+        if image.dtype != np.float32:
+            raise TypeError(f"{type(self).__name__} takes float32 in [0, 1], not {image.dtype}")
+        return self.change_values(image, rng)
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The changed (H, W, C) float32."""
+        raise NotImplementedError
+
+
+class BiasField(_Intensity):
+    """Coil sensitivity: a smooth factor that differs over the view."""
+
+    sigma: float = Field(default=0.15, ge=0)
+    """standard deviation of the factor's logarithm at its 4 x 4 control points"""
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Multiply the view by a drawn field."""
+        return bias_field(image, rng=rng, sigma=self.sigma)
+
+
+class Gamma(_Intensity):
+    """Tissue contrast: x ** gamma, gamma uniform in a range."""
+
+    gamma: Range = (0.7, 1.5)
+    """smallest and largest exponent"""
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change the contrast of the view."""
+        return gamma(image, rng=rng, low=self.gamma[0], high=self.gamma[1])
+
+
+class GainContrast(_Intensity):
+    """Receiver gain, and contrast about the foreground's mean; air stays black."""
+
+    limit: float = Field(default=0.25, ge=0, lt=1)
+    """largest change of either factor"""
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change gain and contrast of the view."""
+        return brightness_contrast(image, rng=rng, limit=self.limit)
+
+
+class RicianNoise(_Intensity):
+    """Noise of magnitude images; none in a channel without signal, where a sequence is missing."""
+
+    sigma: Range = (0.005, 0.04)
+    """smallest and largest standard deviation"""
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Add noise to the view."""
+        empty = ~image.any(axis=(0, 1))
+        noised = rician_noise(image, rng=rng, low=self.sigma[0], high=self.sigma[1])
+        noised[:, :, empty] = 0
+        return noised
+
+
+class LowResolution(_Intensity):
+    """Coarser sampling along one axis, and interpolation back."""
+
+    zoom: float = Field(default=0.5, gt=0, le=1)
+    """smallest zoom; the largest is 1"""
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Coarsen the view."""
+        return low_resolution(image, rng=rng, low=self.zoom)
+
+
+class Gibbs(_Intensity):
+    """Ringing: the outer part of k-space is cut off."""
+
+    alpha: Range = (0.2, 0.6)
+    """smallest and largest part that is cut off, as MONAI's alpha"""
+
+    def change_values(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Let the view ring."""
+        return gibbs(image, rng=rng, low=self.alpha[0], high=self.alpha[1])

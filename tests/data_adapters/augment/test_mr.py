@@ -4,16 +4,22 @@ import cv2
 import numpy as np
 import pytest
 
-from data_adapters.augment import intensity
+from data_adapters.augment import mr_slices
+from data_adapters.augment.picture import Blur
+
+
+def blur(image, *, rng):
+    return Blur(sigma=(0.25, 1.0)).change(image, rng, None)
+
 
 OPERATIONS = (
-    intensity.gamma,
-    intensity.brightness_contrast,
-    intensity.bias_field,
-    intensity.rician_noise,
-    intensity.low_resolution,
-    intensity.gibbs,
-    intensity.blur,
+    mr_slices.gamma,
+    mr_slices.brightness_contrast,
+    mr_slices.bias_field,
+    mr_slices.rician_noise,
+    mr_slices.low_resolution,
+    mr_slices.gibbs,
+    blur,
 )
 
 
@@ -48,7 +54,7 @@ def test_anatomy_stays_recognisable(operation):
         assert np.corrcoef(out.ravel(), image.ravel())[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("operation", [intensity.gamma, intensity.brightness_contrast, intensity.bias_field])
+@pytest.mark.parametrize("operation", [mr_slices.gamma, mr_slices.brightness_contrast, mr_slices.bias_field])
 def test_air_stays_black(operation):
     image = disc()
     for seed in range(10):
@@ -57,7 +63,7 @@ def test_air_stays_black(operation):
 
 def test_bias_field_is_smooth_and_mild():
     flat = np.full((96, 96, 1), 0.5, np.float32)
-    fields = np.stack([intensity.bias_field(flat, rng=rng(seed)) / flat for seed in range(100)])
+    fields = np.stack([mr_slices.bias_field(flat, rng=rng(seed)) / flat for seed in range(100)])
     assert 0.75 < np.percentile(fields, 2) and np.percentile(fields, 98) < 1.4
     assert fields.min() > 0.45
     assert np.abs(np.diff(fields, axis=1)).max() < 0.05
@@ -67,18 +73,18 @@ def test_bias_field_is_smooth_and_mild():
 
 def test_rician_noise_has_the_moments_of_its_distribution():
     std = 0.04
-    air = intensity.rician_noise(np.zeros((256, 256, 1), np.float32), rng=rng(), low=std, high=std)
+    air = mr_slices.rician_noise(np.zeros((256, 256, 1), np.float32), rng=rng(), low=std, high=std)
     assert air.mean() == pytest.approx(std * np.sqrt(np.pi / 2), rel=0.02)  # Rayleigh in air
-    tissue = intensity.rician_noise(np.full((256, 256, 1), 0.6, np.float32), rng=rng(), low=std, high=std)
+    tissue = mr_slices.rician_noise(np.full((256, 256, 1), 0.6, np.float32), rng=rng(), low=std, high=std)
     assert tissue.mean() == pytest.approx(np.sqrt(0.6**2 + std**2), rel=0.005)
     assert tissue.std() == pytest.approx(std, rel=0.03)
 
 
 def test_gibbs_cuts_high_frequencies_only():
     image = cv2.GaussianBlur(disc(), (0, 0), 6)[:, :, None]
-    smooth = intensity.gibbs(image, rng=rng())
+    smooth = mr_slices.gibbs(image, rng=rng())
     np.testing.assert_allclose(smooth, image, atol=0.01)  # nothing to cut in a smooth image
-    edge = intensity.gibbs(disc(), rng=rng(), low=0.6, high=0.6)
+    edge = mr_slices.gibbs(disc(), rng=rng(), low=0.6, high=0.6)
     assert edge[32, :, 0].max() > 0.6 * 1.02  # overshoot at the edge
     assert edge.mean() == pytest.approx(disc().mean(), rel=0.05)
 
@@ -89,6 +95,6 @@ def test_low_resolution_works_along_either_axis():
     lost = {name: 0 for name in stripes}
     for seed in range(40):
         for name, pattern in stripes.items():
-            out = intensity.low_resolution(pattern.astype(np.float32)[:, :, None], rng=rng(seed))
+            out = mr_slices.low_resolution(pattern.astype(np.float32)[:, :, None], rng=rng(seed))
             lost[name] += bool(out.std() < 0.4)
     assert grid.std() == 0.5 and min(lost.values()) > 8

@@ -7,10 +7,15 @@ values are log-normal (shape, location, scale): location + scale * exp(shape * N
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import cv2
 import numpy as np
+from pydantic import Field
+
+from data_adapters.augment.operations import PictureOperation, Range, Scene, Stage
 
 # Extinction A_b / E(B-V) of the DECam filters (legacysurvey.org, from Schlafly & Finkbeiner 2011).
 EXTINCTION = {"u": 3.995, "g": 3.214, "r": 2.165, "i": 1.592, "z": 1.211, "Y": 1.064}
@@ -156,3 +161,136 @@ def asinh_stretch(
     gain *= np.float32(np.sqrt(q))
     x *= gain
     return np.clip(x, 0, 1, out=x)
+
+
+# --- what a recipe can name -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxScene:
+    """What operations on flux need to know of a view.
+
+    Attributes:
+        flux: (H, W, bands) float32 of the whole cut-out, on which noise is measured.
+        zoom: image pixels per view pixel.
+        bands: names in channel order.
+        scales: factor on each band's flux before the stretch.
+        pixel_scale: arcsec per image pixel.
+        q: softening of the stretch.
+        m: offset of the stretch.
+    """
+
+    flux: np.ndarray
+    zoom: float
+    bands: tuple[str, ...]
+    scales: tuple[float, ...]
+    pixel_scale: float
+    q: float
+    m: float
+
+
+class _FluxOperation(PictureOperation):
+    """Takes a view as flux, which lies band by band in memory."""
+
+    stage: ClassVar[Stage] = "flux"
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Change the view band by band."""
+        if not isinstance(scene, FluxScene):
+            raise TypeError(f"{type(self).__name__} takes calibrated flux, and these are pictures")
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return self.change_planes(planes, rng, scene).transpose(1, 2, 0)
+
+    def change_planes(self, planes: np.ndarray, rng: np.random.Generator, scene: FluxScene) -> np.ndarray:
+        """The changed (bands, H, W) float32."""
+        raise NotImplementedError
+
+
+class Dust(_FluxOperation):
+    """The dust of another sightline of the Milky Way; nothing changes where a band's extinction is unknown."""
+
+    def change_planes(self, planes: np.ndarray, rng: np.random.Generator, scene: FluxScene) -> np.ndarray:
+        """Redden or deredden the view."""
+        transmission = dust_transmission(scene.bands, rng)
+        return planes if transmission is None else planes * transmission[:, None, None]
+
+
+class Seeing(_FluxOperation):
+    """The point spread function of a worse night, drawn for each band from the Legacy Surveys' distribution."""
+
+    def change_planes(self, planes: np.ndarray, rng: np.random.Generator, scene: FluxScene) -> np.ndarray:
+        """Blur each band by its own Gaussian."""
+        sigmas = added_seeing(scene.bands, scene.pixel_scale, rng)
+        return blur(planes, [sigma / scene.zoom for sigma in sigmas])
+
+
+class DetectorNoise(_FluxOperation):
+    """Noise as of a shorter exposure, in proportion to the noise that the image has."""
+
+    def change_planes(self, planes: np.ndarray, rng: np.random.Generator, scene: FluxScene) -> np.ndarray:
+        """Add white noise to each band."""
+        noise = added_noise(scene.bands, robust_sigma(scene.flux), rng)
+        # A view pixel is the mean of zoom^2 image pixels, which has 1 / zoom of their noise.
+        return noisy(planes, noise / max(scene.zoom, 1.0), rng)
+
+
+class AsinhStretch(_FluxOperation):
+    """Flux to values in [0, 1] with the archive's scales; its softening q varies in some of the views."""
+
+    stage: ClassVar[Stage] = "stretch"
+
+    vary: float = Field(default=0.25, ge=0, lt=1)
+    """largest change of q, as a part of it"""
+    vary_p: float = Field(default=0.3, ge=0, le=1)
+    """probability that q varies"""
+
+    def change_planes(self, planes: np.ndarray, rng: np.random.Generator, scene: FluxScene) -> np.ndarray:
+        """Stretch the view."""
+        q = scene.q
+        if self.vary and rng.random() < self.vary_p:
+            q *= rng.uniform(1 - self.vary, 1 + self.vary)
+        return asinh_stretch(planes, scene.scales, q=q, m=scene.m, log=cv2.log)
+
+
+class Exposure(PictureOperation):
+    """Another depth and stretch of an 8-bit picture: one gain, one gamma, and a factor for each band.
+
+    Black stays black, as the sky does; bands move together but for the little that reddening and calibration allow,
+    since their ratio is the signal. Without it, brightness alone tells one galaxy's views from another's.
+    """
+
+    gain: Range = (0.6, 1.4)
+    """smallest and largest gain"""
+    gamma: Range = (0.7, 1.4)
+    """smallest and largest exponent, log-uniform"""
+    band: float = Field(default=0.1, ge=0, lt=1)
+    """largest change of one band's factor"""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Change the levels of the view."""
+        if image.dtype != np.uint8:
+            raise TypeError(f"Exposure takes 8-bit pictures, not {image.dtype}")
+        gain, gamma = rng.uniform(*self.gain), np.exp(rng.uniform(*np.log(self.gamma)))
+        bands = rng.uniform(1 - self.band, 1 + self.band, image.shape[2])
+        levels = (np.arange(256)[:, None] / 255) ** gamma * gain * bands
+        table = np.clip(255 * levels, 0, 255).round().astype(np.uint8)[:, None, :]
+        changed: np.ndarray = cv2.LUT(image, table).reshape(image.shape)
+        return changed
+
+
+class Grain(PictureOperation):
+    """White noise on an 8-bit picture."""
+
+    strength: Range = (0.01, 0.03)
+    """smallest and largest standard deviation, as a part of the range"""
+
+    def change(self, image: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Add noise to the view."""
+        if image.dtype != np.uint8:
+            raise TypeError(f"Grain takes 8-bit pictures, not {image.dtype}")
+        strength = np.float32(255 * rng.uniform(*self.strength))
+        values = grain(image.size, rng).reshape(image.shape)
+        values *= strength
+        values += image
+        noised: np.ndarray = cv2.convertScaleAbs(np.maximum(values, 0, out=values))  # rounds, stops at 255
+        return noised.reshape(image.shape)

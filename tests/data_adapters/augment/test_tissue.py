@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_adapters.augment.stain import IHC_STAINS, STAINS, hed_jitter, scale_stains
+from data_adapters.augment.tissue import IHC_STAINS, STAINS, hed_jitter, scale_stains
 from tests.data.histology import he_picture
 
 EVERY_LEVEL = np.stack(np.meshgrid(*[np.arange(0, 256, 5)] * 3), axis=-1).reshape(-1, 52, 3).astype(np.uint8)

@@ -1,53 +1,22 @@
 """What a scanner does to the intensities of a volume, for float32 cubes (D, H, W) in [0, 1].
 
-The 3-D forms of `data_adapters.augment.intensity`, with its ranges and sources. Written out instead of calling MONAI's
+The 3-D forms of `data_adapters.augment.mr_slices`, with its ranges and sources. Written out instead of calling MONAI's
 transforms because those cost several times as much (docs/mri3d.md), and reseeding one of MONAI's random transforms for
 each view costs about as much as some of these functions. Each draws from `rng` and may change its argument; gamma,
 blur and Gibbs agree with MONAI's AdjustContrast, GaussianSmooth and GibbsNoise.
 """
 
-from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field
 
-from data_adapters.augment.intensity import rician_noise
+from data_adapters.augment.mr_slices import rician_noise
+from data_adapters.augment.operations import Range, VolumeOperation
 
 CONTROL_POINTS = 4  # per side of the bias field: as smooth as a receive coil's sensitivity
-
-
-def scanner(channels: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Bias field (p .3), gamma (.5), brightness and contrast (.3), one of blur, low resolution, Gibbs, noise (.3).
-
-    Channels of one view get the same, except for noise: acquisitions have noise of their own.
-    """
-    images = list(channels)
-    if rng.random() < 0.3:
-        images = _alike(bias_field, images, rng)
-    if rng.random() < 0.5:
-        images = _alike(gamma, images, rng)
-    if rng.random() < 0.3:
-        images = _alike(brightness_contrast, images, rng)
-    if rng.random() < 0.3:
-        artefact = ARTEFACTS[rng.integers(len(ARTEFACTS))]
-        if artefact is rician_noise:
-            images = [rician_noise(image, rng=rng) for image in images]
-        else:
-            images = _alike(artefact, images, rng)
-    return images
-
-
-def _alike(
-    function: Callable[..., np.ndarray], images: Sequence[np.ndarray], rng: np.random.Generator
-) -> list[np.ndarray]:
-    """`function` of every image, with equal draws."""
-    state, out = rng.bit_generator.state, []
-    for image in images:
-        rng.bit_generator.state = state
-        out.append(function(image, rng=rng))
-    return out
 
 
 def _clipped(image: np.ndarray) -> np.ndarray:
@@ -131,4 +100,83 @@ def blur(image: np.ndarray, *, rng: np.random.Generator, low: float = 0.25, high
     return through.reshape(image.shape)
 
 
-ARTEFACTS: tuple[Callable[..., np.ndarray], ...] = (blur, low_resolution, gibbs, rician_noise)
+# --- what a recipe can name -------------------------------------------------------------------------------------------
+
+
+class BiasField(VolumeOperation):
+    """Coil sensitivity: a smooth factor that differs over the cube."""
+
+    sigma: float = Field(default=0.15, ge=0)
+    """standard deviation of the factor's logarithm at its 4 x 4 x 4 control points"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Multiply the cube by a drawn field."""
+        return bias_field(image, rng=rng, sigma=self.sigma)
+
+
+class Gamma(VolumeOperation):
+    """Tissue contrast: x ** gamma, gamma uniform in a range."""
+
+    gamma: Range = (0.7, 1.5)
+    """smallest and largest exponent"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change the contrast of the cube."""
+        return gamma(image, rng=rng, low=self.gamma[0], high=self.gamma[1])
+
+
+class GainContrast(VolumeOperation):
+    """Receiver gain, and contrast about the foreground's mean; air stays black."""
+
+    limit: float = Field(default=0.25, ge=0, lt=1)
+    """largest change of either factor"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change gain and contrast of the cube."""
+        return brightness_contrast(image, rng=rng, limit=self.limit)
+
+
+class Blur(VolumeOperation):
+    """Gaussian blur, sigma uniform in a range of voxels; weak by default, because fine detail is the signal."""
+
+    sigma: Range = (0.25, 1.0)
+    """smallest and largest sigma, voxels of the view"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Blur the cube."""
+        return blur(image, rng=rng, low=self.sigma[0], high=self.sigma[1])
+
+
+class LowResolution(VolumeOperation):
+    """Thicker slices along one axis, and interpolation back."""
+
+    zoom: float = Field(default=0.5, gt=0, le=1)
+    """smallest zoom; the largest is 1"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Coarsen the cube."""
+        return low_resolution(image, rng=rng, low=self.zoom)
+
+
+class Gibbs(VolumeOperation):
+    """Ringing: the outer part of k-space is cut off."""
+
+    alpha: Range = (0.2, 0.6)
+    """smallest and largest part that is cut off, as MONAI's alpha"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Let the cube ring."""
+        return gibbs(image, rng=rng, low=self.alpha[0], high=self.alpha[1])
+
+
+class RicianNoise(VolumeOperation):
+    """Noise of magnitude images, drawn anew for each channel: acquisitions have noise of their own."""
+
+    apart = True
+
+    sigma: Range = (0.005, 0.04)
+    """smallest and largest standard deviation"""
+
+    def change_channel(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Add noise to the cube."""
+        return rician_noise(image, rng=rng, low=self.sigma[0], high=self.sigma[1])

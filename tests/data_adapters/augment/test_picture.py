@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_adapters.augment import physical
-from data_adapters.augment.blur import MIN_SIGMA, blur_picture, kernel
+from data_adapters.augment import sky
+from data_adapters.augment.picture import MIN_SIGMA, YIQ, ColourJitter, Grey, blur_picture, draw_crop, kernel, shrink
 from data_adapters.base import to_tensor
-from data_adapters.images.colour import YIQ, colour_matrix
-from data_adapters.images.recipe import draw_crop, shrink
 
 
 def noise(height, width, channels=3, seed=0):
@@ -82,9 +80,9 @@ def test_colours_change_as_the_formula_says():
             [yiq[..., 0], cos * yiq[..., 1] - sin * yiq[..., 2], sin * yiq[..., 1] + cos * yiq[..., 2]], 2
         )
         expected = brightness * (contrast * turned @ np.linalg.inv(YIQ).T + (1 - contrast) * yiq[..., 0].mean())
-        out = colour_matrix(picture, np.random.default_rng(seed), jitter=True, grey=False, strength=0.4)
+        out = ColourJitter().change(picture, np.random.default_rng(seed), None)
         np.testing.assert_allclose(out, np.clip(expected, 0, 255), atol=1)  # OpenCV: ten bits a coefficient
-    grey = colour_matrix(picture, rng, jitter=False, grey=True, strength=0.4)
+    grey = Grey().change(picture, rng, None)
     np.testing.assert_allclose(grey, np.repeat(yiq[..., :1], 3, axis=2), atol=1)
 
 
@@ -116,6 +114,6 @@ def test_channels_come_first(channels, dtype):
 
 def test_the_stretch_of_views_is_that_of_the_encoder():
     planes = np.random.default_rng(0).normal(0.1, 1, (3, 96, 96)).astype(np.float32)
-    exact = physical.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03)
-    fast = physical.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03, log=cv2.log)
+    exact = sky.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03)
+    fast = sky.asinh_stretch(planes, (6, 3.4, 2.2), q=20, m=0.03, log=cv2.log)
     np.testing.assert_allclose(fast, exact, atol=1e-6)
