@@ -492,7 +492,9 @@ def differences(given: PretrainConfig, saved: PretrainConfig) -> list[str]:
                 continue  # one place, once relative and once absolute
             elif name in ("backbone", "method") and same_name(a, b):
                 continue
-            elif name == "options" and isinstance(a.get("augment"), str) and a == {**(b or {}), "augment": a["augment"]}:
+            elif (
+                name == "options" and isinstance(path := a.get("augment"), str) and a == {**(b or {}), "augment": path}
+            ):
                 continue  # the pipeline's file is gone; the run has its content
             elif f"{prefix}{name}" not in MAY_CHANGE and a is not None and a != b and str(a) != str(b):
                 found.append(f"{prefix}{name}: given {a}, the run has {b}")
