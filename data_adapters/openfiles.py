@@ -74,7 +74,7 @@ class OpenFiles:
 
 
 def open_hdf5(path: Path, *, extra: str = "galaxy") -> Any:
-    """An open HDF5 file; `extra` is the one of lejepa-med that brings h5py.
+    """An open HDF5 file; `extra` is what `pip install` needs to bring h5py.
 
     Raises:
         BadFileError: it is no HDF5 file or is damaged.

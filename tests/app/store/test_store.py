@@ -240,7 +240,7 @@ def test_the_state_machine_is_the_one_that_is_drawn() -> None:
     }
     known = {(source, name, target) for name, (sources, target) in TRANSITIONS.items() for source in sources}
     assert drawn == known
-    assert {state for source, _, target in known for state in (source, target)} == set(get_args(JobState))
+    assert {state for source, _, target in known for state in (source, target)} == set(get_args(get_args(JobState)[0]))
 
 
 def test_workers_send_heartbeats(store: Store) -> None:

@@ -31,7 +31,7 @@ from tests.data import galaxy, images
 from tests.data.histology import he_picture
 
 SIZES = {"global_size": 48, "local_size": 24, "n_local": 2}
-DOCS = Path(__file__).parents[2] / "docs" / "augmentation.md"
+DOCS = Path(__file__).parents[3] / "docs" / "augmentation.md"
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -16,7 +16,7 @@ from data_adapters.mri.cube_adapter import ChannelCubes, MRI3DAdapter
 from data_adapters.mri.cube_views import CubeSource
 
 SIZES = {"global_size": 24, "local_size": 16, "n_local": 2}
-DOCS = Path(__file__).parents[2] / "docs" / "augmentation.md"
+DOCS = Path(__file__).parents[3] / "docs" / "augmentation.md"
 
 
 def rng(seed: int = 0) -> np.random.Generator:
