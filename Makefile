@@ -4,7 +4,7 @@ VENV ?= $(or $(LEJEPA_VENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.lejepa-med-ready
 
-.PHONY: demo test test-postgres test-machines test-pages test-all check bench help clean
+.PHONY: demo test test-postgres test-machines test-pages test-all dist check bench help clean
 
 help:
 	@echo "make demo    pretrain on a made archive (or ARCHIVE=... MODALITY=mri|histology|galaxy|images), probe it, serve it"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-pages   the commands of README and of the walks in docs/, as they are printed"
 	@echo "make check   lint and types only"
 	@echo "make test-all   tests with the slow ones"
+	@echo "make dist   a wheel and an sdist in dist/, each extra tried alone in an environment without the checkout"
 	@echo "make bench   every number that the README quotes (hours)"
 
 # The stamp is renewed when the dependencies change.
@@ -61,6 +62,9 @@ test-pages: $(READY)
 
 test-all: check
 	$(PYTEST) -m "not gpu"
+
+dist: $(READY)
+	LEJEPA_DIST="$(CURDIR)/dist" $(PYTEST) -m slow tests/test_dist.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.sigreg --out benchmarks/results/sigreg-cpu.md
