@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import distributions
 from typing import Any
 
 from pydantic import ValidationError, create_model
@@ -61,7 +61,9 @@ def registered() -> dict[str, type[Section]]:
 
     An entry point in the group `lejepa_med.commands` names a dictionary of settings classes with a method `cli_cmd`.
     """
-    return {name: kind for point in entry_points(group=COMMAND_GROUP) for name, kind in point.load().items()}
+    # not entry_points(): beside a checkout, what an earlier installation left there would hide the present one
+    points = {point for found in distributions() for point in found.entry_points.select(group=COMMAND_GROUP)}
+    return {name: kind for point in sorted(points) for name, kind in point.load().items()}
 
 
 def command_line(commands: Mapping[str, type[Section]]) -> type[Commands]:
