@@ -140,7 +140,7 @@ def walk(
         root: a folder or a file.
         inside: folder that no link may lead out of, links in its own path resolved.
         left_out: gets everything else that is there: broken links and loops, hidden, closed and special ones.
-        passed: counts sidecars by suffix, and system files, which are left out without a word to `left_out`.
+        passed: counts sidecars by suffix, and system files; `left_out` gets neither.
     """
     if root.is_file():
         yield root

@@ -223,7 +223,7 @@ def _dtype(image: Image.Image) -> np.dtype[np.generic]:
 
 
 def _check_depth(image: Image.Image, path: Path | str) -> None:
-    """Refuse what Pillow would scale to 8 or 16 bits without a word."""
+    """Refuse what Pillow would silently scale to 8 or 16 bits."""
     codec = _tile(image)[0]
     scaled = image.format == "PPM" and (codec not in ("raw", "ppm_plain") or image.mode in ("F", "I"))
     scaled = scaled and not (codec == "raw" and _raw_mode(image).startswith("I;16"))

@@ -85,6 +85,10 @@ class Picked:
     table: dict[str, Any]
     cautions: list[str]
 
+    def plan(self, **settings: Any) -> Plan:
+        """The plan that learns from them; `settings` are the other fields of `Plan`."""
+        return Plan(**{name: value for name, value in vars(self).items() if name != "vectors"}, **settings)
+
 
 def pick(library: Library, archive: str, given: Sequence[LabelledId], *, allow_leak: bool) -> Picked:
     """The items of a table that were labelled.
@@ -170,21 +174,8 @@ def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.nd
             "The archive was not embedded with this encoder.",
             remedy="Leave out 'encoder', or embed the archive again with it: lejepa-med embed",
         )
-    plan = Plan(
-        name=wanted.name or wanted.archive[:120],
-        encoder=picked.encoder,
-        fingerprint=picked.fingerprint,
-        labels=picked.labels,
-        groups=picked.groups,
-        ids=picked.ids,
-        table_groups=picked.table_groups,
-        relatives=picked.relatives,
-        folds=wanted.folds,
-        seed=wanted.seed,
-        balanced=wanted.balanced,
-        table=picked.table,
-        cautions=picked.cautions,
-    )
+    name = wanted.name or wanted.archive[:120]
+    plan = picked.plan(name=name, folds=wanted.folds, seed=wanted.seed, balanced=wanted.balanced)
     return plan, picked.vectors
 
 

@@ -220,19 +220,7 @@ def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, res
     newest = _newest(service, probe_id)
     picked = pick(service.library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
     check_same_encoder(newest, picked.fingerprint)
-    plan = Plan(
-        name=newest.name,
-        encoder=picked.encoder,
-        fingerprint=picked.fingerprint,
-        labels=picked.labels,
-        groups=picked.groups,
-        ids=picked.ids,
-        table_groups=picked.table_groups,
-        relatives=picked.relatives,
-        folds=wanted.folds,
-        table=picked.table,
-        cautions=picked.cautions,
-    )
+    plan = picked.plan(name=newest.name, folds=wanted.folds)
     return _accept(service, _next(plan, newest), response, vectors=picked.vectors)
 
 

@@ -266,7 +266,7 @@ class TiledTiff:
 
 
 def is_ome(path: Path) -> bool:
-    """Whether a TIFF tells of itself in OME-XML and has the tiles that `TiledTiff` reads."""
+    """Whether a TIFF has an OME-XML description and the tiles that `TiledTiff` reads."""
     tifffile = require("tifffile", extra="histology")
     try:
         with tifffile.TiffFile(path) as file:

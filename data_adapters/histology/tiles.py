@@ -126,7 +126,7 @@ def _check(image: Image.Image, path: Path, *, grey: bool) -> None:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Bits a channel as stored; Pillow cuts 16-bit RGB down to 8 without a word."""
+    """Bits per channel as stored; Pillow silently reduces 16-bit RGB to 8."""
     if image.format == "TIFF":
         stored = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
         return int(max(stored if isinstance(stored, tuple) else (stored,)))

@@ -156,7 +156,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def failure(header: dict[str, Any]) -> Exception | None:
-    """The failure that a process tells of: a UserError in the adapter's words, or LostError("memory")."""
+    """The failure that a process reports: a UserError in the adapter's words, or LostError("memory")."""
     kind = header.get("error")
     cause, remedy = (str(header.get(key, ""))[:MAX_TEXT] for key in ("cause", "remedy"))
     match kind:
