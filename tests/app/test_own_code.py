@@ -15,6 +15,7 @@ import pytest
 import data_adapters
 from benchmarks.launcher import Launcher
 from data_adapters import Record
+from lejepa_med.cli import main as command_line
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import INFO, load_encoder, save_encoder
 from tests.app.conftest import SMALL
@@ -56,6 +57,7 @@ import numpy as np
 import openslide
 import torch
 from data_adapters import BaseAdapter, Record
+from data_adapters.augment.pipeline import A, Seeded
 
 
 class Slides(BaseAdapter):
@@ -69,6 +71,14 @@ class Slides(BaseAdapter):
     def complete(self, record):
         with openslide.OpenSlide(record.uri) as slide:
             return replace(record, meta={**record.meta, "size": list(slide.dimensions), "bits": 8})
+
+    def read(self, record, rng):
+        corner = [int(rng.integers(side - 128)) for side in record.meta["size"]]
+        with openslide.OpenSlide(record.uri) as slide:
+            return np.asarray(slide.read_region(corner, 0, (128, 128)).convert("RGB"))
+
+    def augment(self, kind, size):
+        return Seeded([A.RandomResizedCrop((size, size)), A.D4()])
 
     def prepare(self, record):
         left, top, width, height = record.meta.get("region", (0, 0, 64, 64))
@@ -146,11 +156,15 @@ def test_a_slide_adapter_of_ones_own_is_served_by_region_as_the_built_in_one(
     launchers: Launcher, tmp_path: Path
 ) -> None:
     """The service asks what an adapter can do, and not its name: this slide is larger than any image may be."""
-    runs, slide = tmp_path / "runs", tmp_path / "slide.tif"
+    runs, archive = tmp_path / "runs", tmp_path / "archive"
+    slide = archive / "0" / "slide.tif"
     (tmp_path / "slides.py").write_text(SLIDES)
-    write_slide(slide, width=600, height=500)
-    adapter = data_adapters.create(f"{tmp_path}/slides.py:Slides", **SMALL)
-    save_encoder(create_encoder("resnet18", adapter.spec), adapter, runs / "own" / "encoder")
+    for number in range(4):
+        (archive / str(number)).mkdir(parents=True)
+        write_slide(archive / str(number) / "slide.tif", width=600, height=500, seed=number)
+    run = ["--modality", f"{tmp_path}/slides.py:Slides", "--out", str(runs / "own"), "--backbone", "resnet18"]
+    small = ["--views.global-size", "32", "--views.n-local", "0", "--epochs", "1", "--batch-size", "4"]
+    command_line(["pretrain", str(archive), *run, *small])
     with service(launchers, runs, tmp_path / "state", allow_code=True, max_pixels=250_000) as client:
         sent = {"files": ("s.tif", slide.read_bytes())}
         answers = [
