@@ -1,4 +1,4 @@
-"""An encoder's forward pass as the service runs it: device, memory format, warm-up."""
+"""An encoder's forward pass as the service runs it: device, threads, warm-up."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from app.settings import Settings
 from data_adapters.errors import UserError
+from lejepa_med.cpu import Threads
 from lejepa_med.models.folder import VOLUMES, LoadedEncoder, embed_parts, exact_float32
-from lejepa_med.threads import Threads
 
 WARM_UP = (1, 8, 32)  # images of one pass: a lone request, a small upload, a busy service
 
@@ -32,12 +32,7 @@ def choose_device(wanted: str) -> str:
 
 
 class ServedEncoder:
-    """A loaded encoder, set up for its device. `embed` is called by one thread at a time.
-
-    Convolutional weights are laid out channels-last, where a CPU forward of ResNet-18 takes two thirds of the time (at
-    batch 1 half) and a ViT's the same (`benchmarks/serve_forward.py`). Volumes keep their layout: PyTorch's CPU
-    kernels are slower in channels_last_3d.
-    """
+    """A loaded encoder with the threads of its passes. `embed` is called by one thread at a time."""
 
     def __init__(self, loaded: LoadedEncoder, settings: Settings) -> None:
         self.loaded = loaded
@@ -47,8 +42,6 @@ class ServedEncoder:
         exact_float32()  # once for all threads: `embed_parts` restores what it finds, beside other encoders' passes
         on_cpu = self._device.type == "cpu"
         self._threads = Threads(settings.threads, active=on_cpu, most=settings.cores)
-        if loaded.module.dims == 2 and loaded.module.code is None:  # somebody's own code may need the usual layout
-            loaded.module.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def embed(self, items: Sequence[Tensor]) -> list[np.ndarray]:

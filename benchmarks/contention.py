@@ -53,7 +53,7 @@ import json, sys, time
 from data_adapters.manifest import Manifest
 from lejepa_med.embed import embed_records
 from lejepa_med.models.folder import load_encoder
-from lejepa_med.threads import Threads, loader_workers
+from lejepa_med.cpu import Threads, loader_workers
 encoder, manifest, out, batch, every, threads = sys.argv[1:]
 manifest = Manifest.read(manifest)
 records = [manifest.record(row) for row in range(len(manifest))] * 1000

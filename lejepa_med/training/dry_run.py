@@ -31,8 +31,8 @@ from lejepa_med.config import (
     read_settings,
     setting_text,
 )
+from lejepa_med.cpu import Threads
 from lejepa_med.data.dataset import Batch
-from lejepa_med.threads import Threads
 from lejepa_med.training.checkpoint import not_finite
 from lejepa_med.training.folder import DraftFolder, sizes_text, weight, weight_text
 from lejepa_med.training.log import BadFiles

@@ -23,6 +23,7 @@ from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.archive import progress_bar
 from lejepa_med.config import flat, is_own, short_name
+from lejepa_med.cpu import loader_workers
 from lejepa_med.embed import embed_records
 from lejepa_med.errors import UserError
 from lejepa_med.models.architectures import is_convolutional, is_monai
@@ -33,7 +34,6 @@ from lejepa_med.probes.examples import few_labels
 from lejepa_med.probes.neighbours import nearest
 from lejepa_med.probes.probe import fit_probe
 from lejepa_med.spectrum import below, effective_rank, eigen_spectrum, most_directions, pca_rgb, records_for, too_few
-from lejepa_med.threads import loader_workers
 from lejepa_med.training.early_stopping import Best
 from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.settings import RunConfig

@@ -11,10 +11,11 @@ from rich.console import Console
 from torch.nn.utils.parametrize import register_parametrization
 
 import data_adapters
+from lejepa_med.cpu import keep_freed_memory
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import Method
 from lejepa_med.training import device
-from lejepa_med.training.device import bf16_fault, check_bf16, keep_freed_memory
+from lejepa_med.training.device import bf16_fault, check_bf16
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import pretrain
 from lejepa_med.training.resolve import resolve_archive, resolve_machine

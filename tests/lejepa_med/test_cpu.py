@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lejepa_med.threads import Choice, Threads, choices, loader_workers
+from lejepa_med.cpu import Choice, Threads, choices, loader_workers
 from tests.data_adapters.test_machine import Kernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,14 +155,14 @@ def test_choices_fit_the_free_cores() -> None:
 def test_loader_workers_come_from_the_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader_workers(0) == 0 and loader_workers(5, on_gpu=True) == 5
     for free, cpu, gpu in ((1, 1, 1), (2, 1, 1), (4, 2, 3), (16, 8, 8), (64, 8, 8)):
-        monkeypatch.setattr("lejepa_med.threads.free_cores", lambda free=free: free)
+        monkeypatch.setattr("lejepa_med.cpu.free_cores", lambda free=free: free)
         assert (loader_workers(None), loader_workers(None, on_gpu=True)) == (cpu, gpu)
     assert loader_workers(None, on_gpu=True, ranks=16) == 3
 
 
 REAL = """
 import torch
-from lejepa_med.threads import Threads, Choice
+from lejepa_med.cpu import Threads, Choice
 with Threads() as threads:
     assert not threads.automatic and threads.count == 2
     for _ in range(3):
