@@ -41,20 +41,23 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell expr $$(getconf _
 test: check
 	$(PYTEST) -m "not slow and not gpu and not pages"
 
-# The service's tests once more, with their state in a real PostgreSQL (a wheel; nothing of the machine's own is used).
+# The service's tests of what is stored, once more with a real PostgreSQL (a wheel; nothing of the machine's own is used).
+STORED := $(addprefix tests/app/,api jobs routes store vectors test_commands.py test_operations.py)
+
 test-postgres: $(READY)
-	$(PYTEST) -m "not slow and not gpu and not pages" --database postgres tests/app
+	$(PYTEST) -m "not slow and not gpu and not pages" --database postgres $(STORED)
 
 # The tests once more as on other machines: one that has bf16 (emulated here), and a small one with AVX2 and one core.
-# What depends on the processor must show in a setting that is saved, never in a result. Of the service those that
-# compute vectors: the rest does not depend on the processor.
-MACHINES := tests/lejepa_med tests/examples $(addprefix tests/app/test_,forward.py inference.py embeddings_route.py \
-  one_preprocessing.py one_preprocessing_3d.py archives_route.py probes_route.py)
+# What depends on the processor must show in a setting that is saved, never in a result. Of the service and of the
+# modalities those that compute or start processes: the rest does not depend on the processor.
+MACHINES := tests/lejepa_med tests/examples $(addprefix tests/app/,encoders test_one_preprocessing.py \
+  test_one_preprocessing_3d.py routes/test_archives.py routes/test_embeddings.py routes/test_probes.py)
+ONE_CORE := $(MACHINES) $(addprefix tests/data_adapters/,augment readers scan)
 
 test-machines: $(READY)
 	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu and not pages" $(MACHINES)
 	LEJEPA_CPU_BF16=off ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	  $(PYTEST) -m "not slow and not gpu and not pages" --one-core $(MACHINES) tests/data_adapters
+	  $(PYTEST) -m "not slow and not gpu and not pages" --one-core $(ONE_CORE)
 
 # The commands of README and of the walks in docs/, as they are printed there.
 test-pages: $(READY)

@@ -97,7 +97,7 @@ class BackupCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         _require(DATABASE)
-        from app.backup import backup
+        from app.store.backup import backup
 
         saved = backup(self.out, data=self.data_dir)
         print(f"wrote {self.out}: {saved.files:,} files, {saved.bytes / 1e6:,.1f} MB")
@@ -112,7 +112,7 @@ class RestoreCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         _require(DATABASE)
-        from app.backup import restore
+        from app.store.backup import restore
 
         found = restore(self.backup, data=self.data_dir)
         print(f"restored {found.files:,} files, {found.bytes / 1e6:,.1f} MB to {self.data_dir}")
@@ -134,7 +134,7 @@ class CreateKeyCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         _require(DATABASE)
-        from app.keys import create
+        from app.api.keys import create
 
         key, where = create(name=self.name, scopes=self.scopes, days=self.expires_days, data_dir=self.data_dir)
         print(key)
@@ -150,7 +150,7 @@ class ListKeysCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         _require(DATABASE)
-        from app.keys import listed
+        from app.api.keys import listed
 
         rows = listed(data_dir=self.data_dir)
         heads = ("id", "name", "scopes", "created", "last used", "expires", "revoked")
@@ -172,7 +172,7 @@ class RevokeKeyCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         _require(DATABASE)
-        from app.keys import revoke
+        from app.api.keys import revoke
 
         row = revoke(self.id, data_dir=self.data_dir)
         print(f"revoked {row.id} ({row.name})")

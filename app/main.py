@@ -12,9 +12,14 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI
 
-from app import errors, logs, openapi, telemetry
-from app.middleware import Drain, Guard
-from app.openapi import PROBLEM_RESPONSES
+from app.api import openapi
+from app.api.openapi import PROBLEM_RESPONSES
+from app.api.security import Auth, admitted, check_bind, check_declared, document_access
+from app.api.service import Service
+from app.core import errors, logs, metrics
+from app.core.metrics import Traced
+from app.core.middleware import Drain, Guard
+from app.core.settings import Settings
 from app.routes import (
     applications,
     archives,
@@ -29,10 +34,6 @@ from app.routes import (
     search,
     uploads,
 )
-from app.security import Auth, admitted, check_bind, check_declared, document_access
-from app.service import Service
-from app.settings import Settings
-from app.telemetry import Traced
 from lejepa_med import __version__, ending
 
 HEAD_BYTES = 16 << 10  # of a request's target and headers
@@ -62,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         UserError: traces are to be sent, but the extra 'otel' is not installed.
     """
-    traces = telemetry.Telemetry() if telemetry.is_wanted() else None
+    traces = metrics.Telemetry() if metrics.traces_wanted() else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

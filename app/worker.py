@@ -6,9 +6,9 @@ import signal
 import threading
 from typing import Any
 
-from app import logs
-from app.service import Service
-from app.settings import Settings
+from app.api.service import Service
+from app.core import logs
+from app.core.settings import Settings
 from data_adapters.errors import UserError
 
 log = logging.getLogger("lejepa_med.app")

@@ -32,8 +32,8 @@ from PIL import Image
 import data_adapters
 from benchmarks import recipes
 from benchmarks.hardware import cpu_name
-from data_adapters.augment.file import recipe_text
 from data_adapters.base import Adapter, BaseAdapter, Record
+from data_adapters.pipeline_file import recipe_text
 from examples.demo.archives import make
 
 Side = Callable[[int], Any]

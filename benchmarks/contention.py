@@ -51,7 +51,7 @@ main(sys.argv[1:])
 EMBEDDING = """
 import json, sys, time
 from data_adapters.manifest import Manifest
-from lejepa_med.embed import embed_records
+from lejepa_med.models.embed import embed_records
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.cpu import Threads, loader_workers
 encoder, manifest, out, batch, every, threads = sys.argv[1:]

@@ -60,9 +60,9 @@ def measure(
     """Milliseconds and faults a step."""
     import data_adapters
     from lejepa_med.cpu import keep_freed_memory
+    from lejepa_med.methods.base import Projector
     from lejepa_med.methods.lejepa.method import LeJEPAMethod
     from lejepa_med.models.encoder import create_encoder
-    from lejepa_med.models.projector import Projector
     from lejepa_med.objective import LeJEPA, SIGReg
 
     torch.set_num_threads(args.threads)

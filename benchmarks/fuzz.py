@@ -60,7 +60,7 @@ def make_runs(folder: Path) -> Path:
 
     import data_adapters
     from data_adapters.scan import scan_archive
-    from lejepa_med.embed import embed_archive
+    from lejepa_med.models.embed import embed_archive
     from lejepa_med.models.encoder import create_encoder
     from lejepa_med.models.folder import load_encoder, save_encoder
 

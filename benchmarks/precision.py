@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.forward import ServedEncoder
-from app.settings import Settings
+from app.core.settings import Settings
+from app.encoders.inference import ServedEncoder
 from benchmarks.hardware import cpu_name, publish
 from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest

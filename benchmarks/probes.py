@@ -31,7 +31,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.hardware import cpu_name, publish
 from lejepa_med.client import Client, UnreachableError
-from lejepa_med.embed import DONE
+from lejepa_med.models.embed import DONE
 from lejepa_med.probes.cross_validation import group_folds
 from lejepa_med.probes.linear import GRID, blas_threads
 from lejepa_med.probes.neighbours import normalise, top_cosine

@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from app.keys import create
+from app.api.keys import create
 from benchmarks.hardware import cpu_name, publish
 from benchmarks.launcher import Launcher
 from benchmarks.soak_clients import ROLES, Caller, Note, play

@@ -15,7 +15,7 @@ import torch
 import data_adapters
 from benchmarks.faults_lab import make_runs, picture
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import embed_archive
+from lejepa_med.models.embed import embed_archive
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
 

@@ -41,7 +41,7 @@ from benchmarks.hardware import cpu_name
 from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import embed_records
+from lejepa_med.models.embed import embed_records
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 from lejepa_med.probes.fewshot import fewshot
 from lejepa_med.probes.neighbours import normalise, top_cosine

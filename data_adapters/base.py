@@ -406,10 +406,10 @@ class BaseAdapter:
         """
         # imported here: the libraries take a second that runs without a file need not spend
         if self.dims == 3:
-            from data_adapters.augment.volumes import VolumePipeline
+            from data_adapters.volume_pipeline import VolumePipeline
 
             return VolumePipeline(self.options.augment, size=size)
-        from data_adapters.augment.pipeline import PicturePipeline
+        from data_adapters.pipeline import PicturePipeline
 
         return PicturePipeline(self.options.augment, size=size)
 

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
-from data_adapters.augment.file import content_of
 from data_adapters.catalog import Catalog
+from data_adapters.pipeline_file import content_of
 from data_adapters.record import Record, Rejected, Spec
 
 ViewKind = Literal["global", "local"]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from pydantic_settings import CliSuppress
 
 from data_adapters.atomic import write_text
-from data_adapters.augment.file import content_of, summary
+from data_adapters.pipeline_file import content_of, summary
 from lejepa_med.errors import ConfigError
 
 LOCAL = "local.yaml"  # a run folder's paths; config.yaml beside it can be shown to others

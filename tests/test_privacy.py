@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from app.errors import describe
+from app.core.errors import describe
 from data_adapters.base import rejected
 from data_adapters.errors import MissingExtraError
 from data_adapters.identity import item_id, pseudonym

@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.errors import ProblemError
+from app.core.errors import ProblemError
+from app.core.settings import Settings
+from app.encoders.library import Library
+from app.encoders.run_probes import gone
 from app.jobs.base import JobKind, Step
 from app.jobs.train_probe import TrainProbe
-from app.library import Library
-from app.run_probes import gone
-from app.settings import Settings
 from app.store import PredictionRow, Store, now
 from data_adapters.atomic import new_file, sync
-from lejepa_med.embed import EmbeddingTable
+from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.probes.novelty import seen_counts
 from lejepa_med.probes.probe import Prediction, Probe
 

@@ -1,4 +1,7 @@
-"""What all kinds of jobs share: durable inputs in jobs/<id>/, steps, progress, and the files of the result."""
+"""What all kinds of jobs share: durable inputs in jobs/<id>/, steps, progress, results, and retries.
+
+What fails for a passing reason is tried again: a full disk, a database that restarts, too little memory.
+"""
 
 import json
 import os
@@ -6,16 +9,82 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from threading import Event
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from app.datadir import this_process
-from app.jobs.retry import Stopped
-from app.settings import Settings
+from app.core.datadir import this_process
+from app.core.errors import ProblemError
+from app.core.settings import Settings
 from app.store import UNFINISHED, Store
 from data_adapters.atomic import sync
 from lejepa_med.client.wire.common import Problem
+
+T = TypeVar("T")
+PASSING_STATUS = (503, 507)  # a full queue, a database that is away, a full disk
+
+
+class GaveUp(Exception):
+    """A fault did not pass within the limit; its cause is the fault."""
+
+
+class Stopped(BaseException):
+    """An attempt ends without an outcome: the job was cancelled or taken over, or the process stops.
+
+    No Exception, so that nothing between the job and its worker handles or records it.
+    """
+
+
+def why_passing(error: BaseException) -> str | None:
+    """In words without paths, why the same may succeed later; None for what would only fail again."""
+    if isinstance(error, ProblemError):
+        return error.problem.detail.rstrip(".") if error.problem.status in PASSING_STATUS else None
+    if isinstance(error, OSError):
+        return error.strerror or "a file cannot be read or written"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "memory is short"
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
+        return "the database cannot be reached or written"
+    return None
+
+
+def persevere(call: Callable[[], T], *, retries: int, note: Callable[[str], bool], halt: Event) -> T:
+    """What `call` returns, tried again after 1, 2, 4, ... seconds while its faults are passing ones.
+
+    Args:
+        call: may be repeated.
+        retries: how often it is tried again.
+        note: is called with a sentence about each fault; it returns False when the work has lost its purpose.
+        halt: ends the waiting.
+
+    Raises:
+        GaveUp: the last try failed, too.
+        Stopped: `halt` was set, or `note` returned False.
+        Exception: a fault of `call` that does not pass.
+    """
+    tried = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            reason = why_passing(error)
+            if reason is None:
+                raise
+            if tried == retries:
+                raise GaveUp from error
+        seconds = 2.0**tried
+        tried += 1
+        try:
+            is_wanted = note(f"{reason}: trying again in {seconds:.0f} s ({tried} of {retries})")
+        except ProblemError:
+            is_wanted = True  # the store itself is away
+        if not is_wanted or halt.wait(seconds):
+            raise Stopped
+
 
 Step = Callable[[], None]
 REPORT_SECONDS = 0.25  # between two notes of progress in one stage

@@ -13,22 +13,22 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy.exc import IntegrityError
 
-from app import catalogs
-from app.embedding import Embedding
-from app.errors import ProblemError, as_error, not_found
-from app.file_items import RequestItem
+from app.core.errors import ProblemError, as_error, not_found
+from app.core.settings import Settings
+from app.encoders.library import Library
 from app.jobs.base import JobKind, Step
 from app.jobs.scan import Refusal, owned, read_manifest, scan
-from app.library import Library
-from app.settings import Settings
 from app.store import ArchiveRow, Store, UploadRow, now
+from app.uploads import catalogs
+from app.uploads.embedding import Embedding
+from app.uploads.file_items import RequestItem
 from data_adapters.atomic import new_file, write_text
 from data_adapters.base import Adapter, BaseAdapter
 from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table
-from lejepa_med.embed import ABOUT, Feature, TableWriter, about, cautions_of, read_info
+from lejepa_med.models.embed import ABOUT, Feature, TableWriter, about, cautions_of, read_info
 
 SHARD_ROWS = 2048
 LARGEST_CHUNK = 128  # rows of a step; a divisor of SHARD_ROWS

@@ -1,5 +1,11 @@
-"""The job that imports an upload: files moved to where they stay, zips unpacked, all scanned, the upload registered."""
+"""The job that imports an upload: files moved to where they stay, zips unpacked, all scanned, the upload registered.
 
+Names of clients' files at rest are unreadable without the installation's salt, which lies outside the data directory:
+a backup or a stolen disk then tells no names.
+"""
+
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -10,18 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cryptography.fernet import Fernet, InvalidToken
+
 import data_adapters
-from app import catalogs
-from app.errors import CHECK_FILE, ProblemError, removed_meanwhile
-from app.file_items import FileNames
+from app.core.errors import CHECK_FILE, ProblemError, removed_meanwhile
+from app.core.settings import Settings
 from app.jobs.base import JobKind, Step
 from app.jobs.embed_archive import MANIFEST, REPORT, EmbedArchive, no_upload
 from app.jobs.scan import Found, Refusal, owned, read_manifest, refusal, scan
-from app.sandbox import Sandbox
-from app.sealing import seal, unseal
-from app.settings import Settings
 from app.store import Store, UploadRow, new_job, now
-from app.unzip import Contents, contents, unzip
+from app.uploads import catalogs
+from app.uploads.file_items import FileNames
+from app.uploads.sandbox import Sandbox
+from app.uploads.unzip import Contents, contents, unzip
 from data_adapters.atomic import sync, write_text
 from data_adapters.base import foreign_format
 from data_adapters.catalog import Catalog, tidy
@@ -30,6 +37,26 @@ from data_adapters.identity import salt
 from data_adapters.manifest import Manifest
 from data_adapters.tables import FIRST
 from lejepa_med.client.wire.common import FileKey, Skipped
+
+
+def seal(text: str, secret: bytes) -> str:
+    """`text`, unreadable without the secret, the installation's salt: a Fernet token (AES-128-CBC, HMAC-SHA256)."""
+    return _fernet(secret).encrypt(text.encode()).decode("ascii")
+
+
+def unseal(text: str, secret: bytes) -> str | None:
+    """What was sealed; None with another secret, or where it was changed."""
+    try:
+        return _fernet(secret).decrypt(text).decode()
+    except InvalidToken:
+        return None
+
+
+def _fernet(secret: bytes) -> Fernet:
+    """The key is made for this use, so that a token tells nothing of the pseudonyms' key, which is of the same salt."""
+    key = hashlib.blake2b(b"names", key=hashlib.sha256(secret).digest(), person=b"lejepa-med names", digest_size=32)
+    return Fernet(base64.urlsafe_b64encode(key.digest()))
+
 
 FILES, NAMES = "files", "names.sealed"
 REFUSED, SCREENED = "zips.json", "screened.json"

@@ -9,12 +9,12 @@ import numpy as np
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
-from app.bodies import Form, parse_field
-from app.errors import ProblemError, file_of, first_bad
-from app.file_items import Area, cautions_of, read_names, request_items
-from app.library import Library
-from app.sandbox import Sandbox
-from app.settings import Settings
+from app.core.errors import ProblemError, file_of, first_bad
+from app.core.settings import Settings
+from app.encoders.library import Library
+from app.uploads.bodies import Form, parse_field
+from app.uploads.file_items import Area, cautions_of, read_names, request_items
+from app.uploads.sandbox import Sandbox
 from data_adapters.errors import UserError
 from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning

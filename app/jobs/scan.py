@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from app.errors import ProblemError, describe_rejected, log_unexpected
-from app.sandbox import Sandbox
-from app.settings import Settings
+from app.core.errors import ProblemError, describe_rejected, log_unexpected
+from app.core.settings import Settings
+from app.uploads.sandbox import Sandbox
 from data_adapters.base import Adapter, Rejected
 from data_adapters.catalog import Catalog
 from data_adapters.errors import MissingExtraError, UserError

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy.exc import IntegrityError
 
-from app.bodies import ReceivedFile
-from app.embedding import Embedding
-from app.errors import ProblemError, first_bad, log_unexpected
-from app.file_items import Area, request_items
+from app.core.errors import ProblemError, first_bad, log_unexpected
+from app.core.settings import Settings
+from app.encoders.library import Library
+from app.encoders.run_probes import ID, RunProbes
 from app.jobs.base import JobKind, Step
 from app.jobs.labels import Plan
-from app.library import Library
-from app.run_probes import ID, RunProbes
-from app.settings import Settings
 from app.store import ProbeRow, Store, now
+from app.uploads.bodies import ReceivedFile
+from app.uploads.embedding import Embedding
+from app.uploads.file_items import Area, request_items
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request
 
-from app.service import Service
+from app.api.service import Service
 
 
 async def get_service(request: Request) -> Service:

@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
-from app.bodies import json_body
-from app.errors import ProblemError, not_found, removed_meanwhile
-from app.formats import TABLE_RESPONSE, table
-from app.openapi import PROBLEM_RESPONSES, json_only
+from app.api.formats import TABLE_RESPONSE, table
+from app.api.openapi import PROBLEM_RESPONSES, json_only
+from app.api.security import access
+from app.api.service import Service, new_id
+from app.core.errors import ProblemError, not_found, removed_meanwhile
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.routes.probes import find_probe
-from app.security import access
-from app.service import Service, new_id
 from app.store import PredictionRow
+from app.uploads.bodies import json_body
 from lejepa_med.client.wire.common import Job
 from lejepa_med.client.wire.probes import Application, ApplicationRequest, Applications
 

@@ -8,19 +8,19 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 
-from app.bodies import json_body
-from app.errors import ProblemError, not_found, removed_meanwhile
-from app.formats import PARQUET_RESPONSE, joined
+from app.api.formats import PARQUET_RESPONSE, joined
+from app.api.openapi import PROBLEM_RESPONSES, json_only
+from app.api.security import access
+from app.api.service import Service, new_id
+from app.core.errors import ProblemError, not_found, removed_meanwhile
+from app.core.limits import is_owner
+from app.encoders.library import LIST, LIST_TABLES, modality_of
 from app.jobs.embed_archive import failures, name_taken
 from app.jobs.import_upload import Place
-from app.library import LIST, LIST_TABLES, modality_of
-from app.limits import is_owner
-from app.openapi import PROBLEM_RESPONSES, json_only
 from app.routes import Running
 from app.routes.jobs import accepted
-from app.security import access
-from app.service import Service, new_id
 from app.store import ArchiveRow
+from app.uploads.bodies import json_body
 from lejepa_med.client.wire.common import Job
 from lejepa_med.client.wire.images import (
     ARCHIVE_NAME,

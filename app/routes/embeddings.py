@@ -11,11 +11,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.bodies import Form, check_fields, receive
-from app.embedding import Result
-from app.errors import ProblemError, first_bad
-from app.file_items import Area, cautions_of, read_names, request_items
-from app.formats import (
+from app.api.formats import (
     JSON,
     NPY,
     STREAMS,
@@ -27,12 +23,16 @@ from app.formats import (
     whole_json,
     whole_npy,
 )
-from app.inference import busy
-from app.limits import charge_items
-from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.security import access
+from app.api.service import Service
+from app.core.errors import ProblemError, first_bad
+from app.core.limits import charge_items
+from app.encoders.inference import busy
 from app.routes import Running
-from app.security import access
-from app.service import Service
+from app.uploads.bodies import Form, check_fields, receive
+from app.uploads.embedding import Result
+from app.uploads.file_items import Area, cautions_of, read_names, request_items
 from lejepa_med.client.wire.common import Skipped
 from lejepa_med.client.wire.images import Embeddings
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.errors import ProblemError, not_found
-from app.library import LIST, PUBLIC, modality_of
-from app.openapi import PROBLEM_RESPONSES
+from app.api.openapi import PROBLEM_RESPONSES
+from app.api.security import access
+from app.core.errors import ProblemError, not_found
+from app.encoders.library import LIST, PUBLIC, modality_of
 from app.routes import Running
-from app.security import access
 from lejepa_med.client.wire.images import Encoder, EncoderDetail, Encoders
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.folder import fingerprint, precision_of

@@ -1,6 +1,6 @@
 """/healthz and /readyz, for load balancers and container engines, and /metrics, for Prometheus.
 
-The metrics are what app/metrics.py counts in this process, and the jobs out of the store.
+The metrics are what app/core/metrics.py counts in this process, and the jobs out of the store.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.errors import log_unexpected
-from app.metrics import REGISTRY
+from app.api.security import access
+from app.core.errors import log_unexpected
+from app.core.metrics import REGISTRY
 from app.routes import Running
-from app.security import access
 from app.store.jobs import JobStatistic
 from lejepa_med.client.wire.common import Health, Readiness
 

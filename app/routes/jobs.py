@@ -6,12 +6,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import ProblemError, not_found
-from app.limits import check_owner
-from app.openapi import PROBLEM_RESPONSES
+from app.api.openapi import PROBLEM_RESPONSES
+from app.api.security import access
+from app.api.service import Service
+from app.core.errors import ProblemError, not_found
+from app.core.limits import check_owner
 from app.routes import Limit, Offset, Running, page
-from app.security import access
-from app.service import Service
 from app.store import UNFINISHED, JobRow, now
 from lejepa_med.client.wire.common import Job, JobDetail, JobEvent, Jobs, JobState, Problem
 

@@ -6,14 +6,14 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app import limits
-from app.bodies import json_body
-from app.errors import ProblemError, not_found
-from app.keys import make_key
-from app.openapi import PROBLEM_RESPONSES, json_only
+from app.api.keys import make_key
+from app.api.openapi import PROBLEM_RESPONSES, json_only
+from app.api.security import access
+from app.core import limits
+from app.core.errors import ProblemError, not_found
 from app.routes import Running
-from app.security import access
 from app.store import AuditRow, KeyRow
+from app.uploads.bodies import json_body
 from lejepa_med.client.wire.common import Audit, AuditLine, Key, KeyRequest, Keys, NewKey
 
 MANY = 1000  # of one page

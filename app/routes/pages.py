@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from app.security import access
+from app.api.security import access
 
 router = APIRouter(include_in_schema=False)
 WEB = Path(__file__).parent.parent / "web"

@@ -8,17 +8,17 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 
-from app.bodies import Form, check_fields, is_json, json_body, receive
-from app.file_items import Area
+from app.api.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.security import access
+from app.api.service import Service
 from app.jobs.labels import groups_of, rows_of
 from app.jobs.train_probe import file_id
-from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form, run_waiting
 from app.routes.probes import check_same_encoder, find_probe
 from app.routes.search import columns_of
-from app.security import access
-from app.service import Service
+from app.uploads.bodies import Form, check_fields, is_json, json_body, receive
+from app.uploads.file_items import Area
 from data_adapters.identity import group_id
 from lejepa_med.client.wire.probes import PredictedItem, PredictionRequest, Predictions, Uncertain, UncertainItem
 from lejepa_med.probes.probe import Prediction, most_uncertain

@@ -9,16 +9,16 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
-from app.bodies import Form, check_fields, is_json, json_body, receive
-from app.errors import ProblemError, not_found
+from app.api.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.security import access
+from app.api.service import Service, new_id
+from app.core.errors import ProblemError, not_found
+from app.encoders.run_probes import ID
 from app.jobs.labels import Plan, pick, plan_of_archive, plan_of_files
-from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
-from app.run_probes import ID
-from app.security import access
-from app.service import Service, new_id
 from app.store import ProbeRow
+from app.uploads.bodies import Form, check_fields, is_json, json_body, receive
 from lejepa_med.client.wire.common import Job
 from lejepa_med.client.wire.probes import (
     LabelsRequest,

@@ -8,14 +8,14 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
-from app.bodies import Form, check_fields, is_json, json_body, parse_field, receive
-from app.errors import ProblemError
-from app.file_items import Area
-from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.security import access
+from app.api.service import Service
+from app.core.errors import ProblemError
 from app.routes import Running
 from app.routes.embeddings import check_any, embed_form
-from app.security import access
-from app.service import Service
+from app.uploads.bodies import Form, check_fields, is_json, json_body, parse_field, receive
+from app.uploads.file_items import Area
 from app.vectors import NONE, Base, Condition, Found, Query, normalised
 from lejepa_med.client.wire.probes import (
     Filters,

@@ -12,20 +12,20 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
 import data_adapters
-from app import catalogs
-from app.bodies import Form, check_fields, parse_field, receive
-from app.errors import ProblemError, as_error, invalid, not_found
-from app.file_items import read_names
+from app.api.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
+from app.api.security import access
+from app.api.service import Service, new_id
+from app.core.errors import ProblemError, as_error, invalid, not_found
+from app.core.limits import is_owner
+from app.encoders.library import modality_of
 from app.jobs.import_upload import Place, Plan
-from app.library import modality_of
-from app.limits import is_owner
-from app.openapi import PROBLEM_RESPONSES, TEXT_FIELDS, body_of
 from app.routes import Limit, Offset, Running, page
 from app.routes.archives import IN_USE, TAKEN, check_name
 from app.routes.jobs import accepted
-from app.security import access
-from app.service import Service, new_id
 from app.store import JobRow, UploadRow, now
+from app.uploads import catalogs
+from app.uploads.bodies import Form, check_fields, parse_field, receive
+from app.uploads.file_items import read_names
 from data_adapters.base import Adapter
 from lejepa_med.client.wire.common import Job, Name, Skipped
 from lejepa_med.client.wire.images import (

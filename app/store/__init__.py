@@ -8,7 +8,7 @@ import os
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from app.settings import Settings
+from app.core.settings import Settings
 from app.store import schema
 from app.store.database import database_url, patience, persistent, unavailable
 from app.store.jobs import TRANSITIONS, JobStore, new_job

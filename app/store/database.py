@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.errors import ProblemError
+from app.core.errors import ProblemError
 from data_adapters.errors import UserError, require
 
 P = ParamSpec("P")

@@ -2,7 +2,7 @@
 
 An operation is a name with plain numbers as arguments. So the recipe that a modality trains with can be shown as a file
 (`lejepa-med augment --show`), and a file can name the same operations: those of pictures beside albumentations'
-(`data_adapters.augment.pipeline`), those of volumes beside MONAI's (`data_adapters.augment.volumes`).
+(`data_adapters.pipeline`), those of volumes beside MONAI's (`data_adapters.volume_pipeline`).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,18 +1,33 @@
-"""Plain images of any field: a folder of pictures or arrays, one embedding each."""
+"""Plain images of any field: a folder of pictures or arrays, one embedding each.
+
+Views are a random crop without aliasing, then appearance, written on OpenCV and PyTorch directly: eight views of a
+512 px picture then cost a third of the same chain in albumentations, whose calls and area resizing dominate at these
+sizes (benchmarks/adapters.py).
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from data_adapters.augment.file import symmetries
 from data_adapters.augment.operations import Crop, Operation, Scene
-from data_adapters.augment.picture import RandomCrop, middle_square
+from data_adapters.augment.picture import (
+    Blur,
+    BrightnessContrast,
+    ColourJitter,
+    Grey,
+    Mirror,
+    RandomCrop,
+    Solarize,
+    middle_square,
+)
 from data_adapters.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    AdapterOptions,
     BaseAdapter,
     Record,
     Spec,
@@ -22,8 +37,53 @@ from data_adapters.base import (
 from data_adapters.errors import BadFileError
 from data_adapters.formats import FormatTable
 from data_adapters.images.formats import FORMATS, ImageFormat
-from data_adapters.images.options import MIN_SIDE, ImagesOptions
-from data_adapters.images.recipe import operations
+from data_adapters.pipeline_file import symmetries
+
+MIN_SIDE = 16  # pixels; the smallest view
+
+
+def _ordered(area: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ValueError("an area is (low, high) with 0 < low <= high <= 1")
+    return area
+
+
+Area = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class ImagesOptions(AdapterOptions):
+    """Options of the images adapter."""
+
+    OF_RECIPE: ClassVar[tuple[str, ...]] = ("recipe", "hflip")
+
+    channels: int = Field(default=3, ge=1, le=64, description="channels of every image; grey is repeated for 3")
+    intensity: Literal["dtype8", "percentile", "window"] = Field(
+        default="dtype8",
+        description="dtype8: 8-bit images as they are; percentile: of each image; window: fixed values",
+    )
+    intensity_range: tuple[float, float] | None = Field(
+        default=None, description="(low, high): percentiles (default .5, 99.5) or values that become 0 and 1"
+    )
+    recipe: Literal["moderate", "natural"] = Field(
+        default="moderate", description="moderate: colour kept; natural: LeJEPA's, with grey and solarize"
+    )
+    hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a mirrored view; 0 where sides differ")
+    global_area: Area = Field(default=(0.3, 1.0), description="part of the image that a global view shows")
+    local_area: Area = Field(default=(0.05, 0.3), description="part of the image that a local view shows")
+
+    @model_validator(mode="after")
+    def _range_fits_policy(self) -> "ImagesOptions":
+        low, high = self.intensity_range or (0.0, 1.0)
+        if not low < high:
+            raise ValueError("intensity_range is (low, high) with low < high")
+        if self.intensity == "window" and self.intensity_range is None:
+            raise ValueError("intensity=window needs intensity_range=(low, high), the values that become 0 and 1")
+        if self.intensity == "percentile" and not 0 <= low < high <= 100:
+            raise ValueError("percentiles lie between 0 and 100")
+        if self.intensity == "dtype8" and self.intensity_range is not None:
+            raise ValueError("intensity_range belongs to intensity=percentile or intensity=window")
+        return self
+
 
 PERCENTILES = (0.5, 99.5)  # that intensity=percentile maps to 0 and 1 where no others are given
 
@@ -157,3 +217,22 @@ def map_intensity(image: np.ndarray, *, policy: str, bounds: tuple[float, float]
     values -= np.float32(low)
     values *= np.float32(1 / (high - low))
     return np.clip(values, 0, 1, out=values)
+
+
+def operations(*, colour: bool, natural: bool, mirror: float) -> list[Operation]:
+    """What happens to a crop of a picture.
+
+    `natural` is LeJEPA's recipe for photographs (Balestriero and LeCun 2025): jitter .4/.4/.2/.1 with p .8, grey .2,
+    blur .5, solarize .2. Without it grey and solarize are left out, which destroy what colour and brightness say in
+    most scientific images.
+
+    Args:
+        colour: 8-bit RGB: saturation, hue, grey and solarize exist only there; elsewhere the jitter changes brightness
+            and contrast, of all channels alike.
+        natural: LeJEPA's recipe.
+        mirror: probability of a mirrored view.
+    """
+    natural = natural and colour
+    jitter: Operation = ColourJitter(p=0.8) if colour else BrightnessContrast(p=0.8)
+    grey, solarize = ([Grey(p=0.2)], [Solarize(p=0.2)]) if natural else ([], [])
+    return [Mirror(p=mirror), jitter, *grey, Blur(p=0.5), *solarize]

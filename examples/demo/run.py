@@ -23,7 +23,7 @@ from examples.demo.common import LABELS, read_labels
 from examples.demo.compare import compare, items_of, show_next
 from examples.demo.probing import explained
 from lejepa_med.config import load_config
-from lejepa_med.embed import DONE, about
+from lejepa_med.models.embed import DONE, about
 
 MARK = ".lejepa-demo"
 EXIT_STOPPED = 3  # lejepa-med pretrain: saved and can be resumed

@@ -89,7 +89,7 @@ class SplitCommand(Columns):
     def cli_cmd(self) -> None:
         """Run the command."""
         from data_adapters.manifest import Manifest
-        from lejepa_med.data.split_files import DISJOINT, check_target, receipt_file, repaired_text, write_split
+        from lejepa_med.data.split import DISJOINT, check_target, receipt_file, repaired_text, write_split
 
         check_target(self.out, self.fractions, overwrite=self.overwrite)
         if self.source.suffix == ".parquet":
@@ -174,7 +174,7 @@ class NamesCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.names import add_names
+        from lejepa_med.probes.names import add_names
 
         text, notes = add_names(self.table, self.scan, out=self.out)
         sys.stdout.write(text)
@@ -217,8 +217,8 @@ class AugmentCommand(Section):
         import numpy as np
 
         import data_adapters
-        from data_adapters.augment.file import recipe_text, summary
         from data_adapters.base import BaseAdapter
+        from data_adapters.pipeline_file import recipe_text, summary
 
         if (self.pipeline is None) != self.show:
             raise UserError(
@@ -266,7 +266,7 @@ class DoctorCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.doctor import examine, failed
+        from lejepa_med.cli.doctor import examine, failed
 
         marks = {"ok": "ok     ", "note": "note   ", "missing": "MISSING", "broken": "BROKEN "}
         findings = []

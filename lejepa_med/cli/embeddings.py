@@ -44,7 +44,7 @@ class EmbedCommand(Columns):
         from data_adapters.manifest import Manifest
         from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
         from lejepa_med.cpu import loader_workers
-        from lejepa_med.embed import embed_archive
+        from lejepa_med.models.embed import embed_archive
         from lejepa_med.models.folder import load_encoder, randomised
 
         console = make_console()
@@ -117,7 +117,7 @@ class ProbeCommand(Columns):
     def cli_cmd(self) -> None:
         """Run the command."""
         from lejepa_med.archive import progress_bar
-        from lejepa_med.embed import EmbeddingTable
+        from lejepa_med.models.embed import EmbeddingTable
         from lejepa_med.probes.label_table import join, read_labels
         from lejepa_med.probes.output import print_probe
         from lejepa_med.probes.probe import fit_probe
@@ -173,8 +173,8 @@ class PredictCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.embed import EmbeddingTable
-        from lejepa_med.names import Names
+        from lejepa_med.models.embed import EmbeddingTable
+        from lejepa_med.probes.names import Names
         from lejepa_med.probes.output import write_predictions
         from lejepa_med.probes.probe import Probe
 
@@ -237,7 +237,7 @@ class SearchCommand(Section):
     def cli_cmd(self) -> None:
         """Run the command."""
         from data_adapters.atomic import write_text
-        from lejepa_med.names import Names
+        from lejepa_med.probes.names import Names
         from lejepa_med.search.find import find_neighbours
 
         names = None if self.names is None else Names(self.names)

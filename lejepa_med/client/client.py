@@ -14,8 +14,7 @@ import httpx
 
 from lejepa_med.client.errors import BusyError, JobFailedError, UnreachableError
 from lejepa_med.client.files import File, Keys, sent_keys, sent_name, skipped_names, warned, with_names
-from lejepa_med.client.http import Http, form_fields, given_fields, part
-from lejepa_med.client.stream import embed_stream
+from lejepa_med.client.http import Http, embed_stream, form_fields, given_fields, part
 from lejepa_med.client.wire.common import FileKey, Job, JobDetail
 from lejepa_med.client.wire.images import (
     Archive,

@@ -1,11 +1,15 @@
-"""Requests with patience: what is refused for the moment, or did not get through, is sent again."""
+"""Requests with patience: what is refused for now, or did not get through, is sent again; and streams of vectors.
+
+A stream takes any number of files: a few files a request, and items as they arrive.
+"""
 
 import io
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -13,9 +17,17 @@ from urllib.parse import quote
 
 import httpx
 
-from lejepa_med.client.errors import BY_STATUS, ClientError, ServerFaultError, ServiceError, UnreachableError
-from lejepa_med.client.files import File, open_all
-from lejepa_med.client.wire.common import Problem
+from lejepa_med.client.errors import (
+    BY_STATUS,
+    ClientError,
+    InvalidError,
+    ServerFaultError,
+    ServiceError,
+    UnreachableError,
+)
+from lejepa_med.client.files import File, open_all, sent_keys, warned, with_names
+from lejepa_med.client.wire.common import FileKey, Problem
+from lejepa_med.client.wire.images import EmbeddedItem
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; doubled each time, and at least Retry-After
 
@@ -208,3 +220,91 @@ def given_fields(**given: Any) -> dict[str, Any]:
 def part(name: str) -> str:
     """A name as one part of an address."""
     return quote(name, safe="")
+
+
+LINES = "application/x-ndjson"
+
+
+def embed_stream(
+    http: Http,
+    files: Iterable[File],
+    keys: Iterable[FileKey | Mapping[str, FileKey] | None] | None,
+    *,
+    fields: dict[str, str],
+    batch: int,
+) -> Iterator[EmbeddedItem]:
+    """Items of `files` in their order; `index` and `file_index` count over all of them.
+
+    Raises:
+        ValueError: `keys` end before the files.
+    """
+    source, sent, given = iter(files), 0, 0
+    told = None if keys is None else iter(keys)
+    said: set[str] = set()  # kinds of caution: one warning each, whichever request it comes with
+    while group := list(islice(source, batch)):
+        count = 0
+        own = sent_keys(group, None if told is None else list(islice(told, len(group))))
+        for item in with_names(_group(http, group, own, fields, said), group):
+            yield item.model_copy(update={"index": given + item.index, "file_index": sent + item.file_index})
+            count = item.index + 1
+        sent, given = sent + len(group), given + count
+
+
+def _group(
+    http: Http, group: Sequence[File], keys: list[Any] | None, fields: dict[str, str], said: set[str]
+) -> Iterator[EmbeddedItem]:
+    """Items of one request, which is repeated from where its answer broke off."""
+    done = stuck = 0
+    given = {**fields, **form_fields(keys=keys)}
+    while True:
+        before = done
+        try:
+            accept = f"{LINES}, application/json;q=0.5"
+            with http.open("POST", "/v1/embeddings", files=group, fields=given, accept=accept) as answer:
+                warned(json.loads(answer.headers.get("x-cautions", "[]")), group, said=said, level=5)
+                for item in islice(_items(answer), done, None):
+                    done += 1
+                    yield EmbeddedItem.read(item)
+            return
+        except InvalidError as error:
+            if error.problem.index is None:
+                raise  # it is not about a file
+            yield from _one_by_one(http, group, keys, fields, said, error)
+            return
+        except httpx.TimeoutException as error:
+            raise unreachable(error) from error
+        except httpx.TransportError as error:
+            stuck = 0 if done > before else stuck + 1
+            if stuck > http.retries:
+                raise unreachable(error) from error
+            pause(stuck)
+
+
+def _one_by_one(
+    http: Http,
+    group: Sequence[File],
+    keys: list[Any] | None,
+    fields: dict[str, str],
+    said: set[str],
+    error: InvalidError,
+) -> Iterator[EmbeddedItem]:
+    """A request of which no file could be read names only the first; here each file gets its own problem."""
+    if len(group) == 1:
+        found = error.problem
+        yield EmbeddedItem(index=0, file_index=0, items=0, name=found.name, key=found.key, error=found)
+        return
+    given = 0
+    for place, file in enumerate(group):
+        count = 0
+        for item in _group(http, [file], None if keys is None else [keys[place]], fields, said):
+            yield item.model_copy(update={"index": given + item.index, "file_index": place})
+            count = item.index + 1
+        given += count
+
+
+def _items(answer: httpx.Response) -> Iterator[dict[str, Any]]:
+    if answer.headers.get("content-type", "").startswith(LINES):
+        for line in answer.iter_lines():
+            yield json.loads(line)
+        return
+    yield from json.loads(answer.read())["items"]

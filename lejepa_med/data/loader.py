@@ -28,8 +28,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from lejepa_med.data.dataset import Batch, Key, ViewDataset, collate
-from lejepa_med.data.sampler import EpochBatches
+from lejepa_med.data.dataset import Batch, EpochBatches, Key, ViewDataset, collate
 from lejepa_med.errors import TrainingError, explained
 
 Result = TypeVar("Result")

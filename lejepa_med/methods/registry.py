@@ -43,7 +43,7 @@ def settings_class(name: str, *, sha256: str | None = None) -> tuple[type[Method
         ConfigError: no such method, a file that cannot be used, or a class that declares no method.
     """
     if is_own(name):
-        from lejepa_med.models.own import load_code  # PyTorch
+        from lejepa_med.models.own import load_code
 
         code = load_code(name, sha256=sha256, what="method")
         found, digest = code.make, code.sha256

@@ -13,8 +13,8 @@ from data_adapters.catalog import SAMPLE, below, is_foreign, participant, prefix
 from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
 from data_adapters.tables import FIRST, NO_LABELS, NUMBER, PARTICIPANT, Table, count, meaning, one_style
-from lejepa_med.embed import EmbeddingTable
 from lejepa_med.errors import UserError
+from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.probes.examples import Kind, Label
 
 MOST_GRADES = 11  # of a scale that is written in numbers, from 0 to 10

@@ -42,7 +42,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 
 
 class Names(Protocol):
-    """What `lejepa_med.names.Names` knows of ids: further columns, and their cells for each id."""
+    """What `lejepa_med.probes.names.Names` knows of ids: further columns, and their cells for each id."""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -15,13 +15,12 @@ from data_adapters.catalog import Catalog
 from data_adapters.record import BY_FILE, BY_FOLDER, BY_ROW
 from data_adapters.scan import scan_archive
 from data_adapters.tables import count
-from lejepa_med.embed import cautions_of, embed_records, read_info
 from lejepa_med.errors import UserError
+from lejepa_med.models.embed import cautions_of, embed_records, read_info
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
-from lejepa_med.names import Names
+from lejepa_med.probes.names import Names
 from lejepa_med.search.base import NONE, Base, build_base, normalised
-from lejepa_med.search.conditions import is_number
-from lejepa_med.search.filters import Condition
+from lejepa_med.search.conditions import Condition, is_number
 
 Tell = Callable[[str], None]
 WHERE = re.compile(r"\s*([^=<>!]*[^=<>!\s])\s*(!=|>=|<=|=)\s*(.*)", re.DOTALL)

@@ -21,9 +21,9 @@ from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.config import ORIGINS, ObjectiveConfig, flat, origins_of, read_settings, setting_text
-from lejepa_med.embed import archive_digest
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.registry import own_settings
+from lejepa_med.models.embed import archive_digest
 from lejepa_med.models.folder import read_info
 from lejepa_med.page import figure, render_page
 from lejepa_med.plot import compared

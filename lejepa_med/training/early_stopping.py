@@ -17,8 +17,7 @@ from torch import Tensor
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import PretrainConfig, short_name
-from lejepa_med.data.dataset import Batch, ViewDataset, collate
-from lejepa_med.data.sampler import EpochBatches
+from lejepa_med.data.dataset import Batch, EpochBatches, ViewDataset, collate
 from lejepa_med.errors import ConfigError
 from lejepa_med.methods.base import Method
 from lejepa_med.methods.registry import settings_class

@@ -16,9 +16,8 @@ from data_adapters.manifest import Manifest
 from lejepa_med.archive import check_exists, open_archive, scan
 from lejepa_med.config import PretrainConfig, save_config, with_own_code
 from lejepa_med.cpu import Threads, loader_workers
-from lejepa_med.data.dataset import ViewDataset
+from lejepa_med.data.dataset import EpochBatches, ViewDataset
 from lejepa_med.data.loader import TimedBatches, make_loader
-from lejepa_med.data.sampler import EpochBatches
 from lejepa_med.distributed import ranks_here
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.checkpoint import load_checkpoint, not_finite

@@ -24,9 +24,9 @@ from data_adapters.tables import count
 from lejepa_med.archive import progress_bar
 from lejepa_med.config import flat, is_own, short_name
 from lejepa_med.cpu import loader_workers
-from lejepa_med.embed import embed_records
 from lejepa_med.errors import UserError
 from lejepa_med.models.architectures import is_convolutional, is_monai
+from lejepa_med.models.embed import embed_records
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.page import render_page
 from lejepa_med.plot import Scale, curves, data_uri, plane, spectra, spectrum

@@ -42,7 +42,7 @@ from lejepa_med.config import (
     is_own,
     short_name,
 )
-from lejepa_med.data.sampler import too_few
+from lejepa_med.data.dataset import too_few
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.methods.registry import read, refuse
 from lejepa_med.models.architectures import check_name, check_vit_options, inner_layers_of, is_convolutional, is_monai

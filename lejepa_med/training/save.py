@@ -13,8 +13,8 @@ import torch
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import short_name
-from lejepa_med.embed import archive_digest
 from lejepa_med.models.architectures import build
+from lejepa_med.models.embed import archive_digest
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
 from lejepa_med.training.checkpoint import save_checkpoint

@@ -13,8 +13,9 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med.config import MachineModel, ResolvedVector
 from lejepa_med.data.dataset import Batch
 from lejepa_med.methods.base import Method
+from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.models.batchnorm import convert_batchnorm
-from lejepa_med.models.encoder import Encoder, create_encoder, is_convolutional
+from lejepa_med.models.encoder import Encoder, create_encoder
 from lejepa_med.models.formation import Formation
 from lejepa_med.models.start import checkpoint_activations, compile_backbone, freeze, start_from
 from lejepa_med.training.checkpoint import Snapshot

@@ -18,12 +18,12 @@ os.environ["LEJEPA_ALLOWED_HOSTS"] = "testserver"  # the name that the test clie
 from fastapi.testclient import TestClient
 
 import data_adapters
-from app.library import ServedEncoder
+from app.core.settings import Settings
+from app.encoders.library import ServedEncoder
 from app.main import create_app
-from app.settings import Settings
 from benchmarks.launcher import Launcher
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import embed_archive
+from lejepa_med.models.embed import embed_archive
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
 from tests.app.helpers import picture

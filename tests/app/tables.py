@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.vectors import NONE, Condition, Query
-from lejepa_med.embed import content_hash
+from lejepa_med.models.embed import content_hash
 
 
 def write_table(

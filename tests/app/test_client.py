@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from app.service import Service
+from app.api.service import Service
 from lejepa_med import client as package
 from lejepa_med.client import (
     BusyError,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.keys import FORM, KeyRing
-from app.settings import Settings
+from app.api.keys import FORM, KeyRing
+from app.core.settings import Settings
 from app.store import open_store
 from lejepa_med.cli import main
 

@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import delete
 
-from app.keys import make_key
-from app.service import Service
+from app.api.keys import make_key
+from app.api.service import Service
 from app.store import AuditRow, KeyRow
-from app.unzip import contents
+from app.uploads.unzip import contents
 from lejepa_med.client import Client
 from tests.app.helpers import files, png, wait
 from tests.app.server import served

@@ -11,7 +11,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import EmbeddingTable, embed_archive, embed_records
+from lejepa_med.models.embed import EmbeddingTable, embed_archive, embed_records
 from lejepa_med.models.folder import load_encoder, record_formation, record_precision, way_back
 from lejepa_med.models.formation import fixed_views
 from lejepa_med.probes.probe import Probe, fit_probe

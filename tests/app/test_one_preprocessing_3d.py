@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 import data_adapters
 from data_adapters.scan import scan_archive
-from lejepa_med.embed import EmbeddingTable, embed_archive, embed_records
+from lejepa_med.models.embed import EmbeddingTable, embed_archive, embed_records
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import load_encoder, save_encoder
 from lejepa_med.models.formation import Formation

@@ -13,7 +13,7 @@ import yaml
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import logs, metrics
+from app.core import logs, metrics
 from app.store import Store
 from tests.app.helpers import files, png, wait
 
@@ -165,7 +165,7 @@ def test_text_for_people(client: TestClient, monkeypatch: pytest.MonkeyPatch, wr
 def test_a_full_queue_is_counted_and_says_when_to_come_back(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.inference import Batcher, busy
+    from app.encoders.inference import Batcher, busy
 
     def full(batcher: Batcher, item: object) -> None:
         raise busy(1)

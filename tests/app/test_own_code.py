@@ -57,7 +57,7 @@ import numpy as np
 import openslide
 import torch
 from data_adapters import BaseAdapter, Record
-from data_adapters.augment.pipeline import A, Seeded
+from data_adapters.pipeline import A, Seeded
 
 
 class Slides(BaseAdapter):

@@ -13,13 +13,13 @@ from data_adapters.identity import group_id
 from data_adapters.manifest import Manifest
 from lejepa_med.cli import main
 from lejepa_med.config import load_config
-from lejepa_med.embed import EmbeddingTable
+from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import save_encoder
 from lejepa_med.probes.probe import Probe
 from tests.conftest import write_pictures
 from tests.data.mri import write_nifti
-from tests.lejepa_med.test_cli_path import TINY
+from tests.lejepa_med.cli.test_path import TINY
 
 Capture = pytest.CaptureFixture[str]
 AGES = [31, 47, 47, 64, 52, 70]

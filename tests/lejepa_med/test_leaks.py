@@ -9,7 +9,7 @@ import data_adapters
 from data_adapters.catalog import Catalog
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
-from lejepa_med.embed import EmbeddingTable
+from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import save_encoder
 from tests.data_adapters.test_leaks import leaking

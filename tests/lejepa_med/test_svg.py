@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lejepa_med.plot import Axis, Series, curves, make_axis, plane, plot, spectra, thin
-from lejepa_med.research.stability.page import HeatCell, heat_map
+from lejepa_med.research.stability.grid import HeatCell, heat_map
 
 NAN = float("nan")
 

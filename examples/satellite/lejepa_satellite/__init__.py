@@ -9,8 +9,8 @@ from torch import Tensor
 
 from data_adapters import BadFileError, BaseAdapter, Record
 from data_adapters.augment.picture import middle_square
-from data_adapters.augment.pipeline import A, Seeded
 from data_adapters.base import Spec, ViewKind, to_tensor
+from data_adapters.pipeline import A, Seeded
 
 BANDS = ("B2", "B3", "B4", "B8", "B11")
 

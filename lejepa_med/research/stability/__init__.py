@@ -28,8 +28,7 @@ def run_grid(
         retry: as in `Grid`.
         console: where progress is shown.
     """
-    from lejepa_med.research.stability.cells import Axes
-    from lejepa_med.research.stability.grid import Grid
+    from lejepa_med.research.stability.grid import Axes, Grid
     from lejepa_med.training.device import make_fabric
     from lejepa_med.training.resolve import resolve_machine
 

@@ -5,15 +5,23 @@ any moment goes on with the cell that was running (from its last checkpoint), an
 three times is given up.
 """
 
+import csv
+import dataclasses
 import gc
+import io
+import itertools
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -21,16 +29,251 @@ from data_adapters.atomic import write_text
 from data_adapters.manifest import Manifest
 from data_adapters.scan import Scan
 from lejepa_med.archive import JOURNAL, of_split, scan
-from lejepa_med.config import PretrainConfig, load_config
+from lejepa_med.config import PretrainConfig, Section, load_config, save_config, short_name
 from lejepa_med.errors import ConfigError, UserError
-from lejepa_med.research.stability.cells import Axes, Cell, set_up, subset
-from lejepa_med.research.stability.page import write_pages
+from lejepa_med.models.architectures import is_convolutional
+from lejepa_med.page import render_page
+from lejepa_med.plot import FONT, INK, svg
 from lejepa_med.study.runs import read_run
 from lejepa_med.training.device import make_fabric
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import pretrain
-from lejepa_med.training.resolve import create_adapter, resolve_machine
+from lejepa_med.training.resolve import create_adapter, fitted_adapter, resolve_archive, resolve_machine
 from lejepa_med.training.stop import StopSignal
+
+RECORDS = 20  # of a run at least, where it has so many steps: fewer give no verdict
+OFTEN = 2  # steps between two records of a cell by minutes, whose steps are not known before
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is varied."""
+
+    lambdas: Sequence[float]
+    batches: Sequence[int]
+    n_views: Sequence[int]
+    backbones: Sequence[str]
+
+    def cells(self) -> list["Cell"]:
+        """Every combination; cells of one architecture and number of views follow each other."""
+        product = itertools.product(self.backbones, self.n_views, self.lambdas, self.batches)
+        return [Cell(*values) for values in product]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    backbone: str
+    n_views: int
+    lamb: float
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """The run's folder."""
+        plain = "".join(c if c.isalnum() or c in "._" else "-" for c in short_name(self.backbone))
+        return f"{plain}-views{self.n_views}-lambda{self.lamb:g}-batch{self.batch}"
+
+    def config(self, base: PretrainConfig, out: Path) -> PretrainConfig:
+        """`base` with this cell's settings. All views of a CNN are global; a ViT has 2 global ones, the rest local."""
+        n_global = self.n_views if is_convolutional(self.backbone) else min(2, self.n_views)
+        changes: dict[str, dict[str, Any]] = {
+            "views": {"n_global": n_global, "n_local": self.n_views - n_global},
+            "model": {"backbone": self.backbone},
+            "objective": {"lamb": self.lamb},
+            "train": {"batch_size": self.batch},
+        }
+        sections: dict[str, Section] = {
+            name: getattr(base, name).model_copy(update=values) for name, values in changes.items()
+        }
+        return base.model_copy(update={"out": out, **sections})
+
+
+def subset(manifest: Manifest, records: int | None, *, seed: int) -> Manifest:
+    """At most `records` rows drawn by `seed`, in the manifest's order: the same for every cell."""
+    if records is None or records >= len(manifest):
+        return manifest
+    return manifest.select(sorted(np.random.default_rng([seed, 21]).permutation(len(manifest))[:records].tolist()))
+
+
+def set_up(
+    config: PretrainConfig, found: Scan, manifest: Manifest, *, steps: int | None, minutes: float | None
+) -> None:
+    """Write the run folder as `pretrain` does after its scan, so that `pretrain(config, resume=True)` takes it up.
+
+    Args:
+        config: of the cell.
+        found: the scan of the archive, for rejected.csv.
+        manifest: the rows to train on.
+        steps: train for at least so many steps, in whole epochs; None: for `minutes`.
+        minutes: where `steps` is None.
+    """
+    machine = resolve_machine(config, device=make_fabric(config).device.type)
+    adapter = fitted_adapter(machine, manifest)
+    manifest = dataclasses.replace(manifest, adapter=adapter.describe())
+    run_config = resolve_archive(machine, items=len(manifest))
+    epoch = max(1, sum(manifest.column("samples")) // run_config.train.batch_size)  # in steps
+    if steps is not None:
+        epochs = math.ceil(steps / epoch)
+        length = {"epochs": epochs, "minutes": None}
+        often = max(1, min(run_config.train.log_every, epochs * epoch // RECORDS))
+    else:
+        length = {"epochs": None, "minutes": minutes}
+        often = min(run_config.train.log_every, OFTEN)
+    run_config = run_config.model_copy(
+        update={"train": run_config.train.model_copy(update={**length, "log_every": often})}
+    )
+    run = RunFolder(run_config.out)
+    run.root.mkdir(parents=True, exist_ok=True)
+    found.write(run.root, manifest=manifest)
+    save_config(run_config, run.config)
+
+
+ALARM = "#cf3f4f"
+WIDTH, HEIGHT, LEFT, TOP = 96.0, 52.0, 92.0, 46.0
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """One cell: its number (None: not run, or undefined), a word below it, and whether that is an alarm."""
+
+    value: float | None
+    text: str
+    word: str = ""
+    alarm: bool = False
+    title: str = ""
+
+
+def heat_map(
+    cells: Mapping[tuple[str, str], HeatCell],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    row_label: str,
+    column_label: str,
+    low: float,
+    high: float,
+) -> str:
+    """SVG of `cells[row, column]`; values from `low` (clear) to `high` (full colour) of one scale, so maps compare."""
+    width, height = LEFT + WIDTH * len(columns) + 8, TOP + HEIGHT * len(rows) + 8
+    parts = [_text(LEFT + WIDTH * len(columns) / 2, 16, column_label), _text(LEFT - 10, 36, row_label, anchor="end")]
+    parts += [_text(LEFT + WIDTH * (k + 0.5), 36, name) for k, name in enumerate(columns)]
+    for i, row in enumerate(rows):
+        top = TOP + HEIGHT * i
+        parts.append(_text(LEFT - 10, top + HEIGHT / 2 + 0.35 * FONT, row, anchor="end"))
+        for k, column in enumerate(columns):
+            parts.append(_cell(cells.get((row, column)), LEFT + WIDTH * k, top, low=low, high=high))
+    return svg(parts, width=width, height=height)
+
+
+def _cell(cell: HeatCell | None, x: float, y: float, *, low: float, high: float) -> str:
+    share = 0.0
+    if cell is not None and cell.value is not None and high > low:
+        share = min(1.0, max(0.0, (cell.value - low) / (high - low)))
+    alarm = cell is not None and cell.alarm
+    frame = f'stroke="{ALARM}" stroke-width="3"' if alarm else f'stroke="{INK}" stroke-opacity=".2"'
+    # at most .75, so that the text stays readable in light and in dark mode
+    box = (
+        f'<rect x="{x + 3:.1f}" y="{y + 3:.1f}" width="{WIDTH - 6:g}" height="{HEIGHT - 6:g}" rx="4" fill="#2f7fd1" '
+        f'fill-opacity="{0.75 * share:.2f}" {frame}>'
+    )
+    middle = x + WIDTH / 2
+    if cell is None:
+        return f"{box}</rect>" + _text(middle, y + HEIGHT / 2 + 0.35 * FONT, "–")
+    title = f"<title>{escape(cell.title)}</title>" if cell.title else ""
+    texts = _text(middle, y + (HEIGHT / 2 - 2 if cell.word else HEIGHT / 2 + 0.35 * FONT), cell.text)
+    if cell.word:
+        texts += _text(middle, y + HEIGHT / 2 + 14, cell.word)
+    return f"{box}{title}</rect>{texts}"
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}">{escape(text)}</text>'
+
+
+RANK, STD = "projector/effective_rank", "projector/std"
+FIGURES = {RANK: "Effective rank of the projector", STD: "Standard deviation of the projector (aim: 1)"}
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def write_pages(root: Path, axes: Axes, results: Results) -> None:
+    """Write both files, also of a grid that is not finished."""
+    columns = list(dict.fromkeys(name for result in results.values() for name in result))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=["cell", *columns])
+    writer.writeheader()
+    writer.writerows({"cell": name, **result} for name, result in results.items())
+    write_text(root / "stability.csv", stream.getvalue())
+    cells = axes.cells()
+    mine = [results[cell.name] for cell in cells if cell.name in results]
+    done = [result for result in mine if result["state"] in ("finished", "failed")]
+    sections = []
+    for backbone in axes.backbones:
+        for views in axes.n_views:
+            maps = [
+                (title, _map(axes, results, backbone, views, key, low=0.0, high=1.0)) for key, title in FIGURES.items()
+            ]
+            for key, title in (("knn", "k-NN accuracy"), ("linear", "Linear probe accuracy")):
+                found = [r[key] for r in mine if r.get(key) is not None]
+                if found:
+                    chance = min(r["chance"] for r in mine if r.get("chance") is not None)
+                    picture = _map(axes, results, backbone, views, key, low=chance, high=max(found))
+                    maps.append((f"{title} (balanced, chance {chance:.3f})", picture))
+            sections.append((f"{backbone}, {views} views", maps))
+    alarming = [r for r in done if r.get("verdict") in ("collapsing", "diverging")]
+    failed = [(name, result["reason"]) for name, result in results.items() if result["state"] == "failed"]
+    write_text(
+        root / "stability.html",
+        render_page(
+            "lejepa_med.research.stability",
+            "stability.html.j2",
+            title=f"Stability: {len(done)} of {len(cells)} cells",
+            collapsed=sum(r["verdict"] == "collapsing" for r in alarming),
+            diverged=sum(r["verdict"] == "diverging" for r in alarming),
+            failed=failed,
+            finished=sum(r["state"] == "finished" for r in mine),
+            sections=sections,
+        ),
+    )
+
+
+def _map(axes: Axes, results: Results, backbone: str, views: int, key: str, *, low: float, high: float) -> str:
+    cells = {}
+    for cell in axes.cells():
+        if (cell.backbone, cell.n_views) == (backbone, views) and cell.name in results:
+            cells[f"{cell.lamb:g}", str(cell.batch)] = _heat_cell(results[cell.name], key)
+    return heat_map(
+        cells,
+        rows=[f"{value:g}" for value in axes.lambdas],
+        columns=[str(value) for value in axes.batches],
+        row_label="lambda",
+        column_label="batch",
+        low=low,
+        high=high,
+    )
+
+
+def _heat_cell(result: Mapping[str, Any], key: str) -> HeatCell:
+    if result["state"] == "failed":
+        return HeatCell(None, "failed", "see below", alarm=True, title=str(result["reason"]))
+    if result["state"] != "finished":
+        return HeatCell(None, str(result["state"]))
+    verdict = str(result["verdict"])
+    alarm = verdict in ("collapsing", "diverging")
+    word = {"collapsing": "collapsed", "diverging": "diverged"}.get(verdict, "")
+    value = _rank_share(result) if key == RANK else result.get(key)
+    if value is None or not math.isfinite(value):
+        return HeatCell(None, "–", word, alarm=alarm, title=str(result["text"]))
+    rank = f"{result[RANK]:.1f} of {result['projector/dim']:.0f}" if key == RANK else ""
+    text = rank or f"{value:.3f}"
+    return HeatCell(float(value), text, word, alarm=alarm, title=str(result["text"]))
+
+
+def _rank_share(result: Mapping[str, Any]) -> float | None:
+    rank = result.get(RANK)
+    return None if rank is None else rank / max(1, min(result["projector/dim"], result["projector/rows"] - 1))
+
 
 STATE = "cells.json"
 MOST_ATTEMPTS = 3

@@ -13,9 +13,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lejepa_med.config import ResolvedModel
 from lejepa_med.distributed import all_reduce_sum
-from lejepa_med.methods.base import AddedTerms, Method, StepOutput, added_terms, project, projector
+from lejepa_med.methods.base import AddedTerms, Method, Projector, StepOutput, added_terms, project, projector
 from lejepa_med.models.encoder import Encoder
-from lejepa_med.models.projector import Projector
 from lejepa_med.research.contrast.method import ViewLoss
 from lejepa_med.research.teachers import BYOLSettings, DINOSettings
 

@@ -171,8 +171,8 @@ def url_of(launcher: Launcher) -> str:
 
 
 def test_second_service_on_one_data_directory_is_refused(client: object, runs: Path) -> None:
-    from app.service import Service
-    from app.settings import Settings
+    from app.api.service import Service
+    from app.core.settings import Settings
     from data_adapters.errors import UserError
 
     with pytest.raises(UserError, match="Another service"):

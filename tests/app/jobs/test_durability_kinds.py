@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.launcher import Launcher
-from lejepa_med.embed import EmbeddingTable
+from lejepa_med.models.embed import EmbeddingTable
 from tests.app.helpers import client_of, eventually, files, png, wait
 from tests.app.tables import clusters, write_table
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from app.errors import ProblemError
-from app.jobs.retry import GaveUp, Stopped, persevere, why_passing
-from app.settings import Settings
+from app.core.errors import ProblemError
+from app.core.settings import Settings
+from app.jobs.base import GaveUp, Stopped, persevere, why_passing
 from data_adapters.errors import BadFileError, UserError
 from tests.app.helpers import eventually, wait
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.jobs import waiting
+from app.api import service
 from benchmarks.launcher import Launcher
 from tests.app.helpers import client_of, eventually, files, png, wait
 
@@ -76,7 +76,7 @@ def test_a_drain_ends_the_wait(client: TestClient, job: str) -> None:
 
 
 def test_no_more_requests_wait_than_may(client: TestClient, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST", 0)
+    monkeypatch.setattr(service, "MOST", 0)
     began = time.monotonic()
     assert asked(client, job).json()["state"] in ("queued", "running")
     assert time.monotonic() - began < LONG / 2

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from app.datadir import this_process
-from app.errors import ProblemError
+from app.core.datadir import this_process
+from app.core.errors import ProblemError
+from app.core.settings import Settings
 from app.jobs.base import JobKind, Step
 from app.jobs.worker import POLL_SECONDS, Worker
-from app.settings import Settings
 from app.store import Store, database_url
 from data_adapters.errors import UserError
 from tests.app.helpers import eventually
@@ -181,8 +181,8 @@ def test_a_job_that_came_back_waits_for_its_earlier_attempt(store: Store, kind: 
 
 
 def test_a_job_that_takes_its_workers_down_is_given_up(store: Store, kind: CountToThree, tmp_path: Path) -> None:
-    from app.datadir import make
-    from app.jobs.processes import MOST_LOSSES, Processes
+    from app.core.datadir import make
+    from app.jobs.worker import MOST_LOSSES, Processes
 
     make(tmp_path)
     job = send(store, kind)

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from app.errors import ProblemError
+from app.core.errors import ProblemError
 from app.store import TRANSITIONS, ArchiveRow, JobRow, ProbeRow, Store, database_url, new_job, now, patience, schema
 from app.store.tables import Base
 from data_adapters.errors import UserError

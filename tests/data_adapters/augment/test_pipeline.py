@@ -12,9 +12,11 @@ import yaml
 
 from data_adapters import UserError, create, from_description
 from data_adapters.augment import sky
-from data_adapters.augment.file import PICTURE_KEY, PipelineError, recipe_text, symmetries
 from data_adapters.augment.operations import PictureOperation
-from data_adapters.augment.pipeline import (
+from data_adapters.base import BaseAdapter, Record
+from data_adapters.histology.recipe import Source
+from data_adapters.mri.recipe import Slab
+from data_adapters.pipeline import (
     OURS,
     REFUSED,
     SERIALIZABLE_REGISTRY,
@@ -24,9 +26,7 @@ from data_adapters.augment.pipeline import (
     _Stream,
     build_transforms,
 )
-from data_adapters.base import BaseAdapter, Record
-from data_adapters.histology.recipe import Source
-from data_adapters.mri.recipe import Slab
+from data_adapters.pipeline_file import PICTURE_KEY, PipelineError, recipe_text, symmetries
 from tests.data import galaxy, images
 from tests.data.histology import he_picture
 

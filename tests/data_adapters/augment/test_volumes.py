@@ -8,12 +8,12 @@ import torch
 import yaml
 
 from data_adapters import create, from_description
-from data_adapters.augment.file import VOLUME_KEY, PipelineError, recipe_text
 from data_adapters.augment.operations import VolumeOperation
-from data_adapters.augment.volumes import CONTAINERS, LIBRARY, VolumePipeline
 from data_adapters.mri.cube import FULL
 from data_adapters.mri.cube_adapter import ChannelCubes, MRI3DAdapter
 from data_adapters.mri.cube_views import CubeSource
+from data_adapters.pipeline_file import VOLUME_KEY, PipelineError, recipe_text
+from data_adapters.volume_pipeline import CONTAINERS, LIBRARY, VolumePipeline
 
 SIZES = {"global_size": 24, "local_size": 16, "n_local": 2}
 DOCS = Path(__file__).parents[3] / "docs" / "augmentation.md"

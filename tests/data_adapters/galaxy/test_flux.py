@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_adapters.galaxy.adapter import GalaxyAdapter
-from data_adapters.galaxy.warp import Geometry, resample
+from data_adapters.galaxy.recipe import Geometry, resample
 from tests.data.galaxy import source
 
 FAST = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

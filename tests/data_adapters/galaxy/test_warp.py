@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data_adapters.augment.picture import middle_square
-from data_adapters.galaxy.warp import IN_VIEW, Geometry, draw_geometry, resample
+from data_adapters.galaxy.recipe import IN_VIEW, Geometry, draw_geometry, resample
 from tests.data.galaxy import source
 
 

@@ -17,11 +17,10 @@ from PIL import Image
 from data_adapters import UserError, create, from_description
 from data_adapters.base import Record
 from data_adapters.errors import BadFileError
-from data_adapters.histology.adapter import HistologyAdapter
+from data_adapters.histology.adapter import HistologyAdapter, draw_downsample
 from data_adapters.histology.crop import random_crop
 from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import RATIO, Source, operations
-from data_adapters.histology.regions import draw_downsample
 from data_adapters.histology.tissue import Tissue
 from tests.data.histology import write_slide, write_tiles
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import ks_2samp
 
 from data_adapters.augment import tissue
-from data_adapters.augment.pipeline import A, Seeded
 from data_adapters.histology import crop
+from data_adapters.pipeline import A, Seeded
 from tests.data.histology import he_picture
 
 COLOUR = tissue.ColourSteps().model_dump(exclude={"p"})

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data_adapters.base import Record, Rejected
-from data_adapters.mri import dicom, exported, nifti, series
+from data_adapters.mri import dicom, nifti, series
+from data_adapters.mri import formats as exported
 from data_adapters.mri.adapter import MRIAdapter
 from data_adapters.mri.volume import Volume, normalise, slicing_plane, stack_volume
 from tests.data.mri import (

@@ -9,7 +9,7 @@ import pytest
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
 from lejepa_med.cli import main
-from lejepa_med.embed import EmbeddingTable
+from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.probes.label_table import clean_labels, join, read_labels
 from lejepa_med.probes.output import print_probe, write_predictions
 from lejepa_med.probes.probe import Probe, fit_probe

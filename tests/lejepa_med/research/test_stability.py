@@ -14,8 +14,7 @@ from lejepa_med.cli import main
 from lejepa_med.config import load_config
 from lejepa_med.errors import ConfigError
 from lejepa_med.research.stability import grid as stability
-from lejepa_med.research.stability.cells import Axes, Cell, subset
-from lejepa_med.research.stability.grid import Grid
+from lejepa_med.research.stability.grid import Axes, Cell, Grid, subset
 from lejepa_med.training.stop import StopSignal
 from tests.lejepa_med.runs import tiny
 
