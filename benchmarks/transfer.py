@@ -327,8 +327,10 @@ def spread(draws: list[list[float]]) -> str:
 
 def gain(scores: list[dict[str, Any]], best: dict[str, Any], shots: int | None) -> str:
     """Points of balanced accuracy above `best`, and the 90 % interval of the mean."""
-    reference = np.array(best["linear"][shots_name(shots)])
-    middle, half = interval(100 * np.array([np.array(one["linear"][shots_name(shots)]) - reference for one in scores]))
+    rows = [np.array(one["linear"][shots_name(shots)]) for one in (best, *scores)]
+    draws = min(map(len, rows))  # fewer in files of earlier releases; the first ones are the same
+    reference, *own = (row[:draws] for row in rows)
+    middle, half = interval(100 * np.array([row - reference for row in own]))
     return f"{middle:+.1f}" + (f" ({middle - half:+.1f} to {middle + half:+.1f})" if np.isfinite(half) else "")
 
 

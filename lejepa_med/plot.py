@@ -34,6 +34,7 @@ class Series:
         titles: a tooltip for each dot.
         fade: dots grow from faint to full colour along the sequence.
         dashed: a dashed line.
+        band: (x, low, high), drawn as an area behind the line.
     """
 
     points: Sequence[Point]
@@ -43,6 +44,7 @@ class Series:
     titles: Sequence[str] = field(default=())
     fade: bool = False
     dashed: bool = False
+    band: Sequence[tuple[float, float, float]] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def plot(
     if not drawn:
         return ""
     inside = [point for s in drawn for point in s.points if _finite(point)]
+    inside += [(at, edge) for s in drawn for at, *edges in s.band for edge in edges]
     legend = [s for s in drawn if s.label]
     top = 10.0 + (20.0 if legend else 0.0)
     bottom = height - 40.0
@@ -128,6 +131,7 @@ def plot(
     for value, text in levels:
         parts.append(f'<path d="M{left:.1f} {y.at(value):.1f}H{width - 14:.1f}" {_stroke(INK, 1, dashed=True)}/>')
         parts.append(_text(width - 16, y.at(value) - 4, text, anchor="end"))
+    parts += [_area(one, x, y) for one in drawn if one.band]
     for one in drawn:
         parts += _dots(one, x, y) if one.dots else [_line(one, x, y)]
     parts += _legend(legend, left)
@@ -175,6 +179,12 @@ def _line(one: Series, x: Axis, y: Axis) -> str:
         only = next(point for point in points if _finite(point))
         return f'<circle cx="{x.at(only[0]):.1f}" cy="{y.at(only[1]):.1f}" r="3" fill="{one.colour}"/>'
     return f'<path d="{"".join(path)}" {_stroke(one.colour, 1.8, dashed=one.dashed)} stroke-linejoin="round"/>'
+
+
+def _area(one: Series, x: Axis, y: Axis) -> str:
+    upper = [f"{x.at(at):.1f} {y.at(high):.1f}" for at, _, high in one.band]
+    lower = [f"{x.at(at):.1f} {y.at(low):.1f}" for at, low, _ in reversed(one.band)]
+    return f'<path d="M{"L".join(upper + lower)}Z" fill="{one.colour}" fill-opacity=".13"/>'
 
 
 def _dots(one: Series, x: Axis, y: Axis) -> list[str]:

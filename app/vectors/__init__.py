@@ -8,7 +8,7 @@
 from app.vectors.backend import Backend, Query, Report
 from app.vectors.indexes import Found, Indexes, IndexState
 from lejepa_med.search.base import NONE, Base, normalised
-from lejepa_med.search.conditions import Condition
+from lejepa_med.search.filters import Condition
 
 __all__ = [
     "NONE",

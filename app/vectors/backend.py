@@ -9,7 +9,7 @@ import numpy as np
 
 from lejepa_med.client.wire.common import BackendName
 from lejepa_med.search.base import NONE, Base
-from lejepa_med.search.conditions import Condition
+from lejepa_med.search.filters import Condition
 
 TOP = 10  # neighbours over which recall is counted
 SAMPLE = 200  # queries of the measurement: 2,000 neighbours give a standard error below 0.01

@@ -22,6 +22,7 @@ from lejepa_med.cli.archive import (
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
 from lejepa_med.cli.runs import (
+    CompareCommand,
     DiffCommand,
     PrecisionCommand,
     PretrainCommand,
@@ -89,6 +90,7 @@ Cli = command_line(
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,
+        "compare": CompareCommand,
         "stability": StabilityCommand,
         **registered(),
         "options": OptionsCommand,

@@ -144,6 +144,49 @@ class DiffCommand(Section):
             print(f"wrote {self.out}")
 
 
+class CompareCommand(Columns):
+    """Compare a run's encoder with what you could use instead, on your labels, and say in words which is better.
+
+    Always beside random weights and 8 x 8 pixels. Repeated with the same --out it keeps finished rows and goes on.
+    """
+
+    run: CliPositionalArg[Path] = Field(description="run folder")
+    archive: Path | None = Field(default=None, description="folder with the labelled images; None: the run's archive")
+    catalog: Path | None = Field(
+        default=None, description="CSV or Parquet: path, label, group, split; None: the run's own"
+    )
+    weights: list[str] = Field(
+        default=[], description="also these weights, frozen: a timm folder, a .safetensors file, timm:NAME, a run"
+    )
+    methods: list[str] = Field(
+        default=[], description="also encoders that are now trained by simclr, vicreg, barlow, byol, dino or others"
+    )
+    minutes: float | None = Field(
+        default=None, gt=0, description="of each of these trainings; None: as many epochs as the run"
+    )
+    supervised: bool = Field(
+        default=False,
+        description="also a small network trained on the labels alone, from 10 a class on (some minutes)",
+    )
+    on: str | None = Field(
+        default=None,
+        description="split to score on; probes learn from 'train'; None: val, else test, else part of the groups",
+    )
+    shots: list[int] = Field(default=[1, 2, 5, 10, 50, 100], min_length=1, description="labels per class, then all")
+    draws: int = Field(default=20, ge=2, description="draws of labels for each number")
+    allow_leak: bool = Field(default=False, description="go on although a group or an equal image lies in two splits")
+    device: str = Field(default="cpu", description="cpu or cuda")
+    out: Path = Field(description="folder of the comparison: compare.html, compare.csv, rows/, runs/")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.study.compare import compare, print_comparison
+
+        given = self.model_dump(exclude={"run", "out"})
+        print_comparison(compare(self.run, self.out, **given))
+        print(f"wrote {self.out}/compare.html and {self.out}/compare.csv")
+
+
 class StabilityCommand(CommonSettings):
     """Pretrain shortly with every combination of lambda, batch, views and architecture, and draw where it collapses.
 

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from lejepa_med.data.dataset import Batch, EpochBatches, Key, ViewDataset, collate
+from lejepa_med.data.dataset import Batch, Key, ViewDataset, collate
 from lejepa_med.errors import TrainingError, explained
 
 Result = TypeVar("Result")
@@ -285,7 +285,7 @@ def _write(pipe: "Connection[Any, Any]", data: memoryview) -> None:
         data = data[os.write(pipe.fileno(), data) :]
 
 
-def make_loader(dataset: ViewDataset, batches: EpochBatches, *, workers: int, pin: bool = False) -> Ahead[Batch]:
+def make_loader(dataset: ViewDataset, batches: Iterable[list[Key]], *, workers: int, pin: bool = False) -> Ahead[Batch]:
     """One loader for all remaining epochs, so that workers never pause or restart between epochs."""
     return Ahead(
         partial(_batch, dataset),

@@ -32,7 +32,7 @@ from lejepa_med import __version__
 from lejepa_med.cpu import keep_freed_memory
 from lejepa_med.errors import EncoderError
 from lejepa_med.models.architectures import adaptation, build, inner_layers_of, is_monai, load, model_arguments, origin
-from lejepa_med.models.encoder import Encoder, check_embed_size
+from lejepa_med.models.encoder import Encoder, check_embed_size, lay_out
 from lejepa_med.models.formation import LAYERS, VIEWS, Formation, check_formation, formation_of, seen_in
 from lejepa_med.models.own import Code, code_of, pooled
 
@@ -461,10 +461,6 @@ def load_encoder(
 ) -> LoadedEncoder:
     """Load RUN/encoder (or RUN), set up to be fast on its device.
 
-    Weights of images are laid out channels-last: on a CPU a pass of ResNet-18 then takes two thirds of the time (at
-    batch 1 half), and a ViT's the same (benchmarks/serve_forward.py). Volumes keep their layout: PyTorch's CPU kernels
-    are slower in channels_last_3d.
-
     Args:
         path: of the folder.
         device: where it computes.
@@ -505,9 +501,9 @@ def load_encoder(
     )
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    if module.dims == 2 and code is None:  # somebody's own code may need the usual layout
-        module.to(memory_format=torch.channels_last)
-    return LoadedEncoder(module=module, adapter=adapter, info=info, name=_name(folder.resolve()), device=device)
+    return LoadedEncoder(
+        module=lay_out(module), adapter=adapter, info=info, name=_name(folder.resolve()), device=device
+    )
 
 
 def encoder_folder(path: Path | str) -> Path:
@@ -549,7 +545,7 @@ def randomised(encoder: LoadedEncoder, *, seed: int = 0) -> LoadedEncoder:
         )
     info = {**encoder.info, "weights_sha256": f"random:{seed}"}
     return LoadedEncoder(
-        module=module, adapter=encoder.adapter, info=info, name=f"{encoder.name}-random", device=encoder.device
+        module=lay_out(module), adapter=encoder.adapter, info=info, name=f"{encoder.name}-random", device=encoder.device
     )
 
 

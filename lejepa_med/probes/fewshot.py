@@ -1,7 +1,7 @@
 """Quality at 10, 50 and all labels per class: the protocol by which encoders are compared."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class FewShotResult:
     knn: tuple[float, ...]
     strengths: tuple[float, ...]
     """The C that cross-validation over groups chose in each draw."""
+    hits: NDArray[np.bool_] = field(compare=False)
+    """Whether the linear probe is right, (draws, test items)."""
 
     @property
     def linear_mean(self) -> float:
@@ -59,13 +61,14 @@ def fewshot(
     shots: Sequence[int | None] = (10, 50, None),
     draws: int = 5,
     seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[FewShotResult]:
     """Logistic regression and 20-NN (cosine) learnt from a few labels, scored on a test part of other groups.
 
     Each draw takes `shots` examples of every class at random (the same ones for a seed, whatever the encoder), chooses
     C by cross-validation over groups among them (0.1 where too few groups allow none), and fits on all of them. All
     labels (`None`) are one draw. With fewer than 20 examples in all, every one of them votes. vectors: (n, dim),
-    labels and groups: (n,).
+    labels and groups: (n,). `progress` is told the number of draws that are done.
 
     Raises:
         UserError: bad vectors or labels, a class with fewer than `shots` examples, or test classes not in training.
@@ -75,22 +78,30 @@ def fewshot(
     truth = _codes(test_labels, examples.classes, len(test))
     members = [np.flatnonzero(examples.labels == k) for k in range(len(examples.classes))]
     results = []
+    done = 0
     for wanted in shots:
         _check_shots(wanted, examples.counts)
-        rows: list[tuple[float, float, float]] = []
+        rows: list[tuple[float, float, float, NDArray[np.bool_]]] = []
         for draw in range(1 if wanted is None else draws):
-            rng = np.random.default_rng([seed, draw, wanted or 0])
-            taken = [m if wanted is None else rng.choice(m, wanted, replace=False) for m in members]
-            rows.append(_one(examples, np.sort(np.concatenate(taken)), test, truth, seed + draw))
-        linear, knn, strengths = zip(*rows, strict=True)
-        results.append(FewShotResult(shots=wanted, linear=linear, knn=knn, strengths=strengths))
+            rows.append(_one(examples, drawn(members, wanted, seed=seed, draw=draw), test, truth, seed + draw))
+            done += 1
+            progress(done)
+        linear, knn, strengths, hits = zip(*rows, strict=True)
+        results.append(FewShotResult(shots=wanted, linear=linear, knn=knn, strengths=strengths, hits=np.stack(hits)))
     return results
+
+
+def drawn(members: Sequence[NDArray[np.int64]], shots: int | None, *, seed: int, draw: int) -> NDArray[np.int64]:
+    """The rows that one draw takes, `shots` of the `members` of each class (None: all), in order."""
+    rng = np.random.default_rng([seed, draw, shots or 0])
+    taken = [m if shots is None else rng.choice(m, shots, replace=False) for m in members]
+    return np.sort(np.concatenate(taken))
 
 
 def _one(
     examples: Examples, chosen: NDArray[np.int64], test: NDArray[np.float32], truth: NDArray[np.int64], seed: int
-) -> tuple[float, float, float]:
-    """Balanced accuracy of the linear probe and of k-NN learnt from the chosen rows, and the C."""
+) -> tuple[float, float, float, NDArray[np.bool_]]:
+    """Balanced accuracy of the linear probe and of k-NN learnt from the chosen rows, the C, and the probe's hits."""
     vectors, labels = examples.vectors[chosen], examples.labels[chosen]
     groups = np.unique(examples.groups[chosen], return_inverse=True)[1]
     with blas_threads(vectors.size):
@@ -98,11 +109,9 @@ def _one(
         strength = choose_strength(vectors, labels, split) if split is not None else MIDDLE
         model = fit_path(vectors, labels, strengths=[strength], final=True)[0]
     knn = Neighbours.fit(vectors, labels, balanced=False)
-    linear, voted = (
-        float(balanced_accuracy_score(truth, predicted))
-        for predicted in (model.probabilities(test).argmax(1), knn.vote(test).winners)
-    )
-    return linear, voted, strength
+    predicted = model.probabilities(test).argmax(1)
+    linear, voted = (float(balanced_accuracy_score(truth, one)) for one in (predicted, knn.vote(test).winners))
+    return linear, voted, strength, predicted == truth
 
 
 def _codes(labels: Sequence[str], classes: tuple[str, ...], rows: int) -> NDArray[np.int64]:

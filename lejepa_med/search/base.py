@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from data_adapters.atomic import new_folder
 from lejepa_med.models.embed import read_info
 from lejepa_med.probes.neighbours import normalise
-from lejepa_med.search.conditions import Condition, mask, require_known
+from lejepa_med.search.conditions import mask, require_known
+from lejepa_med.search.filters import Condition
 
 FORMAT = "1"  # of the folder; part of the key, so that another format is another folder
 READ_ROWS = 8192

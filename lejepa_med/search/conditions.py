@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lejepa_med.errors import UserError
-from lejepa_med.probes.neighbours import MOST
-from lejepa_med.search.filters import LEAST, Condition
+from lejepa_med.search.filters import LEAST, MOST, Condition
 
 
 class ConditionError(UserError):

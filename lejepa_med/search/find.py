@@ -20,7 +20,8 @@ from lejepa_med.models.embed import cautions_of, embed_records, read_info
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 from lejepa_med.probes.names import Names
 from lejepa_med.search.base import NONE, Base, build_base, normalised
-from lejepa_med.search.conditions import Condition, is_number
+from lejepa_med.search.conditions import is_number
+from lejepa_med.search.filters import Condition
 
 Tell = Callable[[str], None]
 WHERE = re.compile(r"\s*([^=<>!]*[^=<>!\s])\s*(!=|>=|<=|=)\s*(.*)", re.DOTALL)

@@ -13,9 +13,8 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med.config import MachineModel, ResolvedVector
 from lejepa_med.data.dataset import Batch
 from lejepa_med.methods.base import Method
-from lejepa_med.models.architectures import is_convolutional
 from lejepa_med.models.batchnorm import convert_batchnorm
-from lejepa_med.models.encoder import Encoder, create_encoder
+from lejepa_med.models.encoder import Encoder, create_encoder, lay_out
 from lejepa_med.models.formation import Formation
 from lejepa_med.models.start import checkpoint_activations, compile_backbone, freeze, start_from
 from lejepa_med.training.checkpoint import Snapshot
@@ -85,12 +84,7 @@ def build_encoder(config: MachineModel, spec: Spec, *, formation: Formation | No
         freeze(encoder, config.freeze)
     if config.checkpointing:
         checkpoint_activations(encoder)
-    if spec.dims == 2 and encoder.code is None and is_convolutional(config.backbone):
-        # a quarter faster on a CPU (benchmarks/results/cpu-settings.md), and needed for tensor cores; the 3-D form
-        # (channels_last_3d) made a step 1.3 to 1.8 times slower on a CPU (docs/mri3d.md); the user's own code may use
-        # view(), which fails in this layout
-        encoder.backbone.to(memory_format=torch.channels_last)
-    return encoder
+    return lay_out(encoder)
 
 
 def formed(config: ResolvedVector, spec: Spec) -> Formation:

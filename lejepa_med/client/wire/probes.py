@@ -21,7 +21,7 @@ from lejepa_med.client.wire.common import (
     Request,
     Skipped,
 )
-from lejepa_med.search.conditions import Condition
+from lejepa_med.search.filters import Condition
 
 AllowLeak = Annotated[
     bool,

@@ -126,7 +126,7 @@ def test_a_run_follows_the_weights_and_records_them(pictures: Path, tmp_path: Pa
     assert origin["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert first.info["backbone"] == "resnet10t"
     assert first.adapter.spec.mean == (0.4, 0.5, 0.6) and first.adapter.spec.std == (0.2, 0.3, 0.4)
-    assert first.info["training"]["optim"]["lr"] == 5e-4
+    assert first.info["training"]["optim"]["lr"] == 2e-4
     of = origins_of(read_settings(tmp_path / "first" / "config.yaml")) or {}
     followed = ("model.backbone", "optim.lr", "data.options.mean", "data.options.std")
     assert {of[name] for name in followed} == {"from the weights"}
@@ -189,7 +189,7 @@ def test_defaults_of_a_warm_start_give_way_to_what_is_chosen(tmp_path: Path) -> 
 
     cnn, vit = timm_folder(tmp_path / "cnn"), timm_folder(tmp_path / "vit", VIT)
     assert resolved().optim.lr == 2e-3
-    assert resolved(model={"init": cnn}).optim.lr == 5e-4 and resolved(model={"init": vit}).optim.lr == 3e-4
+    assert resolved(model={"init": cnn}).optim.lr == resolved(model={"init": vit}).optim.lr == 2e-4
     assert resolved(model={"init": cnn}).model.backbone == "resnet10t"
     assert resolved(model={"init": cnn}, optim={"lr": 1e-3}).optim.lr == 1e-3
     with pytest.raises(ConfigError, match=r"is a resnet10t, this run's is a resnet18.*--backbone resnet10t"):

@@ -15,7 +15,7 @@ from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
 from lejepa_med.config import MonitorConfig
-from lejepa_med.models.encoder import create_encoder
+from lejepa_med.models.encoder import create_encoder, lay_out
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.study.runs import read_run
 from lejepa_med.study.select import _labelled
@@ -77,7 +77,7 @@ def test_vectors_are_those_of_embed_and_separate_classes(
 ) -> None:
     from lejepa_med.models.folder import save_encoder
 
-    encoder = create_encoder("resnet10t", adapter.spec)
+    encoder = lay_out(create_encoder("resnet10t", adapter.spec))
     save_encoder(encoder, adapter, tmp_path / "encoder")
     sample = sample_of(labelled, adapter)
     sample.fill(40)

@@ -1,0 +1,173 @@
+"""compare: rows, draws, verdicts and notes, on real tiny runs."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_adapters import create
+from data_adapters.catalog import Catalog
+from data_adapters.errors import UserError
+from data_adapters.scan import scan_archive
+from lejepa_med.cli import main
+from lejepa_med.study import compare as study
+from lejepa_med.study.compare import Gain, compare, gain, sentence, sides
+from lejepa_med.training.loop import pretrain
+from tests.lejepa_med.models.test_warm_start import timm_folder
+from tests.lejepa_med.runs import tiny
+
+FEW = {"shots": (2, 5), "draws": 3}
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on the split train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEJEPA_SALT", "test")
+        out = tmp_path_factory.mktemp("runs") / "mine"
+        pretrain(tiny(pictures, out, data={"catalog": pictures / "labels.csv", "split": "train"}))
+    return out
+
+
+def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    weights, out = timm_folder(tmp_path / "imagenet"), tmp_path / "out"
+    flags = ["--weights", str(weights), "--methods", "simclr", "--supervised", "--out", str(out)]
+    flags += ["--shots", "2,5", "--draws", "3"]
+    monkeypatch.setattr(study, "STEPS", 30)
+    main(["compare", str(run), *flags])
+    said = capsys.readouterr().out
+    rows = list(csv.DictReader((out / "compare.csv").read_text().splitlines()))
+    names = ["your encoder", "imagenet, frozen", "trained by simclr"]
+    names += [study.SUPERVISED, "random weights", "8 x 8 pixels"]
+    assert [row["encoder"] for row in rows] == names
+    assert all(0 <= float(row["all labels"]) <= 1 for row in rows)
+    assert [row["encoder"] for row in rows if row["5 labels"] == row["20-NN"] == ""] == [study.SUPERVISED]
+    assert {row["dimensions"] for row in rows} == {"512", "192", ""}
+    for name in names[1:]:
+        assert re.search(rf"(?i)your encoder (and|is (better|worse) than) {re.escape(name)}", said), name
+    assert "scored on val, 12 images" in said and "pretrained on" not in said
+    assert "Only 6 groups are scored" in said
+    page = (out / "compare.html").read_text()
+    assert page.count("<svg") == 1 and "://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert all(name in page for name in names)
+
+    (out / "rows" / "random-weights.npz").unlink()
+    measured: list[str] = []
+    real = study.measure
+    monkeypatch.setattr(study, "measure", lambda one, *a, **k: measured.append(one.name) or real(one, *a, **k))
+    main(["compare", str(run), *flags])
+    assert measured == ["random weights"], "finished rows are kept"
+    again = list(csv.DictReader((out / "compare.csv").read_text().splitlines()))
+    timeless = [[{k: v for k, v in row.items() if k != "ms an image"} for row in table] for table in (rows, again)]
+    assert timeless[0] == timeless[1]
+    main(["compare", str(run), *flags, "--draws", "2"])
+    assert len(measured) == len(names), "other draws are measured anew; the small network is not measured here"
+
+
+def test_without_splits_whole_groups_are_scored(run: Path, pictures: Path, tmp_path: Path) -> None:
+    catalog = tmp_path / "labels.csv"
+    lines = (pictures / "labels.csv").read_text().splitlines()
+    catalog.write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    found = compare(run, tmp_path / "out", catalog=catalog, **FEW)  # type: ignore[arg-type]
+    notes = " ".join(found.notes)
+    assert "names no splits" in notes and "chosen at random" in notes
+    assert "pretrained on" in notes and "without their labels" in notes
+
+
+def test_both_sides_have_groups_of_their_own(pictures: Path) -> None:
+    manifest = scan_archive(create("images"), pictures, catalog=Catalog(pictures / "labels.csv")).manifest
+    found = sides(manifest, on=None, allow_leak=False)
+    assert not set(found.learn.column("group")) & set(found.test.column("group"))
+    assert len(found.learn) == 36 and set(found.test.column("label")) == {"stripes", "rings"}
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "flags", "cause", "remedy"),
+    [
+        (lambda text: text.replace("rings", "stripes"), [], "1 different label", "--label-column"),
+        (lambda text: text.replace(",val", ",holdout"), [], "holdout, train", "--on"),
+        (lambda text: re.sub(r"g3,\w+", "g3,train", text, count=1), [], "LEAK", "--allow-leak"),
+        (lambda text: text, ["--on", "tset"], "'tset'", "--on"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    run: Path,
+    pictures: Path,
+    tmp_path: Path,
+    rewrite: object,
+    flags: list[str],
+    cause: str,
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    catalog = tmp_path / "labels.csv"
+    catalog.write_text(rewrite((pictures / "labels.csv").read_text()))  # type: ignore[operator]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(run), "--catalog", str(catalog), "--out", str(tmp_path / "out"), *flags])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and cause in said and remedy in said
+
+
+def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "encoder", tmp_path / "encoder")
+    with pytest.raises(UserError, match="no run folder"):
+        compare(tmp_path / "encoder", tmp_path / "out", **FEW)  # type: ignore[arg-type]
+
+
+def test_the_interval_is_over_groups_and_draws() -> None:
+    rng = np.random.default_rng(0)
+    truth, groups = np.repeat([0, 1], 200), np.tile(np.arange(40), 10)
+    own = rng.random((10, 400)) < 0.9
+    found = gain(own, rng.random((10, 400)) < 0.8, truth, groups)
+    assert found.verdict == 1 and found.low < 10 < found.high and found.mean == pytest.approx(10, abs=3)
+    none = gain(own, own, truth, groups)
+    assert (none.mean, none.low, none.high, none.verdict) == (0, 0, 0, 0)
+    # one group carries the whole difference: over images it would be certain, over groups it is not
+    rival = own.copy()
+    rival[:, groups == 7] = False
+    assert gain(own, rival, truth, groups).verdict == 0
+    # one draw of labels carries it
+    rival = own.copy()
+    rival[3] = False
+    assert gain(own, rival, truth, groups).verdict == 0
+
+
+def test_unbalanced_classes_count_alike() -> None:
+    truth, groups = np.array([0] * 90 + [1] * 10), np.arange(100)
+    own, rival = np.ones((2, 100), bool), np.ones((2, 100), bool)
+    rival[:, 90:] = False
+    assert gain(own, rival, truth, groups).mean == pytest.approx(50)
+
+
+def of(**verdicts: int) -> dict[str, Gain]:
+    """Gains of 6, 5, ... points up or down, or within chance."""
+    points = {1: (6.0, 1.0, 9.0), -1: (-6.0, -9.0, -1.0), 0: (1.0, -2.0, 4.0)}
+    return {key.removeprefix("n"): Gain(*points[value]) for key, value in verdicts.items()}
+
+
+@pytest.mark.parametrize(
+    ("gains", "text"),
+    [
+        (of(n1=1, n10=1, all=1), "With every number of labels your encoder is better than X, by 6 points."),
+        (
+            of(n10=0, n50=1, all=1),
+            "From 50 labels per class on your encoder is better than X, by 6 points; with 10 labels per class the "
+            "difference is within chance.",
+        ),
+        (of(n10=0, all=0), "Your encoder and X differ by no more than chance, whatever the number of labels."),
+        (
+            of(n1=1, n10=0, all=-1),
+            "With 1 label per class your encoder is better than X, by 6 points; with all labels your encoder is worse "
+            "than X, by 6 points; with 10 labels per class the difference is within chance.",
+        ),
+        (of(n5=-1, all=-1), "With every number of labels your encoder is worse than X, by 6 points."),
+    ],
+)
+def test_the_verdict_in_words(gains: dict[str, Gain], text: str) -> None:
+    assert sentence("X", gains) == text
