@@ -375,6 +375,7 @@ def sources(own: list[Cell]) -> list[str]:
                 for cell in cells_of
             )
             lines.append(f"{title}: {pace}.")
+        lines += [f"{title}, seed {cell['seed']}: {cell['note']}." for cell in cells_of if "note" in cell]
     return ["  \n".join(lines)]
 
 
