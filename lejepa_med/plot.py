@@ -112,8 +112,8 @@ def plot(
         return ""
     inside = [point for s in drawn for point in s.points if _finite(point)]
     inside += [(at, edge) for s in drawn for at, *edges in s.band for edge in edges]
-    legend = [s for s in drawn if s.label]
-    top = 10.0 + (20.0 if legend else 0.0)
+    legend = _lines([s for s in drawn if s.label], width - 60)
+    top = 10.0 + 20.0 * len(legend)
     bottom = height - 40.0
     y = make_axis([p[1] for p in inside] + [v for v, _ in levels], start=bottom, end=top, log=y_log, zero=y_zero)
     y_texts = [(v, number(v)) for v in y.ticks(5)]
@@ -201,12 +201,32 @@ def _dots(one: Series, x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _legend(series: Sequence[Series], left: float) -> list[str]:
-    parts, at = [], left
+def _lines(series: Sequence[Series], room: float) -> list[list[Series]]:
+    """The entries of the legend in as many lines as they need."""
+    lines: list[list[Series]] = []
+    left = 0.0
     for one in series:
-        parts.append(f'<path d="M{at:.1f} 14H{at + 18:.1f}" {_stroke(one.colour, 3)}/>')
-        parts.append(_text(at + 23, 18, one.label))
-        at += 40 + CHARACTER * len(one.label)
+        if _entry(one) > left:
+            lines.append([])
+            left = room
+        lines[-1].append(one)
+        left -= _entry(one)
+    return lines
+
+
+def _entry(one: Series) -> float:
+    """Pixels of an entry of the legend."""
+    return 40 + CHARACTER * len(one.label)
+
+
+def _legend(lines: Sequence[Sequence[Series]], left: float) -> list[str]:
+    parts = []
+    for number, line in enumerate(lines):
+        at, down = left, 20 * number
+        for one in line:
+            parts.append(f'<path d="M{at:.1f} {14 + down}H{at + 18:.1f}" {_stroke(one.colour, 3, dashed=one.dashed)}/>')
+            parts.append(_text(at + 23, 18 + down, one.label))
+            at += _entry(one)
     return parts
 
 

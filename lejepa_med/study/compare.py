@@ -309,11 +309,11 @@ def contenders(
     yield Contender(OWN, lambda: own)
     for name in weights:
         settings = _frozen(config, name)
-        yield Contender(f"{Path(name).name}, frozen", _trained(settings, out, name, device=device, console=console))
+        yield Contender(f"{Path(name).name} (frozen)", _trained(settings, out, name, device=device, console=console))
     for name in methods:
         length = {"epochs": None, "minutes": minutes} if minutes else {}
         settings = _changed(config, objective={"method": name}, train=length)
-        yield Contender(f"trained by {name}", _trained(settings, out, name, device=device, console=console))
+        yield Contender(f"an encoder trained by {name}", _trained(settings, out, name, device=device, console=console))
     if supervised:
         yield Contender(SUPERVISED, lambda: own)
     yield Contender(RANDOM, lambda: randomised(own))

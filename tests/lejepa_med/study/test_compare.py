@@ -43,7 +43,7 @@ def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
     main(["compare", str(run), *flags])
     said = capsys.readouterr().out
     rows = list(csv.DictReader((out / "compare.csv").read_text().splitlines()))
-    names = ["your encoder", "imagenet, frozen", "trained by simclr"]
+    names = ["your encoder", "imagenet (frozen)", "an encoder trained by simclr"]
     names += [study.SUPERVISED, "random weights", "8 x 8 pixels"]
     assert [row["encoder"] for row in rows] == names
     assert all(0 <= float(row["all labels"]) <= 1 for row in rows)

@@ -45,6 +45,20 @@ def test_a_plot_is_xml_with_a_line_a_legend_and_escaped_text() -> None:
     assert points[0][1] > points[1][1] > points[2][1]  # upwards on the page
 
 
+def test_a_long_legend_takes_lines_and_a_band_lies_inside() -> None:
+    names = [f"an encoder with a long name, number {k}" for k in range(5)]
+    series = [Series(points=[(1, 0.5), (9, 0.6)], label=name, band=[(1, 0.2, 0.8), (9, 0.5, 0.7)]) for name in names]
+    root = ElementTree.fromstring(plot(series, width=700, height=300))
+    placed = {
+        node.text: (float(node.get("x", "")), float(node.get("y", ""))) for node in root.iter() if node.text in names
+    }
+    assert set(placed) == set(names) and len({y for _, y in placed.values()}) == 3
+    assert all(x + 6 * len(name or "") < 700 for name, (x, _) in placed.items())
+    areas = [node.get("d", "") for node in root.iter() if node.get("fill-opacity") == ".13"]
+    edges = [float(y) for area in areas for y in re.findall(r"[ML][\d.]+ ([\d.]+)", area)]
+    assert len(areas) == 5 and max(y for _, y in placed.values()) < min(edges) < max(edges) < 260
+
+
 def test_nothing_to_draw_is_no_picture() -> None:
     assert plot([Series(points=[(0, NAN)])]) == "" and plot([]) == ""
     assert "<circle" in plot([Series(points=[(4, 2)])])
