@@ -1,6 +1,5 @@
 """The service's commands: `lejepa-med key` before any service runs, and each command without the extra 'serve'."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,11 +71,3 @@ def test_without_the_extra_each_command_says_what_to_install(command: str, tmp_p
     else:
         assert ended.returncode == 2 and "pip install 'lejepa-med[serve]'" in ended.stderr, ended.stderr
         assert "'fastapi'" in ended.stderr
-
-
-def test_the_method_does_not_name_the_service() -> None:
-    """Arrows go one way, also in strings and imports inside functions: app -> lejepa_med -> data_adapters."""
-    for package, above in (("lejepa_med", "app"), ("data_adapters", "app|lejepa_med")):
-        for file in (Path(__file__).parents[2] / package).rglob("*.py"):
-            found = re.search(rf"""^\s*(from|import) ({above})\b|["']app[.:]\w""", file.read_text("utf-8"), re.M)
-            assert found is None, f"{file}: {found[0]}"
