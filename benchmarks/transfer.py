@@ -31,7 +31,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from scipy import stats
@@ -45,6 +44,7 @@ from lejepa_med.models.embed import embed_records
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 from lejepa_med.probes.fewshot import fewshot
 from lejepa_med.probes.neighbours import normalise, top_cosine
+from lejepa_med.study.compare import Thumbnail
 
 MODALITY = {"galaxies": "galaxy", "histology": "histology", "brain_mri": "mri"}
 EXTRA = {"histology": ["-o", "group_by=file"]}  # its two folders are no slides
@@ -208,12 +208,8 @@ def vectors_of(encoder: LoadedEncoder, part: Manifest) -> np.ndarray:
 
 def thumbnails(encoder: LoadedEncoder, part: Manifest) -> np.ndarray:
     """8 x 8 pixels of each prepared image, (n, 64 C)."""
-
-    def one(row: int) -> np.ndarray:
-        pixels = encoder.adapter.prepare(part.record(row)).float().mean(0).permute(1, 2, 0).numpy()
-        return cv2.resize(pixels, (8, 8), interpolation=cv2.INTER_AREA).ravel()
-
-    return np.stack([one(row) for row in range(len(part))])
+    small, records = Thumbnail(encoder), part.records()
+    return np.stack([small.form(encoder.adapter.prepare(r), batch_size=1).mean(0).numpy() for r in records])
 
 
 def evaluate(

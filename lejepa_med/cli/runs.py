@@ -179,11 +179,15 @@ class CompareCommand(Columns):
     out: Path = Field(description="folder of the comparison: compare.html, compare.csv, rows/, runs/")
 
     def cli_cmd(self) -> None:
-        """Run the command."""
+        """Run the command; exit code 3 says that it was stopped and can be repeated."""
         from lejepa_med.study.compare import compare, print_comparison
 
         given = self.model_dump(exclude={"run", "out"})
-        print_comparison(compare(self.run, self.out, **given))
+        try:
+            print_comparison(compare(self.run, self.out, **given))
+        except KeyboardInterrupt:
+            print("Stopped. The same command goes on from here.", file=sys.stderr)
+            sys.exit(STOPPED)
         print(f"wrote {self.out}/compare.html and {self.out}/compare.csv")
 
 

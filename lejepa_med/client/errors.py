@@ -14,8 +14,8 @@ class UnreachableError(ClientError):
 class ServiceError(ClientError):
     """The service answered with a problem.
 
-    `kind` is a stable word ('bad-file'), `detail` the cause, `remedy` what to do, `retry_after` the seconds after which
-    to come back where the service said so, `reference` the request's id in its log.
+    `kind` is a stable word ('bad-file'), `detail` the cause, `remedy` what to do, `retry_after` the seconds to wait
+    before a new attempt, where the service gives them, `reference` the request's id in its log.
     """
 
     def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:

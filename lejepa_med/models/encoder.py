@@ -245,7 +245,7 @@ def check_size(encoder: Encoder, spec: Spec, size: int) -> None:
         patch = embed.feat_ratio()  # patches side by side, or what a convolutional stem's layers reduce
     else:  # timm's other stems overlap their patches, so nothing is lost; MONAI's networks name theirs
         patch = max(getattr(encoder.backbone, "patch_size", (1,))) if encoder.dims == 3 else 1
-    if size % patch:  # the last pixels of each side would be dropped without a word
+    if size % patch:  # the encoder would ignore the last pixels of each side
         raise ValueError(f"{size} px is no multiple of its patch of {patch} px")
     encoder(torch.zeros(1, spec.channels, *[size] * spec.dims))
     encoder.train()

@@ -37,14 +37,13 @@ from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
 from lejepa_med.page import render_page
 from lejepa_med.plot import COLOURS, Series, plot
 from lejepa_med.probes.fewshot import drawn, fewshot
+from lejepa_med.probes.scores import cluster_interval
 from lejepa_med.study.supervised import STEPS, predict, train
 from lejepa_med.training.folder import RunFolder
 from lejepa_med.training.loop import pretrain
 
 SHOTS = (1, 2, 5, 10, 50, 100)
 PARTS = {"train": 0.7, "test": 0.3}  # of the groups, where nothing says what to learn from and what to score on
-REPLICATES = 2000  # of the bootstrap
-BLOCK = 2_000_000  # of their weights held at once: 16 MB
 FEW_GROUPS = 10  # in the scored part, below which an interval over groups says little
 OWN, RANDOM, PIXELS = "your encoder", "random weights", "8 x 8 pixels"
 SUPERVISED = "a small network trained on the labels alone"
@@ -68,14 +67,15 @@ class Thumbnail(nn.Module):
 
 @dataclass(frozen=True)
 class Contender:
-    """One row: its name, and how to get its encoder."""
+    """One row: its name, what it depends on beside one's own encoder, and how it is measured."""
 
     name: str
-    encoder: Callable[[], LoadedEncoder]
+    settings: str
+    measure: Callable[[], "Measured"]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Sides:
     """The labelled images: what probes learn from, and what they are scored on."""
 
     learn: Manifest
@@ -90,7 +90,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measured:
     """A contender's answers.
 
     Attributes:
@@ -130,7 +130,7 @@ class Gain:
 class Comparison:
     """All rows, one's own first; `gains[name][shots]` of the rivals, `sentences` of verdict, and `notes`."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Measured]
     gains: dict[str, dict[str, Gain]]
     sentences: Sequence[str]
     notes: Sequence[str]
@@ -194,29 +194,11 @@ def compare(
     notes = [*parts.notes, *_seen(run, parts.test)]
     if skipped := sorted(set(shots) - set(usable)):
         notes.append(f"The rarest class has too few images to learn from {_listed(skipped)} a class.")
-    given = json.dumps([parts.digest, usable, draws])
-    rows = []
-    for contender in contenders(
-        own,
-        config,
-        out,
-        weights=weights,
-        methods=methods,
-        minutes=minutes,
-        supervised=supervised,
-        device=device,
-        console=console,
-    ):
-        file = out / "rows" / f"{re.sub(r'[^a-z0-9.]+', '-', contender.name.lower()).strip('-')}.npz"
-        row = _read(file, contender, given)
-        if row is None:
-            settings: Any = {"shots": usable, "draws": draws, "device": device, "console": console}
-            if contender.name == SUPERVISED:
-                row = measure_supervised(own, parts, **settings)
-            else:
-                row = measure(contender, parts, **settings)
-            _write(file, row, given)
-        rows.append(row)
+    study = Study(own, config, out, parts, shots=usable, draws=draws, device=device, console=console)
+    rows = [
+        study.measured(one)
+        for one in study.contenders(weights=weights, methods=methods, minutes=minutes, supervised=supervised)
+    ]
     result = conclude(rows, parts, notes)
     _publish(out, result, title=f"{run.name} compared")
     return result
@@ -231,7 +213,7 @@ def _config(run: Path) -> PretrainConfig:
     return load_config(run / "config.yaml")
 
 
-def sides(manifest: Manifest, *, on: str | None, allow_leak: bool) -> Labelled:
+def sides(manifest: Manifest, *, on: str | None, allow_leak: bool) -> Sides:
     """The labelled images to learn from and to score on, no group on both sides.
 
     Raises:
@@ -278,7 +260,7 @@ def sides(manifest: Manifest, *, on: str | None, allow_leak: bool) -> Labelled:
         )
     if groups == len(test):
         notes.append("Each scored image is a group of its own, so intervals are over images.")
-    return Labelled(learn, test, tuple(notes))
+    return Sides(learn, test, tuple(notes))
 
 
 def _seen(run: Path, test: Manifest) -> list[str]:
@@ -293,37 +275,161 @@ def _seen(run: Path, test: Manifest) -> list[str]:
     ]
 
 
-def contenders(
-    own: LoadedEncoder,
-    config: PretrainConfig,
-    out: Path,
-    *,
-    weights: Sequence[str],
-    methods: Sequence[str],
-    minutes: float | None,
-    supervised: bool,
-    device: str,
-    console: Console,
-) -> Iterator[Contender]:
-    """The rows, one's own first; encoders are made or trained when they are asked for."""
-    yield Contender(OWN, lambda: own)
-    for name in weights:
-        settings = _frozen(config, name)
-        yield Contender(f"{Path(name).name} (frozen)", _trained(settings, out, name, device=device, console=console))
-    for name in methods:
-        length = {"epochs": None, "minutes": minutes} if minutes else {}
-        settings = _changed(config, objective={"method": name}, train=length)
-        yield Contender(f"an encoder trained by {name}", _trained(settings, out, name, device=device, console=console))
-    if supervised:
-        yield Contender(SUPERVISED, lambda: own)
-    yield Contender(RANDOM, lambda: randomised(own))
-    yield Contender(PIXELS, lambda: _with(own, Thumbnail(own)))
+class Study:
+    """What all rows of a comparison have in common, and how each of them is measured."""
 
+    def __init__(
+        self,
+        own: LoadedEncoder,
+        config: PretrainConfig,
+        out: Path,
+        parts: Sides,
+        *,
+        shots: Sequence[int],
+        draws: int,
+        device: str,
+        console: Console,
+    ) -> None:
+        self.own, self.config, self.out, self.parts = own, config, out, parts
+        self.shots, self.draws, self.device, self.console = shots, draws, device, console
+        self.workers = loader_workers(None, on_gpu=device != "cpu")
 
-def _with(encoder: LoadedEncoder, module: Any) -> LoadedEncoder:
-    return LoadedEncoder(
-        module=module, adapter=encoder.adapter, info=encoder.info, name=encoder.name, device=encoder.device
-    )
+    def contenders(
+        self, *, weights: Sequence[str], methods: Sequence[str], minutes: float | None, supervised: bool
+    ) -> Iterator[Contender]:
+        """The rows, one's own first; encoders are made or trained when they are measured."""
+        own = self.own
+        yield self._embedded(OWN, lambda: own)
+        for name in weights:
+            path = Path(name).expanduser()
+            shown = path.name if [Path(other).name for other in weights].count(path.name) == 1 else name
+            settings = _frozen(self.config, str(path.resolve()) if path.exists() else name)
+            yield self._trained(f"{shown} (frozen)", settings, [_state(file) for file in _files(path)])
+        for name in methods:
+            length = {"epochs": None, "minutes": minutes} if minutes else {}
+            settings = _changed(self.config, objective={"method": name}, train=length)
+            yield self._trained(f"an encoder trained by {name}", settings)
+        if supervised:
+            yield Contender(SUPERVISED, f"{STEPS} steps", self._labels_alone)
+        yield self._embedded(RANDOM, lambda: randomised(own))
+        pixels = Thumbnail(own)
+        yield self._embedded(
+            PIXELS,
+            lambda: LoadedEncoder(
+                module=pixels,  # type: ignore[arg-type]
+                adapter=own.adapter,
+                info=own.info,
+                name=PIXELS,
+                device=own.device,
+            ),
+        )
+
+    def measured(self, contender: Contender) -> Measured:
+        """A row of OUT/rows, measured now unless that was done before on the same images, draws and settings."""
+        given = [self.own.fingerprint, self.parts.digest, list(self.shots), self.draws, contender.settings]
+        key = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:12]
+        file = self.out / "rows" / f"{_slug(contender.name)}-{key}.npz"
+        if not file.is_file():
+            _write(file, contender.measure())
+        return _read(file)
+
+    def _embedded(self, name: str, encoder: Callable[[], LoadedEncoder], settings: str = "") -> Contender:
+        return Contender(name, settings, lambda: self._probes(name, encoder()))
+
+    def _trained(self, name: str, config: PretrainConfig, files: Sequence[object] = ()) -> Contender:
+        """The encoder of a run in OUT/runs, which goes on where it was stopped; other settings are another run."""
+        settings = json.dumps([config.model_dump(mode="json", exclude={"out"}), *files], sort_keys=True)
+        folder = self.out / "runs" / f"{_slug(name)}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+        def encoder() -> LoadedEncoder:
+            run = RunFolder(folder)
+            if not run.report.is_file():
+                begun = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+                wanted = config.model_copy(update={"out": folder})
+                if not pretrain(wanted, resume=begun, overwrite=not begun, console=self.console).finished:
+                    raise KeyboardInterrupt
+            return load_encoder(folder, device=self.device)
+
+        return self._embedded(name, encoder, settings)
+
+    def _probes(self, name: str, encoder: LoadedEncoder) -> Measured:
+        """Embed both sides and fit the probes of every draw."""
+        learn, test = self.parts.learn, self.parts.test
+        began = time.perf_counter()
+        with progress_bar(self.console, f"{name}: embed") as bar:
+            task = bar.add_task("", total=len(learn) + len(test))
+            x, y = (self._vectors(encoder, part, lambda: bar.advance(task)) for part in (learn, test))
+        milliseconds = 1000 * (time.perf_counter() - began) / (len(x) + len(y))
+        with progress_bar(self.console, f"{name}: probes") as bar:
+            task = bar.add_task("", total=self.draws * len(self.shots) + 1)
+            results = fewshot(
+                x,
+                learn.column("label"),
+                learn.column("group"),
+                y,
+                test.column("label"),
+                shots=(*self.shots, None),
+                draws=self.draws,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        return Measured(
+            name=name,
+            hits={str(one.shots or ALL): one.hits for one in results},
+            accuracy={str(one.shots or ALL): np.array(one.linear) for one in results},
+            knn=results[-1].knn_mean,
+            dim=x.shape[1],
+            milliseconds=milliseconds,
+        )
+
+    def _vectors(self, encoder: LoadedEncoder, part: Manifest, step: Callable[[], None]) -> NDArray[np.float32]:
+        """(n, dim); an image that cannot be read ends the comparison, since every row must see the same ones."""
+        vectors = []
+        for feature in embed_records(encoder, part.records(), workers=self.workers):
+            if feature.vector is None:
+                raise UserError(
+                    f"{part.record(feature.index).uri} cannot be read: {feature.error}.",
+                    remedy="Take it out of the catalogue, or repair it.",
+                )
+            vectors.append(feature.vector)
+            step()
+        return np.stack(vectors)
+
+    def _labels_alone(self) -> Measured:
+        """Train a small network on the labels of each draw, and ask all of them about the scored images."""
+        learn, test, adapter = self.parts.learn, self.parts.test, self.own.adapter
+        names, codes = np.unique(learn.column("label"), return_inverse=True)
+        truth = np.searchsorted(names, test.column("label"))
+        members = [np.flatnonzero(codes == k) for k in range(len(names))]
+        wanted: list[tuple[int | None, int]]
+        draws = range(min(self.draws, SUPERVISED_DRAWS))
+        wanted = [(k, draw) for k in self.shots if k >= LEAST_SUPERVISED for draw in draws]
+        wanted.append((None, 0))
+        networks = []
+        with progress_bar(self.console, "small network: train") as bar:
+            task = bar.add_task("", total=STEPS * len(wanted))
+            for k, draw in wanted:
+                networks.append(
+                    train(
+                        adapter,
+                        learn,
+                        drawn(members, k, seed=0, draw=draw),
+                        codes,
+                        seed=draw,
+                        steps=STEPS,
+                        workers=self.workers,
+                        device=self.device,
+                        step_done=lambda: bar.advance(task),
+                    )
+                )
+        prepared = (adapter.prepare(record) for record in test.records())
+        right = predict(networks, prepared, self.own.formation, device=self.device) == truth
+        of = [str(k or ALL) for k, _ in wanted]
+        hits = {key: right[[n for n, one in enumerate(of) if one == key]] for key in dict.fromkeys(of)}
+        accuracy = {
+            key: np.mean([found[:, truth == c].mean(1) for c in np.unique(truth)], axis=0)
+            for key, found in hits.items()
+        }
+        return Measured(name=SUPERVISED, hits=hits, accuracy=accuracy, knn=None, dim=None, milliseconds=None)
 
 
 def _changed(config: PretrainConfig, **sections: dict[str, Any]) -> PretrainConfig:
@@ -344,130 +450,39 @@ def _frozen(config: PretrainConfig, weights: str) -> PretrainConfig:
     )
 
 
-def _trained(
-    config: PretrainConfig, out: Path, name: str, *, device: str, console: Console
-) -> Callable[[], LoadedEncoder]:
-    """The encoder of a run in OUT/runs, which goes on where it was stopped."""
-    folder = out / "runs" / (re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower()).strip("-") or "weights")
-
-    def make() -> LoadedEncoder:
-        run = RunFolder(folder)
-        if not run.report.is_file():
-            begun = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
-            wanted = config.model_copy(update={"out": folder})
-            if not pretrain(wanted, resume=begun, overwrite=not begun, console=console).finished:
-                raise KeyboardInterrupt
-        return load_encoder(folder, device=device)
-
-    return make
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def measure(
-    contender: Contender, parts: Labelled, *, shots: Sequence[int], draws: int, device: str, console: Console
-) -> Row:
-    """Embed both sides and fit the probes of every draw."""
-    encoder = contender.encoder()
-    began = time.perf_counter()
-    with progress_bar(console, f"{contender.name}: embed") as bar:
-        task = bar.add_task("", total=len(parts.learn) + len(parts.test))
-        x, y = (
-            _vectors(encoder, part, device=device, step=lambda: bar.advance(task)) for part in (parts.learn, parts.test)
-        )
-    milliseconds = 1000 * (time.perf_counter() - began) / (len(x) + len(y))
-    wanted = (*shots, None)
-    with progress_bar(console, f"{contender.name}: probes") as bar:
-        task = bar.add_task("", total=draws * len(shots) + 1)
-        results = fewshot(
-            x,
-            parts.learn.column("label"),
-            parts.learn.column("group"),
-            y,
-            parts.test.column("label"),
-            shots=wanted,
-            draws=draws,
-            progress=lambda done: bar.update(task, completed=done),
-        )
-    return Row(
-        name=contender.name,
-        hits={str(one.shots or ALL): one.hits for one in results},
-        accuracy={str(one.shots or ALL): np.array(one.linear) for one in results},
-        knn=results[-1].knn_mean,
-        dim=x.shape[1],
-        milliseconds=milliseconds,
-    )
+def _files(path: Path) -> list[Path]:
+    """The weights themselves: a file, or those of a folder; none of a name of the hub."""
+    return [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
 
 
-def measure_supervised(
-    own: LoadedEncoder, parts: Labelled, *, shots: Sequence[int], draws: int, device: str, console: Console
-) -> Row:
-    """Train a small network on the labels of each draw, and ask all of them about the scored images."""
-    names, codes = np.unique(parts.learn.column("label"), return_inverse=True)
-    truth = np.searchsorted(names, parts.test.column("label"))
-    members = [np.flatnonzero(codes == k) for k in range(len(names))]
-    wanted: list[tuple[int | None, int]]
-    wanted = [(k, draw) for k in shots if k >= LEAST_SUPERVISED for draw in range(min(draws, SUPERVISED_DRAWS))]
-    wanted.append((None, 0))
-    workers = loader_workers(None, on_gpu=device != "cpu")
-    networks = []
-    with progress_bar(console, "small network: train") as bar:
-        task = bar.add_task("", total=STEPS * len(wanted))
-        for number, (k, draw) in enumerate(wanted):
-            rows = drawn(members, k, seed=0, draw=draw)
-
-            def step(done: int, first: int = STEPS * number) -> None:
-                bar.update(task, completed=first + done)
-
-            given: Any = {"seed": draw, "steps": STEPS, "workers": workers, "device": device, "progress": step}
-            networks.append(train(own.adapter, parts.learn, rows, codes, **given))
-    prepared = (own.adapter.prepare(record) for record in parts.test.records())
-    right = predict(networks, prepared, own.formation, device=device) == truth
-    of = [str(k or ALL) for k, _ in wanted]
-    hits = {key: right[[n for n, one in enumerate(of) if one == key]] for key in dict.fromkeys(of)}
-    accuracy = {
-        key: np.mean([found[:, truth == c].mean(1) for c in range(len(names))], axis=0) for key, found in hits.items()
-    }
-    return Row(name=SUPERVISED, hits=hits, accuracy=accuracy, knn=None, dim=None, milliseconds=None)
+def _state(file: Path) -> tuple[str, int, int]:
+    found = file.stat()
+    return file.name, found.st_size, found.st_mtime_ns
 
 
-def _vectors(encoder: LoadedEncoder, part: Manifest, *, device: str, step: Callable[[], None]) -> NDArray[np.float32]:
-    """(n, dim); an image that cannot be read ends the comparison, since every row must see the same ones."""
-    vectors = []
-    for feature in embed_records(encoder, part.records(), workers=loader_workers(None, on_gpu=device != "cpu")):
-        if feature.vector is None:
-            raise UserError(
-                f"{part.record(feature.index).uri} cannot be read: {feature.error}.",
-                remedy="Take it out of the catalogue, or repair it.",
-            )
-        vectors.append(feature.vector)
-        step()
-    return np.stack(vectors)
-
-
-def _write(file: Path, row: Row, given: str) -> None:
+def _write(file: Path, row: Measured) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"given": given, "knn": row.knn, "dim": row.dim, "milliseconds": row.milliseconds, "name": row.name}
+    facts = {"name": row.name, "knn": row.knn, "dim": row.dim, "milliseconds": row.milliseconds}
     arrays: dict[str, Any] = {f"hits/{key}": value for key, value in row.hits.items()}
     arrays |= {f"accuracy/{key}": value for key, value in row.accuracy.items()}
     with new_file(file) as draft, draft.open("wb") as stream:
         np.savez_compressed(stream, facts=np.array(json.dumps(facts)), **arrays)
 
 
-def _read(file: Path, contender: Contender, given: str) -> Row | None:
-    """A row that was measured before, on the same images and draws; None where there is none."""
-    if not file.is_file():
-        return None
+def _read(file: Path) -> Measured:
     with np.load(file, allow_pickle=False) as stored:
-        facts = json.loads(str(stored["facts"]))
-        if facts.pop("given") != given or facts["name"] != contender.name:
-            return None
         values: dict[str, Any] = {
             kind: {key.partition("/")[2]: stored[key] for key in stored.files if key.startswith(f"{kind}/")}
             for kind in ("hits", "accuracy")
         }
-    return Row(**values, **facts)
+        return Measured(**values, **json.loads(str(stored["facts"])))
 
 
-def conclude(rows: Sequence[Row], parts: Labelled, notes: Sequence[str]) -> Comparison:
+def conclude(rows: Sequence[Measured], parts: Sides, notes: Sequence[str]) -> Comparison:
     """What the rows say: gains with intervals, and sentences."""
     own, *rivals = rows
     truth = np.unique(parts.test.column("label"), return_inverse=True)[1]
@@ -492,24 +507,26 @@ def gain(own: NDArray[np.bool_], rival: NDArray[np.bool_], truth: NDArray[np.int
     The interval is a percentile bootstrap over both things that are chance: which labels were drawn, and which groups
     (patients, slides, fields) are scored. Both rows see the same of each.
     """
-    draws, classes, number = len(own), int(truth.max()) + 1, int(groups.max()) + 1
-    cell = groups * classes + truth  # what is drawn together, and what is averaged alone
-    size = np.bincount(cell, minlength=number * classes).reshape(number, classes)
-    better = np.stack(
-        [np.bincount(cell, weights=one, minlength=number * classes) for one in own.astype(np.float64) - rival], axis=-1
-    ).reshape(number, classes * draws)
-    mean = float((better.sum(0).reshape(classes, draws) / size.sum(0)[:, None]).mean())
+    better = own.astype(np.float64) - rival
+    members = [np.flatnonzero(truth == c) for c in np.unique(truth)]
     rng = np.random.default_rng(95)
-    shares = []
-    for _ in range(0, REPLICATES, block := min(REPLICATES, max(1, BLOCK // number))):
-        drawn = rng.multinomial(number, np.full(number, 1 / number), size=block).astype(np.float64)
-        total = (drawn @ size)[..., None]  # (block, classes, 1); a class may be missing from a replicate
-        sums = (drawn @ better).reshape(block, classes, draws)
-        shares.append(np.nanmean(np.divide(sums, total, out=np.full_like(sums, np.nan), where=total > 0), axis=1))
-    by_draw = np.concatenate(shares)
-    times = rng.multinomial(draws, np.full(draws, 1 / draws), size=len(by_draw))
-    low, high = np.quantile((times * by_draw).sum(1) / draws, [0.025, 0.975])
-    return Gain(100 * mean, 100 * float(low), 100 * float(high))
+
+    def by_draw(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean over the classes, (replicates, draws); NaN where a replicate lacks a class."""
+        of_class = []
+        for rows in members:
+            total = weights[:, rows].sum(1, keepdims=True)
+            of_class.append(weights[:, rows] @ better[:, rows].T / np.where(total > 0, total, np.nan))
+        return np.asarray(np.mean(of_class, axis=0))
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = by_draw(weights)
+        times = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(values))
+        return np.asarray((times * values).mean(1))
+
+    mean = float(by_draw(np.ones((1, len(truth)))).mean())
+    low, high = cluster_interval(statistic, groups, seed=0) or (-1.0, 1.0)  # of a single group nothing is known
+    return Gain(100 * mean, 100 * low, 100 * high)
 
 
 def sentence(name: str, gains: dict[str, Gain]) -> str:
@@ -586,7 +603,6 @@ def _publish(out: Path, result: Comparison, *, title: str) -> None:
             table=table,
             curves=_curves(result),
             listed=list(result.rows[0].hits),
-            all=ALL,
         ),
     )
 

@@ -55,11 +55,11 @@ def train(
     steps: int = STEPS,
     workers: int = 0,
     device: str = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
+    step_done: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """A network that has learnt the classes `codes[rows]` of these rows of `learn`; each class is drawn as often.
 
-    AdamW, one cycle of the learning rate. `progress` is told the number of steps that are done.
+    AdamW, one cycle of the learning rate. `step_done` is called after each step.
     """
     spec, classes = adapter.spec, int(codes.max()) + 1
     with torch.random.fork_rng(devices=[]):
@@ -70,7 +70,7 @@ def train(
         members = [rows[codes[rows] == k] for k in range(classes)]
         dataset = ViewDataset(learn, adapter, seed=seed)
         loader = make_loader(dataset, _keys(members, learn.column("samples"), steps, seed), workers=workers)
-        for step, batch in enumerate(loader, start=1):
+        for batch in loader:
             views = batch.global_views.flatten(0, 1).to(device)  # view by view
             wanted = torch.from_numpy(codes)[batch.rows].repeat(len(batch.global_views)).to(device)
             loss = cross_entropy(model(views), wanted)
@@ -78,7 +78,7 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-            progress(step)
+            step_done()
     return model.eval()
 
 

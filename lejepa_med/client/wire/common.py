@@ -115,7 +115,7 @@ class JobEvent(Answer):
 
 
 class Job(Answer):
-    """Long work. Poll it until `state` is succeeded, failed, cancelled, or dead (laid aside, can be queued again)."""
+    """Long work. Poll it until `state` is succeeded, failed, cancelled, or dead (given up, can be queued again)."""
 
     id: str
     kind: JobKind

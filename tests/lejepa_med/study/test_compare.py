@@ -4,22 +4,25 @@ import csv
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from data_adapters import create
 from data_adapters.catalog import Catalog
 from data_adapters.errors import UserError
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
+from lejepa_med.models.folder import record_formation
 from lejepa_med.study import compare as study
-from lejepa_med.study.compare import Gain, compare, gain, sentence, sides
+from lejepa_med.study.compare import Gain, Study, compare, gain, sentence, sides
 from lejepa_med.training.loop import pretrain
 from tests.lejepa_med.models.test_warm_start import timm_folder
 from tests.lejepa_med.runs import tiny
 
-FEW = {"shots": (2, 5), "draws": 3}
+FEW: Any = {"shots": (2, 5), "draws": 3}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +35,21 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the rows whose vectors were made."""
+    names: list[str] = []
+    real = Study._probes
+    monkeypatch.setattr(Study, "_probes", lambda self, name, encoder: names.append(name) or real(self, name, encoder))
+    return names
+
+
 def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    measured: list[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     weights, out = timm_folder(tmp_path / "imagenet"), tmp_path / "out"
@@ -46,6 +62,8 @@ def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
     names = ["your encoder", "imagenet (frozen)", "an encoder trained by simclr"]
     names += [study.SUPERVISED, "random weights", "8 x 8 pixels"]
     assert [row["encoder"] for row in rows] == names
+    assert measured == [name for name in names if name != study.SUPERVISED]
+    measured.clear()
     assert all(0 <= float(row["all labels"]) <= 1 for row in rows)
     assert [row["encoder"] for row in rows if row["5 labels"] == row["20-NN"] == ""] == [study.SUPERVISED]
     assert {row["dimensions"] for row in rows} == {"512", "192", ""}
@@ -57,24 +75,49 @@ def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
     assert page.count("<svg") == 1 and "://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert all(name in page for name in names)
 
-    (out / "rows" / "random-weights.npz").unlink()
-    measured: list[str] = []
-    real = study.measure
-    monkeypatch.setattr(study, "measure", lambda one, *a, **k: measured.append(one.name) or real(one, *a, **k))
+    (kept,) = (out / "rows").glob("random-weights-*.npz")
+    kept.unlink()
     main(["compare", str(run), *flags])
-    assert measured == ["random weights"], "finished rows are kept"
+    assert measured.pop() == "random weights" and not measured, "finished rows are kept"
     again = list(csv.DictReader((out / "compare.csv").read_text().splitlines()))
     timeless = [[{k: v for k, v in row.items() if k != "ms an image"} for row in table] for table in (rows, again)]
     assert timeless[0] == timeless[1]
-    main(["compare", str(run), *flags, "--draws", "2"])
-    assert len(measured) == len(names), "other draws are measured anew; the small network is not measured here"
+
+
+def test_what_has_changed_is_measured_anew(run: Path, tmp_path: Path, measured: list[str]) -> None:
+    mine, out = shutil.copytree(run, tmp_path / "mine"), tmp_path / "out"
+    both = [str(timm_folder(tmp_path / place / "weights", seed=n)) for n, place in enumerate(("one", "other"))]
+    first = compare(mine, out, weights=both, **FEW)
+    assert [row.name for row in first.rows[1:3]] == [f"{name} (frozen)" for name in both], "equal names are told apart"
+    assert not np.array_equal(first.rows[1].accuracy["all"], first.rows[2].accuracy["all"])
+    measured.clear()
+    compare(mine, out, weights=both, **FEW)
+    assert measured == []
+    save_file(load_file(f"{both[0]}/model.safetensors"), f"{both[0]}/model.safetensors")
+    compare(mine, out, weights=both, **FEW)
+    assert measured == [f"{both[0]} (frozen)"], "weights that were replaced"
+    measured.clear()
+    record_formation(mine, layers=1, views=2)
+    compare(mine, out, weights=both, **FEW)
+    assert measured == [row.name for row in first.rows], "another way to form vectors"
+    assert len(list((out / "runs").iterdir())) == 3
+
+
+def test_a_stop_is_no_traceback(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "_vectors", stop)
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(run), "--out", str(tmp_path / "out"), "--shots", "2", "--draws", "2"])
+    assert end.value.code == 3
 
 
 def test_without_splits_whole_groups_are_scored(run: Path, pictures: Path, tmp_path: Path) -> None:
     catalog = tmp_path / "labels.csv"
     lines = (pictures / "labels.csv").read_text().splitlines()
     catalog.write_text("\n".join(line.rpartition(",")[0] for line in lines))
-    found = compare(run, tmp_path / "out", catalog=catalog, **FEW)  # type: ignore[arg-type]
+    found = compare(run, tmp_path / "out", catalog=catalog, **FEW)
     notes = " ".join(found.notes)
     assert "names no splits" in notes and "chosen at random" in notes
     assert "pretrained on" in notes and "without their labels" in notes
@@ -117,7 +160,7 @@ def test_what_cannot_be_compared_is_refused(
 def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "encoder", tmp_path / "encoder")
     with pytest.raises(UserError, match="no run folder"):
-        compare(tmp_path / "encoder", tmp_path / "out", **FEW)  # type: ignore[arg-type]
+        compare(tmp_path / "encoder", tmp_path / "out", **FEW)
 
 
 def test_the_interval_is_over_groups_and_draws() -> None:
