@@ -129,8 +129,8 @@ def _codes(labels: Sequence[str], classes: tuple[str, ...], rows: int) -> NDArra
 
 def _check_shots(wanted: int | None, counts: dict[str, int]) -> None:
     short = [f"'{name}' has {n}" for name, n in counts.items() if wanted is not None and n < wanted]
-    if short or (wanted is not None and wanted < 2):
+    if short or (wanted is not None and wanted < 1):
         raise UserError(
-            f"{wanted} labels per class cannot be drawn: {', '.join(short) or 'a class needs two'}.",
+            f"{wanted} labels per class cannot be drawn: {', '.join(short) or 'a class needs one'}.",
             remedy="Leave that number out of `shots`.",
         )

@@ -54,7 +54,7 @@ def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
     monkeypatch.setenv("COLUMNS", "200")
     weights, out = timm_folder(tmp_path / "imagenet"), tmp_path / "out"
     flags = ["--weights", str(weights), "--methods", "simclr", "--supervised", "--out", str(out)]
-    flags += ["--shots", "2,5", "--draws", "3"]
+    flags += ["--shots", "1,5", "--draws", "3"]
     monkeypatch.setattr(study, "STEPS", 30)
     main(["compare", str(run), *flags])
     said = capsys.readouterr().out
