@@ -24,7 +24,7 @@ SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to 
     (
         b"content-security-policy",
         b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        b"img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        b"img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     ),
 ]
 

@@ -65,9 +65,11 @@ def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Open
         # a status from 400 is an answer that the page shows; everything else on the console is a fault, CSP above all
         page.on(
             "console",
-            lambda told: wrong.append(told.text)
-            if told.type in ("error", "warning") and "Failed to load resource" not in told.text
-            else None,
+            lambda told: (
+                wrong.append(told.text)
+                if told.type in ("error", "warning") and "Failed to load resource" not in told.text
+                else None
+            ),
         )
         page.goto(f"{address}/#/{view}")
         return page
