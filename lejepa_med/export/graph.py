@@ -46,6 +46,14 @@ class Head(nn.Module):
         UserError: a kind of probe that is no linear model on one vector.
     """
 
+    mean: Tensor
+    scale: Tensor
+    coef: Tensor
+    intercept: Tensor
+    slopes: Tensor
+    offsets: Tensor
+    temperature: Tensor
+
     def __init__(self, probe: Probe) -> None:
         super().__init__()
         head = probe.head
@@ -67,12 +75,12 @@ class Head(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """(items, dim) float32 -> float32, see the class."""
         scaled = (vectors.double() - self.mean) / self.scale
-        logits = scaled @ self.coef.T + self.intercept  # type: ignore[operator, union-attr]
+        logits = scaled @ self.coef.T + self.intercept
         if self.kind == "regression":
             return logits[:, 0].float()
         if self.kind == "multilabel":
             return torch.sigmoid(logits * self.slopes + self.offsets).float()
-        if self.coef.shape[0] == 1:  # type: ignore[union-attr, index]
+        if self.coef.shape[0] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return torch.softmax(logits / self.temperature, dim=1).float()
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def _views(encoder: LoadedEncoder, views: Sequence[int] | None) -> list[int]:
 
 
 def _manifest(
-    run: Path, encoder: LoadedEncoder, archive: Path | None, table: dict[str, object], console: Console
+    run: Path, encoder: LoadedEncoder, archive: Path | None, table: Mapping[str, object], console: Console
 ) -> Manifest:
     own = encoder_folder(run).resolve().parent / "manifest.parquet"
     if archive is None and table["catalog"] is None and own.is_file():
@@ -237,10 +237,17 @@ def write_latency(file: Path, found: Latency) -> None:
         writer.writerows(map(asdict, found.rows))
         write_text(file, stream.getvalue())
         return
-    cells = [list(_cells(row)) for row in found.rows]
-    threads = torch.get_num_threads()
-    values = {"title": "Latency", "headings": HEADINGS, "cells": cells, "picture": _picture(found.rows)}
-    write_text(file, render_page("lejepa_med.study", "latency.html.j2", notes=found.notes, threads=threads, **values))
+    page = render_page(
+        "lejepa_med.study",
+        "latency.html.j2",
+        title="Latency",
+        headings=HEADINGS,
+        cells=[list(_cells(row)) for row in found.rows],
+        picture=_picture(found.rows),
+        notes=found.notes,
+        threads=torch.get_num_threads(),
+    )
+    write_text(file, page)
 
 
 def _picture(rows: Sequence[Timed]) -> str:
