@@ -70,7 +70,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 identity = (b"x-request-id", reference.encode())
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS, identity]
+                own = {name for name, _ in message["headers"]}  # a route may be stricter, or let a picture be kept
+                added = [header for header in SECURITY_HEADERS if header[0] not in own]
+                message["headers"] = [*message["headers"], *added, identity]
             await send(message)
 
         with metrics.IN_FLIGHT.track_inprogress():

@@ -30,7 +30,9 @@ DOCUMENTS = [
 ]
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
-VARIABLES = {name.upper().removesuffix("_ID"): name for name in ("probe_id", "upload_id", "application_id", "job_id")}
+VARIABLES = {
+    name.upper().removesuffix("_ID"): name for name in ("probe_id", "upload_id", "application_id", "job_id", "item_id")
+}
 PARTICIPANTS = "participant_id\tsex\nsub-01\tF\n"
 MULTIPART = "multipart/form-data"
 SUCCESS = range(200, 300)
@@ -86,7 +88,8 @@ class Place:
             body = {"name": "gone", "encoder": "galaxies", "upload": self.upload}
             self.made(self.client.post("/v1/archives", json=body))
             return "gone"
-        return {"probe_id": self.probe, "application_id": self.application}.get(name)
+        known = {"probe_id": self.probe, "application_id": self.application, "item_id": self.items[0]}
+        return known.get(name)
 
     def real(self, value: Any) -> Any:
         """An example's value with the ids of this place; made-up ones are `5555...`, and an upload's `0b8c...`."""
