@@ -52,13 +52,16 @@ def docs(request: Request) -> HTMLResponse:
     environment = Environment(autoescape=True)
     environment.filters["code"] = _code
     template = environment.from_string((WEB / "docs.html.j2").read_text(encoding="utf-8"))
-    base = str(request.base_url).rstrip("/")
-    routes = [
+    return HTMLResponse(template.render(schema=schema, routes=described(schema, str(request.base_url).rstrip("/"))))
+
+
+def described(schema: dict[str, Any], base: str) -> list[dict[str, Any]]:
+    """Each route of an OpenAPI document with its fields, its answers and a curl command below the address `base`."""
+    return [
         _route(schema, path, method, operation, base)
         for path, methods in schema["paths"].items()
         for method, operation in methods.items()
     ]
-    return HTMLResponse(template.render(schema=schema, routes=routes))
 
 
 def _route(schema: dict[str, Any], path: str, method: str, operation: dict[str, Any], base: str) -> dict[str, Any]:
