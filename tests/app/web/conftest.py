@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright (pip install -e '.[dev]')")
@@ -13,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from benchmarks.launcher import Launcher
+from tests.app.helpers import eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=20_000)
@@ -43,7 +45,17 @@ def lab(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.copytree(runs.parent / "archive", place / "archives" / "ward-3")
     with Launcher(environment={"LEJEPA_SALT": "test", "LEJEPA_CACHE": str(place / "cache")}) as launcher:
         launcher.use(runs, place / "data", place, archives_dir=str(place / "archives"))
-        yield launcher.service().address
+        address = launcher.service().address
+        embed(address)
+        yield address
+
+
+def embed(address: str) -> list[str]:
+    """Make the archive 'ward' of the listed folder, with thumbnails; the ids in its order."""
+    wanted = {"name": "ward", "folder": "ward-3", "encoder": "images"}
+    job = httpx.post(f"{address}/v1/archives", json=wanted, timeout=60).json()["id"]
+    assert httpx.get(f"{address}/v1/jobs/{job}?wait=30", timeout=60).json()["state"] == "succeeded"
+    return [item["id"] for item in httpx.get(f"{address}/v1/archives/ward/ids").json()["items"]]
 
 
 @pytest.fixture
@@ -85,3 +97,8 @@ def check_accessible(page: Page) -> None:
     page.wait_for_timeout(50)
     found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
     assert not found, [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found]
+
+
+def until(page: Page, condition: str, *, seconds: float = 20) -> None:
+    """Wait until an expression is true. Playwright's own wait needs eval, which the page's policy forbids."""
+    eventually(lambda: bool(page.evaluate(condition)), seconds=seconds)
