@@ -21,6 +21,7 @@ from lejepa_med.cli.archive import (
     SplitCommand,
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
+from lejepa_med.cli.quality import CheckCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
@@ -87,6 +88,7 @@ Cli = command_line(
         "probe": ProbeCommand,
         "predict": PredictCommand,
         "search": SearchCommand,
+        "check": CheckCommand,
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,
