@@ -1,7 +1,10 @@
 """How an image was made: the facts by which a probe may know the scanner or the site instead of the disease."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from data_adapters.identity import pseudonym
 
 Fact = str | float
 COLUMNS = frozenset(
@@ -15,6 +18,13 @@ COLUMNS = frozenset(
     )
 )
 """Names, in lower case, of header facts and catalogue columns that an embedding table keeps for these checks."""
+VENDORS = re.compile(
+    r"\b(siemens|philips|canon|toshiba|hitachi|fujifilm|united imaging|bruker|varian|esaote|hyperfine|agilent|aperio|"
+    r"leica|hamamatsu|3dhistech|mirax|ventana|roche|olympus|zeiss|motic|trestle|sakura|huron|ge|"
+    r"sdss|legacysurvey|decals|des|desi|hsc|pan-?starrs|ps1|ztf|lsst|rubin|euclid|hst|jwst|gaia|2mass|wise|galex)",
+    re.IGNORECASE,
+)
+"""Makers of devices and names of surveys, which may be told as they are."""
 LONGEST = 64  # characters of a text: names of devices and sites, not sentences about patients
 
 
@@ -33,4 +43,18 @@ def acquisition_facts(meta: Mapping[str, Any]) -> dict[str, Fact]:
             found[name] = value
         elif name in ("size", "spacing") and all(isinstance(side, int | float) for side in value):
             found[name] = " x ".join(f"{side:.4g}" for side in value)
+    return found
+
+
+def public_facts(facts: Mapping[str, Fact]) -> dict[str, Fact]:
+    """Return facts as an embedding table may hold them: numbers, sizes, vendors and surveys; pseudonyms of other texts.
+
+    Headers and catalogues may hold the name of a hospital or a patient in any text.
+    """
+    found: dict[str, Fact] = {}
+    for name, value in facts.items():
+        if isinstance(value, str) and name not in ("size", "spacing"):
+            known = VENDORS.search(value) if name.lower() in ("manufacturer", "vendor", "survey") else None
+            value = known[0].lower() if known else f"{name}-{pseudonym('fact', name, value)[:6]}"
+        found[name] = value
     return found

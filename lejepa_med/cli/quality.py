@@ -39,6 +39,8 @@ class CheckCommand(Columns):
         """Run the command."""
         import sys
 
+        from rich.console import Console
+
         from lejepa_med.archive import progress_bar
         from lejepa_med.quality.check import check_columns, print_check, write_check
         from lejepa_med.quality.inputs import read_inputs
@@ -74,7 +76,7 @@ class CheckCommand(Columns):
                 seed=self.seed,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        print_check(report, console=console)
+        print_check(report, console=Console())
         if self.out is not None:
             write_check(report, self.out, title=f"Confounders: {given.name}")
             print(f"wrote {self.out}/check.html and {self.out}/check.json")

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_adapters.acquisition import acquisition_facts
+from data_adapters.acquisition import acquisition_facts, public_facts
 from data_adapters.atomic import new_file, sync, write_text
 from data_adapters.base import Adapter, BaseAdapter, Record, rejected
 from data_adapters.leaks import Leak, Placed, find_leak
@@ -305,7 +305,7 @@ def _write_related(file: Path, rows: pa.Table) -> None:
 
 def _write_context(file: Path, manifest: Manifest) -> None:
     """Write how each image was made, as far as headers and catalogue tell."""
-    rows = [acquisition_facts(json.loads(text)) for text in manifest.column("meta")]
+    rows = [public_facts(acquisition_facts(json.loads(text))) for text in manifest.column("meta")]
     columns = {name: [row.get(name) for row in rows] for name in sorted({name for row in rows for name in row})}
     told = {name: _column(values) for name, values in columns.items() if len(set(values)) > 1}
     if not told:

@@ -190,11 +190,11 @@ def code(values: Sequence[Value], groups: NDArray[np.int64], *, few: int = FEWES
     if len(rare) < RARE_ROWS or len(np.unique(groups[rare])) < RARE_GROUPS:
         kept = [place for place, text in enumerate(texts) if text != OTHER]
         rows, texts = rows[kept], [texts[place] for place in kept]
-    names, codes = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
-    found = Coded(rows, codes.astype(np.int64), tuple(names.tolist()))
+    unique, codes = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
+    found = Coded(rows, codes.astype(np.int64), tuple(unique.tolist()))
     if len(counts) == 1:
         return Coded(rows, nothing, (), reason=f"all images have the value {next(iter(counts))}")
-    if len(names) < 2:
+    if len(unique) < 2:
         cause = (
             "each value lies in a single group, so no unseen group can be asked"
             if not common

@@ -60,7 +60,7 @@ def read_inputs(
     table = EmbeddingTable.open(embeddings)
     context: dict[str, list[Value]] = dict(table.context)
     if scan is not None:
-        context = {**_of_manifest(scan, table.ids), **context}
+        context |= _of_manifest(scan, table.ids)
     if labels is None:
         own = [label or None for label in table.labels]
         known = any(own)
