@@ -151,7 +151,8 @@ class TrainProbe(JobKind):
         before: list[str] = []  # cautions on the examples of the parent
         if plan.series is not None:
             newest = self._store.versions(plan.series)[0]
-            examples = self.probe(newest.id).examples.updated(examples)
+            if plan.label_set is None:
+                examples = self.probe(newest.id).examples.updated(examples)
             parent, version = newest.id, newest.version + 1
             before = newest.metrics.get("cautions", [])
         done = EMBED_SHARE if plan.files else 0.0
@@ -172,6 +173,7 @@ class TrainProbe(JobKind):
         told: dict[str, Any] = {} if plan.table is None else {"table": plan.table}
         cautions = list(dict.fromkeys([*before, *plan.cautions]))
         told |= {"cautions": cautions} if cautions else {}
+        told |= {} if plan.label_set is None else {"label_set": plan.label_set}
         probe = dataclasses.replace(probe, metrics={**probe.metrics, **told})
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)

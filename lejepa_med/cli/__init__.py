@@ -22,6 +22,7 @@ from lejepa_med.cli.archive import (
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
 from lejepa_med.cli.quality import CheckCommand
+from lejepa_med.cli.export import ExportCommand, LatencyCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
@@ -89,10 +90,12 @@ Cli = command_line(
         "predict": PredictCommand,
         "search": SearchCommand,
         "check": CheckCommand,
+        "export": ExportCommand,
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,
         "compare": CompareCommand,
+        "latency": LatencyCommand,
         "stability": StabilityCommand,
         **registered(),
         "options": OptionsCommand,

@@ -36,6 +36,11 @@ class EmbedCommand(Columns):
     columns: list[str] = Field(
         default=[], description="facts to search by, kept as they are: split, samples, or the catalogue's mpp, ra, ..."
     )
+    thumbnails: bool = Field(
+        default=False,
+        description="keep a picture of 96 px of what the encoder saw of each image beside the table, for the lab page; "
+        "docs/privacy.md says what it reveals",
+    )
 
     def cli_cmd(self) -> None:
         """Run the command."""
@@ -85,6 +90,7 @@ class EmbedCommand(Columns):
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
                 columns=self.columns,
+                thumbnails=self.thumbnails,
                 caution=lambda text: console.print(
                     f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True
                 ),

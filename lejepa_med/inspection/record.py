@@ -21,8 +21,8 @@ from data_adapters.errors import BadFileError, require
 from data_adapters.manifest import Manifest
 from data_adapters.raster import SUFFIXES as PICTURES
 from data_adapters.raster import read_raster
+from lejepa_med.display import Pixels, choose_channels, montage, picture, planes, stretched
 from lejepa_med.inspection import record as findings
-from lejepa_med.inspection.display import Pixels, choose_channels, montage, picture, planes, stretched
 
 NIFTI = (".nii", ".nii.gz", ".mgh", ".mgz", ".img", ".hdr", ".mnc")
 FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")

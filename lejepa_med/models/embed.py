@@ -7,6 +7,7 @@ OUT/_about/related.json         ids that a split must not part (equal images in 
                                 of the catalogue), with numbers of equal content; absent when there are none
 OUT/_about/context.parquet      id, and how each image was made (scanner, field strength, site ...), by which probes are
                                 checked for confounders; absent where the archive tells nothing. May be deleted
+OUT/_about/thumbnails.arrow     small pictures of what the encoder saw, only where they were asked for (thumbnails.py)
 OUT/_about/plan.json            whose table this is, so that two are never mixed
 OUT/_about/embedding.json       encoder fingerprint, digests of archive and shards, counts; written last
 
@@ -37,6 +38,7 @@ from lejepa_med.cpu import Threads
 from lejepa_med.data.loader import Ahead, Parcel
 from lejepa_med.errors import BadFileError, UserError, is_shortage
 from lejepa_med.models.folder import LoadedEncoder
+from lejepa_med.models.thumbnails import Thumbnail, join_parts, thumbnails_of, write_part
 
 ABOUT = "_about"  # readers of Parquet folders pass over a name that begins so
 DONE = "embedding.json"
@@ -53,11 +55,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Feature:
-    """The embedding of `records[index]`, (dim,) float32, or why there is none."""
+    """The embedding of `records[index]`, (dim,) float32, or why there is none; `thumbnail` as WebP, or empty."""
 
     index: int
     vector: np.ndarray | None
     error: str = ""
+    thumbnail: bytes = b""
 
 
 def _prepare(adapter: Adapter, records: Sequence[Record], index: int) -> Parcel:
@@ -78,6 +81,7 @@ def embed_records(
     batch_size: int = 64,
     workers: int = 0,
     threads: Threads | None = None,
+    thumbnail: Thumbnail | None = None,
 ) -> Iterator[Feature]:
     """Embed records in order; one that cannot be read yields a Feature with an error and the rest goes on.
 
@@ -87,6 +91,7 @@ def embed_records(
         batch_size: slices or tiles in one forward pass.
         workers: processes that read and prepare.
         threads: an open choice of CPU threads that goes on over several calls; None: one for this call.
+        thumbnail: makes the features' thumbnails; None: they have none.
     """
     loader = Ahead(
         partial(_prepare, encoder.adapter, records),
@@ -103,17 +108,20 @@ def embed_records(
             waiting.append(parcel)
             size += sum(map(len, parcel.tensors))
             if size >= batch_size:
-                yield from _flush(encoder, waiting, first, batch_size)
+                yield from _flush(encoder, waiting, first, batch_size, thumbnail)
                 pace.step(size)
                 first += len(waiting)
                 waiting, size = [], 0
-        yield from _flush(encoder, waiting, first, batch_size)
+        yield from _flush(encoder, waiting, first, batch_size, thumbnail)
 
 
-def _flush(encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_size: int) -> Iterator[Feature]:
+def _flush(
+    encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_size: int, thumbnail: Thumbnail | None
+) -> Iterator[Feature]:
     vectors = iter(encoder.embed([tensor for parcel in waiting for tensor in parcel.tensors], batch_size=batch_size))
     for index, parcel in enumerate(waiting, first):
-        yield Feature(index, next(vectors) if parcel.tensors else None, parcel.facts)
+        small = b"" if thumbnail is None or not parcel.tensors else thumbnail(parcel.tensors[0])
+        yield Feature(index, next(vectors) if parcel.tensors else None, parcel.facts, small)
 
 
 def about(folder: Path, name: str) -> Path:
@@ -136,6 +144,7 @@ class TableWriter:
         shard_rows: int = 2048,
         columns: Sequence[str] = (),
         cautions: Sequence[str] = (),
+        thumbnails: bool = False,
     ) -> None:
         """Claim the folder `out` for this encoder and archive.
 
@@ -148,6 +157,7 @@ class TableWriter:
             shard_rows: rows of the manifest that one Parquet file stands for.
             columns: further facts of each item, see `embed_archive`.
             cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
+            thumbnails: keep the features' thumbnails beside the table.
 
         Raises:
             UserError: `out` holds the table of another encoder, archive or grouping, or something else; or a column is
@@ -166,6 +176,7 @@ class TableWriter:
             "rows": len(manifest),
             "shard_rows": shard_rows,
             **({"columns": facts.column_names} if columns else {}),
+            **({"thumbnails": True} if thumbnails else {}),
         }
         _claim(out, self._plan)
         own = pa.table({name: pa.array(manifest.column(name), pa.string()) for name in OWN[:3]})
@@ -190,6 +201,7 @@ class TableWriter:
         first = self.rows(shard).start
         kept: list[int] = []
         vectors: list[np.ndarray] = []
+        pictures: list[bytes] = []
         failed: list[tuple[str, str]] = []
         for feature in features:
             row = first + feature.index
@@ -198,9 +210,13 @@ class TableWriter:
             else:
                 kept.append(row)
                 vectors.append(feature.vector)
+                pictures.append(feature.thumbnail)
         write_text(self._out / ABOUT / f"failed-{shard:05d}.csv", _csv(failed))
         stacked = np.stack(vectors) if vectors else np.empty((0, self._dim))
-        _write_shard(self._file(shard), self._rows.take(pa.array(kept, pa.int64())), stacked)
+        rows = self._rows.take(pa.array(kept, pa.int64()))
+        if "thumbnails" in self._plan:
+            write_part(self._out / ABOUT, shard, rows.column("id").to_pylist(), pictures)
+        _write_shard(self._file(shard), rows, stacked)
 
     @property
     def embedded(self) -> int:
@@ -215,6 +231,8 @@ class TableWriter:
         """
         _write_related(self._out / ABOUT / RELATED, self._manifest.related())
         _write_context(self._out / ABOUT / CONTEXT, self._manifest)
+        if "thumbnails" in self._plan:
+            join_parts(self._out / ABOUT)
         told = {"cautions": self._cautions, "by_folder": self._manifest.by_folder}
         return _finish(self._out, self._plan, {name: value for name, value in told.items() if value})
 
@@ -474,6 +492,7 @@ def embed_archive(
     workers: int = 0,
     threads: int | None = None,
     columns: Sequence[str] = (),
+    thumbnails: bool = False,
     caution: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -489,6 +508,7 @@ def embed_archive(
         threads: CPU threads that compute; None: as cores are free.
         columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
             `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
+        thumbnails: keep a small picture of what the encoder saw of each item beside the table (thumbnails.py).
         caution: called with what a user of the vectors must hear, before they are computed.
         progress: called with (rows done, rows in all).
 
@@ -512,13 +532,17 @@ def embed_archive(
         shard_rows=shard_rows,
         columns=columns,
         cautions=cautions,
+        thumbnails=thumbnails,
     )
+    make = thumbnails_of(encoder.adapter) if thumbnails else None
     with Threads(threads, active=encoder.device == "cpu") as pace:
         for shard in range(table.shards):
             rows = table.rows(shard)
             if not table.has(shard):
                 records = [manifest.record(row) for row in rows]
-                features = embed_records(encoder, records, batch_size=batch_size, workers=workers, threads=pace)
+                features = embed_records(
+                    encoder, records, batch_size=batch_size, workers=workers, threads=pace, thumbnail=make
+                )
                 table.write(shard, _told(features, rows.start, len(manifest), progress))
             if progress is not None:
                 progress(rows.stop, len(manifest))

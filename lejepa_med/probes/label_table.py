@@ -180,7 +180,7 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
     unmatched = [row for row, places in found if not places]
     single = {places[0] for row, places in found if len(places) == 1}
     for row, places in found:
-        value = _parse(row, labels, kind) if places else ""
+        value = parse_label(row, labels, kind) if places else ""
         named = labels.table.class_name("group", row.group)
         for index in places:
             if len(places) > 1 and index in single:  # a row of an item comes before the row of its file
@@ -405,7 +405,12 @@ class _Finder:
         return [place for place in places if place is not None]
 
 
-def _parse(row: LabelRow, labels: Labels, kind: Kind) -> Label:
+def parse_label(row: LabelRow, labels: Labels, kind: Kind) -> Label:
+    """Return the label of a row as a probe of this kind learns it.
+
+    Raises:
+        UserError: it is no number where numbers are wanted, or a missing word stands among several labels.
+    """
     if kind == "regression":
         return labels.number(row)
     if kind == "classification":

@@ -514,3 +514,35 @@ def most_uncertain(
         found.append(Candidate(int(rows[best]), float(doubt[best]), float(distance[best])))
         closest = np.maximum(closest, unit @ unit[best])
     return found
+
+
+def most_different(unit: NDArray[np.float32], labelled: Sequence[int], *, limit: int) -> list[Candidate]:
+    """Choose at most `limit` rows of unit (n, dim), each the farthest from what is labelled or listed before.
+
+    Farthest-first traversal (Gonzalez 1985), which covers the table with few labels while there is no probe that knows
+    what is uncertain. Without labels it begins with the row that is nearest to the mean.
+
+    Args:
+        unit: vectors of length 1.
+        labelled: rows that have a label; they are not listed.
+        limit: how many.
+    """
+    if not len(unit) or limit < 1:
+        return []
+    first = [] if len(labelled) else [int(np.argmax(unit @ unit.mean(axis=0)))]
+    found = [Candidate(row, 1.0, 2.0) for row in first]
+    closest = np.full(len(unit), -1.0, np.float32)  # cosine to the nearest labelled or listed row
+    for start in range(0, len(labelled), 64):
+        closest = np.maximum(closest, (unit @ unit[list(labelled[start : start + 64])].T).max(axis=1))
+    for row in first:
+        closest = np.maximum(closest, unit @ unit[row])
+    closest[list(labelled) + first] = np.inf
+    while len(found) < min(limit, len(unit)):
+        best = int(np.argmin(closest))
+        distance = float(np.sqrt(max(2 - 2 * closest[best], 0))) if np.isfinite(closest[best]) else 0.0
+        if distance < 1e-3:  # equal up to the rounding of float32
+            break
+        found.append(Candidate(best, 1.0, distance))
+        closest = np.maximum(closest, unit @ unit[best])
+        closest[best] = np.inf
+    return found

@@ -138,6 +138,10 @@ class Archive(Answer):
     cautions: list[str] = Field(
         default=[], description=f"{CAUTIONS}; or a column of the catalogue that looks like the group and is not used"
     )
+    content: str | None = Field(
+        default=None, description="names what the table holds; another value after it was embedded anew"
+    )
+    thumbnails: bool = Field(default=False, description="whether there are small pictures of its items")
 
 
 class Archives(Answer):
@@ -327,3 +331,50 @@ class ArchiveDetail(Archive):
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")
     notes: list[str] = Field(default=[], description=f"{NOTES}; of a folder")
     by_folder: str | None = Field(default=None, examples=[BY_FOLDER], description=TAKEN)
+
+
+MapMethod = Literal["pca", "tsne"]
+
+
+class MapState(Answer):
+    """One map of a table."""
+
+    method: MapMethod = Field(description="pca: principal components, made when first asked for; tsne: made by a job")
+    state: Annotated[Literal["absent", "queued", "running", "ready"], NEWER]
+    job: str | None = Field(default=None, description="the job that makes it")
+    progress: float | None = Field(default=None, ge=0, le=1, examples=[0.4])
+
+
+class ArchiveMap(Answer):
+    """The two-dimensional maps of a table."""
+
+    archive: str
+    content: str = Field(description="names what the table holds; maps of other contents are never given")
+    count: int = Field(examples=[1000])
+    methods: list[MapState]
+
+
+class TableColumn(Answer):
+    """One column, as GET .../columns/NAME gives its values."""
+
+    name: str = Field(examples=["label"])
+    kind: Annotated[Literal["id", "text", "number"], NEWER]
+    dtype: Annotated[Literal["char32", "uint8", "uint16", "uint32", "float32"], NEWER] = Field(
+        description="of a value, little endian: 32 letters of an id; the place of a text among `values`, the largest "
+        "number for none; a number, NaN for none"
+    )
+    distinct: int = Field(description="how many different values there are")
+    missing: int = Field(description="rows without a value")
+    values: list[str] | None = Field(default=None, description="texts, the most frequent first, at most 1,000")
+    counts: list[int] | None = Field(default=None, description="rows with each of `values`")
+    min: float | None = None
+    max: float | None = None
+
+
+class TableColumns(Answer):
+    """The columns of a table, or of the predictions for one; rows are in the order of GET /v1/archives/{name}/ids."""
+
+    archive: str
+    content: str | None = Field(description="of the archive; none where it has been removed")
+    count: int = Field(examples=[1000], description="rows")
+    columns: list[TableColumn]

@@ -11,8 +11,8 @@ import data_adapters
 from data_adapters.base import BaseAdapter, Record
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
+from lejepa_med.display import choose_channels, planes, stretched
 from lejepa_med.inspection import record as findings
-from lejepa_med.inspection.display import choose_channels, planes, stretched
 from lejepa_med.inspection.record import look_at
 from lejepa_med.inspection.sheet import choose_rows, inspect
 from tests.data import galaxy, images, mri
