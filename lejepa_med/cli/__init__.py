@@ -21,8 +21,8 @@ from lejepa_med.cli.archive import (
     SplitCommand,
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
-from lejepa_med.cli.quality import CheckCommand
 from lejepa_med.cli.export import ExportCommand, LatencyCommand
+from lejepa_med.cli.quality import CheckCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
