@@ -110,6 +110,9 @@ PARAMETERS: dict[str, Any] = {
     "item_id": "5" * 32,
     "column": "label",
     "method": "pca",
+    "set_id": MADE_UP,
+    "probe": MADE_UP,
+    "If-Match": "*",
     "state": "succeeded",
     "kind": "train-probe",
     "since": "2026-11-01T00:00:00Z",
@@ -149,6 +152,13 @@ BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         MULTIPART: {"encoder": "galaxies", "name": "night 3", "files": FILES, "catalog": "labels.csv"},
     },
     ("post", "/v1/archives"): {JSON: {"name": "night-3", "encoder": "galaxies", "upload": MADE_UP}},
+    ("post", "/v1/label-sets"): {
+        JSON: {"name": "morphology, first round", "archive": "galaxies-val", "classes": ["spiral", "elliptical"]}
+    },
+    ("patch", "/v1/label-sets/{set_id}"): {
+        JSON: {"labels": [{"id": IDS[0], "label": "spiral"}, {"id": IDS[1], "label": "elliptical"}]}
+    },
+    ("post", "/v1/label-sets/{set_id}/csv"): {JSON: {"csv": f"id,label\n{IDS[2]},spiral\n", "replace": False}},
     ("post", "/v1/keys"): {JSON: {"name": "pacs-gateway", "scopes": ["embed"], "expires_days": 365}},
     ("post", "/v1/search"): {
         MULTIPART: {"archive": "galaxies-val", "k": 5, "files": FILES[:1]},

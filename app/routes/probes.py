@@ -14,7 +14,7 @@ from app.api.security import access
 from app.api.service import Service, new_id
 from app.core.errors import ProblemError, not_found
 from app.encoders.run_probes import ID
-from app.jobs.labels import Plan, pick, plan_of_archive, plan_of_files
+from app.jobs.labels import Plan, given_labels, pick, plan_of_archive, plan_of_files
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
 from app.store import ProbeRow
@@ -200,7 +200,8 @@ def _time(seconds: float) -> datetime:
 
 
 def _from_archive(service: Service, wanted: ProbeRequest, response: Response) -> Job:
-    plan, vectors = plan_of_archive(service.library, wanted)
+    given = given_labels(service.library, service.store, wanted)
+    plan, vectors = plan_of_archive(service.library, given, wanted)
     check_labels(plan.labels)
     return _accept(service, plan, response, vectors=vectors)
 
@@ -218,9 +219,10 @@ def _plan_of_files(service: Service, form: Form, encoder: str | None) -> tuple[P
 
 def _more_of_archive(service: Service, probe_id: str, wanted: LabelsRequest, response: Response) -> Job:
     newest = _newest(service, probe_id)
-    picked = pick(service.library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
+    given = given_labels(service.library, service.store, wanted)
+    picked = pick(service.library, given.archive, given.labels, allow_leak=wanted.allow_leak)
     check_same_encoder(newest, picked.fingerprint)
-    plan = picked.plan(name=newest.name, folds=wanted.folds)
+    plan = picked.plan(name=newest.name, folds=wanted.folds, label_set=given.label_set)
     return _accept(service, _next(plan, newest), response, vectors=picked.vectors)
 
 

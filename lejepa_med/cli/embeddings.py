@@ -135,7 +135,8 @@ class ProbeCommand(Columns):
         """Run the command."""
         from lejepa_med.archive import progress_bar
         from lejepa_med.models.embed import EmbeddingTable
-        from lejepa_med.probes.label_table import join, read_labels
+        from lejepa_med.probes.confounders import acquisition_columns
+        from lejepa_med.probes.label_table import further_columns, join, read_labels
         from lejepa_med.probes.output import print_probe
         from lejepa_med.probes.probe import fit_probe
 
@@ -166,6 +167,12 @@ class ProbeCommand(Columns):
                 progress=lambda fraction, _stage: bar.update(task, completed=round(100 * fraction)),
                 table_groups=[table.groups[row] for row in given.rows],
                 relatives=given.relatives,
+                columns=acquisition_columns(
+                    {
+                        **{name: [values[row] for row in given.rows] for name, values in table.context.items()},
+                        **further_columns(labels, given.numbers),
+                    }
+                ),
             )
         told = {} if given.leak is None else {"leak": given.leak.report()}
         told |= {"cautions": cautions} if (cautions := table.info.get("cautions")) else {}

@@ -15,6 +15,7 @@ import httpx
 from lejepa_med.client.errors import BusyError, JobFailedError, UnreachableError
 from lejepa_med.client.files import File, Keys, sent_keys, sent_name, skipped_names, warned, with_names
 from lejepa_med.client.http import Http, embed_stream, form_fields, given_fields, part
+from lejepa_med.client.lab import LabClient
 from lejepa_med.client.wire.common import FileKey, Job, JobDetail
 from lejepa_med.client.wire.images import (
     Archive,
@@ -38,7 +39,7 @@ from lejepa_med.client.wire.probes import (
 )
 
 
-class Client:
+class Client(LabClient):
     """One service at `url`, such as http://127.0.0.1:8000. Safe to use from several threads.
 
     Every method raises `ServiceError` (its subclasses tell what kind) where the service refuses, and `UnreachableError`

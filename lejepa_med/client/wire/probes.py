@@ -29,6 +29,11 @@ AllowLeak = Annotated[
 ]
 
 
+LABEL_SET = (
+    "id of a set (GET /v1/label-sets) in place of `labels`; items that the archive lacks are left out and counted"
+)
+
+
 class LabelledId(Request):
     """One labelled item of an embedding table."""
 
@@ -46,12 +51,17 @@ class LabelledId(Request):
 
 
 class ProbeRequest(Request):
-    """Train a probe on items that are embedded already."""
+    """Train a probe on items that are embedded already. Give `archive` and `labels`, or `label_set`."""
 
     name: Name | None = Field(default=None, examples=["morphology"])
     encoder: str | None = Field(default=None, description="encoder id; checked against the table's when given")
-    archive: str = Field(examples=["galaxies-val"], description="name of an embedding table, see GET /v1/archives")
-    labels: list[LabelledId] = Field(min_length=2, max_length=100_000)
+    archive: str | None = Field(
+        default=None,
+        examples=["galaxies-val"],
+        description="name of an embedding table, see GET /v1/archives; by default that of the label set",
+    )
+    labels: list[LabelledId] | None = Field(default=None, min_length=2, max_length=100_000)
+    label_set: str | None = Field(default=None, max_length=32, description=LABEL_SET)
     folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     balanced: bool | None = Field(
@@ -186,11 +196,21 @@ class Predictions(Answer):
 
 
 class LabelsRequest(Request):
-    """More labels for a probe, on items that are embedded already."""
+    """More labels for a probe, on items that are embedded already. Give `archive` and `labels`, or `label_set`."""
 
-    archive: str = Field(examples=["galaxies-val"], description="name of an embedding table, see GET /v1/archives")
-    labels: list[LabelledId] = Field(
-        min_length=1, max_length=100_000, description="an item that was labelled before gets the new label"
+    archive: str | None = Field(
+        default=None,
+        examples=["galaxies-val"],
+        description="name of an embedding table, see GET /v1/archives; by default that of the label set",
+    )
+    labels: list[LabelledId] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100_000,
+        description="an item that was labelled before gets the new label",
+    )
+    label_set: str | None = Field(
+        default=None, max_length=32, description=f"{LABEL_SET}. The version then learns from exactly this set"
     )
     folds: int = Field(default=5, ge=2, le=20, description="folds of the group-aware cross-validation")
     allow_leak: AllowLeak = False
