@@ -317,7 +317,7 @@ class ArchiveRequest(Request):
     pool: Literal["mean", "none"] = Field(
         default="mean",
         description="mean: one row for each item; none: one for each tissue tile of a slide, with the columns whole "
-        "(the slide's id), x, y and side in level-0 pixels, level0_mpp and tile_mpp, so that probes answer tile by tile",
+        "(the slide's id), x, y and side in level-0 pixels, level0_mpp and tile_mpp; probes then answer tile by tile",
     )
     columns: list[Column] = Field(
         default=[],

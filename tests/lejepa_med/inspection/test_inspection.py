@@ -187,7 +187,7 @@ def test_rounding_breaks_no_contract(most, said):
 def test_the_tissue_of_a_slide_is_outlined(tmp_path):
     (tmp_path / "slides").mkdir()
     _, tissue = write_slide(tmp_path / "slides" / "one.tif", width=1200, height=1000)
-    adapter = data_adapters.create("histology", global_size=64, n_global=1, n_local=0, tiles=2, tile_px=96)
+    adapter = data_adapters.create("histology", global_size=64, n_global=1, n_local=0, tiles=2, tile_px=128)
     manifest = scan_archive(adapter, tmp_path / "slides").manifest
     look = look_at(adapter, manifest, 0, seed=0)
     plain, _ = raw_picture(manifest.record(0))
