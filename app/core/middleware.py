@@ -23,8 +23,8 @@ SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to 
     (b"cache-control", b"no-store"),
     (
         b"content-security-policy",
-        b"default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
-        b"img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        b"img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     ),
 ]
 

@@ -339,6 +339,11 @@ class ArchiveRequest(Request):
         max_length=200,
         description="column of the catalogue that is the label; by default `label`",
     )
+    pool: Literal["mean", "none"] = Field(
+        default="mean",
+        description="mean: one row for each item; none: one for each tissue tile of a slide, with the columns whole "
+        "(the slide's id), x, y and side in level-0 pixels, level0_mpp and tile_mpp; probes then answer tile by tile",
+    )
     columns: list[Column] = Field(
         default=[],
         max_length=20,
