@@ -22,6 +22,7 @@ from lejepa_med.cli.archive import (
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
 from lejepa_med.cli.export import ExportCommand, LatencyCommand
+from lejepa_med.cli.quality import CheckCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
@@ -88,6 +89,7 @@ Cli = command_line(
         "probe": ProbeCommand,
         "predict": PredictCommand,
         "search": SearchCommand,
+        "check": CheckCommand,
         "export": ExportCommand,
         "names": NamesCommand,
         "select": SelectCommand,

@@ -5,6 +5,8 @@ OUT/part-00000.parquet ...      id, group, label, further columns where asked fo
 OUT/_about/failed-00000.csv ... rows of each shard that could not be read (id, reason)
 OUT/_about/related.json         ids that a split must not part (equal images in several groups, groups in several splits
                                 of the catalogue), with numbers of equal content; absent when there are none
+OUT/_about/context.parquet      id, and how each image was made (scanner, field strength, site ...), by which probes are
+                                checked for confounders; absent where the archive tells nothing. May be deleted
 OUT/_about/thumbnails.arrow     small pictures of what the encoder saw, only where they were asked for (thumbnails.py)
 OUT/_about/plan.json            whose table this is, so that two are never mixed
 OUT/_about/embedding.json       encoder fingerprint, digests of archive and shards, counts; written last
@@ -27,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_adapters.acquisition import acquisition_facts, public_facts
 from data_adapters.atomic import new_file, sync, write_text
 from data_adapters.base import Adapter, BaseAdapter, Record, rejected
 from data_adapters.leaks import Leak, Placed, find_leak
@@ -41,6 +44,7 @@ ABOUT = "_about"  # readers of Parquet folders pass over a name that begins so
 DONE = "embedding.json"
 PLAN = "plan.json"
 RELATED = "related.json"
+CONTEXT = "context.parquet"
 OWN = ("id", "group", "label", "vector")  # columns of every table
 # Of a record: where it lies, what it is called, or another spelling of that.
 NEVER_COLUMNS = frozenset(
@@ -226,6 +230,7 @@ class TableWriter:
             UserError: nothing could be embedded.
         """
         _write_related(self._out / ABOUT / RELATED, self._manifest.related())
+        _write_context(self._out / ABOUT / CONTEXT, self._manifest)
         if "thumbnails" in self._plan:
             join_parts(self._out / ABOUT)
         told = {"cautions": self._cautions, "by_folder": self._manifest.by_folder}
@@ -316,6 +321,25 @@ def _write_related(file: Path, rows: pa.Table) -> None:
     write_text(file, json.dumps(found) + "\n")
 
 
+def _write_context(file: Path, manifest: Manifest) -> None:
+    """Write how each image was made, as far as headers and catalogue tell."""
+    rows = [public_facts(acquisition_facts(json.loads(text))) for text in manifest.column("meta")]
+    columns = {name: [row.get(name) for row in rows] for name in sorted({name for row in rows for name in row})}
+    told = {name: _column(values) for name, values in columns.items() if len(set(values)) > 1}
+    if not told:
+        file.unlink(missing_ok=True)
+        return
+    with new_file(file) as draft:
+        pq.write_table(pa.table({"id": pa.array(manifest.column("id"), pa.string()), **told}), draft)
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Numbers, or texts where one of the values is a text."""
+    if all(value is None or isinstance(value, float) for value in values):
+        return pa.array(values, pa.float64())
+    return pa.array([f"{value:g}" if isinstance(value, float) else value for value in values], pa.string())
+
+
 def _finish(out: Path, plan: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     embedded = _embedded(out)
     if embedded == 0:
@@ -361,6 +385,7 @@ class EmbeddingTable:
         vectors: (N, dim) float32.
         encoder: fingerprint of the encoder that made it.
         related: (content, split) by id, of items that a split must not part; the content is empty without copies.
+        context: how each image was made, (N,) values by column name; None where it is not told.
     """
 
     name: str
@@ -371,6 +396,7 @@ class EmbeddingTable:
     encoder: str
     info: dict[str, Any] = field(default_factory=dict)
     related: dict[str, tuple[str, str]] = field(default_factory=dict)
+    context: dict[str, list[str | float | None]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "EmbeddingTable":
@@ -382,15 +408,17 @@ class EmbeddingTable:
         info = read_info(folder)
         table = read_shards(folder)
         vectors = table.column("vector").combine_chunks()
+        ids = table.column("id").to_pylist()
         return cls(
             name=folder.name,
-            ids=table.column("id").to_pylist(),
+            ids=ids,
             groups=table.column("group").to_pylist(),
             labels=table.column("label").to_pylist(),
             vectors=np.asarray(vectors.flatten(), np.float32).reshape(len(table), info["dim"]),
             encoder=info["encoder"],
             info=info,
             related=_related(about(folder, RELATED)),
+            context=_context(folder / ABOUT / CONTEXT, table, ids),
         )
 
     def leak(self, used: Mapping[int, str] | None = None) -> Leak | None:
@@ -404,6 +432,23 @@ class EmbeddingTable:
             Placed(chosen.get(row, self.groups[row]), *self.related[self.ids[row]], self.ids[row], row in chosen)
             for row in places
         )
+
+
+def _context(file: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list[str | float | None]]:
+    """Return how each item was made, and the table's further columns (`embed --columns`), by column name."""
+    found: dict[str, list[str | float | None]] = {}
+    if file.is_file():
+        told = pq.read_table(file)
+        place = {name: row for row, name in enumerate(told.column("id").to_pylist())}
+        rows = pa.array([place.get(name) for name in ids], pa.int64())
+        found = {name: told.column(name).take(rows).to_pylist() for name in told.column_names if name != "id"}
+    further = (name for name in table.column_names if name not in (*OWN, "split", "samples"))
+    return found | {
+        name: [
+            float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in table.column(name).to_pylist()
+        ]
+        for name in further
+    }
 
 
 def _related(file: Path) -> dict[str, tuple[str, str]]:
@@ -502,6 +547,20 @@ def embed_archive(
             if progress is not None:
                 progress(rows.stop, len(manifest))
     return table.finish()
+
+
+def in_parts(adapter: Adapter, manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """A row for each tile in place of each slide, and the columns with its place; see `Manifest.in_parts`.
+
+    Raises:
+        UserError: the modality, or this archive, has no parts.
+    """
+    if not isinstance(adapter, BaseAdapter):
+        raise UserError(f"The modality '{adapter.name}' has no parts.", remedy="Leave out --per-tile.")
+    divided = manifest.in_parts(adapter)
+    places = (json.loads(text) for text in divided.column("meta"))
+    first = next(place for place in places if "whole" in place)  # in_parts has found one
+    return divided, ["whole", *(name for name in adapter.part_columns if first.get(name) is not None)]
 
 
 def cautions_of(adapter: Adapter, records: Sequence[Record], *, give: str | None = None) -> list[str]:

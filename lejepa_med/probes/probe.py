@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from data_adapters.atomic import new_folder, recover
 from data_adapters.errors import UserError
 from lejepa_med.probes.classification import ClassHead, fit_classes
+from lejepa_med.probes.confounders import Check, Value, warnings_of
 from lejepa_med.probes.cross_validation import Fitted, Head, Options, Progress
 from lejepa_med.probes.examples import (
     Kind,
@@ -39,6 +40,7 @@ from lejepa_med.probes.regression import NumberHead, fit_numbers
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
 TRAIN_AGAIN = "Train the probe again from its labels (lejepa-med probe, or POST /v1/probes)."
+CHECK_SHARE = 0.95  # of the work, for the progress bar, before the check for confounders
 POOL = 20  # times as many candidates as are asked for, the most uncertain ones
 
 
@@ -351,6 +353,7 @@ def fit_probe(
     progress: Progress | None = None,
     table_groups: Sequence[str] = (),
     relatives: Mapping[str, str] | None = None,
+    columns: Mapping[str, Sequence[Value]] | None = None,
 ) -> Probe:
     """Fit a linear probe and k-NN on labelled vectors (n, dim), scored by cross-validation over groups.
 
@@ -373,6 +376,8 @@ def fit_probe(
         table_groups: groups of the vectors in their embedding table, where `groups` are other ones. A prediction looks
             for images of both.
         relatives: group by id of images without a label; those in groups of labelled images are kept with the probe.
+        columns: how each image was made (scanner, site ...), (n,) by name; `metrics["confounders"]` says what of it the
+            vectors give away, and a warning names columns that the labels are confounded with.
 
     Raises:
         UserError: NaN, lengths that differ, labels of several kinds, empty labels or groups, one class or value only,
@@ -399,6 +404,12 @@ def fit_probe(
         "split_receipt": split.receipt(rows.names) if split else None,
         **fitted.metrics,
     }
+    if columns:
+        options.progress(CHECK_SHARE, "checking for confounders")
+        texts = [";".join(sorted(v)) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
+        found = Check(rows.vectors, groups, labels=texts, seed=seed).columns(columns)  # type: ignore[arg-type]
+        metrics["confounders"] = [one.as_json() for one in found]
+        metrics["warnings"] = [*metrics["warnings"], *warnings_of(found)]
     options.progress(1.0, "done")
     kept = [tuple(v) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
     known = set(groups)
