@@ -22,16 +22,24 @@ export function DropFile() {
   const chosen = encoder || (tables[0] && tables[0].encoder) || (usable[0] && usable[0].id) || "";
   const fitting = tables.filter((one) => one.encoder === chosen);
   const place = fitting.some((one) => one.name === archive) ? archive : fitting[0] ? fitting[0].name : "";
+  const newest = useRef(0);
   const ask = useAction(async (given, number) => {
+    const round = (newest.current += 1);
     setAnswer(null);
     setSent(0);
     try {
-      const form = new FormData();
       // several files are one series, and travel as one zip
-      if (given.length === 1) form.append("files", given[0], given[0].name);
-      else form.append("files", await zip(given.map((file) => [file.webkitRelativePath || file.name, file])), "series.zip");
-      for (const [name, value] of [["encoder", chosen], ["archive", place], ["item", number], ["k", 12], ["mpp", mpp]]) if (value !== "") form.append(name, value);
-      setAnswer(await sendForm("/v1/inspect", form, setSent));
+      const whole = given.length === 1 ? given[0] : await zip(given.map((file) => [file.webkitRelativePath || file.name, file]));
+      const form = (overlay) => {
+        const made = new FormData();
+        made.append("files", whole, given.length === 1 ? given[0].name : "series.zip");
+        for (const [name, value] of [["encoder", chosen], ["archive", place], ["item", number], ["k", 12], ["mpp", mpp], ["overlay", overlay]]) if (value !== "") made.append(name, value);
+        return made;
+      };
+      setAnswer(await sendForm("/v1/inspect", form(false), setSent)); // quick; the overlays of a volume take some seconds more
+      setSent(null);
+      const complete = await sendForm("/v1/inspect", form(true));
+      if (round === newest.current) setAnswer({ ...complete, isComplete: true });
     } finally {
       setSent(null);
     }
@@ -52,7 +60,7 @@ export function DropFile() {
         ${fitting.length > 0 && html`<${Choice} label="Neighbours in" value=${place} options=${fitting.map((one) => [one.name, one.name])} onChange=${setArchive} />`}
         ${modality === "histology" && html`<label class="choice">µm per pixel <input type="number" step="any" min="0" style="width:6rem" value=${mpp} placeholder="from file" onInput=${(event) => setMpp(event.target.value)} /></label>`}</div></div>
     <${Show} of=${encoders} what="the encoders">${() => (usable.length ? html`<${Zone} files=${files} isSmall=${Boolean(answer)} onFiles=${take} />` : html`<${NoArchive} encoders=${{ encoders: [] }} />`)}<//>
-    ${ask.isBusy && html`<div role="status"><span class="soft">${sent != null && sent < 1 ? `Sending ${share(sent)}` : "Reading and embedding …"}</span><${Bar} value=${sent != null && sent < 1 ? sent : null} label="Reading the file" /></div>`}
+    ${ask.isBusy && !answer && html`<div role="status"><span class="soft">${sent != null && sent < 1 ? `Sending ${share(sent)}` : "Reading and embedding …"}</span><${Bar} value=${sent != null && sent < 1 ? sent : null} label="Reading the file" /></div>`}
     <${Problem} problem=${ask.problem} />
     ${answer && html`<${Answer} answer=${answer} onItem=${setItem} />`}
     <${Script} calls=${[{ title: "All of this", method: "POST", path: "/v1/inspect", form: [["encoder", chosen], ...(place ? [["archive", place]] : []), ["files", "@image.png"]] },
@@ -94,7 +102,8 @@ function Viewer({ answer }) {
     ${answer.parts.length > 1 && html`<label class="slider"><span>${unit} ${shown.index + 1} of ${answer.count}</span><input type="range" min="0" max=${answer.parts.length - 1} value=${part} onInput=${(event) => setPart(Number(event.target.value))} /></label>`}
     <div class="row" style="margin-top:.8rem"><div class="segments" role="group" aria-label="Overlay">${[["none", "Image"], ["features", "Patch features"], ["attention", "Attention"]].map(([id, text]) => html`<button aria-pressed=${layer === id} onClick=${() => setLayer(id)}>${text}</button>`)}</div>
       ${over && html`<label class="slider" style="flex:1"><span>opacity</span><input type="range" min="0" max="1" step="0.05" value=${opacity} onInput=${(event) => setOpacity(Number(event.target.value))} /></label>`}</div>
-    ${note && html`<p class="soft small" style="margin-top:.6rem">${note}</p>`}
+    ${!answer.isComplete && layer !== "none" && html`<p class="soft small" role="status" style="margin-top:.6rem">The overlays are being computed …</p>`}
+    ${answer.isComplete && note && html`<p class="soft small" style="margin-top:.6rem">${note}</p>`}
     ${over && layer === "features" && html`<p class="soft small" style="margin-top:.6rem">Patches of similar colour look similar to the encoder (first three principal components).</p>`}
     ${answer.shown && html`<p class="soft small">${answer.shown}</p>`}<//>`;
 }
@@ -102,7 +111,7 @@ function Viewer({ answer }) {
 function Answers({ answer }) {
   if (!answer.predictions.length) return html`<${Empty} title="No probe of this encoder yet"><p>Label some images of one of its archives, and train.</p><//>`;
   return html`${answer.novel && html`<div class="caution"><p><strong>Unlike everything that was labelled.</strong> Do not trust the answers below for this image.</p></div>`}
-    ${answer.predictions.map((one) => html`<div class="answer" key=${one.probe}><div class="row"><h3><a href="#/probes/${one.probe}">${one.name}</a></h3>
+    ${answer.predictions.map((one) => html`<div class="answer" key=${one.probe}><div class="row"><h3><a href="#/probes/${one.probe}">${one.probe_name}</a></h3>
         ${one.novelty != null && html`<span class="push"><${Tag} kind=${one.note ? "busy" : ""}>novelty ${score(one.novelty)}<//></span>`}</div>
       ${one.error ? html`<${Problem} problem=${one.error} />`
         : one.probabilities ? html`<ul class="chances">${Object.entries(one.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 8).map(([label, chance]) => html`<li><span class=${label === one.label || (one.labels || []).includes(label) ? "named" : ""}>${label}</span><span class="bar"><span style=${{ width: `${100 * chance}%`, background: colourOf(Object.keys(one.probabilities).sort().indexOf(label)) }}></span></span><span class="number">${share(chance)}</span></li>`)}</ul>`

@@ -19,6 +19,8 @@ export function QualityTab({ archive, data, onSelect }) {
   const start = useAction(async (kind) => setJobId((await post(`${path}/${kind}`, probe ? { probe } : {})).id));
   const found = (list.data && list.data.qualities) || [];
   const shown = open || (found[0] && found[0].id);
+  if (list.problem && list.problem.status === 404)
+    return html`<${Empty} title="This service cannot look for problems itself"><p>The operator can, on its machine: <code>lejepa-med check runs/${archive.name}</code></p><//>`;
   return html`
     <${Card} title="Look for problems in this archive">
       <div class="row"><button class="primary" disabled=${start.isBusy || active} onClick=${() => start.run("outliers")}>Find odd images, copies and wrong labels</button>
