@@ -1,5 +1,5 @@
 // Sets of labels of one archive: kept on the server under a name, changed at once here, and saved in the order of the clicks.
-import { batch, html, plural, signal, useEffect, useRef, useState } from "./core.js";
+import { batch, html, plural, signal, useEffect, useLayoutEffect, useRef, useState } from "./core.js";
 import { announce, download, get, getAll, Refused, request, useAction } from "./api.js";
 import { colourOf, Dialog, Field, Problem, Script, Thumbnail } from "./ui.js";
 
@@ -21,10 +21,10 @@ export class LabelBook {
   }
 
   async load() {
-    this.sets.value = await getAll(`/v1/label-sets?archive=${encodeURIComponent(this.archive)}`, "label_sets");
-    const known = this.sets.value;
+    const known = await getAll(`/v1/label-sets?archive=${encodeURIComponent(this.archive)}`, "label_sets");
     const wanted = localStorage.getItem(`lejepa-med-set:${this.archive}`);
     if (known.length && !this.set.value) await this.open((known.find((one) => one.id === wanted) || known[0]).id);
+    this.sets.value = known; // last: only then the panel is drawn, with the set that is open
   }
 
   async open(id) {
@@ -180,7 +180,8 @@ export function LabelPanel({ book, targets, onDone = () => {}, children }) {
     book.assign(targets, label);
     onDone(label);
   };
-  useEffect(() => {
+  // a layout effect, so that the next key of a fast typist already finds the next image
+  useLayoutEffect(() => {
     const press = (event) => {
       if (event.target.matches("input, select, textarea") || document.querySelector("dialog[open]") || event.altKey) return;
       if ((event.ctrlKey || event.metaKey) && event.key === "z") {
