@@ -1,4 +1,4 @@
-"""The service's commands: serve, work, backup, restore, key. An entry point in pyproject.toml adds them to lejepa-med.
+"""The service's commands, serve to docs. An entry point in pyproject.toml adds them to lejepa-med.
 
 This module needs nothing of the extra 'serve', so that each command can say what to install.
 """
@@ -195,6 +195,22 @@ class KeyCommand(Section):
         CliApp.run_subcommand(self)
 
 
+class DocsCommand(Section):
+    """Build the documentation as a site with search and reference, and serve it on this machine. Needs no network."""
+
+    port: int = Field(default=8001, ge=0, le=65535, description="port on 127.0.0.1; 0 takes a free one")
+    out: Path | None = Field(
+        default=None, description="folder: write the site to its subfolder site/ for a web server, and do not serve it"
+    )
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        _require(SERVER)
+        from app.documentation import show
+
+        show(self.out, port=self.port)
+
+
 def _when(at: float | None) -> str:
     return "-" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
@@ -205,4 +221,5 @@ COMMANDS: dict[str, type[Section]] = {
     "backup": BackupCommand,
     "restore": RestoreCommand,
     "key": KeyCommand,
+    "docs": DocsCommand,
 }

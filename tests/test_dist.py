@@ -187,7 +187,13 @@ with subprocess.Popen(command) as service, Client(f"http://127.0.0.1:{port}") as
 
 @pytest.mark.parametrize(
     ("extra", "module"),
-    [("client", "lejepa_med.client"), ("lance", "lancedb"), ("postgres", "psycopg"), ("otel", "opentelemetry.sdk")],
+    [
+        ("client", "lejepa_med.client"),
+        ("lance", "lancedb"),
+        ("postgres", "psycopg"),
+        ("otel", "opentelemetry.sdk"),
+        ("onnx", "onnxruntime"),
+    ],
 )
 def test_the_other_extras_bring_their_library(extra: str, module: str, published: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "env", wheel_of(published), extra)

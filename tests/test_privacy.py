@@ -106,7 +106,18 @@ def printed(work: Path, archives: dict[str, Path], environment: dict[str, str]) 
         steps += [
             ["scan", *base, *scan],
             ["pretrain", *base, "--out", str(run), *catalog, *TINY, *verify],
-            ["embed", str(run), str(archive), "--out", str(table), "--catalog", labels, "--workers", "0"],
+            [
+                "embed",
+                str(run),
+                str(archive),
+                "--out",
+                str(table),
+                "--catalog",
+                labels,
+                "--workers",
+                "0",
+                "--thumbnails",
+            ],
             ["probe", str(table), labels, "--archive", str(archive), "--out", str(probe), "--folds", "2"],
             ["predict", str(probe), str(table), "--out", str(work / "predictions" / f"{modality}.csv")],
         ]

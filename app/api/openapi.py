@@ -107,6 +107,14 @@ PARAMETERS: dict[str, Any] = {
     "application_id": MADE_UP,
     "job_id": MADE_UP,
     "key_id": "5f0c7e1b9a3d4c2e",
+    "item_id": "5" * 32,
+    "column": "label",
+    "method": "pca",
+    "set_id": MADE_UP,
+    "points": 500,
+    "path": "wing",
+    "probe": MADE_UP,
+    "If-Match": "*",
     "state": "succeeded",
     "kind": "train-probe",
     "since": "2026-11-01T00:00:00Z",
@@ -119,6 +127,7 @@ PARAMETERS: dict[str, Any] = {
 
 BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("post", "/v1/embeddings"): {MULTIPART: {"encoder": "galaxies", "files": FILES[:2]}},
+    ("post", "/v1/inspect"): {MULTIPART: {"encoder": "galaxies", "archive": "galaxies-val", "files": FILES[:1]}},
     ("post", "/v1/probes"): {
         MULTIPART: {
             "encoder": "galaxies",
@@ -146,6 +155,13 @@ BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         MULTIPART: {"encoder": "galaxies", "name": "night 3", "files": FILES, "catalog": "labels.csv"},
     },
     ("post", "/v1/archives"): {JSON: {"name": "night-3", "encoder": "galaxies", "upload": MADE_UP}},
+    ("post", "/v1/label-sets"): {
+        JSON: {"name": "morphology, first round", "archive": "galaxies-val", "classes": ["spiral", "elliptical"]}
+    },
+    ("patch", "/v1/label-sets/{set_id}"): {
+        JSON: {"labels": [{"id": IDS[0], "label": "spiral"}, {"id": IDS[1], "label": "elliptical"}]}
+    },
+    ("post", "/v1/label-sets/{set_id}/csv"): {JSON: {"csv": f"id,label\n{IDS[2]},spiral\n", "replace": False}},
     ("post", "/v1/keys"): {JSON: {"name": "pacs-gateway", "scopes": ["embed"], "expires_days": 365}},
     ("post", "/v1/search"): {
         MULTIPART: {"archive": "galaxies-val", "k": 5, "files": FILES[:1]},

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,12 +27,13 @@ from app.jobs.apply_probe import ApplyProbe
 from app.jobs.base import JobKind
 from app.jobs.embed_archive import EmbedArchive
 from app.jobs.import_upload import ImportUpload
+from app.jobs.map_archive import MapArchive
 from app.jobs.train_probe import TrainProbe
 from app.jobs.worker import Cleanup, Processes, Worker
 from app.store import UNFINISHED, JobRow, Store, open_store
 from app.store.backup import RESTORING
 from app.uploads.embedding import Embedding
-from app.vectors import Indexes
+from app.vectors import Indexes, Maps
 from data_adapters.errors import UserError
 from data_adapters.identity import salt
 
@@ -100,6 +102,7 @@ class Service:
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
         self.waiting = CapacityLimiter(settings.queue_items)
+        self.looking = threading.Lock()  # held while a request computes the overlay of a picture
         self.limits = RateLimits(settings)
         self.store: Store
         self.keys: KeyRing
@@ -108,7 +111,9 @@ class Service:
         self.importing: ImportUpload
         self.applying: ApplyProbe
         self.kinds: dict[str, JobKind] = {}
+        self.mapping: MapArchive
         self.search: Indexes
+        self.maps: Maps
         self.waits: JobWaits
         self.worker: Worker
         self.processes: Processes
@@ -150,7 +155,9 @@ class Service:
         self.archiving = EmbedArchive(self.settings, self.store, self.library, self.embedding)
         self.importing = ImportUpload(self.settings, self.store, self.archiving, self.embedding.sandbox)
         self.applying = ApplyProbe(self.settings, self.store, self.library, self.training)
-        kinds: tuple[JobKind, ...] = (self.training, self.archiving, self.importing, self.applying)
+        self.maps = Maps(self.settings, self.search)
+        self.mapping = MapArchive(self.settings, self.store, self.search, self.maps)
+        kinds: tuple[JobKind, ...] = (self.training, self.archiving, self.importing, self.applying, self.mapping)
         self.kinds = {kind.kind: kind for kind in kinds}
         self.worker = Worker(
             self.store, self.kinds, threads=self.settings.job_workers, retries=self.settings.job_retries

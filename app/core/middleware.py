@@ -23,8 +23,8 @@ SECURITY_HEADERS = [  # of the OWASP list; Strict-Transport-Security belongs to 
     (b"cache-control", b"no-store"),
     (
         b"content-security-policy",
-        b"default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
-        b"img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        b"img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     ),
 ]
 
@@ -70,7 +70,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 identity = (b"x-request-id", reference.encode())
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS, identity]
+                own = {name for name, _ in message["headers"]}  # a route may be stricter, or let a picture be kept
+                added = [header for header in SECURITY_HEADERS if header[0] not in own]
+                message["headers"] = [*message["headers"], *added, identity]
             await send(message)
 
         with metrics.IN_FLIGHT.track_inprogress():

@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     archives_dir: Path | None = Field(
         default=None, description="folder below which clients may name archives to be embedded; only read"
     )
+    thumbnails: bool = Field(
+        default=True, description="keep small pictures of what the encoder saw beside the tables that the service makes"
+    )
     keep_uploads_days: float | None = Field(
         default=None, gt=0, description="days after which an upload is removed; by default never"
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sqlalchemy.exc import IntegrityError
@@ -28,7 +29,8 @@ from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table
-from lejepa_med.models.embed import ABOUT, Feature, TableWriter, about, cautions_of, read_info
+from lejepa_med.models.embed import ABOUT, Feature, TableWriter, about, cautions_of, in_parts, read_info
+from lejepa_med.models.thumbnails import thumbnails_of
 
 SHARD_ROWS = 2048
 LARGEST_CHUNK = 128  # rows of a step; a divisor of SHARD_ROWS
@@ -55,14 +57,16 @@ class Plan:
     catalog: str | None = None
     group_column: str | None = None
     label_column: str | None = None
+    thumbnails: bool = False
+    pool: Literal["mean", "none"] = "mean"
 
 
-def chunk_of(adapter: Adapter, *, views: int) -> int:
+def chunk_of(adapter: Adapter, *, views: int, pool: str = "mean") -> int:
     """Rows of one step, a power of two: a few seconds on a CPU, at 128 passes of 224 px or 4 volumes and more.
 
-    `views`: passes of each image or volume.
+    `views`: passes of each image or volume. `pool`: as in `Plan`; with "none" a row is one image.
     """
-    images = adapter.most_images if isinstance(adapter, BaseAdapter) else 1
+    images = adapter.most_images if isinstance(adapter, BaseAdapter) and pool == "mean" else 1
     wanted = LARGEST_CHUNK // (views * (32 if adapter.spec.dims == 3 else images))
     return 1 << max(2, wanted.bit_length() - 1)
 
@@ -84,6 +88,10 @@ class EmbedArchive(JobKind):
         plan = Plan(**self.read_plan(job_id))
         yield partial(self._scan, job_id, plan)
         manifest = read_manifest(self.folder(job_id) / MANIFEST, self._root(plan))
+        columns, cautions = plan.columns, self._cautions(job_id, plan, manifest)
+        if plan.pool == "none":
+            manifest, places = in_parts(self._adapter(plan), manifest)
+            columns = tuple(dict.fromkeys([*columns, *places]))
         table = TableWriter(
             self.result_folder(job_id),
             manifest,
@@ -91,8 +99,9 @@ class EmbedArchive(JobKind):
             encoder_name=plan.encoder,
             dim=plan.dim,
             shard_rows=SHARD_ROWS,
-            columns=plan.columns,
-            cautions=self._cautions(job_id, plan, manifest),
+            columns=columns,
+            cautions=cautions,
+            thumbnails=plan.thumbnails,
         )
         for start in range(0, len(manifest), plan.chunk):
             yield partial(self._embed, job_id, plan, manifest, table, start)
@@ -130,25 +139,35 @@ class EmbedArchive(JobKind):
         catalog: str | None = None,
         group_column: str | None = None,
         label_column: str | None = None,
+        pool: Literal["mean", "none"] = "mean",
     ) -> Plan:
         """The plan of a job, checked against what is there.
 
         Raises:
-            ProblemError: 404 or 422, no such encoder, folder, table or column.
+            ProblemError: 404 or 422, no such encoder, folder, table or column, or a modality without parts.
         """
         encoder_id, loaded, _ = self._library.encoder(encoder)
+        if pool == "none" and not getattr(loaded.adapter, "part_columns", ()):
+            raise ProblemError(
+                422,
+                "no-parts",
+                f"The modality '{loaded.adapter.name}' gives no rows for single tiles: an item has one vector.",
+                remedy="Leave out 'pool', or name an encoder of slides.",
+            )
         plan = Plan(
             name=name,
             encoder=encoder_id,
             fingerprint=loaded.fingerprint,
             dim=loaded.dim,
-            chunk=chunk_of(loaded.adapter, views=loaded.formation.views),
+            chunk=chunk_of(loaded.adapter, views=loaded.formation.views, pool=pool),
             upload=upload,
             folder=folder,
             columns=tuple(columns),
             catalog=catalog,
             group_column=group_column,
             label_column=label_column,
+            thumbnails=self._settings.thumbnails,
+            pool=pool,
         )
         if catalog or group_column or label_column:
             self._check_table(plan)
@@ -321,11 +340,13 @@ class EmbedArchive(JobKind):
         first = rows.start % SHARD_ROWS
         found = [RequestItem(0, record=manifest.record(row)) for row in rows]
         features: list[Feature] = []
-        for number, result in enumerate(self._embedding.run(encoder.adapter, batcher, found, patient=True)):
+        small = thumbnails_of(encoder.adapter) if plan.thumbnails else None
+        results = self._embedding.run(encoder.adapter, batcher, found, patient=True, thumbnail=small)
+        for number, result in enumerate(results):
             if result.problem is not None and result.problem.status >= 500:  # no fault of the item
                 raise as_error(result.problem)
             reason = "" if result.problem is None else result.problem.detail
-            features.append(Feature(first + number, result.vector, reason))
+            features.append(Feature(first + number, result.vector, reason, result.thumbnail))
             share = (rows.start + number + 1) / len(manifest)
             self.note_progress(job_id, SCAN_SHARE + (1 - SCAN_SHARE) * share, "embedding")
         write_chunk(self._chunk(job_id, rows.start), features, dim=plan.dim)
@@ -430,6 +451,7 @@ def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
     """Write features, `index` as it is."""
     found = list(features)
     good = [(feature.index, feature.vector) for feature in found if feature.vector is not None]
+    small = [feature.thumbnail for feature in found if feature.vector is not None]
     bad = [(feature.index, feature.error) for feature in found if feature.vector is None]
     with new_file(file) as draft, draft.open("wb") as stream:
         np.savez(
@@ -438,6 +460,8 @@ def write_chunk(file: Path, features: Iterable[Feature], *, dim: int) -> None:
             vectors=np.stack([vector for _, vector in good]) if good else np.empty((0, dim), np.float32),
             bad=np.array([row for row, _ in bad], np.int64),
             reasons=np.array([reason for _, reason in bad], np.str_),
+            thumbnails=np.frombuffer(b"".join(small), np.uint8),
+            sizes=np.array([len(one) for one in small], np.int64),
         )
 
 
@@ -447,7 +471,9 @@ def read_chunks(files: Iterable[Path]) -> Iterator[Feature]:
         with np.load(file, allow_pickle=False) as stored:
             rows, vectors = stored["rows"].tolist(), stored["vectors"]
             bad, reasons = stored["bad"].tolist(), stored["reasons"].tolist()
-        yield from (Feature(row, vector) for row, vector in zip(rows, vectors, strict=True))
+            joined, ends = stored["thumbnails"].tobytes(), np.cumsum(stored["sizes"]).tolist()
+        small = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        yield from (Feature(row, vector, "", one) for row, vector, one in zip(rows, vectors, small, strict=True))
         yield from (Feature(row, None, reason) for row, reason in zip(bad, reasons, strict=True))
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
-from app.core.errors import ProblemError, file_of, first_bad
+from app.core.errors import ProblemError, file_of, first_bad, not_found
 from app.core.settings import Settings
 from app.encoders.library import Library
+from app.store import Store
 from app.uploads.bodies import Form, parse_field
 from app.uploads.file_items import Area, cautions_of, read_names, request_items
 from app.uploads.sandbox import Sandbox
@@ -19,7 +20,7 @@ from data_adapters.errors import UserError
 from data_adapters.identity import group_id
 from data_adapters.tables import FIRST, meaning
 from lejepa_med.client.wire.common import GivenLabel, Label, Name
-from lejepa_med.client.wire.probes import LabelledId, ProbeRequest
+from lejepa_med.client.wire.probes import LabelledId, LabelsRequest, ProbeRequest
 from lejepa_med.probes.label_table import clean_labels
 
 Folds = Annotated[int, Ge(2), Le(20)]
@@ -48,6 +49,8 @@ class Plan:
         series: the probe that gets these labels; None makes a new one.
         table: what of the given labels was used, and what was missing; it becomes a part of the probe's metrics.
         cautions: what to know of the images before using the probe, without names; likewise.
+        label_set: id and version of the set that the labels came from; likewise. A next version then learns from the
+            set alone.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Plan:
     series: str | None = None
     table: dict[str, Any] | None = None
     cautions: list[str] = field(default_factory=list)
+    label_set: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,21 +165,71 @@ def kept(labels: Sequence[Any], *, items: int) -> tuple[list[int], list[Any], di
     return places, values, report
 
 
-def plan_of_archive(library: Library, wanted: ProbeRequest) -> tuple[Plan, np.ndarray]:
+@dataclass(frozen=True)
+class Given:
+    """The labels of a JSON request: of the request itself, or of a label set, which `label_set` then names."""
+
+    archive: str
+    labels: Sequence[LabelledId]
+    label_set: dict[str, Any] | None = None
+
+
+def given_labels(library: Library, store: Store, wanted: ProbeRequest | LabelsRequest) -> Given:
+    """The labels of a request.
+
+    Raises:
+        ProblemError: 404, no such set or archive; 422, neither or both kinds of labels are given, or none is left.
+    """
+    if wanted.label_set is None:
+        if wanted.archive is None or wanted.labels is None:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                "The request names no labels.",
+                remedy="Give 'archive' and 'labels', or 'label_set'.",
+            )
+        return Given(wanted.archive, wanted.labels)
+    if wanted.labels is not None:
+        raise ProblemError(
+            422, "invalid-request", "The request has 'labels' and 'label_set'.", remedy="Give one of the two."
+        )
+    found = store.labelled(wanted.label_set)
+    if found is None:
+        raise not_found("label set", remedy="GET /v1/label-sets lists the sets.")
+    row, labels = found
+    archive = wanted.archive or row.archive
+    known = set(library.table(archive).ids)
+    kept = [LabelledId(id=one.item, label=one.value) for one in labels if one.item in known]
+    if not kept:
+        raise ProblemError(
+            422,
+            "no-labels",
+            "The label set has no label of an item in this archive.",
+            remedy="Label some of its items, or name the archive whose items the set labels.",
+        )
+    return Given(archive, kept, {"id": row.id, "version": row.version, "left_out": len(labels) - len(kept)})
+
+
+def plan_of_archive(library: Library, given: Given, wanted: ProbeRequest) -> tuple[Plan, np.ndarray]:
     """The plan of a new probe and its vectors (n, dim).
 
     Raises:
         ProblemError: no such table or id.
         UserError: an id is labelled twice, or the table is of another encoder.
     """
-    picked = pick(library, wanted.archive, wanted.labels, allow_leak=wanted.allow_leak)
+    picked = pick(library, given.archive, given.labels, allow_leak=wanted.allow_leak)
     if wanted.encoder is not None and wanted.encoder != picked.encoder:
         raise UserError(
             "The archive was not embedded with this encoder.",
             remedy="Leave out 'encoder', or embed the archive again with it: lejepa-med embed",
         )
-    name = wanted.name or wanted.archive[:120]
-    plan = picked.plan(name=name, folds=wanted.folds, seed=wanted.seed, balanced=wanted.balanced)
+    plan = picked.plan(
+        name=wanted.name or given.archive[:120],
+        folds=wanted.folds,
+        seed=wanted.seed,
+        balanced=wanted.balanced,
+        label_set=given.label_set,
+    )
     return plan, picked.vectors
 
 

@@ -25,6 +25,7 @@ from app.uploads.file_items import Area, request_items
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import UserError
 from data_adapters.identity import pseudonym
+from lejepa_med.probes.confounders import acquisition_columns
 from lejepa_med.probes.examples import Labelled
 from lejepa_med.probes.probe import OtherFormatError, Probe, fit_probe
 
@@ -150,7 +151,8 @@ class TrainProbe(JobKind):
         before: list[str] = []  # cautions on the examples of the parent
         if plan.series is not None:
             newest = self._store.versions(plan.series)[0]
-            examples = self.probe(newest.id).examples.updated(examples)
+            if plan.label_set is None:
+                examples = self.probe(newest.id).examples.updated(examples)
             parent, version = newest.id, newest.version + 1
             before = newest.metrics.get("cautions", [])
         done = EMBED_SHARE if plan.files else 0.0
@@ -166,10 +168,12 @@ class TrainProbe(JobKind):
             progress=lambda share, stage: self.note_progress(job_id, done + (1 - done) * share, "fitting"),
             table_groups=examples.table_groups,
             relatives=examples.relatives,
+            columns=self._columns(examples.ids),
         )
         told: dict[str, Any] = {} if plan.table is None else {"table": plan.table}
         cautions = list(dict.fromkeys([*before, *plan.cautions]))
         told |= {"cautions": cautions} if cautions else {}
+        told |= {} if plan.label_set is None else {"label_set": plan.label_set}
         probe = dataclasses.replace(probe, metrics={**probe.metrics, **told})
         target = self.result_folder(job_id)
         target.parent.mkdir(exist_ok=True)
@@ -177,6 +181,23 @@ class TrainProbe(JobKind):
         # After the probe. A kill between the two leaves no lineage, or an older one whose place is taken: both mean
         # that the fit runs again.
         write_text(self.folder(job_id) / LINEAGE, json.dumps({"parent": parent, "version": version}))
+
+    def _columns(self, ids: Sequence[str]) -> dict[str, list[str | float | None]]:
+        """How the examples that lie in embedding tables were made, as far as these tables know it, by column name."""
+        places = [name.rpartition("/")[::2] for name in ids]
+        known: dict[str, dict[str, dict[str, str | float | None]]] = {}
+        for archive in {archive for archive, _ in places} - {"", "file"}:
+            try:
+                table = self._library.table(archive)
+            except ProblemError:
+                continue  # removed meanwhile; the probe keeps its vectors
+            columns = acquisition_columns(table.context)
+            known[archive] = {
+                name: {column: values[row] for column, values in columns.items()} for row, name in enumerate(table.ids)
+            }
+        facts = [known.get(archive, {}).get(name, {}) for archive, name in places]
+        names = sorted({column for row in facts for column in row})
+        return {column: [row.get(column) for row in facts] for column in names}
 
     def _given(self, job_id: str, plan: Plan) -> Labelled:
         """What the request labelled. A file's id is that of its content: sent again, it is the same item."""

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 
+import pyarrow.parquet as pq
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
@@ -13,10 +14,12 @@ from app.api.service import Service, new_id
 from app.core.errors import ProblemError, not_found, removed_meanwhile
 from app.routes import Limit, Offset, Running, page
 from app.routes.jobs import accepted
+from app.routes.maps import VALUES, column_answer, columns_answer, content_of
 from app.routes.probes import find_probe
 from app.store import PredictionRow
 from app.uploads.bodies import json_body
 from lejepa_med.client.wire.common import Job
+from lejepa_med.client.wire.images import TableColumns
 from lejepa_med.client.wire.probes import Application, ApplicationRequest, Applications
 
 router = APIRouter(prefix="/v1", tags=["applications"], responses=PROBLEM_RESPONSES)
@@ -81,6 +84,31 @@ def get_table(application_id: str, request: Request, service: Running) -> Respon
     row = _find(service, application_id)
     with removed_meanwhile(_gone()):
         return table(service.applying.table_file(row.id), request.headers.get("accept", ""))
+
+
+@router.get("/applications/{application_id}/columns", summary="The columns of the predictions")
+@access()
+def list_columns(application_id: str, service: Running) -> TableColumns:
+    """Label or value, probabilities, uncertainty, novelty and others; rows are those of the archive."""
+    row = _find(service, application_id)
+    with removed_meanwhile(_gone()):
+        found = pq.read_table(service.applying.table_file(row.id))
+    return columns_answer(row.archive, content_of(service, row.archive), found)
+
+
+@router.get(
+    "/applications/{application_id}/columns/{column:path}",
+    summary="One column of the predictions",
+    response_class=Response,
+    responses=VALUES,
+)
+@access()
+def get_column(application_id: str, column: str, request: Request, service: Running) -> Response:
+    """All values as one typed array, in the order of the archive's ids."""
+    row = _find(service, application_id)
+    with removed_meanwhile(_gone()):
+        found = pq.read_table(service.applying.table_file(row.id))
+    return column_answer(request, column, found, tag=row.id, content=content_of(service, row.archive))
 
 
 def _find(service: Service, application_id: str) -> PredictionRow:

@@ -33,6 +33,7 @@ from lejepa_med.client.wire.images import (
     Leak,
     Reason,
 )
+from lejepa_med.search.base import info_key
 
 router = APIRouter(prefix="/v1/archives", tags=["archives"])
 TAKEN: dict[int | str, dict[str, Any]] = {409: {**PROBLEM_RESPONSES[404], "description": "The name is taken"}}
@@ -175,6 +176,8 @@ def _facts(service: Service, name: str, info: dict[str, Any], own: ArchiveRow | 
         "created": None if own is None else datetime.fromtimestamp(own.created, UTC),
         "upload": None if own is None else own.upload_id,
         "cautions": info.get("cautions", []),
+        "content": info_key(info) if "content" in info else None,
+        "thumbnails": info.get("thumbnails", False),
     }
 
 

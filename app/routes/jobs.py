@@ -68,7 +68,7 @@ def cancel_job(job_id: str, service: Running) -> Job:
 
     A dead job ends as cancelled, too, and what was sent for it is removed.
     """
-    row = _find(service, job_id)
+    row = find_job(service, job_id)
     check_owner(row.key_id)
     if not service.cancel_job(job_id):
         raise ProblemError(
@@ -88,16 +88,17 @@ def retry_job(job_id: str, service: Running) -> Job:
             "Only a job in the state 'dead' can be queued again.",
             remedy="GET /v1/jobs/{id} tells its state; send what failed or was cancelled anew.",
         )
-    return to_job(_find(service, job_id))
+    return to_job(find_job(service, job_id))
 
 
 def _detail(service: Service, job_id: str) -> JobDetail:
-    row = _find(service, job_id)
+    row = find_job(service, job_id)
     events = [JobEvent(at=_time(event.at), message=event.message) for event in service.store.events(job_id)]
     return JobDetail(**to_job(row).model_dump(), events=events)
 
 
-def _find(service: Service, job_id: str) -> JobRow:
+def find_job(service: Service, job_id: str) -> JobRow:
+    """A job's row, or 404."""
     row = service.store.job(job_id)
     if row is None:
         raise not_found("job", remedy="GET /v1/jobs lists the jobs.")

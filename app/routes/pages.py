@@ -1,4 +1,4 @@
-"""The pages for people: an overview at /, the routes at /docs. Nothing is loaded from elsewhere."""
+"""The pages for people: the lab page at /, the routes at /docs. Nothing is loaded from elsewhere."""
 
 import json
 import re
@@ -12,23 +12,29 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from app.api.security import access
+from app.core.errors import not_found
 
 router = APIRouter(include_in_schema=False)
 WEB = Path(__file__).parent.parent / "web"
+KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+ASSETS = {str(path.relative_to(WEB).as_posix()): path for path in WEB.rglob("*") if path.suffix in KINDS}
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 @access(is_open=True)
 def index() -> FileResponse:
-    """The overview; index.js fills it from the API."""
+    """The lab page; its modules fill it from the API."""
     return FileResponse(WEB / "index.html", media_type="text/html")
 
 
-@router.get("/web/index.js")
+@router.get("/web/{name:path}")
 @access(is_open=True)
-def script() -> FileResponse:
-    """Script of the overview."""
-    return FileResponse(WEB / "index.js", media_type="text/javascript")
+def asset(name: str) -> FileResponse:
+    """A module, style sheet or picture of the pages. The name is looked up, so no other file can be reached."""
+    path = ASSETS.get(name)
+    if path is None:
+        raise not_found("file", remedy="Open the lab page at / instead.")
+    return FileResponse(path, media_type=KINDS[path.suffix])
 
 
 @router.api_route("/openapi.json", methods=["GET", "HEAD"])
@@ -46,13 +52,16 @@ def docs(request: Request) -> HTMLResponse:
     environment = Environment(autoescape=True)
     environment.filters["code"] = _code
     template = environment.from_string((WEB / "docs.html.j2").read_text(encoding="utf-8"))
-    base = str(request.base_url).rstrip("/")
-    routes = [
+    return HTMLResponse(template.render(schema=schema, routes=described(schema, str(request.base_url).rstrip("/"))))
+
+
+def described(schema: dict[str, Any], base: str) -> list[dict[str, Any]]:
+    """Each route of an OpenAPI document with its fields, its answers and a curl command below the address `base`."""
+    return [
         _route(schema, path, method, operation, base)
         for path, methods in schema["paths"].items()
         for method, operation in methods.items()
     ]
-    return HTMLResponse(template.render(schema=schema, routes=routes))
 
 
 def _route(schema: dict[str, Any], path: str, method: str, operation: dict[str, Any], base: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Labels for new files or embedded items (/v1/probes/{id}/predictions), and what to label next (.../uncertain)."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ from app.uploads.bodies import Form, check_fields, is_json, json_body, receive
 from app.uploads.file_items import Area
 from data_adapters.identity import group_id
 from lejepa_med.client.wire.probes import PredictedItem, PredictionRequest, Predictions, Uncertain, UncertainItem
-from lejepa_med.probes.probe import Prediction, most_uncertain
+from lejepa_med.models.embed import EmbeddingTable
+from lejepa_med.probes.probe import Candidate, Prediction, Probe, most_uncertain
 
 router = APIRouter(prefix="/v1/probes/{probe_id}", tags=["probes"])
 ANSWERS = [field.name for field in dataclasses.fields(Prediction)]
@@ -143,13 +145,21 @@ def _most_uncertain(service: Service, probe_id: str, archive: str, limit: int) -
     check_same_encoder(row, table.encoder)
     probe = service.training.probe(row.id)
     chosen = most_uncertain(probe, table.vectors, table.ids, limit=limit, groups=table.groups)
+    items = uncertain_items(service, probe, archive, table, chosen)
+    return Uncertain(probe=row.id, archive=archive, cautions=table.info.get("cautions", []), items=items)
+
+
+def uncertain_items(
+    service: Service, probe: Probe, archive: str, table: EmbeddingTable, chosen: Sequence[Candidate]
+) -> list[UncertainItem]:
+    """What a probe says of rows of a table that are to be labelled next."""
     rows = [candidate.row for candidate in chosen]
     ids, groups = [table.ids[row] for row in rows], [table.groups[row] for row in rows]
     found = probe.predict(table.vectors[rows], ids=ids, groups=groups) if chosen else []
     base = service.search.base(archive)
     places = {name: row for name, row in zip(ids, base.rows_of(ids), strict=True) if row is not None}
     columns = dict(zip(places, columns_of(base, list(places.values())), strict=True))
-    items = [
+    return [
         UncertainItem(
             index=index,
             id=ids[index],
@@ -160,4 +170,3 @@ def _most_uncertain(service: Service, probe_id: str, archive: str, limit: int) -
         )
         for index, (candidate, given) in enumerate(zip(chosen, found, strict=True))
     ]
-    return Uncertain(probe=row.id, archive=archive, cautions=table.info.get("cautions", []), items=items)

@@ -1,6 +1,7 @@
 """Metadata of the service in SQLite or PostgreSQL. `Store` is the one door; its methods block, so call them on threads.
 
-`database` connects, `schema` migrates, `tables` declares what there is; `jobs`, `results` and `keys` read and write it.
+`database` connects, `schema` migrates, `tables` declares what there is; `jobs`, `results`, `label_sets` and
+`keys` read and write it.
 """
 
 import os
@@ -13,6 +14,7 @@ from app.store import schema
 from app.store.database import database_url, patience, persistent, unavailable
 from app.store.jobs import TRANSITIONS, JobStore, new_job
 from app.store.keys import KeyStore
+from app.store.label_sets import LabelSetStore
 from app.store.results import ResultStore
 from app.store.tables import (
     UNFINISHED,
@@ -22,6 +24,8 @@ from app.store.tables import (
     EventRow,
     JobRow,
     KeyRow,
+    LabelRow,
+    LabelSetRow,
     PredictionRow,
     ProbeRow,
     UploadRow,
@@ -40,6 +44,8 @@ __all__ = [
     "EventRow",
     "JobRow",
     "KeyRow",
+    "LabelRow",
+    "LabelSetRow",
     "PredictionRow",
     "ProbeRow",
     "Store",
@@ -54,7 +60,7 @@ __all__ = [
 ]
 
 
-class Store(JobStore, ResultStore, KeyStore):
+class Store(JobStore, ResultStore, LabelSetStore, KeyStore):
     """All metadata. Opening it brings the schema up to date."""
 
     def __init__(self, url: str) -> None:

@@ -158,6 +158,35 @@ class PredictionRow(Base):
     key_id: Mapped[str | None] = mapped_column(String(32))
 
 
+class LabelSetRow(Base):
+    """Labels that people give to the items of an archive, saved under a name."""
+
+    __tablename__ = "label_sets"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    archive: Mapped[str] = mapped_column(String(300), index=True)
+    kind: Mapped[str] = mapped_column(String(20))  # of the probes that learn from it
+    classes: Mapped[list[str]] = mapped_column(JSON)  # in the order in which people see them
+    version: Mapped[int]  # counts the changes
+    change: Mapped[str] = mapped_column(String(32))  # id of the request that made this version
+    created: Mapped[float] = mapped_column(index=True)
+    updated: Mapped[float]
+    key_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class LabelRow(Base):
+    """The label of one item in a set. A removed one stays with the value null, so that a change can be told of it."""
+
+    __tablename__ = "labels"
+
+    set_id: Mapped[str] = mapped_column(ForeignKey("label_sets.id", ondelete="CASCADE"), primary_key=True)
+    item: Mapped[str] = mapped_column(String(200), primary_key=True)
+    value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))  # a text, a list of texts, or a number
+    version: Mapped[int]  # of the set that brought it
+    at: Mapped[float]
+
+
 class KeyRow(Base):
     """An API key. Only a hash of its secret is kept: it has 256 random bits, so one SHA-256 cannot be guessed."""
 

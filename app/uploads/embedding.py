@@ -18,16 +18,17 @@ from app.uploads.sandbox import Sandbox
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError, UserError
 from lejepa_med.client.wire.common import FileKey, Problem
+from lejepa_med.models.thumbnails import Thumbnail
 
 WINDOW = 32  # items of one request between decoding and its vector: bounds memory, and fills batches
-Decoded = tuple[int, "Future[Vector]"]
+Decoded = tuple[int, "Future[Vector]", bytes]  # slices or tiles, their vector, the item's thumbnail
 
 
 @dataclass(frozen=True)
 class Result:
     """One item's vector (dim,) float32, or the problem that stands for it.
 
-    `group` is as in `RequestItem`; `name` and `key` are the client's.
+    `group` is as in `RequestItem`; `name` and `key` are the client's; `thumbnail` is WebP, or empty.
     """
 
     file_index: int
@@ -37,6 +38,7 @@ class Result:
     group: str = ""
     name: str | None = None
     key: FileKey | None = None
+    thumbnail: bytes = b""
 
 
 class Embedding:
@@ -52,7 +54,13 @@ class Embedding:
         self.sandbox.close()
 
     def run(
-        self, adapter: Adapter, batcher: Batcher, found: Sequence[RequestItem], *, patient: bool = False
+        self,
+        adapter: Adapter,
+        batcher: Batcher,
+        found: Sequence[RequestItem],
+        *,
+        patient: bool = False,
+        thumbnail: Thumbnail | None = None,
     ) -> Iterator[Result]:
         """Results in the order of `found`. Blocks: call it on a thread.
 
@@ -61,6 +69,7 @@ class Embedding:
             batcher: of the encoder.
             found: the items.
             patient: wait while the encoder's queue is full (jobs) instead of failing (requests).
+            thumbnail: makes the results' thumbnails; None: they have none.
 
         Raises:
             ProblemError: 503, the queue is full.
@@ -68,7 +77,7 @@ class Embedding:
         waiting: deque[tuple[RequestItem, Future[Decoded] | Decoded | None]] = deque()
         try:
             for source in found:
-                waiting.append((source, self._start(adapter, batcher, source, patient)))
+                waiting.append((source, self._start(adapter, batcher, source, patient, thumbnail)))
                 if len(waiting) >= WINDOW:
                     yield _collect(*waiting.popleft())
             while waiting:
@@ -79,17 +88,23 @@ class Embedding:
                     future.cancel()
 
     def _start(
-        self, adapter: Adapter, batcher: Batcher, source: RequestItem, patient: bool
+        self, adapter: Adapter, batcher: Batcher, source: RequestItem, patient: bool, thumbnail: Thumbnail | None
     ) -> "Future[Decoded] | Decoded | None":
         if source.pixels is not None:
-            return len(source.pixels), _submit(batcher.submit, source.pixels, patient)
+            return _submitted(batcher, source.pixels, patient, thumbnail)
         if source.record is None:
             return None
-        return self._pool.submit(self._decode, adapter, batcher, source.record, patient)
+        return self._pool.submit(self._decode, adapter, batcher, source.record, patient, thumbnail)
 
-    def _decode(self, adapter: Adapter, batcher: Batcher, record: Record, patient: bool) -> Decoded:
-        tensor = self.sandbox.prepare(adapter, record)
-        return len(tensor), _submit(batcher.submit, tensor, patient)
+    def _decode(
+        self, adapter: Adapter, batcher: Batcher, record: Record, patient: bool, thumbnail: Thumbnail | None
+    ) -> Decoded:
+        return _submitted(batcher, self.sandbox.prepare(adapter, record), patient, thumbnail)
+
+
+def _submitted(batcher: Batcher, pixels: Tensor, patient: bool, thumbnail: Thumbnail | None) -> Decoded:
+    vector = _submit(batcher.submit, pixels, patient)
+    return len(pixels), vector, b"" if thumbnail is None else thumbnail(pixels)
 
 
 def _submit(submit: "Callable[[Tensor], Future[Vector]]", tensor: Tensor, patient: bool) -> "Future[Vector]":
@@ -107,8 +122,8 @@ def _collect(source: RequestItem, future: "Future[Decoded] | Decoded | None") ->
     if future is None:
         return found
     try:
-        count, vector = future.result() if isinstance(future, Future) else future
-        result = replace(found, items=count, vector=_finite(vector.result()), group=source.group)
+        count, vector, small = future.result() if isinstance(future, Future) else future
+        result = replace(found, items=count, vector=_finite(vector.result()), group=source.group, thumbnail=small)
         metrics.EMBEDDED.inc()
         return result
     except UserError as error:

@@ -7,6 +7,7 @@
 
 from app.vectors.backend import Backend, Query, Report
 from app.vectors.indexes import Found, Indexes, IndexState
+from app.vectors.maps import Maps
 from lejepa_med.search.base import NONE, Base, normalised
 from lejepa_med.search.filters import Condition
 
@@ -18,6 +19,7 @@ __all__ = [
     "Found",
     "IndexState",
     "Indexes",
+    "Maps",
     "Query",
     "Report",
     "normalised",

@@ -164,6 +164,7 @@ class Indexes:
             UserError: the index that the settings demand cannot be had here.
         """
         folder = settings.data / "search"
+        self._maps = settings.data / "maps"  # folders named by the keys of tables, too; app/vectors/maps.py
         self._bases = Bases(library, folder / EXACT)
         self._exact_rows = 0 if settings.search_index in ("pgvector", "lancedb") else exact_rows
         self._backend, self._lack = _choose(settings.search_index, folder / "lancedb", engine)
@@ -192,6 +193,10 @@ class Indexes:
             if self._note(base.rows):
                 log.warning("a table of %d vectors is searched without an index: %s", base.rows, self._note(base.rows))
         return base
+
+    def key(self, name: str) -> str:
+        """The key of a table's content; ProblemError as `base`."""
+        return self._bases.key(name)
 
     def tidy(self) -> None:
         """Remove, soon, what was made of tables that are no more; a removed table calls for it."""
@@ -290,6 +295,9 @@ class Indexes:
         keep = self._bases.sweep()
         if self._backend is not None:
             self._backend.drop(keep)
+        for entry in self._maps.iterdir() if self._maps.is_dir() else ():
+            if entry.name not in keep:
+                shutil.rmtree(entry, ignore_errors=True)
         with self._lock:
             self._states = {key: state for key, state in self._states.items() if key in keep}
 

@@ -1,4 +1,4 @@
-"""The whole path on a CPU: archive, pretraining, embeddings, a running service, and probes trained over HTTP.
+"""The whole path on a CPU: archive, pretraining, embeddings, comparison, a running service, a probe over HTTP.
 
 `make demo` runs this; every finished step is kept, so a second call goes on where the first one stopped.
 """
@@ -20,8 +20,7 @@ from data_adapters.manifest import Manifest
 from examples.demo import archives, service
 from examples.demo.archives import Archive
 from examples.demo.common import LABELS, read_labels
-from examples.demo.compare import compare, items_of, show_next
-from examples.demo.probing import explained
+from examples.demo.probing import explained, items_of, show_next, train_probe
 from lejepa_med.config import load_config
 from lejepa_med.models.embed import DONE, about
 
@@ -29,6 +28,7 @@ MARK = ".lejepa-demo"
 EXIT_STOPPED = 3  # lejepa-med pretrain: saved and can be resumed
 # Labelled tiles are 128 px at .5 um, embedded at 64 px, so the slides are read at the same 1 um per pixel.
 OPTIONS = {"histology": {"mpp": 1.0}}
+COMPARED = ["--shots", "5,10,50", "--draws", "5"]  # enough for a first answer; the defaults take a minute more
 
 
 class Stopped(Exception):
@@ -82,9 +82,15 @@ class Place:
         """The pretraining run, which is also the encoder's name in the service."""
         return self.runs / _name(self.modality)
 
-    def table(self, *, random: bool) -> Path:
-        """The embedding table of the trained or of the random encoder."""
-        return self.runs / f"{_name(self.modality)}-{'random' if random else 'embedded'}"
+    @property
+    def table(self) -> Path:
+        """The embedding table."""
+        return self.runs / f"{_name(self.modality)}-embedded"
+
+    @property
+    def comparison(self) -> Path:
+        """What `lejepa-med compare` writes."""
+        return self.home / "compared"
 
     @property
     def manifest(self) -> Path:
@@ -164,27 +170,29 @@ class Demo:
             return False
 
     def embed(self, archive: Archive) -> None:
-        """Embed with the trained encoder and, where labels can tell them apart, with random weights."""
+        """`lejepa-med embed`, and anew where the encoder has changed."""
         labelled = archive.labels.is_file()
-        self.say("Embed the archive" + (", with the trained encoder and with random weights" if labelled else ""))
+        self.say("Embed the archive")
         weights = self.place.run / "encoder" / "model.safetensors"
         stamp, digest = self.place.home / "embedded-with", hashlib.sha256(weights.read_bytes()).hexdigest()
         if not stamp.is_file() or stamp.read_text(encoding="utf-8") != digest:
-            for random in (False, True):
-                shutil.rmtree(self.place.table(random=random), ignore_errors=True)
-            shutil.rmtree(self.place.manifest.parent, ignore_errors=True)
+            for folder in (self.place.table, self.place.manifest.parent, self.place.comparison):
+                shutil.rmtree(folder, ignore_errors=True)
             stamp.write_text(digest, encoding="utf-8")
         if not self.place.manifest.is_file():
             command = ["scan", str(archive.probe_images), "--modality", self.place.modality, "--no-verify"]
             command += ["--out", str(self.place.manifest.parent)]
             self.call(command + (["--catalog", str(archive.labels)] if labelled else []))
-        for random in (False, True) if labelled else (False,):
-            table = self.place.table(random=random)
-            if about(table, DONE).is_file():
-                self.note(f"kept from an earlier demo: {table}")
-                continue
-            command = ["embed", str(self.place.run), str(self.place.manifest), "--out", str(table)]
-            self.call(command + (["--random"] if random else []))
+        if about(self.place.table, DONE).is_file():
+            self.note(f"kept from an earlier demo: {self.place.table}")
+        else:
+            self.call(["embed", str(self.place.run), str(self.place.manifest), "--out", str(self.place.table)])
+
+    def compare(self, archive: Archive) -> None:
+        """`lejepa-med compare`: the encoder beside random weights and raw pixels."""
+        self.say("Compare it with random weights and with raw pixels, on 5, 10, 50 and all labels per class")
+        command = ["compare", str(self.place.run), "--archive", str(archive.probe_images)]
+        self.call([*command, "--catalog", str(archive.labels), *COMPARED, "--out", str(self.place.comparison)])
 
     def serve(self) -> service.Running:
         """Start the service anew; it stays when the demo ends."""
@@ -235,17 +243,19 @@ def run(demo: Demo, given: Path | None) -> None:
     archive = demo.archive(given)
     demo.pretrain(archive)
     demo.embed(archive)
-    running = demo.serve()
     manifest = Manifest.read(place.manifest)
-    pretrained, random = (place.table(random=one).name for one in (False, True))
+    labelled = len(set(manifest.column("label")) - {"", None}) >= 2
+    if labelled:
+        demo.compare(archive)
+    running = demo.serve()
     probe = ""
     with service.connect(running) as client, explained():
-        items = items_of(manifest, embedded={item.id for item in client.archive_items(pretrained, page=10_000)})
-        if items:
-            demo.say("Train probes on a few labels over HTTP, and predict the validation images")
-            tables = {"pretrained": pretrained, "random initialisation": random}
-            probe = compare(client, items, tables, console=demo.console)
-    show_next(demo.console, running, home=place.home, manifest=manifest, table=place.table(random=False), probe=probe)
+        embedded = {item.id for item in client.archive_items(place.table.name, page=10_000)} if labelled else set()
+        if items := items_of(manifest, embedded=embedded):
+            demo.say("Train a probe on a few labels over HTTP")
+            probe, quality = train_probe(client, items, place.table.name, console=demo.console)
+            demo.note(quality)
+    show_next(demo.console, running, home=place.home, manifest=manifest, table=place.table, probe=probe)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,8 @@ from lejepa_med.cli.archive import (
     SplitCommand,
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
+from lejepa_med.cli.export import ExportCommand, LatencyCommand
+from lejepa_med.cli.quality import CheckCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
@@ -87,10 +89,13 @@ Cli = command_line(
         "probe": ProbeCommand,
         "predict": PredictCommand,
         "search": SearchCommand,
+        "check": CheckCommand,
+        "export": ExportCommand,
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,
         "compare": CompareCommand,
+        "latency": LatencyCommand,
         "stability": StabilityCommand,
         **registered(),
         "options": OptionsCommand,

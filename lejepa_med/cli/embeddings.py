@@ -33,8 +33,18 @@ class EmbedCommand(Columns):
         description="fixed views that are averaged, in place of the encoder's own; 1: one pass an image. The table is "
         "then that of another encoder",
     )
+    per_tile: bool = Field(
+        default=False,
+        description="a row for each tissue tile of a slide, with the columns whole (the slide's id), x, y and side in "
+        "level-0 pixels, level0_mpp and tile_mpp, in place of one row a slide",
+    )
     columns: list[str] = Field(
         default=[], description="facts to search by, kept as they are: split, samples, or the catalogue's mpp, ra, ..."
+    )
+    thumbnails: bool = Field(
+        default=False,
+        description="keep a picture of 96 px of what the encoder saw of each image beside the table, for the lab page; "
+        "docs/privacy.md says what it reveals",
     )
 
     def cli_cmd(self) -> None:
@@ -44,7 +54,7 @@ class EmbedCommand(Columns):
         from data_adapters.manifest import Manifest
         from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
         from lejepa_med.cpu import loader_workers
-        from lejepa_med.models.embed import embed_archive
+        from lejepa_med.models.embed import embed_archive, in_parts
         from lejepa_med.models.folder import load_encoder, randomised
 
         console = make_console()
@@ -73,6 +83,12 @@ class EmbedCommand(Columns):
         else:
             found = scan(encoder.adapter, self.archive, **table, verify=self.verify, of_encoder=True, console=console)
             manifest = found.manifest
+        columns = list(self.columns)
+        if self.per_tile:
+            items = len(manifest)
+            manifest, found_columns = in_parts(encoder.adapter, manifest)
+            columns += [name for name in found_columns if name not in columns]
+            console.print(f"tiles: {len(manifest):,} of {items:,} items", highlight=False)
         if self.archive.suffix == ".parquet" and manifest.by_folder:  # of a folder, the scan has said it
             console.print(f"groups: {manifest.by_folder}", highlight=False, soft_wrap=True)
         with progress_bar(console, "embed") as bar:
@@ -84,7 +100,8 @@ class EmbedCommand(Columns):
                 batch_size=self.batch_size,
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
-                columns=self.columns,
+                columns=columns,
+                thumbnails=self.thumbnails,
                 caution=lambda text: console.print(
                     f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True
                 ),
@@ -118,7 +135,8 @@ class ProbeCommand(Columns):
         """Run the command."""
         from lejepa_med.archive import progress_bar
         from lejepa_med.models.embed import EmbeddingTable
-        from lejepa_med.probes.label_table import join, read_labels
+        from lejepa_med.probes.confounders import acquisition_columns
+        from lejepa_med.probes.label_table import further_columns, join, read_labels
         from lejepa_med.probes.output import print_probe
         from lejepa_med.probes.probe import fit_probe
 
@@ -149,6 +167,12 @@ class ProbeCommand(Columns):
                 progress=lambda fraction, _stage: bar.update(task, completed=round(100 * fraction)),
                 table_groups=[table.groups[row] for row in given.rows],
                 relatives=given.relatives,
+                columns=acquisition_columns(
+                    {
+                        **{name: [values[row] for row in given.rows] for name, values in table.context.items()},
+                        **further_columns(labels, given.numbers),
+                    }
+                ),
             )
         told = {} if given.leak is None else {"leak": given.leak.report()}
         told |= {"cautions": cautions} if (cautions := table.info.get("cautions")) else {}

@@ -45,6 +45,7 @@ from lejepa_med.client.wire.images import (
     UploadItem,
 )
 from lejepa_med.client.wire.images import ArchiveId as ArchiveItem
+from lejepa_med.client.wire.labels import LabelSet, LabelSetDetail, NextItems
 from lejepa_med.client.wire.probes import Application, Hit, Probe, ProbeDetail, ProbeVersion, UncertainItem
 from lejepa_med.client.wire.probes import Neighbourhood as Neighbours
 from lejepa_med.client.wire.probes import PredictedItem as Prediction
@@ -69,7 +70,10 @@ __all__ = [
     "Job",
     "JobDetail",
     "JobFailedError",
+    "LabelSet",
+    "LabelSetDetail",
     "Neighbours",
+    "NextItems",
     "NotFoundError",
     "Prediction",
     "Probe",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlencode
 
 import httpx
@@ -15,6 +15,7 @@ import httpx
 from lejepa_med.client.errors import BusyError, JobFailedError, UnreachableError
 from lejepa_med.client.files import File, Keys, sent_keys, sent_name, skipped_names, warned, with_names
 from lejepa_med.client.http import Http, embed_stream, form_fields, given_fields, part
+from lejepa_med.client.lab import LabClient
 from lejepa_med.client.wire.common import FileKey, Job, JobDetail
 from lejepa_med.client.wire.images import (
     Archive,
@@ -38,7 +39,7 @@ from lejepa_med.client.wire.probes import (
 )
 
 
-class Client:
+class Client(LabClient):
     """One service at `url`, such as http://127.0.0.1:8000. Safe to use from several threads.
 
     Every method raises `ServiceError` (its subclasses tell what kind) where the service refuses, and `UnreachableError`
@@ -219,16 +220,17 @@ class Client:
         catalog: str | None = None,
         group_column: str | None = None,
         label_column: str | None = None,
+        pool: Literal["mean", "none"] | None = None,
     ) -> Job:
         """Embed an upload, or a folder that the operator has opened, as the archive `name`.
 
         `catalog` is a table in the folder; without, a participants.tsv there is the catalogue. `group_column` and
-        `label_column` name its columns.
+        `label_column` name its columns. With `pool` "none", each tissue tile of a slide has a row with its place.
 
         Raises:
             ConflictError: the name is taken.
         """
-        table = {"catalog": catalog, "group_column": group_column, "label_column": label_column}
+        table = {"catalog": catalog, "group_column": group_column, "label_column": label_column, "pool": pool}
         body = given_fields(name=name, upload=upload, folder=folder, encoder=encoder, columns=list(columns), **table)
         return Job.read(self._http.json("POST", "/v1/archives", body=body, repeatable=False))
 

@@ -35,7 +35,7 @@ class NotFoundError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """409: not in this state."""
+    """409, 412: not in this state, or changed meanwhile; `problem.more` then has both versions."""
 
 
 class TooLargeError(ServiceError):
@@ -70,10 +70,12 @@ BY_STATUS: dict[int, type[ServiceError]] = {
     406: InvalidError,
     408: InvalidError,
     409: ConflictError,
+    412: ConflictError,
     413: TooLargeError,
     415: InvalidError,
     421: InvalidError,
     422: InvalidError,
+    428: InvalidError,
     429: BusyError,
     503: BusyError,
 }

@@ -70,6 +70,11 @@ class Http:
             yield from found[name]
             link = found.get("next")
 
+    def content(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
+        """The body of an answer to GET, whatever its type."""
+        with self.open("GET", path, whole=True, accept="*/*", params=params) as answer:
+            return answer.content
+
     def nothing(self, method: str, path: str) -> None:
         """A request whose answer has no body, and which is not sent again once it may have arrived."""
         with self.open(method, path, whole=True, repeatable=False):
@@ -105,6 +110,7 @@ class Http:
         whole: bool = False,
         repeatable: bool = True,
         accept: str = "application/json",
+        headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         body: Any = None,
         files: Sequence[File] = (),
@@ -120,6 +126,7 @@ class Http:
             whole: read the body too, so that an answer that breaks off is asked for again.
             repeatable: whether a request that may have arrived can be sent again.
             accept: media types of the answer.
+            headers: further ones.
             params: of the address.
             body: to be sent as JSON.
             files: to be sent as multipart, with `fields`.
@@ -140,10 +147,10 @@ class Http:
                 if catalog is not None:
                     parts.append(("catalog", ("catalog.csv", io.BytesIO(catalog), "text/csv")))
                 content = {"files": parts, "data": dict(fields or {})}
-            headers = {**self._headers, "Accept": accept}
+            told = {**self._headers, "Accept": accept, **(headers or {})}
             # httpx drops the query of the path where params are given, also empty ones
             request = self._http.build_request(
-                method, self._url + path, headers=headers, params=dict(params) if params else None, **content
+                method, self._url + path, headers=told, params=dict(params) if params else None, **content
             )
             return self._http.send(request, stream=not whole)
 

@@ -13,7 +13,7 @@ from data_adapters.atomic import new_file, write_text
 from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import setting_text
-from lejepa_med.inspection.display import Pixels
+from lejepa_med.display import Pixels
 from lejepa_med.inspection.record import Look, look_at
 from lejepa_med.page import render_page
 from lejepa_med.plot import data_uri

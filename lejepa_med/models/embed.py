@@ -5,6 +5,9 @@ OUT/part-00000.parquet ...      id, group, label, further columns where asked fo
 OUT/_about/failed-00000.csv ... rows of each shard that could not be read (id, reason)
 OUT/_about/related.json         ids that a split must not part (equal images in several groups, groups in several splits
                                 of the catalogue), with numbers of equal content; absent when there are none
+OUT/_about/context.parquet      id, and how each image was made (scanner, field strength, site ...), by which probes are
+                                checked for confounders; absent where the archive tells nothing. May be deleted
+OUT/_about/thumbnails.arrow     small pictures of what the encoder saw, only where they were asked for (thumbnails.py)
 OUT/_about/plan.json            whose table this is, so that two are never mixed
 OUT/_about/embedding.json       encoder fingerprint, digests of archive and shards, counts; written last
 
@@ -26,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_adapters.acquisition import acquisition_facts, public_facts
 from data_adapters.atomic import new_file, sync, write_text
 from data_adapters.base import Adapter, BaseAdapter, Record, rejected
 from data_adapters.leaks import Leak, Placed, find_leak
@@ -34,11 +38,13 @@ from lejepa_med.cpu import Threads
 from lejepa_med.data.loader import Ahead, Parcel
 from lejepa_med.errors import BadFileError, UserError, is_shortage
 from lejepa_med.models.folder import LoadedEncoder
+from lejepa_med.models.thumbnails import Thumbnail, join_parts, thumbnails_of, write_part
 
 ABOUT = "_about"  # readers of Parquet folders pass over a name that begins so
 DONE = "embedding.json"
 PLAN = "plan.json"
 RELATED = "related.json"
+CONTEXT = "context.parquet"
 OWN = ("id", "group", "label", "vector")  # columns of every table
 # Of a record: where it lies, what it is called, or another spelling of that.
 NEVER_COLUMNS = frozenset(
@@ -49,11 +55,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Feature:
-    """The embedding of `records[index]`, (dim,) float32, or why there is none."""
+    """The embedding of `records[index]`, (dim,) float32, or why there is none; `thumbnail` as WebP, or empty."""
 
     index: int
     vector: np.ndarray | None
     error: str = ""
+    thumbnail: bytes = b""
 
 
 def _prepare(adapter: Adapter, records: Sequence[Record], index: int) -> Parcel:
@@ -74,6 +81,7 @@ def embed_records(
     batch_size: int = 64,
     workers: int = 0,
     threads: Threads | None = None,
+    thumbnail: Thumbnail | None = None,
 ) -> Iterator[Feature]:
     """Embed records in order; one that cannot be read yields a Feature with an error and the rest goes on.
 
@@ -83,6 +91,7 @@ def embed_records(
         batch_size: slices or tiles in one forward pass.
         workers: processes that read and prepare.
         threads: an open choice of CPU threads that goes on over several calls; None: one for this call.
+        thumbnail: makes the features' thumbnails; None: they have none.
     """
     loader = Ahead(
         partial(_prepare, encoder.adapter, records),
@@ -99,17 +108,20 @@ def embed_records(
             waiting.append(parcel)
             size += sum(map(len, parcel.tensors))
             if size >= batch_size:
-                yield from _flush(encoder, waiting, first, batch_size)
+                yield from _flush(encoder, waiting, first, batch_size, thumbnail)
                 pace.step(size)
                 first += len(waiting)
                 waiting, size = [], 0
-        yield from _flush(encoder, waiting, first, batch_size)
+        yield from _flush(encoder, waiting, first, batch_size, thumbnail)
 
 
-def _flush(encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_size: int) -> Iterator[Feature]:
+def _flush(
+    encoder: LoadedEncoder, waiting: Sequence[Parcel], first: int, batch_size: int, thumbnail: Thumbnail | None
+) -> Iterator[Feature]:
     vectors = iter(encoder.embed([tensor for parcel in waiting for tensor in parcel.tensors], batch_size=batch_size))
     for index, parcel in enumerate(waiting, first):
-        yield Feature(index, next(vectors) if parcel.tensors else None, parcel.facts)
+        small = b"" if thumbnail is None or not parcel.tensors else thumbnail(parcel.tensors[0])
+        yield Feature(index, next(vectors) if parcel.tensors else None, parcel.facts, small)
 
 
 def about(folder: Path, name: str) -> Path:
@@ -132,6 +144,7 @@ class TableWriter:
         shard_rows: int = 2048,
         columns: Sequence[str] = (),
         cautions: Sequence[str] = (),
+        thumbnails: bool = False,
     ) -> None:
         """Claim the folder `out` for this encoder and archive.
 
@@ -144,6 +157,7 @@ class TableWriter:
             shard_rows: rows of the manifest that one Parquet file stands for.
             columns: further facts of each item, see `embed_archive`.
             cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
+            thumbnails: keep the features' thumbnails beside the table.
 
         Raises:
             UserError: `out` holds the table of another encoder, archive or grouping, or something else; or a column is
@@ -162,6 +176,7 @@ class TableWriter:
             "rows": len(manifest),
             "shard_rows": shard_rows,
             **({"columns": facts.column_names} if columns else {}),
+            **({"thumbnails": True} if thumbnails else {}),
         }
         _claim(out, self._plan)
         own = pa.table({name: pa.array(manifest.column(name), pa.string()) for name in OWN[:3]})
@@ -186,6 +201,7 @@ class TableWriter:
         first = self.rows(shard).start
         kept: list[int] = []
         vectors: list[np.ndarray] = []
+        pictures: list[bytes] = []
         failed: list[tuple[str, str]] = []
         for feature in features:
             row = first + feature.index
@@ -194,9 +210,13 @@ class TableWriter:
             else:
                 kept.append(row)
                 vectors.append(feature.vector)
+                pictures.append(feature.thumbnail)
         write_text(self._out / ABOUT / f"failed-{shard:05d}.csv", _csv(failed))
         stacked = np.stack(vectors) if vectors else np.empty((0, self._dim))
-        _write_shard(self._file(shard), self._rows.take(pa.array(kept, pa.int64())), stacked)
+        rows = self._rows.take(pa.array(kept, pa.int64()))
+        if "thumbnails" in self._plan:
+            write_part(self._out / ABOUT, shard, rows.column("id").to_pylist(), pictures)
+        _write_shard(self._file(shard), rows, stacked)
 
     @property
     def embedded(self) -> int:
@@ -210,6 +230,9 @@ class TableWriter:
             UserError: nothing could be embedded.
         """
         _write_related(self._out / ABOUT / RELATED, self._manifest.related())
+        _write_context(self._out / ABOUT / CONTEXT, self._manifest)
+        if "thumbnails" in self._plan:
+            join_parts(self._out / ABOUT)
         told = {"cautions": self._cautions, "by_folder": self._manifest.by_folder}
         return _finish(self._out, self._plan, {name: value for name, value in told.items() if value})
 
@@ -298,6 +321,25 @@ def _write_related(file: Path, rows: pa.Table) -> None:
     write_text(file, json.dumps(found) + "\n")
 
 
+def _write_context(file: Path, manifest: Manifest) -> None:
+    """Write how each image was made, as far as headers and catalogue tell."""
+    rows = [public_facts(acquisition_facts(json.loads(text))) for text in manifest.column("meta")]
+    columns = {name: [row.get(name) for row in rows] for name in sorted({name for row in rows for name in row})}
+    told = {name: _column(values) for name, values in columns.items() if len(set(values)) > 1}
+    if not told:
+        file.unlink(missing_ok=True)
+        return
+    with new_file(file) as draft:
+        pq.write_table(pa.table({"id": pa.array(manifest.column("id"), pa.string()), **told}), draft)
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Numbers, or texts where one of the values is a text."""
+    if all(value is None or isinstance(value, float) for value in values):
+        return pa.array(values, pa.float64())
+    return pa.array([f"{value:g}" if isinstance(value, float) else value for value in values], pa.string())
+
+
 def _finish(out: Path, plan: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     embedded = _embedded(out)
     if embedded == 0:
@@ -343,6 +385,7 @@ class EmbeddingTable:
         vectors: (N, dim) float32.
         encoder: fingerprint of the encoder that made it.
         related: (content, split) by id, of items that a split must not part; the content is empty without copies.
+        context: how each image was made, (N,) values by column name; None where it is not told.
     """
 
     name: str
@@ -353,6 +396,7 @@ class EmbeddingTable:
     encoder: str
     info: dict[str, Any] = field(default_factory=dict)
     related: dict[str, tuple[str, str]] = field(default_factory=dict)
+    context: dict[str, list[str | float | None]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "EmbeddingTable":
@@ -364,15 +408,17 @@ class EmbeddingTable:
         info = read_info(folder)
         table = read_shards(folder)
         vectors = table.column("vector").combine_chunks()
+        ids = table.column("id").to_pylist()
         return cls(
             name=folder.name,
-            ids=table.column("id").to_pylist(),
+            ids=ids,
             groups=table.column("group").to_pylist(),
             labels=table.column("label").to_pylist(),
             vectors=np.asarray(vectors.flatten(), np.float32).reshape(len(table), info["dim"]),
             encoder=info["encoder"],
             info=info,
             related=_related(about(folder, RELATED)),
+            context=_context(folder / ABOUT / CONTEXT, table, ids),
         )
 
     def leak(self, used: Mapping[int, str] | None = None) -> Leak | None:
@@ -386,6 +432,23 @@ class EmbeddingTable:
             Placed(chosen.get(row, self.groups[row]), *self.related[self.ids[row]], self.ids[row], row in chosen)
             for row in places
         )
+
+
+def _context(file: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list[str | float | None]]:
+    """Return how each item was made, and the table's further columns (`embed --columns`), by column name."""
+    found: dict[str, list[str | float | None]] = {}
+    if file.is_file():
+        told = pq.read_table(file)
+        place = {name: row for row, name in enumerate(told.column("id").to_pylist())}
+        rows = pa.array([place.get(name) for name in ids], pa.int64())
+        found = {name: told.column(name).take(rows).to_pylist() for name in told.column_names if name != "id"}
+    further = (name for name in table.column_names if name not in (*OWN, "split", "samples"))
+    return found | {
+        name: [
+            float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in table.column(name).to_pylist()
+        ]
+        for name in further
+    }
 
 
 def _related(file: Path) -> dict[str, tuple[str, str]]:
@@ -429,6 +492,7 @@ def embed_archive(
     workers: int = 0,
     threads: int | None = None,
     columns: Sequence[str] = (),
+    thumbnails: bool = False,
     caution: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -444,6 +508,7 @@ def embed_archive(
         threads: CPU threads that compute; None: as cores are free.
         columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
             `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
+        thumbnails: keep a small picture of what the encoder saw of each item beside the table (thumbnails.py).
         caution: called with what a user of the vectors must hear, before they are computed.
         progress: called with (rows done, rows in all).
 
@@ -467,17 +532,35 @@ def embed_archive(
         shard_rows=shard_rows,
         columns=columns,
         cautions=cautions,
+        thumbnails=thumbnails,
     )
+    make = thumbnails_of(encoder.adapter) if thumbnails else None
     with Threads(threads, active=encoder.device == "cpu") as pace:
         for shard in range(table.shards):
             rows = table.rows(shard)
             if not table.has(shard):
                 records = [manifest.record(row) for row in rows]
-                features = embed_records(encoder, records, batch_size=batch_size, workers=workers, threads=pace)
+                features = embed_records(
+                    encoder, records, batch_size=batch_size, workers=workers, threads=pace, thumbnail=make
+                )
                 table.write(shard, _told(features, rows.start, len(manifest), progress))
             if progress is not None:
                 progress(rows.stop, len(manifest))
     return table.finish()
+
+
+def in_parts(adapter: Adapter, manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """A row for each tile in place of each slide, and the columns with its place; see `Manifest.in_parts`.
+
+    Raises:
+        UserError: the modality, or this archive, has no parts.
+    """
+    if not isinstance(adapter, BaseAdapter):
+        raise UserError(f"The modality '{adapter.name}' has no parts.", remedy="Leave out --per-tile.")
+    divided = manifest.in_parts(adapter)
+    places = (json.loads(text) for text in divided.column("meta"))
+    first = next(place for place in places if "whole" in place)  # in_parts has found one
+    return divided, ["whole", *(name for name in adapter.part_columns if first.get(name) is not None)]
 
 
 def cautions_of(adapter: Adapter, records: Sequence[Record], *, give: str | None = None) -> list[str]:

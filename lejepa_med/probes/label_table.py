@@ -12,7 +12,7 @@ from typing import Any
 from data_adapters.catalog import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
 from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
-from data_adapters.tables import FIRST, NO_LABELS, NUMBER, PARTICIPANT, Table, count, meaning, one_style
+from data_adapters.tables import FIRST, NO_LABELS, NUMBER, OWN, PARTICIPANT, Table, count, meaning, one_style
 from lejepa_med.errors import UserError
 from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.probes.examples import Kind, Label
@@ -141,6 +141,7 @@ class Joined:
 
     Attributes:
         unmatched: labelled rows whose path or id no embedded item has.
+        numbers: of the table's row for each item, by which `further_columns` finds its other cells.
         report: what was used and what was not, as JSON without any path.
         notes: the same in sentences.
         leak: what lies in one of the used splits and in another one.
@@ -152,6 +153,7 @@ class Joined:
     labels: list[Label]
     groups: list[str]
     unmatched: list[LabelRow]
+    numbers: list[int]
     report: dict[str, Any]
     notes: list[str]
     leak: Leak | None = None
@@ -178,7 +180,7 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
     unmatched = [row for row, places in found if not places]
     single = {places[0] for row, places in found if len(places) == 1}
     for row, places in found:
-        value = _parse(row, labels, kind) if places else ""
+        value = parse_label(row, labels, kind) if places else ""
         named = labels.table.class_name("group", row.group)
         for index in places:
             if len(places) > 1 and index in single:  # a row of an item comes before the row of its file
@@ -217,6 +219,7 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
         labels=[chosen[i][1] for i in places],
         groups=[chosen[i][2] for i in places],
         unmatched=unmatched,
+        numbers=[chosen[i][0].number for i in places],
         report=report,
         notes=[
             *_notes(report, unmatched, labels, kind, finder.prefix),
@@ -233,6 +236,25 @@ def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "
             if index not in chosen
         },
     )
+
+
+def further_columns(labels: Labels, numbers: Sequence[int]) -> dict[str, list[str | float | None]]:
+    """Return the table's other columns (site, scanner ...), a value for each of the rows with these numbers.
+
+    A column is left out where it has no value, or another text in every row, as names and notes have.
+    """
+    table = labels.table
+    wanted = [name for name in table.names if name and name not in (*OWN, PARTICIPANT, *table.called.values())]
+    cells = {row.number: row.cells for row in table} if wanted else {}
+    found: dict[str, list[str | float | None]] = {}
+    for name in wanted:
+        values: list[str | float | None] = [
+            table.value(name, text) if (text := cells[number][name]) else None for number in numbers
+        ]
+        known = [value for value in values if value is not None]
+        if known and not (len(set(known)) == len(known) and any(isinstance(value, str) for value in known)):
+            found[name] = values
+    return found
 
 
 def _likely_group(table: EmbeddingTable, labels: Labels, found: Sequence[tuple[LabelRow, list[int]]]) -> list[str]:
@@ -383,7 +405,12 @@ class _Finder:
         return [place for place in places if place is not None]
 
 
-def _parse(row: LabelRow, labels: Labels, kind: Kind) -> Label:
+def parse_label(row: LabelRow, labels: Labels, kind: Kind) -> Label:
+    """Return the label of a row as a probe of this kind learns it.
+
+    Raises:
+        UserError: it is no number where numbers are wanted, or a missing word stands among several labels.
+    """
     if kind == "regression":
         return labels.number(row)
     if kind == "classification":

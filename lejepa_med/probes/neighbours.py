@@ -124,6 +124,27 @@ def held_out_neighbours(
     return indices, cosines
 
 
+def nearest_elsewhere(
+    unit: NDArray[np.float32], groups: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Find the k nearest vectors of other groups: indices and cosines, (n, k), nearest first.
+
+    `unit` comes from `normalise`, groups (n,) are codes. At least k vectors must lie outside of each group.
+    """
+    indices = np.empty((len(unit), k), dtype=np.int64)
+    cosines = np.empty((len(unit), k), dtype=np.float32)
+    step = max(1, CHUNK // len(unit))
+    for start in range(0, len(unit), step):
+        block = unit[start : start + step] @ unit.T
+        block[groups[start : start + step, None] == groups] = -np.inf
+        found = np.argpartition(-block, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(block, found, axis=1)
+        order = np.lexsort((found, -values), axis=1)
+        indices[start : start + step] = np.take_along_axis(found, order, axis=1)
+        cosines[start : start + step] = np.take_along_axis(values, order, axis=1)
+    return indices, np.clip(cosines, -1.0, 1.0)
+
+
 def neighbour_count(examples: int) -> int:
     """Return the number of neighbours whose mean is taken: the root of the number of examples, at most `MOST`."""
     return max(1, min(MOST, math.isqrt(examples)))

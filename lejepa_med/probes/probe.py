@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from data_adapters.atomic import new_folder, recover
 from data_adapters.errors import UserError
 from lejepa_med.probes.classification import ClassHead, fit_classes
+from lejepa_med.probes.confounders import Check, Value, warnings_of
 from lejepa_med.probes.cross_validation import Fitted, Head, Options, Progress
 from lejepa_med.probes.examples import (
     Kind,
@@ -39,6 +40,7 @@ from lejepa_med.probes.regression import NumberHead, fit_numbers
 FORMAT = 2
 DOCUMENT, ARRAYS = "probe.json", "probe.safetensors"
 TRAIN_AGAIN = "Train the probe again from its labels (lejepa-med probe, or POST /v1/probes)."
+CHECK_SHARE = 0.95  # of the work, for the progress bar, before the check for confounders
 POOL = 20  # times as many candidates as are asked for, the most uncertain ones
 
 
@@ -351,6 +353,7 @@ def fit_probe(
     progress: Progress | None = None,
     table_groups: Sequence[str] = (),
     relatives: Mapping[str, str] | None = None,
+    columns: Mapping[str, Sequence[Value]] | None = None,
 ) -> Probe:
     """Fit a linear probe and k-NN on labelled vectors (n, dim), scored by cross-validation over groups.
 
@@ -373,6 +376,8 @@ def fit_probe(
         table_groups: groups of the vectors in their embedding table, where `groups` are other ones. A prediction looks
             for images of both.
         relatives: group by id of images without a label; those in groups of labelled images are kept with the probe.
+        columns: how each image was made (scanner, site ...), (n,) by name; `metrics["confounders"]` says what of it the
+            vectors give away, and a warning names columns that the labels are confounded with.
 
     Raises:
         UserError: NaN, lengths that differ, labels of several kinds, empty labels or groups, one class or value only,
@@ -399,6 +404,12 @@ def fit_probe(
         "split_receipt": split.receipt(rows.names) if split else None,
         **fitted.metrics,
     }
+    if columns:
+        options.progress(CHECK_SHARE, "checking for confounders")
+        texts = [";".join(sorted(v)) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
+        found = Check(rows.vectors, groups, labels=texts, seed=seed).columns(columns)  # type: ignore[arg-type]
+        metrics["confounders"] = [one.as_json() for one in found]
+        metrics["warnings"] = [*metrics["warnings"], *warnings_of(found)]
     options.progress(1.0, "done")
     kept = [tuple(v) if kind == "multilabel" else v for v in labels]  # type: ignore[arg-type]
     known = set(groups)
@@ -502,4 +513,36 @@ def most_uncertain(
             break
         found.append(Candidate(int(rows[best]), float(doubt[best]), float(distance[best])))
         closest = np.maximum(closest, unit @ unit[best])
+    return found
+
+
+def most_different(unit: NDArray[np.float32], labelled: Sequence[int], *, limit: int) -> list[Candidate]:
+    """Choose at most `limit` rows of unit (n, dim), each the farthest from what is labelled or listed before.
+
+    Farthest-first traversal (Gonzalez 1985), which covers the table with few labels while there is no probe that knows
+    what is uncertain. Without labels it begins with the row that is nearest to the mean.
+
+    Args:
+        unit: vectors of length 1.
+        labelled: rows that have a label; they are not listed.
+        limit: how many.
+    """
+    if not len(unit) or limit < 1:
+        return []
+    first = [] if len(labelled) else [int(np.argmax(unit @ unit.mean(axis=0)))]
+    found = [Candidate(row, 1.0, 2.0) for row in first]
+    closest = np.full(len(unit), -1.0, np.float32)  # cosine to the nearest labelled or listed row
+    for start in range(0, len(labelled), 64):
+        closest = np.maximum(closest, (unit @ unit[list(labelled[start : start + 64])].T).max(axis=1))
+    for row in first:
+        closest = np.maximum(closest, unit @ unit[row])
+    closest[list(labelled) + first] = np.inf
+    while len(found) < min(limit, len(unit)):
+        best = int(np.argmin(closest))
+        distance = float(np.sqrt(max(2 - 2 * closest[best], 0))) if np.isfinite(closest[best]) else 0.0
+        if distance < 1e-3:  # equal up to the rounding of float32
+            break
+        found.append(Candidate(best, 1.0, distance))
+        closest = np.maximum(closest, unit @ unit[best])
+        closest[best] = np.inf
     return found

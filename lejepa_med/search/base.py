@@ -9,7 +9,7 @@ KEY/base.json     whose it is; the folder appears whole, by a rename
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,11 @@ def table_key(folder: Path) -> str:
     info = read_info(folder)
     if "content" not in info:
         info["content"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _shards(folder)]
+    return info_key(info)
+
+
+def info_key(info: Mapping[str, Any]) -> str:
+    """Return the `table_key` of a table whose embedding.json, `info`, holds a content hash."""
     text = json.dumps([FORMAT, info], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

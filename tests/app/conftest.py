@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         cv2.imwrite(str(archive / f"{number:02d}.png"), picture(number, bright=number % 2 == 1))
     encoder = load_encoder(root / "images" / "encoder")
-    embed_archive(encoder, scan_archive(encoder.adapter, archive).manifest, root / "table")
+    embed_archive(encoder, scan_archive(encoder.adapter, archive).manifest, root / "table", thumbnails=True)
     return root
 
 

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from app.api.service import Service
+from app.core.settings import Settings
 from lejepa_med import client as package
 from lejepa_med.client import (
     BusyError,
@@ -497,3 +498,36 @@ def test_names_are_never_sent(proxy: Proxy, pictures: list[Path], monkeypatch: p
     with httpx.Client(event_hooks={"request": [lambda request: sent.append(request.read())]}) as hooked:
         Client(proxy.url, key="lj_1_secret", http=hooked).embed(pictures[0], encoder="images")
     assert b'filename="0.png"' in sent[0] and b"Mustermann" not in sent[0]
+
+
+def test_labels_pictures_and_maps(service: Client, settings: Settings, tmp_path: Path) -> None:
+    assert settings.archives_dir is not None
+    settings.archives_dir.mkdir(exist_ok=True)
+    items = [one.id for one in service.archive_items("table")]
+    assert service.thumbnail("table", items[0])[:4] == b"RIFF"
+    assert service.map_points("table").shape == (len(items), 2)
+    assert service.archive_map("table").content == service.columns("table").content
+    assert service.column("id", "table") == items and service.column("label", "table") == [None] * len(items)
+    made = service.new_label_set("by hand", "table", classes=["a", "b"])
+    labels = {item: "ab"[place % 2] for place, item in enumerate(items[:8])}
+    assert service.change_labels(made.id, labels, version=1).version == 2
+    assert made.id in [one.id for one in service.label_sets("table")]
+    assert {one.id: one.label for one in service.label_set(made.id).labels} == labels
+    with pytest.raises(ConflictError) as caught:
+        service.change_labels(made.id, {items[0]: "b"}, version=1)
+    assert caught.value.problem.more["conflicts"] == [{"id": items[0], "yours": "b", "theirs": "a"}]
+    table = service.export_labels(made.id)
+    assert service.import_labels(made.id, table, replace=True).imported == 8
+    probe = service.wait(service.train_probe_from(made.id, name="ab", folds=2)).id
+    assert service.probe(probe).count == 8
+    assert service.next_to_label(made.id, probe=probe, limit=2).by == "uncertainty"
+    application = service.wait(service.apply_probe(probe, "table")).id
+    assert set(service.column("label", application=application)) <= {"a", "b"}
+    service.remove_label_set(made.id)
+    told = service.inspect((png(7), ".png"), encoder="images", archive="table", k=2)
+    assert len(told.neighbours or []) == 2 and probe in [one.probe for one in told.predictions]
+    assert service.evaluation(probe).scored == 8
+    assert service.training_curve("images").training == {}
+    with pytest.raises(NotFoundError, match="report"):
+        service.download_report("images", tmp_path / "report.html")
+    assert service.folders().path == ""

@@ -12,17 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
-from sklearn.metrics import balanced_accuracy_score
 
 from data_adapters.errors import UserError
 from data_adapters.manifest import SCHEMA, Manifest
 from examples.demo import archives, run, service
-from examples.demo.compare import items_of
-from examples.demo.probing import Item, balanced_accuracy, budgets, draw_labels, explained
+from examples.demo.probing import Item, draw_labels, explained, items_of
 from lejepa_med.client import Client
 
 
@@ -39,46 +36,25 @@ def ids(count: int) -> set[str]:
     return {f"i{n}" for n in range(count)}
 
 
-def test_items_keep_the_splits_of_the_catalogue_and_leave_out_what_cannot_be_scored() -> None:
-    rows = [("a", "train", "g1")] * 3 + [("b", "train", "g2")] * 3 + [("a", "val", "g3"), ("b", "val", "g3")]
-    rows += [("only-train", "train", "g1")] * 2 + [("", "train", "g1"), ("a", "test", "g9"), ("b", "train", "g2")]
-    items = items_of(manifest_of(rows), embedded=ids(12))  # the last row could not be embedded
-    assert Counter((item.label, item.split) for item in items) == {
-        ("a", "train"): 3,
-        ("b", "train"): 3,
-        ("a", "val"): 1,
-        ("b", "val"): 1,
-    }
-
-
-def test_items_without_splits_are_divided_by_group() -> None:
-    rows = [("ab"[n % 2], "", f"patient-{n // 4}") for n in range(80)]
-    manifest = manifest_of(rows)
-    items = items_of(manifest, embedded=ids(80))
-    assert items == items_of(manifest, embedded=ids(80))
-    group = dict(zip(manifest.column("id"), manifest.column("group"), strict=True))
-    sides = {split: {group[item.id] for item in items if item.split == split} for split in ("train", "val")}
-    assert len(sides["train"]) == 15 and len(sides["val"]) == 5 and not sides["train"] & sides["val"]
+def test_a_probe_learns_from_what_is_embedded_labelled_and_not_held_out() -> None:
+    rows = [("a", "train", "g1")] * 3 + [("b", "", "g2")] * 3 + [("a", "val", "g3"), ("b", "test", "g3")]
+    rows += [("alone", "train", "g1"), ("", "train", "g1"), ("b", "train", "g2")]
+    items = items_of(manifest_of(rows), embedded=ids(10))  # the last row could not be embedded
+    assert [item.id for item in items] == [f"i{n}" for n in range(6)]
+    assert Counter(item.label for item in items) == {"a": 3, "b": 3}
 
 
 def test_one_class_is_nothing_to_probe() -> None:
-    rows = [("a", "train", "g1")] * 3 + [("a", "val", "g2")]
-    assert items_of(manifest_of(rows), embedded=ids(4)) == []
+    rows = [("a", "train", "g1")] * 3 + [("b", "train", "g1"), ("b", "val", "g2")]
+    assert items_of(manifest_of(rows), embedded=ids(5)) == []
 
 
 def test_labels_are_drawn_evenly_and_by_seed() -> None:
-    items = [Item(id=str(n), path="", label="abc"[n % 3], split="train") for n in range(60)]
+    items = [Item(id=str(n), label="abc"[n % 3]) for n in range(60)]
     drawn = draw_labels(items, per_class=5, seed=1)
     assert Counter(item.label for item in drawn) == {"a": 5, "b": 5, "c": 5}
     assert drawn == draw_labels(items, per_class=5, seed=1) != draw_labels(items, per_class=5, seed=2)
-    assert budgets(items, (10, 50)) == [10]
-    assert budgets(items[:9], (10, 50)) == [3]
-
-
-def test_balanced_accuracy_is_the_usual_one() -> None:
-    rng = np.random.default_rng(0)
-    truth, found = (rng.choice(["a", "b", "c"], 200, p=[0.7, 0.2, 0.1]).tolist() for _ in range(2))
-    assert balanced_accuracy(truth, found) == pytest.approx(balanced_accuracy_score(truth, found))
+    assert len(draw_labels(items, per_class=50, seed=1)) == 60
 
 
 @pytest.fixture
@@ -186,7 +162,9 @@ def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[s
     try:
         assert run.main(arguments) == 0
         first = capfd.readouterr().out
-        assert "random initialisation" in first and "10 labels per class" in first
+        assert "random weights" in first and "balanced accuracy by number of labels per class" in first
+        assert (place.comparison / "compare.html").is_file()
+        assert re.search(r"trained on \d+ labels of 4 classes; cross-validated balanced accuracy 0\.\d\d", first)
         address = re.search(r"The service is up: (http://\S+)", first)
         assert address is not None
         running = service.previous(place.home)
@@ -195,7 +173,7 @@ def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
         assert run.main(arguments) == 0
         second = capfd.readouterr().out
-        assert second.count("kept from an earlier demo") == 4
+        assert second.count("kept from an earlier demo") == 3
         assert "the service of an earlier demo was stopped" in second
         assert (place.run / "encoder" / "model.safetensors").stat().st_mtime_ns == weights
         again = service.previous(place.home)

@@ -43,3 +43,14 @@ def test_a_walk_runs_as_printed(page: str, archive: str, truth: dict[str, str], 
         for row in joined:
             assert row["truth"] == own[row["path"]][column] and row["predicted"]
             assert row.get("objid") in (None, own[row["path"]].get("objid"))
+
+
+@pytest.mark.pages
+def test_the_numbers_of_the_concepts_are_what_its_code_prints(tmp_path: Path) -> None:
+    page = DOCS / "concepts.md"
+    shown = run(commands(page), tmp_path)
+    assert "[[ 2.67 13.33]\n [13.33 66.67]]" in shown and "effective rank 1.00 of 2 directions" in shown
+    heads = ("normal", "two", "all", "collapsed")
+    values = [line.partition(": ")[2] for line in shown.splitlines() if line.startswith(heads)]
+    *first, last = values
+    assert f"It prints {', '.join(first)} and {last}." in page.read_text(encoding="utf-8")

@@ -30,7 +30,8 @@ DOCUMENTS = [
 ]
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
-VARIABLES = {name.upper().removesuffix("_ID"): name for name in ("probe_id", "upload_id", "application_id", "job_id")}
+ID_NAMES = ("probe_id", "upload_id", "application_id", "job_id", "item_id", "set_id")
+VARIABLES = {name.upper().removesuffix("_ID"): name for name in ID_NAMES}
 PARTICIPANTS = "participant_id\tsex\nsub-01\tF\n"
 MULTIPART = "multipart/form-data"
 SUCCESS = range(200, 300)
@@ -64,6 +65,14 @@ class Place:
         body = {"archive": "galaxies-val"}
         return self.made(self.client.post(f"/v1/probes/{self.probe}/applications", json=body))
 
+    def new_label_set(self) -> str:
+        labels = "".join(f"{item},{'ab'[place % 2]}\n" for place, item in enumerate(self.items))
+        made = self.client.post("/v1/label-sets", json={"name": "n", "archive": "galaxies-val"}).json()["id"]
+        body = {"csv": f"id,label\n{labels}"}
+        answer = self.client.post(f"/v1/label-sets/{made}/csv", json=body, headers={"If-Match": "*"})
+        assert answer.status_code == 200, answer.text
+        return str(made)
+
     def dead_job(self) -> str:
         """A job whose tries are used up; the only kind that can be queued again, and that cannot end meanwhile."""
         job, archiving = new_id(), self.service.archiving
@@ -86,7 +95,15 @@ class Place:
             body = {"name": "gone", "encoder": "galaxies", "upload": self.upload}
             self.made(self.client.post("/v1/archives", json=body))
             return "gone"
-        return {"probe_id": self.probe, "application_id": self.application}.get(name)
+        if name == "set_id":
+            return self.new_label_set()
+        known = {
+            "probe": self.probe,
+            "probe_id": self.probe,
+            "application_id": self.application,
+            "item_id": self.items[0],
+        }
+        return known.get(name)
 
     def real(self, value: Any) -> Any:
         """An example's value with the ids of this place; made-up ones are `5555...`, and an upload's `0b8c...`."""
@@ -94,8 +111,8 @@ class Place:
             return {key: self.real(one) for key, one in value.items()}
         if isinstance(value, list):
             return [self.real(one) for one in value]
-        if isinstance(value, str) and (made_up := re.fullmatch(r"([5-8])\1{31}", value)):
-            return self.items[int(made_up[1]) - 5]
+        if isinstance(value, str):
+            value = re.sub(r"([5-8])\1{31}", lambda made_up: self.items[int(made_up[1]) - 5], value)
         return self.upload if isinstance(value, str) and re.fullmatch(r"0b8c[0-9a-f]{28}", value) else value
 
     def send(
@@ -156,6 +173,7 @@ def place(
     """The service while it asks for keys and has what the examples name; all of it goes at the end."""
     for name, source in RUNS.items():
         shutil.copytree(runs / source, runs / name, copy_function=os.link)
+    (runs / "galaxies" / "report.html").write_text("<!doctype html><title>report</title>")
     assert settings.archives_dir is not None
     east = settings.archives_dir / "wing" / "east"
     is_new = not east.exists()
@@ -214,6 +232,7 @@ def test_every_example_runs(place: Place) -> None:
             for p in operation.get("parameters", [])
         }
         inside = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+        headers = {p["name"]: values.pop(p["name"]) for p in operation.get("parameters", []) if p["in"] == "header"}
         address = path.format(**{name: values[name] for name in inside})
         query = {name: value for name, value in values.items() if name not in inside}
         expected = [int(status) for status in operation["responses"] if int(status) in SUCCESS]
@@ -226,7 +245,8 @@ def test_every_example_runs(place: Place) -> None:
                 names |= {"catalog": [example["catalog"]]} if "catalog" in example else {}
                 answer = place.send(method, address, fields, names, params=query)
             else:
-                answer = place.client.request(method, address, params=query, json=example if kind else None)
+                body_of = example if kind else None
+                answer = place.client.request(method, address, params=query, json=body_of, headers=headers)
             assert answer.status_code in expected, f"{method} {path} {kind}: {answer.status_code} {answer.text[:500]}"
             if answer.status_code == 202:
                 place.made(answer)
@@ -245,7 +265,8 @@ def test_every_json_body_is_limited(place: Place) -> None:
     limited = 0
     for path, method, operation in operations(place.client):
         if "application/json" in operation.get("requestBody", {}).get("content", {}):
-            answer = place.client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json", "If-Match": "*"}
+            answer = place.client.request(method, path, content=body, headers=headers)
             assert answer.status_code == 413, f"{method} {path}: {answer.status_code}"
             assert "413" in operation["responses"], f"{method} {path} does not tell it"
             limited += 1
@@ -308,7 +329,8 @@ def run(command: str, place: Place) -> Response:
             found = place.send("POST", "/v1/embeddings", {"encoder": "galaxies"}, {"files": ["a.fits"]}).json()
             body = body.replace("[0.12, -0.03, ...]", json.dumps(found["items"][0]["vector"]))
             body = body.replace('"..."', json.dumps(found["fingerprint"]))
-        ids = dict.fromkeys(re.findall(r'"([0-9a-f]{4}\.\.\.)"', body))
+        body = body.replace("$SET", place.new_label_set() if "$SET" in body else "")
+        ids = dict.fromkeys(re.findall(r"[0-9a-f]{4}\.\.\.", body))
         for number, made_up in enumerate(ids):
             body = body.replace(made_up, place.items[number])
     answer: Response = place.client.request(

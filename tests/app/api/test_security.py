@@ -142,7 +142,7 @@ def test_once_there_is_a_key_it_is_asked_for(client: TestClient, keyed: Callable
     assert client.get("/v1/encoders", headers=header).status_code == 200
     other = {"X-API-Key": header["Authorization"].removeprefix("Bearer ")}
     assert client.get("/v1/encoders", headers=other).status_code == 200
-    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/web/index.js"):
+    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/web/main.js"):
         assert client.get(path).status_code not in (401, 403), path  # /readyz is 503 while encoders warm up
 
 

@@ -52,7 +52,7 @@ def test_openapi_lists_the_routes_with_their_bodies_and_no_dead_reference(client
     assert "$defs" not in client.get("/openapi.json").text
 
 
-@pytest.mark.parametrize("page", ["/", "/docs", "/web/index.js"])
+@pytest.mark.parametrize("page", ["/", "/docs", "/web/main.js"])
 def test_pages_load_nothing_from_elsewhere(client: TestClient, page: str) -> None:
     answer = client.get(page)
     assert answer.status_code == 200

@@ -244,7 +244,9 @@ def test_a_job_that_fails_says_why(client: TestClient) -> None:
 def test_pages_of_ids(client: TestClient, table: EmbeddingTable) -> None:
     listed = [one for one in client.get("/v1/archives").json()["archives"] if one["name"] == "table"]
     wanted = {"name": "table", "count": 24, "dim": 512, "fingerprint": table.encoder, "encoder": "images"}
-    assert listed == [{**wanted, "created": None, "upload": None, "cautions": []}]
+    content = client.get("/v1/archives/table/map").json()["content"]
+    added = {"created": None, "upload": None, "cautions": [], "content": content, "thumbnails": True}
+    assert listed == [{**wanted, **added}]
     seen, link = [], "/v1/archives/table/ids?limit=10"
     while link:
         page = client.get(link).json()

@@ -14,8 +14,8 @@ from data_adapters.manifest import Manifest
 from lejepa_med.archive import open_archive
 from lejepa_med.cli import main
 from lejepa_med.data.dataset import ViewDataset
+from lejepa_med.display import choose_channels, picture, planes
 from lejepa_med.inspection import command
-from lejepa_med.inspection.display import choose_channels, picture, planes
 from lejepa_med.inspection.record import look_at
 from tests.conftest import write_pictures
 from tests.data import galaxy, mri

@@ -110,6 +110,27 @@ def upgrade() -> None:
         sa.Column("key_id", sa.String(32)),
     )
     op.create_table(
+        "label_sets",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("name", sa.String(120), nullable=False),
+        sa.Column("archive", sa.String(300), nullable=False, index=True),
+        sa.Column("kind", sa.String(20), nullable=False),
+        sa.Column("classes", sa.JSON, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("change", sa.String(32), nullable=False),
+        sa.Column("created", sa.Float, nullable=False, index=True),
+        sa.Column("updated", sa.Float, nullable=False),
+        sa.Column("key_id", sa.String(32)),
+    )
+    op.create_table(
+        "labels",
+        sa.Column("set_id", sa.String(32), sa.ForeignKey("label_sets.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("item", sa.String(200), primary_key=True),
+        sa.Column("value", sa.JSON),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("at", sa.Float, nullable=False),
+    )
+    op.create_table(
         "keys",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("name", sa.String(120), nullable=False),
@@ -134,6 +155,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Remove them."""
-    tables = ("audit", "keys", "predictions", "probes", "archives", "uploads", "encoders", "directory", "workers")
-    for table in (*tables, "events", "jobs"):
+    tables = ("audit", "keys", "labels", "label_sets", "predictions", "probes", "archives", "uploads", "encoders")
+    for table in (*tables, "directory", "workers", "events", "jobs"):
         op.drop_table(table)

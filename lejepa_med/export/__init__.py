@@ -1,0 +1,1 @@
+"""Encoders, probes, tables and predictions in the formats of other tools."""
