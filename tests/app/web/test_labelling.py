@@ -28,7 +28,7 @@ def start_set(page: Page, name: str, *, answer: str = "one class an image", clas
     if known.count():
         known.select_option("")
     page.get_by_label("Question").fill(name)
-    page.get_by_label("Answer").select_option(label=answer)
+    page.get_by_role("combobox", name="Answer").select_option(label=answer)
     if classes:
         page.get_by_label("Classes").fill(classes)
     page.get_by_role("button", name="Start labelling").click()
