@@ -22,6 +22,7 @@ export function LabelTab({ archive, data, book, selection }) {
   useEffect(() => {
     if (!setId) return undefined;
     let isGone = false;
+    setItems(null); // a key must not label an image of the queue before
     const read = async () => {
       if (source === "chosen") return { ids: selection.slice(0, 1000).map((row) => data.id(row)), notes: new Map() };
       if (source === "labelled") return { ids: [...book.labels.value.keys()], notes: new Map() };
