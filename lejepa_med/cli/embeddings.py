@@ -26,6 +26,7 @@ class EmbedCommand(Columns):
         default=None, ge=0, description="processes that read and prepare; None: by the free cores"
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads that compute; None: as cores are free")
+    exclude: Path | None = Field(default=None, description="CSV with ids of images to leave out, such as outliers.csv")
     device: str = Field(default="cpu", description="cpu or cuda")
     random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
     views: int | None = Field(
@@ -46,6 +47,7 @@ class EmbedCommand(Columns):
         """Run the command."""
         from rich.markup import escape
 
+        from data_adapters.exclusion import read_exclusion, without
         from data_adapters.manifest import Manifest
         from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
         from lejepa_med.cpu import loader_workers
@@ -78,6 +80,11 @@ class EmbedCommand(Columns):
         else:
             found = scan(encoder.adapter, self.archive, **table, verify=self.verify, of_encoder=True, console=console)
             manifest = found.manifest
+        excluded = [] if self.exclude is None else read_exclusion(self.exclude)
+        if excluded:
+            items = len(manifest)
+            manifest = without(manifest, excluded)
+            print(f"excluded: {items - len(manifest):,} of {items:,} items, by {self.exclude}")
         if self.archive.suffix == ".parquet" and manifest.by_folder:  # of a folder, the scan has said it
             console.print(f"groups: {manifest.by_folder}", highlight=False, soft_wrap=True)
         with progress_bar(console, "embed") as bar:
@@ -90,6 +97,7 @@ class EmbedCommand(Columns):
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
                 columns=self.columns,
+                excluded=excluded,
                 thumbnails=self.thumbnails,
                 caution=lambda text: console.print(
                     f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True
@@ -118,10 +126,12 @@ class ProbeCommand(Columns):
     folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
     seed: int = Field(default=0, ge=0, description="seed of the folds and the interval")
     split: str | None = Field(default=None, description="use only the rows of this split of the CSV")
+    exclude: Path | None = Field(default=None, description="CSV with ids of images to leave out, such as outliers.csv")
     allow_leak: bool = Field(default=False, description="go on although a group or an equal image lies in two splits")
 
     def cli_cmd(self) -> None:
         """Run the command."""
+        from data_adapters.exclusion import read_exclusion
         from lejepa_med.archive import progress_bar
         from lejepa_med.models.embed import EmbeddingTable
         from lejepa_med.probes.confounders import acquisition_columns
@@ -134,6 +144,8 @@ class ProbeCommand(Columns):
         columns = self.model_dump(include=set(Columns.model_fields))
         labels = read_labels(self.labels, split=self.split, **columns)
         given = join(table, labels, archive=self.archive or self.labels.parent, kind=self.kind)
+        if self.exclude is not None:
+            given = given.without(read_exclusion(self.exclude))
         for note in given.notes:  # before the fit, which may refuse what is left
             print(f"labels: {note}")
         for caution in table.info.get("cautions", []):
