@@ -215,6 +215,21 @@ class BaseAdapter:
         """Deterministic pixels for embedding, (n, C, size, size); size is options.prepared_size."""
         raise NotImplementedError(f"{type(self).__name__} must define prepare()")
 
+    # columns of a table with a row for each part, beside `whole`: facts that `parts` writes into meta
+    part_columns: ClassVar[tuple[str, ...]] = ()
+
+    def parts(self, record: Record) -> list[Record]:
+        """The tiles of a slide as records of their own, each with its place in `item` and in `part_columns` of meta.
+
+        `prepare` of a part gives one image, equal to the one that `prepare` of the whole record may give for it. Reads
+        no file. A modality with `part_columns` overrides it; a record that has no parts stands for itself.
+        """
+        return [record]
+
+    def outline(self, record: Record) -> np.ndarray | None:
+        """Where the adapter found something to embed, (h, w) bool over the whole picture; None: everywhere."""
+        return None
+
     def fit(self, records: Sequence[Record]) -> "BaseAdapter":
         """Return the adapter with options learnt from the archive; the default learns nothing.
 

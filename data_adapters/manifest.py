@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_adapters.atomic import new_file
-from data_adapters.base import Record
-from data_adapters.errors import UserError
+from data_adapters.base import BaseAdapter, Record
+from data_adapters.errors import BadFileError, UserError
+from data_adapters.identity import item_id
 from data_adapters.leaks import Leak, Placed, find_leak
 
 SCHEMA = pa.schema(
@@ -145,6 +146,45 @@ class Manifest:
                 remedy=f"Use one of its splits: {', '.join(known)}." if known else "Give a catalogue with 'split'.",
             )
         return self.select(chosen)
+
+    def in_parts(self, adapter: BaseAdapter) -> "Manifest":
+        """A row for each part of each record (tiles of slides), with the id of the whole record in `meta.whole`.
+
+        Groups, labels and splits are those of the whole. A record whose parts cannot be told keeps its row, so that
+        reading it says why.
+
+        Raises:
+            UserError: the modality has no parts, or no record of this archive has any.
+        """
+        if not adapter.part_columns:
+            raise UserError(
+                f"The modality '{adapter.name}' gives no rows for single tiles: an item has one vector.",
+                remedy='Leave out --per-tile (in a request: "pool": "none"). Slides of histology have tiles.',
+            )
+        tables, divided = [self.rows.slice(0, 0)], False
+        for number, row in enumerate(self.rows.to_pylist()):
+            try:
+                parts = adapter.parts(self.record(number))
+            except BadFileError:
+                parts = []
+            if not parts or parts[0].item == row["item"]:
+                tables.append(self.rows.slice(number, 1))
+                continue
+            divided, kept = True, json.loads(row["meta"])
+            new = []
+            for part in parts:
+                files = {"files": kept["files"]} if "files" in kept else {}  # relative to the root, as in every row
+                meta = json.dumps({**part.meta, **files, "whole": row["id"]})
+                name = item_id(row["path"], part.item, row["digest"])
+                new.append({**row, "id": name, "item": part.item, "samples": part.samples, "meta": meta})
+            tables.append(pa.Table.from_pylist(new, SCHEMA))
+        if not divided:
+            raise UserError(
+                "No item of the archive is a slide, so there are no tiles with places on a slide.",
+                remedy='Leave out --per-tile (in a request: "pool": "none"): each tile that is a file of its own '
+                "has a row already.",
+            )
+        return replace(self, rows=pa.concat_tables(tables).combine_chunks())
 
     def duplicates(self) -> list[list[int]]:
         """Groups of rows with equal content that lie in different groups (patients, slides, sky cells)."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -86,6 +87,17 @@ def stretched(image: NDArray[np.generic], names: Sequence[str] = ()) -> tuple[Pi
         how = f"linear from {low:.4g} to {high:.4g} (percentiles .5 and 99.5)"
     out = np.ascontiguousarray(values)
     return (out[:, :, 0] if out.shape[2] == 1 else out), how
+
+
+def outlined(pixels: Pixels, mask: NDArray[np.bool_], *, colour: tuple[int, int, int] = (20, 200, 60)) -> Pixels:
+    """The picture (H, W) or (H, W, 3) with the border of a mask (h, w) over the whole of it, as (H, W, 3)."""
+    rgb = np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
+    height, width = rgb.shape[:2]
+    large = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    return np.asarray(
+        cv2.drawContours(np.ascontiguousarray(rgb), contours, -1, colour, max(1, min(rgb.shape[:2]) // 200))
+    )
 
 
 def montage(images: Sequence[Pixels], *, gap: int = 2) -> Pixels:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sqlalchemy.exc import IntegrityError
@@ -28,7 +29,7 @@ from data_adapters.catalog import NEEDS, Catalog, participants_of
 from data_adapters.errors import UserError
 from data_adapters.manifest import Manifest
 from data_adapters.tables import Table
-from lejepa_med.models.embed import ABOUT, Feature, TableWriter, about, cautions_of, read_info
+from lejepa_med.models.embed import ABOUT, Feature, TableWriter, about, cautions_of, in_parts, read_info
 from lejepa_med.models.thumbnails import thumbnails_of
 
 SHARD_ROWS = 2048
@@ -57,14 +58,15 @@ class Plan:
     group_column: str | None = None
     label_column: str | None = None
     thumbnails: bool = False
+    pool: Literal["mean", "none"] = "mean"
 
 
-def chunk_of(adapter: Adapter, *, views: int) -> int:
+def chunk_of(adapter: Adapter, *, views: int, pool: str = "mean") -> int:
     """Rows of one step, a power of two: a few seconds on a CPU, at 128 passes of 224 px or 4 volumes and more.
 
-    `views`: passes of each image or volume.
+    `views`: passes of each image or volume. `pool`: as in `Plan`; with "none" a row is one image.
     """
-    images = adapter.most_images if isinstance(adapter, BaseAdapter) else 1
+    images = adapter.most_images if isinstance(adapter, BaseAdapter) and pool == "mean" else 1
     wanted = LARGEST_CHUNK // (views * (32 if adapter.spec.dims == 3 else images))
     return 1 << max(2, wanted.bit_length() - 1)
 
@@ -86,6 +88,10 @@ class EmbedArchive(JobKind):
         plan = Plan(**self.read_plan(job_id))
         yield partial(self._scan, job_id, plan)
         manifest = read_manifest(self.folder(job_id) / MANIFEST, self._root(plan))
+        columns, cautions = plan.columns, self._cautions(job_id, plan, manifest)
+        if plan.pool == "none":
+            manifest, places = in_parts(self._adapter(plan), manifest)
+            columns = tuple(dict.fromkeys([*columns, *places]))
         table = TableWriter(
             self.result_folder(job_id),
             manifest,
@@ -93,8 +99,8 @@ class EmbedArchive(JobKind):
             encoder_name=plan.encoder,
             dim=plan.dim,
             shard_rows=SHARD_ROWS,
-            columns=plan.columns,
-            cautions=self._cautions(job_id, plan, manifest),
+            columns=columns,
+            cautions=cautions,
             thumbnails=plan.thumbnails,
         )
         for start in range(0, len(manifest), plan.chunk):
@@ -133,19 +139,27 @@ class EmbedArchive(JobKind):
         catalog: str | None = None,
         group_column: str | None = None,
         label_column: str | None = None,
+        pool: Literal["mean", "none"] = "mean",
     ) -> Plan:
         """The plan of a job, checked against what is there.
 
         Raises:
-            ProblemError: 404 or 422, no such encoder, folder, table or column.
+            ProblemError: 404 or 422, no such encoder, folder, table or column, or a modality without parts.
         """
         encoder_id, loaded, _ = self._library.encoder(encoder)
+        if pool == "none" and not getattr(loaded.adapter, "part_columns", ()):
+            raise ProblemError(
+                422,
+                "no-parts",
+                f"The modality '{loaded.adapter.name}' gives no rows for single tiles: an item has one vector.",
+                remedy="Leave out 'pool', or name an encoder of slides.",
+            )
         plan = Plan(
             name=name,
             encoder=encoder_id,
             fingerprint=loaded.fingerprint,
             dim=loaded.dim,
-            chunk=chunk_of(loaded.adapter, views=loaded.formation.views),
+            chunk=chunk_of(loaded.adapter, views=loaded.formation.views, pool=pool),
             upload=upload,
             folder=folder,
             columns=tuple(columns),
@@ -153,6 +167,7 @@ class EmbedArchive(JobKind):
             group_column=group_column,
             label_column=label_column,
             thumbnails=self._settings.thumbnails,
+            pool=pool,
         )
         if catalog or group_column or label_column:
             self._check_table(plan)

@@ -58,6 +58,7 @@ from data_adapters.histology.formats import (
 )
 from data_adapters.histology.options import HistologyOptions
 from data_adapters.histology.recipe import Source, TissueCrop, operations
+from data_adapters.histology.tissue import Tissue
 from data_adapters.pipeline_file import symmetries
 from data_adapters.record import files_of
 
@@ -191,6 +192,7 @@ def _spread(length: float, side: float) -> list[float]:
     return [i * (length - side) / (n - 1) for i in range(n)]
 
 
+MOST_TILES = 1 << 20  # rows of one slide: a resection at .25 um per pixel has about 100,000 tiles of 224 pixels
 SCALE_SAMPLE = 1000  # records by which `fit` tells whether the archive has a scale
 # Known to labs, unknown to openslide: the reason says more than "not a format".
 _FOREIGN = (".czi", ".isyntax", ".vsi", ".sdpc", ".kfb", ".vms", ".vmu", ".lif", ".qptiff")
@@ -215,6 +217,7 @@ class HistologyAdapter(BaseAdapter):
     small_size: ClassVar[int] = 96  # nuclei of 1 um pixels; the side of the usual tiles
     prepares_any_size: ClassVar[bool] = True
     reads_regions = True
+    part_columns: ClassVar[tuple[str, ...]] = ("x", "y", "side", "level0_mpp", "tile_mpp")
     usual_views, usual_layers = 8, 2  # benchmarks/results/warm-start-trials.md
 
     def __init__(self, options: AdapterOptions | None = None, **kwargs: Any) -> None:
@@ -474,6 +477,42 @@ class HistologyAdapter(BaseAdapter):
         unknown = o.mpp is not None and regions.native_mpp(meta) is None
         side = min(region[2:]) if unknown else o.prepared_size * regions.downsample(meta, o)
         return side, regions.cover(region, side=side, count=o.tiles)
+
+    def parts(self, record: Record) -> list[Record]:
+        """Every tissue tile of a slide, however many: regions of one tile each, in reading order.
+
+        meta: `x`, `y` (left, top) and `side` in level-0 pixels, `level0_mpp` and `tile_mpp` in um per pixel or None.
+        A tile that is a file of its own stays as it is.
+
+        Raises:
+            BadFileError: mpp is missing or absurd.
+        """
+        own = record.meta.get(KEY)
+        if own is None or own["kind"] != "slide" or not ("tissue" in own or "patches" in own):
+            return [record]
+        o, native = self.options, regions.native_mpp(record.meta)
+        pixel = regions.downsample(record.meta, o)
+        side = o.prepared_size * pixel
+        size = (int(own["size"][0]), int(own["size"][1]))
+        corners = tissue_of(own).grid(side=side, size=size, least=o.min_tissue, count=MOST_TILES)
+        bare = {name: value for name, value in own.items() if name not in ("tissue", "patches")}
+        scale = {"level0_mpp": native, "tile_mpp": None if native is None else native * pixel}
+        found = []
+        for x, y in corners:
+            place = {"x": x, "y": y, "side": side, **scale, "region": [x, y, side, side]}
+            item = f"{record.item} {x:.0f},{y:.0f}".strip()
+            meta = {**record.meta, KEY: bare, **place}
+            found.append(dataclasses.replace(record, item=item, samples=1, meta=meta))
+        return found
+
+    def outline(self, record: Record) -> np.ndarray | None:
+        """The tissue mask of a slide, (h, w) bool; None of a tile, and where patches of another tool stand for it."""
+        own = record.meta.get(KEY, {})
+        if own.get("kind") != "slide" or "tissue" not in own:
+            return None
+        tissue = Tissue.unpack(own["tissue"])
+        width, height = (max(1, round(length / tissue.cell)) for length in own["size"])
+        return tissue.mask[:height, :width]
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,11 @@ class EmbedCommand(Columns):
         description="fixed views that are averaged, in place of the encoder's own; 1: one pass an image. The table is "
         "then that of another encoder",
     )
+    per_tile: bool = Field(
+        default=False,
+        description="a row for each tissue tile of a slide, with the columns whole (the slide's id), x, y and side in "
+        "level-0 pixels, level0_mpp and tile_mpp, in place of one row a slide",
+    )
     columns: list[str] = Field(
         default=[], description="facts to search by, kept as they are: split, samples, or the catalogue's mpp, ra, ..."
     )
@@ -51,7 +56,7 @@ class EmbedCommand(Columns):
         from data_adapters.manifest import Manifest
         from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
         from lejepa_med.cpu import loader_workers
-        from lejepa_med.models.embed import embed_archive
+        from lejepa_med.models.embed import embed_archive, in_parts
         from lejepa_med.models.folder import load_encoder, randomised
 
         console = make_console()
@@ -85,6 +90,12 @@ class EmbedCommand(Columns):
             items = len(manifest)
             manifest = without(manifest, excluded)
             print(f"excluded: {items - len(manifest):,} of {items:,} items, by {self.exclude}")
+        columns = list(self.columns)
+        if self.per_tile:
+            items = len(manifest)
+            manifest, found_columns = in_parts(encoder.adapter, manifest)
+            columns += [name for name in found_columns if name not in columns]
+            console.print(f"tiles: {len(manifest):,} of {items:,} items", highlight=False)
         if self.archive.suffix == ".parquet" and manifest.by_folder:  # of a folder, the scan has said it
             console.print(f"groups: {manifest.by_folder}", highlight=False, soft_wrap=True)
         with progress_bar(console, "embed") as bar:
@@ -96,8 +107,8 @@ class EmbedCommand(Columns):
                 batch_size=self.batch_size,
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
-                columns=self.columns,
                 excluded=excluded,
+                columns=columns,
                 thumbnails=self.thumbnails,
                 caution=lambda text: console.print(
                     f"[yellow]note:[/] {escape(text)}.", highlight=False, soft_wrap=True

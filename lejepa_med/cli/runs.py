@@ -168,6 +168,9 @@ class CompareCommand(Columns):
         default=False,
         description="also a small network trained on the labels alone, from 10 a class on (some minutes)",
     )
+    kind: Literal["classification", "regression", "multilabel"] = Field(
+        default="classification", description="of the labels: classes, numbers, or several an image, written a;b"
+    )
     on: str | None = Field(
         default=None,
         description="split to score on; probes learn from 'train'; None: val, else test, else part of the groups",

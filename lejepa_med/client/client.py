@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlencode
 
 import httpx
@@ -220,16 +220,17 @@ class Client(LabClient):
         catalog: str | None = None,
         group_column: str | None = None,
         label_column: str | None = None,
+        pool: Literal["mean", "none"] | None = None,
     ) -> Job:
         """Embed an upload, or a folder that the operator has opened, as the archive `name`.
 
         `catalog` is a table in the folder; without, a participants.tsv there is the catalogue. `group_column` and
-        `label_column` name its columns.
+        `label_column` name its columns. With `pool` "none", each tissue tile of a slide has a row with its place.
 
         Raises:
             ConflictError: the name is taken.
         """
-        table = {"catalog": catalog, "group_column": group_column, "label_column": label_column}
+        table = {"catalog": catalog, "group_column": group_column, "label_column": label_column, "pool": pool}
         body = given_fields(name=name, upload=upload, folder=folder, encoder=encoder, columns=list(columns), **table)
         return Job.read(self._http.json("POST", "/v1/archives", body=body, repeatable=False))
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from data_adapters.base import Adapter, Record, Spec, rejected
+from data_adapters.base import Adapter, BaseAdapter, Record, Spec, rejected
 from data_adapters.errors import BadFileError, require
 from data_adapters.manifest import Manifest
 from data_adapters.raster import SUFFIXES as PICTURES
 from data_adapters.raster import read_raster
-from lejepa_med.display import Pixels, choose_channels, montage, picture, planes, stretched
+from lejepa_med.display import Pixels, choose_channels, montage, outlined, picture, planes, stretched
 from lejepa_med.inspection import record as findings
 
 NIFTI = (".nii", ".nii.gz", ".mgh", ".mgz", ".img", ".hdr", ".mnc")
@@ -286,6 +286,10 @@ def look_at(adapter: Adapter, manifest: Manifest, row: int, *, seed: int, names:
     name = f"{manifest.column('path')[row]} {record.item}".strip() if names else ""
     raw, raw_how = raw_picture(record, _bands(record.meta))
     facts = _facts(record)
+    mask = adapter.outline(record) if isinstance(adapter, BaseAdapter) else None
+    marked = raw
+    if raw is not None and mask is not None:
+        marked, raw_how = outlined(raw, mask), f"{raw_how}, tissue mask outlined ({mask.mean():.0%} of the slide)"
     try:
         prepared = adapter.prepare(record)
         rng = np.random.default_rng((seed, 0, row, 0, 0))  # the key of the first epoch's first sample
@@ -293,7 +297,7 @@ def look_at(adapter: Adapter, manifest: Manifest, row: int, *, seed: int, names:
     except (BadFileError, OSError, ValueError, EOFError, RuntimeError) as error:  # as the trainer treats them
         refusal = rejected(record.uri, error)
         said = refusal.reason if not isinstance(error, BadFileError) else f"{refusal.reason}. {refusal.remedy}"
-        return Look(id=ident, name=name, facts=facts, warnings=[f"refused: {said}"], raw=raw, raw_how=raw_how)
+        return Look(id=ident, name=name, facts=facts, warnings=[f"refused: {said}"], raw=marked, raw_how=raw_how)
     items = [planes(item) for item in prepared]
     values, view_values = Values.of(items), [Values.of([planes(view)]) for view in views]
     empty = findings.empty_views(values, view_values)
@@ -317,7 +321,7 @@ def look_at(adapter: Adapter, manifest: Manifest, row: int, *, seed: int, names:
         name=name,
         facts=facts,
         warnings=warnings,
-        raw=raw,
+        raw=marked,
         raw_how=raw_how,
         prepared=montage([picture(item, shown) for item in items[:MOST_ITEMS]]),
         prepared_how=several + shown.words,

@@ -555,6 +555,20 @@ def embed_archive(
     return table.finish()
 
 
+def in_parts(adapter: Adapter, manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """A row for each tile in place of each slide, and the columns with its place; see `Manifest.in_parts`.
+
+    Raises:
+        UserError: the modality, or this archive, has no parts.
+    """
+    if not isinstance(adapter, BaseAdapter):
+        raise UserError(f"The modality '{adapter.name}' has no parts.", remedy="Leave out --per-tile.")
+    divided = manifest.in_parts(adapter)
+    places = (json.loads(text) for text in divided.column("meta"))
+    first = next(place for place in places if "whole" in place)  # in_parts has found one
+    return divided, ["whole", *(name for name in adapter.part_columns if first.get(name) is not None)]
+
+
 def cautions_of(adapter: Adapter, records: Sequence[Record], *, give: str | None = None) -> list[str]:
     """Return what a user must know before using the records' vectors, as sentences; `give` as in `Caution.text`."""
     found = adapter.cautions(records) if isinstance(adapter, BaseAdapter) else []

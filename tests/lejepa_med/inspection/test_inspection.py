@@ -2,6 +2,7 @@
 
 import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,9 +14,10 @@ from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
 from lejepa_med.display import choose_channels, planes, stretched
 from lejepa_med.inspection import record as findings
-from lejepa_med.inspection.record import look_at
+from lejepa_med.inspection.record import look_at, raw_picture
 from lejepa_med.inspection.sheet import choose_rows, inspect
 from tests.data import galaxy, images, mri
+from tests.data.histology import write_slide
 
 SIZES = {"global_size": 48, "local_size": 32, "n_local": 2}
 
@@ -180,3 +182,17 @@ def test_rounding_breaks_no_contract(most, said):
     spec = data_adapters.create("images", global_size=16, n_global=2, n_local=0).spec
     prepared = torch.full((1, spec.channels, 16, 16), most)
     assert len(findings.contract(prepared, [torch.zeros(spec.channels, 16, 16)] * 2, spec)) == said
+
+
+def test_the_tissue_of_a_slide_is_outlined(tmp_path):
+    (tmp_path / "slides").mkdir()
+    _, tissue = write_slide(tmp_path / "slides" / "one.tif", width=1200, height=1000)
+    adapter = data_adapters.create("histology", global_size=64, n_global=1, n_local=0, tiles=2, tile_px=128)
+    manifest = scan_archive(adapter, tmp_path / "slides").manifest
+    look = look_at(adapter, manifest, 0, seed=0)
+    plain, _ = raw_picture(manifest.record(0))
+    assert look.raw is not None and plain is not None and "tissue mask outlined" in look.raw_how
+    marked = (look.raw != plain).any(axis=2)
+    truth = cv2.resize(tissue.astype(np.uint8), plain.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    near = cv2.dilate(truth, np.ones((25, 25))) - cv2.erode(truth, np.ones((25, 25)))
+    assert marked.any() and near[marked].mean() > 0.9  # the line runs along the border of the tissue
