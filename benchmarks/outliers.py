@@ -214,13 +214,14 @@ def wrong_plane(data: Path, encoder: LoadedEncoder, seed: int) -> list[Row]:
     ]
 
 
-def text(rows: Sequence[Row], encoders: Sequence[str]) -> str:
+def text(rows: Sequence[Row], encoders: Sequence[str], *, seed: int) -> str:
     """The result page."""
     lines = [
         "# Quality control: recall of planted faults at 1 % false alarms",
         "",
-        f"`python -m benchmarks.outliers` on {cpu_name()}, one seed. Encoders: {'; '.join(encoders)}.",
-        "The bars were set beforehand; a row below its bar says so.",
+        f"`python -m benchmarks.outliers` on {cpu_name()}, seed {seed}. Encoders: runs on {', '.join(encoders)}.",
+        "The bars were set beforehand; a row below its bar says so. Doubtful labels are limited by the probe: an image",
+        "whose right label the probe misses is doubted like a flipped one. A better encoder raises that row.",
         "",
         "| set | fault | planted | untouched images | recall | bar | |",
         "|---|---|---|---|---|---|---|",
@@ -250,13 +251,13 @@ def main() -> None:
     encoders = []
     for name in given.sets:
         encoder = load_encoder(given.runs / name)
-        encoders.append(f"{name}: {encoder.name}")
+        encoders.append(name)
         rows += measure_set(name, given.data, encoder, given.images, given.seed)
         if name == "brain_mri":
             rows += wrong_plane(given.data, encoder, given.seed)
         for row in rows:
             print(row, flush=True)
-    write_text(given.out, text(rows, encoders))
+    write_text(given.out, text(rows, encoders, seed=given.seed))
     print(f"wrote {given.out}")
 
 

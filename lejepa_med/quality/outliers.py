@@ -180,6 +180,8 @@ def find_copies(
     """
     flat = pictures.signatures.reshape(len(groups), -1)
     there = np.flatnonzero((np.abs(flat).sum(1) > 0) & (pictures.contrast > FLAT))
+    if not len(there):
+        return []
     found: dict[tuple[int, int], float] = {}
     step = max(1, BLOCK // max(1, len(there)))
     for turned in _turns(pictures.signatures[there]):

@@ -127,6 +127,8 @@ def test_pens_layouts_and_turned_copies_are_seen_in_pictures() -> None:
     found = describe_pictures([cv2.imencode(".png", tile)[1].tobytes() for tile in tiles])
     assert set(np.argsort(-found.ink)[:2].tolist()) == {3, 4} and np.sort(found.ink)[-3] < 0.02
     assert [(row, other) for row, other, _ in find_copies(found, np.arange(30))] == [(9, 8)]
+    flat = describe_pictures([cv2.imencode(".png", np.full((40, 40, 3), 9, np.uint8))[1].tobytes()] * 3)
+    assert find_copies(flat, np.arange(3)) == []
     heads = []
     for number in range(60):
         head = np.zeros((96, 96), np.uint8)
