@@ -111,6 +111,8 @@ PARAMETERS: dict[str, Any] = {
     "column": "label",
     "method": "pca",
     "set_id": MADE_UP,
+    "points": 500,
+    "path": "wing",
     "probe": MADE_UP,
     "If-Match": "*",
     "state": "succeeded",
@@ -125,6 +127,7 @@ PARAMETERS: dict[str, Any] = {
 
 BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("post", "/v1/embeddings"): {MULTIPART: {"encoder": "galaxies", "files": FILES[:2]}},
+    ("post", "/v1/inspect"): {MULTIPART: {"encoder": "galaxies", "archive": "galaxies-val", "files": FILES[:1]}},
     ("post", "/v1/probes"): {
         MULTIPART: {
             "encoder": "galaxies",

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -101,6 +102,7 @@ class Service:
         self.embedding = Embedding(settings)
         # Threads of requests that wait for vectors: a number of their own, so that other routes always find one.
         self.waiting = CapacityLimiter(settings.queue_items)
+        self.looking = threading.Lock()  # held while a request computes the overlay of a picture
         self.limits = RateLimits(settings)
         self.store: Store
         self.keys: KeyRing

@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ from lejepa_med.errors import EncoderError
 from lejepa_med.models.embed import DONE, EmbeddingTable, about, find_tables, read_info
 from lejepa_med.models.folder import INFO, LoadedEncoder, find_encoders, fingerprint, load_encoder, way_back
 from lejepa_med.models.own import UntrustedCodeError
+from lejepa_med.training.folder import read_lines
 
 log = logging.getLogger("lejepa_med.app")
 LIST = "GET /v1/encoders lists the encoders."
 LISTING_SECONDS = 1.0  # that a request may find an encoder by an earlier look into the runs directory
 PUBLIC = ("version", "backbone", "objective", "spec", "formation")  # the rest may name places of the operator's machine
 METRICS, ONLINE = "metrics.jsonl", "online.jsonl"  # of a run folder
+HISTORIES = 8  # runs whose records are kept in memory: some MiB each
 TAIL = 1 << 16  # bytes of their ends that are read; a record takes some 2 KiB
 LIST_TABLES = "GET /v1/archives lists the embedding tables."
 
@@ -34,6 +36,13 @@ class Stamp(NamedTuple):
     folder: Path
     mtime_ns: int
     size: int
+
+
+class History(NamedTuple):
+    """Records of metrics.jsonl and online.jsonl."""
+
+    training: Sequence[Mapping[str, Any]]
+    evaluation: Sequence[Mapping[str, Any]]
 
 
 class Library:
@@ -57,6 +66,7 @@ class Library:
         self._loads: dict[Stamp, bool] = {}  # how the latest load of each encoder ended
         self._listed: tuple[float, dict[str, Path]] = (-LISTING_SECONDS, {})
         self._tables: dict[Stamp, EmbeddingTable] = {}
+        self._histories: dict[tuple[Stamp, Stamp], History] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._warmer: threading.Thread | None = None
@@ -162,8 +172,18 @@ class Library:
 
     def metrics(self, folder: Path) -> dict[str, dict[str, Any]]:
         """The last record of training and of the evaluations beside it, from the run of an encoder's folder."""
-        run = folder.parent if folder.name.startswith("encoder") else folder
+        run = run_of(folder)
         return {"training": _last_record(run / METRICS), "evaluation": _last_record(run / ONLINE)}
+
+    def history(self, folder: Path) -> History:
+        """All records of the run of an encoder's folder, oldest first; empty where the folder came without its run."""
+        run = run_of(folder)
+        stamp = (stamp_of(run, METRICS), stamp_of(run, ONLINE))
+        if stamp not in self._histories:
+            while len(self._histories) >= HISTORIES:
+                self._histories.pop(next(iter(self._histories)), None)
+            self._histories[stamp] = History(read_lines(run / METRICS), read_lines(run / ONLINE))
+        return self._histories[stamp]
 
     def encoder_of(self, wanted: str) -> str | None:
         """The id of the encoder with this fingerprint, or None."""
@@ -318,6 +338,11 @@ def unusable(error: Exception) -> ProblemError:
         remedy="The operator embeds the archive again: lejepa-med embed",
         reference=log_unexpected(error),
     )
+
+
+def run_of(folder: Path) -> Path:
+    """The run folder of an encoder folder; the folder itself where it came without its run."""
+    return folder.parent if folder.name.startswith("encoder") else folder
 
 
 def _last_record(file: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from app.store import ProbeRow
 from app.uploads.bodies import Form, check_fields, is_json, json_body, receive
 from lejepa_med.client.wire.common import Job
 from lejepa_med.client.wire.probes import (
+    Evaluation,
     LabelsRequest,
     Probe,
     ProbeDetail,
@@ -29,6 +30,7 @@ from lejepa_med.client.wire.probes import (
     ProbeVersion,
     UnusableProbe,
 )
+from lejepa_med.probes.evaluation import HEADLINE, evaluate
 from lejepa_med.probes.examples import kind_of
 from lejepa_med.probes.probe import check_labels
 
@@ -129,11 +131,26 @@ def list_probes(service: Running, request: Request, offset: Offset = 0, limit: L
 def get_probe(probe_id: str, service: Running) -> ProbeDetail:
     """Metrics are those of cross-validation over groups, never of the examples that were fitted."""
     row = find_probe(service, probe_id)
-    versions = [
-        ProbeVersion(id=v.id, version=v.version, count=v.count, created=_time(v.created))
-        for v in service.store.versions(row.series) or [row]
-    ]
+    versions = [_version(one) for one in service.store.versions(row.series) or [row]]
     return ProbeDetail(**_facts(service, row), metrics=row.metrics, receipt=row.receipt, versions=versions)
+
+
+@router.get(
+    "/{probe_id}/evaluation",
+    summary="What lies behind a probe's scores",
+    response_model_by_alias=True,
+    responses={404: PROBLEM_RESPONSES[404]},
+)
+@access()
+def get_evaluation(probe_id: str, service: Running) -> Evaluation:
+    """Out-of-fold answers to the examples: confusion matrix with the images behind each cell, ROC, calibration."""
+    row = find_probe(service, probe_id)
+    found = evaluate(service.training.probe(row.id))
+    for one in found["rows"]:
+        # Ids of examples are ARCHIVE/ID, or file/HASH; the command line's are bare.
+        archive, _, name = one["id"].rpartition("/")
+        one |= {"id": name, "archive": archive or None} if archive != "file" else {}
+    return Evaluation.model_validate({"probe": row.id, **found})
 
 
 @router.api_route("/{probe_id}", methods=["DELETE", "PATCH", "PUT"], include_in_schema=False)
@@ -193,6 +210,22 @@ def _facts(service: Service, row: ProbeRow) -> dict[str, Any]:
     if is_read_only(row):
         found |= {"encoder": service.library.encoder_of(row.fingerprint) or "", "read_only": True}
     return found
+
+
+def _version(row: ProbeRow) -> ProbeVersion:
+    measure = HEADLINE[row.kind]
+    scores = row.metrics.get("linear") or {}
+    interval = scores.get(f"{measure}_interval")
+    return ProbeVersion(
+        id=row.id,
+        version=row.version,
+        count=row.count,
+        created=_time(row.created),
+        measure=measure,
+        score=scores.get(measure),
+        interval=None if interval is None else (interval[0], interval[1]),
+        label_set=row.metrics.get("label_set"),
+    )
 
 
 def _time(seconds: float) -> datetime:

@@ -99,11 +99,11 @@ def _by_json(service: Service, wanted: SearchRequest) -> SearchAnswer:
     base = service.search.base(wanted.archive)
     if wanted.vectors is not None:
         vectors = _given_vectors(wanted, base)
-        query = _query(base, vectors, wanted.k, wanted.filters)
+        query = query_of(base, vectors, wanted.k, wanted.filters)
         return _answer(wanted.archive, base, query, service)
     ids = wanted.ids or []
     source = base if wanted.ids_of in (None, wanted.archive) else service.search.base(wanted.ids_of)
-    _require_encoder(base, source.encoder)
+    require_encoder(base, source.encoder)
     rows = source.rows_of(ids)
     for index, row in enumerate(rows):
         if row is None:
@@ -117,7 +117,7 @@ def _by_json(service: Service, wanted: SearchRequest) -> SearchAnswer:
     chosen = np.array(rows, np.int64)
     groups: list[str] = source.table["group"].take(chosen).to_pylist() if wanted.leave_out_own_group else []
     codes = base.codes_of(groups) if groups else {}
-    query = _query(
+    query = query_of(
         base,
         np.ascontiguousarray(source.vectors[chosen]),
         wanted.k,
@@ -137,7 +137,7 @@ def _given_vectors(wanted: SearchRequest, base: Base) -> np.ndarray:
             "The vectors come without the fingerprint of their encoder, so they cannot be compared.",
             remedy="Give 'fingerprint' as POST /v1/embeddings answered it.",
         )
-    _require_encoder(base, wanted.fingerprint)
+    require_encoder(base, wanted.fingerprint)
     if wanted.leave_out_own_group or wanted.ids_of is not None:
         raise ProblemError(
             422,
@@ -166,12 +166,12 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     field = Area.parse(form.fields.get("region"), form.fields.get("mpp"))
     base = service.search.base(name)
     encoder_id = form.fields.get("encoder") or service.library.present(base.encoder)
-    _require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
+    require_encoder(base, service.library.encoder(encoder_id)[1].fingerprint)
     results, skipped, cautions = embed_form(service, form, encoder_id, field)
     check_any(results)
     good = [(index, result) for index, result in enumerate(results) if result.vector is not None]
     vectors = normalised(np.stack([result.vector for _, result in good if result.vector is not None]))
-    answer = _answer(name, base, _query(base, vectors, k, filters), service)
+    answer = _answer(name, base, query_of(base, vectors, k, filters), service)
     found = {index: item for (index, _), item in zip(good, answer.items, strict=True)}
     items = [
         Neighbourhood(
@@ -187,7 +187,8 @@ def _by_files(service: Service, form: Form) -> SearchAnswer:
     return answer.model_copy(update={"items": items, "skipped": skipped, "cautions": cautions})
 
 
-def _require_encoder(base: Base, fingerprint: str) -> None:
+def require_encoder(base: Base, fingerprint: str) -> None:
+    """422 where vectors of an encoder cannot be compared with a table."""
     if fingerprint != base.encoder:
         raise ProblemError(
             422,
@@ -198,7 +199,7 @@ def _require_encoder(base: Base, fingerprint: str) -> None:
         )
 
 
-def _query(
+def query_of(
     base: Base,
     vectors: np.ndarray,
     k: int,
@@ -207,6 +208,7 @@ def _query(
     own_rows: Sequence[int] | None = None,
     own_groups: Sequence[int] | None = None,
 ) -> Query:
+    """A search for vectors (n, dim) of length 1, checked for its size."""
     if len(vectors) * k > HITS:
         raise ProblemError(
             422,
@@ -233,13 +235,14 @@ def _answer(name: str, base: Base, query: Query, service: Service, ids: Sequence
         recall=found.recall,
         note=found.note or None,
         items=[
-            Neighbourhood(index=index, id=ids[index] if ids else None, hits=_hits(base, found, index))
+            Neighbourhood(index=index, id=ids[index] if ids else None, hits=hits_of(base, found, index))
             for index in range(len(query.vectors))
         ],
     )
 
 
-def _hits(base: Base, found: Found, index: int) -> list[Hit]:
+def hits_of(base: Base, found: Found, index: int) -> list[Hit]:
+    """The neighbours of one query."""
     ids, groups = (base.table[name].take(found.rows[index]).to_pylist() for name in ("id", "group"))
     told = zip(ids, groups, found.scores[index], columns_of(base, found.rows[index]), strict=True)
     return [Hit(id=item, group=group, score=float(score), columns=kept) for item, group, score, kept in told]

@@ -1,12 +1,16 @@
 """The part of the client behind the lab page: pictures and maps of a table, sets of labels."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lejepa_med.client.http import Http, given_fields, part
+from lejepa_med.client.files import File
+from lejepa_med.client.http import Http, form_fields, given_fields, part
 from lejepa_med.client.wire.common import Job
-from lejepa_med.client.wire.images import ArchiveMap, TableColumns
+from lejepa_med.client.wire.images import ArchiveMap, Folders, TableColumns, TrainingCurve
+from lejepa_med.client.wire.inspection import Inspection
 from lejepa_med.client.wire.labels import ImportedLabels, LabelSet, LabelSetDetail, NextItems
+from lejepa_med.client.wire.probes import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +68,56 @@ class LabClient:
             return [None if value != value else value for value in np.frombuffer(found, "<f4").tolist()]
         words = dict(enumerate(told.values or []))
         return [words.get(code) for code in np.frombuffer(found, np.dtype(told.dtype).newbyteorder("<")).tolist()]
+
+    # --- one file, a probe and an encoder in detail -----------------------------------------------------------------
+
+    def inspect(
+        self,
+        file: File,
+        *,
+        encoder: str | None = None,
+        archive: str | None = None,
+        k: int = 10,
+        item: int = 0,
+        parts: int | None = None,
+        overlay: bool = True,
+        mpp: float | None = None,
+    ) -> Inspection:
+        """What the encoder sees of a file, what of `archive` is like it, and what every probe of the encoder says.
+
+        Args:
+            file: a path, a folder (a DICOM series), or (bytes, suffix).
+            encoder: its id; may be left out where the service has only one.
+            archive: where `k` neighbours are looked for; None: nowhere.
+            k: how many.
+            item: which item, where the file holds several.
+            parts: slices, tiles or planes of the answer at most.
+            overlay: compute the features and the attention of each patch, too.
+            mpp: um per pixel, where a slide or tile does not say.
+        """
+        fields = form_fields(encoder=encoder, archive=archive, k=k, item=item, parts=parts, overlay=overlay, mpp=mpp)
+        return Inspection.read(self._http.json("POST", "/v1/inspect", files=[file], fields=fields))
+
+    def evaluation(self, probe: str) -> Evaluation:
+        """What lies behind a probe's scores: out-of-fold answers, confusion matrix, ROC and calibration curves."""
+        return Evaluation.read(self._http.json("GET", f"/v1/probes/{part(probe)}/evaluation"))
+
+    def training_curve(self, encoder: str, *, points: int = 500) -> TrainingCurve:
+        """How an encoder was trained: at most `points` records of its run as curves by name."""
+        path, params = f"/v1/encoders/{part(encoder)}/curve", {"points": points}
+        return TrainingCurve.read(self._http.json("GET", path, params=params))
+
+    def download_report(self, encoder: str, to: str | Path) -> Path:
+        """Write the report of an encoder's run (HTML) to the file `to`, which must not be there.
+
+        Raises:
+            NotFoundError: the encoder came without its run.
+        """
+        return self._http.download(f"/v1/encoders/{part(encoder)}/report", Path(to))
+
+    def folders(self, path: str = "") -> Folders:
+        """Folders that the operator has opened, below `path`; each can be the `folder` of `embed_archive`."""
+        return Folders.read(self._http.json("GET", "/v1/folders", params={"path": path}))
 
     # --- labels -----------------------------------------------------------------------------------------------------
 

@@ -137,11 +137,11 @@ class Encoder(nn.Module):
         self.train()
         return found.shape[1] - self.dim
 
-    def patch_features(self, pixels: Tensor) -> Tensor | None:
+    def patch_maps(self, pixels: Tensor) -> Tensor | None:
         """Features of the last stage, for pictures; prefix tokens are dropped.
 
-        (B, C, H, W) -> (B, h, w, dim); of (B, C, D, H, W) the middle plane, (B, h, w, dim) too. None where the user's
-        own backbone gives vectors and has no `forward_features`.
+        (B, C, H, W) -> (B, h, w, dim); (B, C, D, H, W) -> (B, d, h, w, dim). None where the user's own backbone gives
+        vectors and has no `forward_features`.
         """
         forward = getattr(self.backbone, "forward_features", self.backbone)
         features: Tensor = forward(self.normalize(pixels))
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         # timm's convention: feature maps whose last axis is num_features are channels-last (Swin, for one)
         elif features.shape[-1] != int(getattr(self.backbone, "num_features", -1)):
             features = features.movedim(1, -1)
-        return features[:, features.shape[1] // 2] if self.dims == 3 else features
+        return features
 
 
 def lay_out(encoder: Encoder) -> Encoder:

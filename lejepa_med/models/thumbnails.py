@@ -27,14 +27,17 @@ SCHEMA = pa.schema([("id", pa.string()), ("webp", pa.binary())])
 Thumbnail = Callable[[Tensor], bytes]
 
 
-def shown_parts(adapter: Adapter, pixels: Tensor) -> tuple[list[Pixels], str]:
-    """Every slice, tile or plane of a prepared item as the eye sees it, uint8, and which channels are which colour.
+def shown_parts(adapter: Adapter, pixels: Tensor, places: Sequence[int]) -> tuple[list[Pixels], str]:
+    """Some slices, tiles or planes of a prepared item for the eye, uint8, and which channels are which colour.
 
-    pixels: (n, C, H, W), or (n, C, D, H, W) of an encoder of volumes, whose planes along the first axis follow.
+    Args:
+        adapter: that prepared it.
+        pixels: (n, C, H, W), or (n, C, D, H, W) of an encoder of volumes, whose planes along the first axis are meant.
+        places: which, in their order.
     """
     flat = pixels.transpose(1, 2).flatten(0, 1) if pixels.ndim == 5 else pixels
     shown = choose_channels(flat.shape[1], _bands(adapter))
-    return [picture(planes(part), shown) for part in flat], shown.words
+    return [picture(planes(flat[place]), shown) for place in places], shown.words
 
 
 def thumbnails_of(adapter: Adapter) -> Thumbnail:
@@ -67,7 +70,7 @@ def webp(pixels: Pixels, *, longest: int | None = None, quality: int = QUALITY) 
 def _bands(adapter: Adapter) -> list[str]:
     """Names of the channels, where the adapter has an option for them."""
     named: Any = adapter.describe().get("options", {}).get("bands") or ""
-    return [name.strip() for name in named.split(",")] if isinstance(named, str) else []
+    return [name.strip() for name in named.split(",")] if isinstance(named, str) and named else []
 
 
 def write_part(folder: Path, shard: int, ids: Sequence[str], pictures: Sequence[bytes]) -> None:

@@ -293,7 +293,7 @@ def check_examples(vectors: Any, labels: Sequence[str], groups: Sequence[str]) -
             f"All {len(labels)} labels are '{next(iter(counts))}'.",
             remedy="Add examples of at least one other class.",
         )
-    _check_singles(counts, "Label at least two images of each class, better ten, or leave the class out.", "classes")
+    check_singles(counts, "Label at least two images of each class, better ten, or leave the class out.", "classes")
     classes, codes = np.unique(np.array(labels, dtype=object).astype(str), return_inverse=True)
     return Examples(**vars(rows), labels=codes.astype(np.int64), classes=tuple(classes.tolist()))
 
@@ -320,7 +320,7 @@ def check_marks(vectors: Any, labels: Sequence[Sequence[str]], groups: Sequence[
         marks[row, [place[name] for name in given]] = True
     found = Marks(**vars(rows), marks=marks, classes=tuple(classes))
     remedy = "Add images until each label is on two and missing from two, better ten; or leave the label out."
-    _check_singles(found.scarce, remedy, "labels")
+    check_singles(found.scarce, remedy, "labels")
     return found
 
 
@@ -348,7 +348,12 @@ def _check_text(column: Sequence[Any], what: str, remedy: str) -> None:
         raise UserError(f"{len(wrong)} rows have no {what} in text (the first is row {wrong[0]}).", remedy=remedy)
 
 
-def _check_singles(counts: dict[str, int] | Counter[str], remedy: str, what: str) -> None:
+def check_singles(counts: dict[str, int] | Counter[str], remedy: str, what: str) -> None:
+    """Refuse classes (or labels) with a single example.
+
+    Raises:
+        UserError: with their names and the remedy.
+    """
     single = sorted(name for name, n in counts.items() if n < 2)
     if single:
         names = ", ".join(f"'{name}'" for name in single[:5]) + (" and others" if len(single) > 5 else "")

@@ -1,4 +1,4 @@
-"""Quality at 10, 50 and all labels per class: the protocol by which encoders are compared."""
+"""Quality from a few labels to all of them: the protocol by which encoders are compared."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,29 +6,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import balanced_accuracy_score
 
 from data_adapters.errors import UserError
-from lejepa_med.probes.classification import choose_strength
-from lejepa_med.probes.cross_validation import group_folds
-from lejepa_med.probes.examples import Examples, check_examples, check_vectors
-from lejepa_med.probes.linear import MIDDLE, blas_threads, fit_path
-from lejepa_med.probes.neighbours import Neighbours
+from lejepa_med.probes.examples import check_examples, check_rows, check_vectors
+from lejepa_med.probes.linear import blas_threads
+from lejepa_med.probes.neighbours import MOST, normalise, top_cosine
+from lejepa_med.probes.target import Answers, ClassTarget, Target
 
-FOLDS = 5
+LINEAR, MAJORITY, WEIGHTED = "linear", "knn", "weighted"
+TEMPERATURE = 0.07  # of the weighted neighbours, exp(cosine / T): DINO's (arXiv 2104.14294, appendix F)
 
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """Balanced accuracy on the test part at `shots` labels per class (None: all of them), one value a draw."""
+    """Headline scores (balanced accuracy of classes) on the test part at `shots` labels (None: all), a value a draw."""
 
     shots: int | None
     linear: tuple[float, ...]
     knn: tuple[float, ...]
     strengths: tuple[float, ...]
-    """The C that cross-validation over groups chose in each draw."""
-    hits: NDArray[np.bool_] = field(compare=False)
-    """Whether the linear probe is right, (draws, test items)."""
+    """The C (penalty of numbers) that cross-validation over groups chose in each draw."""
+    answers: dict[str, Answers] = field(compare=False)
+    """Of `linear`, `knn` and `weighted`: (draws, test items, ...), as the target describes them."""
 
     @property
     def linear_mean(self) -> float:
@@ -63,68 +62,76 @@ def fewshot(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[FewShotResult]:
-    """Logistic regression and 20-NN (cosine) learnt from a few labels, scored on a test part of other groups.
-
-    Each draw takes `shots` examples of every class at random (the same ones for a seed, whatever the encoder), chooses
-    C by cross-validation over groups among them (0.1 where too few groups allow none), and fits on all of them. All
-    labels (`None`) are one draw. With fewer than 20 examples in all, every one of them votes. vectors: (n, dim),
-    labels and groups: (n,). `progress` is told the number of draws that are done.
+    """`learn_few` of classes, whose labels are given as texts.
 
     Raises:
         UserError: bad vectors or labels, a class with fewer than `shots` examples, or test classes not in training.
     """
     examples = check_examples(train_vectors, train_labels, train_groups)
-    test = check_vectors(test_vectors, dim=examples.vectors.shape[1])
-    truth = _codes(test_labels, examples.classes, len(test))
-    members = [np.flatnonzero(examples.labels == k) for k in range(len(examples.classes))]
+    if len(test_labels) != len(test_vectors):
+        raise UserError(
+            f"There are {len(test_vectors)} test vectors and {len(test_labels)} test labels.", remedy="Give one each."
+        )
+    for wanted in shots:
+        _check_shots(wanted, examples.counts)
+    target = ClassTarget(train_labels, test_labels)
+    given: dict[str, Any] = {"shots": shots, "draws": draws, "seed": seed, "progress": progress}
+    return learn_few(target, train_vectors, train_groups, test_vectors, **given)
+
+
+def learn_few(
+    target: Target,
+    train_vectors: NDArray[Any],
+    train_groups: Sequence[str],
+    test_vectors: NDArray[Any],
+    *,
+    shots: Sequence[int | None],
+    draws: int = 5,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[FewShotResult]:
+    """A linear probe and 20-NN (cosine) learnt from a few labels, asked about a test part of other groups.
+
+    Each draw takes `shots` examples of every class (of numbers, and of several labels an image, so many images in all)
+    at random, the same ones for a seed, whatever the encoder. It chooses the regularisation by cross-validation over
+    groups among them (the middle one where too few groups allow none), and fits on all of them. All labels (`None`) are
+    one draw. With fewer than 20 examples in all, every one of them votes: alike (`knn`, a tie goes to the nearer ones)
+    and by exp(cosine / 0.07) (`weighted`). vectors: (n, dim), groups: (n,). `progress` is told the number of draws that
+    are done.
+
+    Raises:
+        UserError: bad vectors or groups.
+    """
+    rows = check_rows(train_vectors, list(target.matrix), train_groups)
+    test = check_vectors(test_vectors, dim=rows.vectors.shape[1])
+    unit, asked = normalise(rows.vectors), normalise(test)
     results = []
     done = 0
     for wanted in shots:
-        _check_shots(wanted, examples.counts)
-        rows: list[tuple[float, float, float, NDArray[np.bool_]]] = []
+        found: dict[str, list[Answers]] = {LINEAR: [], MAJORITY: [], WEIGHTED: []}
+        strengths = []
         for draw in range(1 if wanted is None else draws):
-            rows.append(_one(examples, drawn(members, wanted, seed=seed, draw=draw), test, truth, seed + draw))
+            chosen = target.drawn(wanted, seed=seed, draw=draw)
+            with blas_threads(rows.vectors[chosen].size):
+                answers, strength = target.fit(rows.vectors, chosen, rows.groups, test, seed + draw)
+            found[LINEAR].append(answers)
+            strengths.append(strength)
+            near, cosines = top_cosine(asked, unit[chosen], min(MOST, len(chosen)))
+            found[MAJORITY].append(target.neighbours(chosen, near, 1 + 1e-6 * cosines.astype(np.float64)))
+            weights = np.exp((cosines - cosines[:, :1]).astype(np.float64) / TEMPERATURE)
+            found[WEIGHTED].append(target.neighbours(chosen, near, weights))
             done += 1
             progress(done)
-        linear, knn, strengths, hits = zip(*rows, strict=True)
-        results.append(FewShotResult(shots=wanted, linear=linear, knn=knn, strengths=strengths, hits=np.stack(hits)))
+        linear, knn = (tuple(headline(target, one) for one in found[name]) for name in (LINEAR, MAJORITY))
+        stacked = {name: np.stack(answers) for name, answers in found.items()}
+        results.append(FewShotResult(wanted, linear, knn, tuple(strengths), stacked))
     return results
 
 
-def drawn(members: Sequence[NDArray[np.int64]], shots: int | None, *, seed: int, draw: int) -> NDArray[np.int64]:
-    """The rows that one draw takes, `shots` of the `members` of each class (None: all), in order."""
-    rng = np.random.default_rng([seed, draw, shots or 0])
-    taken = [m if shots is None else rng.choice(m, shots, replace=False) for m in members]
-    return np.sort(np.concatenate(taken))
-
-
-def _one(
-    examples: Examples, chosen: NDArray[np.int64], test: NDArray[np.float32], truth: NDArray[np.int64], seed: int
-) -> tuple[float, float, float, NDArray[np.bool_]]:
-    """Balanced accuracy of the linear probe and of k-NN learnt from the chosen rows, the C, and the probe's hits."""
-    vectors, labels = examples.vectors[chosen], examples.labels[chosen]
-    groups = np.unique(examples.groups[chosen], return_inverse=True)[1]
-    with blas_threads(vectors.size):
-        split = group_folds(labels, groups, folds=FOLDS, seed=seed)
-        strength = choose_strength(vectors, labels, split) if split is not None else MIDDLE
-        model = fit_path(vectors, labels, strengths=[strength], final=True)[0]
-    knn = Neighbours.fit(vectors, labels, balanced=False)
-    predicted = model.probabilities(test).argmax(1)
-    linear, voted = (float(balanced_accuracy_score(truth, one)) for one in (predicted, knn.vote(test).winners))
-    return linear, voted, strength, predicted == truth
-
-
-def _codes(labels: Sequence[str], classes: tuple[str, ...], rows: int) -> NDArray[np.int64]:
-    if len(labels) != rows:
-        raise UserError(f"There are {rows} test vectors and {len(labels)} test labels.", remedy="Give one each.")
-    code = {name: k for k, name in enumerate(classes)}
-    unknown = sorted({str(label) for label in labels} - code.keys())
-    if unknown:
-        raise UserError(
-            f"Test labels that do not occur in training: {', '.join(unknown[:5])}.",
-            remedy="Leave those images out, or add examples of the class to the training part.",
-        )
-    return np.array([code[label] for label in labels], dtype=np.int64)
+def headline(target: Target, answers: Answers) -> float:
+    """The headline score of one draw's answers; NaN where it is undefined."""
+    found = target.scores(answers)[target.metric]
+    return float("nan") if found is None else found
 
 
 def _check_shots(wanted: int | None, counts: dict[str, int]) -> None:

@@ -15,6 +15,8 @@ BLOCK = 2_000_000  # of them held at once: 16 MB
 LEAST_DRAWS = 200
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Weights of the examples (draws, n) -> (draws,)."""
+ByDraw = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Weights of the examples (replicates, n) -> (replicates, draws), a score for each draw of labels."""
 
 
 def _balanced_accuracies(confusion: NDArray[Any]) -> NDArray[np.float64]:
@@ -105,6 +107,51 @@ def cluster_interval(
     if len(drawn) < LEAST_DRAWS // 2:
         return None
     return [float(edge) for edge in np.quantile(drawn, [0.025, 0.975])]
+
+
+def draws_interval(
+    by_draw: ByDraw, draws: int, groups: NDArray[np.int64], *, seed: int, parts: int = 1
+) -> list[float] | None:
+    """Return the 95 % interval of the mean over draws, resampling both things that are chance.
+
+    These are which labels were drawn (`draws` of them) and which groups (patients, slides, fields) are scored. The rest
+    as in `cluster_interval`.
+    """
+    rng = np.random.default_rng([seed, 96])
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = by_draw(weights)
+        times = rng.multinomial(draws, np.full(draws, 1 / draws), size=len(values))
+        return np.asarray((times * values).mean(1))
+
+    return cluster_interval(statistic, groups, seed=seed, parts=parts * draws if parts > 1 else 1)
+
+
+def balanced_accuracies(truth: NDArray[np.int64], hits: NDArray[Any]) -> ByDraw:
+    """Mean recall over classes, of hits (draws, n) on classes (n,); NaN where a replicate lacks a class.
+
+    Hits may be differences of hits: the result is then the difference of the accuracies.
+    """
+    members = [np.flatnonzero(truth == k) for k in np.unique(truth)]
+
+    def by_draw(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = []
+        for rows in members:
+            total = weights[:, rows].sum(1, keepdims=True)
+            found.append(weights[:, rows] @ hits[:, rows].T.astype(np.float64) / np.where(total > 0, total, np.nan))
+        return np.asarray(np.mean(found, axis=0))
+
+    return by_draw
+
+
+def each_draw(of: Callable[[NDArray[Any]], Statistic]) -> Callable[[NDArray[Any]], ByDraw]:
+    """Turn a statistic of one draw's answers (n, ...) into one of all draws' answers (draws, n, ...)."""
+
+    def of_draws(answers: NDArray[Any]) -> ByDraw:
+        statistics = [of(one) for one in answers]
+        return lambda weights: np.stack([statistic(weights) for statistic in statistics], axis=1)
+
+    return of_draws
 
 
 def _draws(groups: NDArray[np.int64], seed: int, parts: int) -> Iterator[NDArray[np.float64]]:

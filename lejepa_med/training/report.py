@@ -3,7 +3,6 @@
 After training a sample of the archive is embedded with the saved encoder, and with the same one without training.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,17 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from data_adapters.atomic import write_text
 from data_adapters.manifest import Manifest
 from data_adapters.tables import count
 from lejepa_med.archive import progress_bar
-from lejepa_med.config import flat, is_own, short_name
+from lejepa_med.config import flat, short_name
 from lejepa_med.cpu import loader_workers
 from lejepa_med.errors import UserError
-from lejepa_med.models.architectures import is_convolutional, is_monai
 from lejepa_med.models.embed import embed_records
 from lejepa_med.models.folder import LoadedEncoder, load_encoder, randomised
+from lejepa_med.models.patches import PATCH_SIDE, is_enlarged, patch_maps
 from lejepa_med.page import render_page
 from lejepa_med.plot import Scale, curves, data_uri, plane, spectra, spectrum
 from lejepa_med.probes.examples import few_labels
@@ -229,7 +227,6 @@ def _cell(value: Any) -> str:
 QUERIES = 8
 NEIGHBOURS = 7
 LEAST_RANK, LEAST_RANK_SHARE = 3.0, 0.02  # an encoder that uses fewer directions, of its dimension, is near collapse
-PATCH_SIDE = 512  # pixels to which images are enlarged for the patch colours of a CNN
 
 
 def write_run_report(
@@ -290,14 +287,8 @@ def report_records(config: RunConfig, manifest: Manifest) -> tuple[int, int]:
     """How many records the report reads and embeds, and how many images of the encoder's size it colours: its cost."""
     read = 2 * min(config.monitor.sample, len(manifest))  # with the trained encoder and with a random one
     side = config.vector.size
-    coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if _enlarged(config.model.backbone) else QUERIES
+    coloured = QUERIES * max(1, PATCH_SIDE // side) ** 2 if is_enlarged(config.model.backbone) else QUERIES
     return read, coloured
-
-
-@functools.cache
-def _enlarged(backbone: str) -> bool:
-    """Whether patch colours come from enlarged images: a last map with the stride 32 of a CNN is too coarse."""
-    return not is_monai(backbone) and not is_own(backbone) and is_convolutional(backbone)
 
 
 def _embed(encoder: LoadedEncoder, sample: Manifest, workers: int, tick: Any) -> tuple[list[int], NDArray[Any]]:
@@ -416,7 +407,6 @@ def _neighbour_sheet(
     ]
 
 
-@torch.inference_mode()
 def _pca_sheet(
     encoder: LoadedEncoder, sample: Manifest, kept: list[int]
 ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -424,13 +414,10 @@ def _pca_sheet(
     if not prepared:
         return []
     pixels = torch.stack([item[len(item) // 2] for item in prepared])
-    scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-    if _enlarged(encoder.module.name):
-        scaled = interpolate(scaled, scale_factor=max(1.0, PATCH_SIDE / scaled.shape[-1]), mode="bilinear")
-    features = encoder.module.patch_features(scaled.to(encoder.device))
+    features = patch_maps(encoder, pixels)
     if features is None:
         return []
-    colours = pca_rgb(features.float().cpu().numpy())
+    colours = pca_rgb(features[:, features.shape[1] // 2] if features.ndim == 5 else features)
     return [(_picture(item), rgb) for item, rgb in zip(prepared, colours, strict=True)]
 
 

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from app.api.service import Service
+from app.core.settings import Settings
 from lejepa_med import client as package
 from lejepa_med.client import (
     BusyError,
@@ -499,7 +500,9 @@ def test_names_are_never_sent(proxy: Proxy, pictures: list[Path], monkeypatch: p
     assert b'filename="0.png"' in sent[0] and b"Mustermann" not in sent[0]
 
 
-def test_labels_pictures_and_maps(service: Client) -> None:
+def test_labels_pictures_and_maps(service: Client, settings: Settings, tmp_path: Path) -> None:
+    assert settings.archives_dir is not None
+    settings.archives_dir.mkdir(exist_ok=True)
     items = [one.id for one in service.archive_items("table")]
     assert service.thumbnail("table", items[0])[:4] == b"RIFF"
     assert service.map_points("table").shape == (len(items), 2)
@@ -521,3 +524,10 @@ def test_labels_pictures_and_maps(service: Client) -> None:
     application = service.wait(service.apply_probe(probe, "table")).id
     assert set(service.column("label", application=application)) <= {"a", "b"}
     service.remove_label_set(made.id)
+    told = service.inspect((png(7), ".png"), encoder="images", archive="table", k=2)
+    assert len(told.neighbours or []) == 2 and probe in [one.probe for one in told.predictions]
+    assert service.evaluation(probe).scored == 8
+    assert service.training_curve("images").training == {}
+    with pytest.raises(NotFoundError, match="report"):
+        service.download_report("images", tmp_path / "report.html")
+    assert service.folders().path == ""

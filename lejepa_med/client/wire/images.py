@@ -54,6 +54,15 @@ class Encoders(Answer):
     encoders: list[Encoder]
 
 
+class RunVerdict(Answer):
+    """How a run went, by the rules of docs/observe.md."""
+
+    state: Annotated[Literal["early", "improving", "plateau", "collapsing", "diverging"], NEWER]
+    text: str = Field(examples=["improving: the loss still falls"])
+    notes: list[str] = Field(default=[])
+    advice: str = Field(default="", description="what to do, where somebody should look at the run")
+
+
 class EncoderDetail(Encoder):
     """One encoder with what it expects and gives."""
 
@@ -81,6 +90,22 @@ class EncoderDetail(Encoder):
         description="the last records of the run: `training` of metrics.jsonl, `evaluation` of online.jsonl, under the "
         "names that docs/observe.md explains; both empty where the encoder's folder came without its run",
     )
+
+    verdict: RunVerdict | None = Field(default=None, description="of the run; none where the folder came without it")
+    effective_rank: float | None = Field(default=None, description="of the backbone, as the run last recorded it")
+    card: str | None = Field(default=None, repr=False, description="the model card, Markdown")
+    report: str | None = Field(
+        default=None, examples=["/v1/encoders/galaxies/report"], description="link to the run's report"
+    )
+
+
+class TrainingCurve(Answer):
+    """Records of a run as curves by name; `step` is their horizontal axis."""
+
+    training: dict[str, list[float | None]] = Field(
+        repr=False, examples=[{"step": [0, 10], "loss": [0.9, 0.5]}], description="of metrics.jsonl"
+    )
+    evaluation: dict[str, list[float | None]] = Field(repr=False, description="of online.jsonl")
 
 
 class EmbeddedItem(Answer):
@@ -383,3 +408,20 @@ class TableColumns(Answer):
     content: str | None = Field(description="of the archive; none where it has been removed")
     count: int = Field(examples=[1000], description="rows")
     columns: list[TableColumn]
+
+
+class Folder(Answer):
+    """A folder that can be embedded."""
+
+    path: str = Field(examples=["wing/east"], description="`folder` of POST /v1/archives")
+    name: str = Field(examples=["east"])
+    folders: int = Field(description="folders in it")
+    files: int = Field(description="files in it, not in its folders")
+
+
+class Folders(Answer):
+    """Folders inside a folder of the operator's archives."""
+
+    path: str = Field(description="the folder itself; empty for all archives")
+    folders: list[Folder]
+    truncated: bool = Field(description="whether there are more folders or files than were counted")

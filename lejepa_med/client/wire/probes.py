@@ -119,6 +119,12 @@ class ProbeVersion(Answer):
     version: int
     count: int = Field(examples=[200], description="labelled items that it was trained on")
     created: datetime
+    measure: str | None = Field(
+        default=None, examples=["balanced_accuracy"], description="which of the cross-validated scores `score` is"
+    )
+    score: float | None = Field(default=None, examples=[0.86], description="none where no folds were possible")
+    interval: tuple[float, float] | None = Field(default=None, description="95 % interval of the score")
+    label_set: dict[str, Any] | None = Field(default=None, description="id and version of the set that it learnt from")
 
 
 class ProbeDetail(Probe):
@@ -130,6 +136,73 @@ class ProbeDetail(Probe):
     )
     receipt: dict[str, Any] = Field(repr=False, description="folds, seed and group counts of the cross-validation")
     versions: list[ProbeVersion] = Field(description="all versions of this probe, newest first")
+
+
+class ScoredRow(Answer):
+    """One example with the answer of the part of the cross-validation that has seen neither it nor its group."""
+
+    id: str
+    archive: str | None = Field(default=None, description="the table that it is of; none of a file")
+    label: Any
+    predicted: Any
+    probability: float | None = Field(default=None, description="of the predicted class, calibrated")
+    fold: int
+
+
+class Confusion(Answer):
+    """Classes that are taken for each other."""
+
+    classes: list[str]
+    matrix: list[list[int]] = Field(description="the true class in rows, the predicted one in columns")
+    cells: list[list[list[int]]] = Field(description="positions in `rows` of the examples of each cell")
+
+
+class RocCurve(Answer):
+    """How many images with a label are found, and how many without it, by falling threshold."""
+
+    label: str
+    auc: float
+    positives: int
+    negatives: int
+    false_positive_rate: list[float]
+    true_positive_rate: list[float]
+    thresholds: list[float]
+
+
+class CalibrationBin(Answer):
+    """Predictions of about one confidence."""
+
+    start: float = Field(alias="from", serialization_alias="from")
+    end: float = Field(alias="to", serialization_alias="to")
+    count: int
+    confidence: float
+    right: float
+
+
+class MarkRows(Answer):
+    """What a probe of several labels says of one of them: positions in `rows`."""
+
+    label: str
+    true_positive: list[int]
+    false_positive: list[int]
+    false_negative: list[int]
+    true_negatives: int = Field(description="how many")
+
+
+class Evaluation(Answer):
+    """What lies behind the scores of a probe: out-of-fold answers, from the folds that are kept with it."""
+
+    probe: str
+    kind: ProbeKind
+    count: int = Field(examples=[200], description="examples")
+    scored: int = Field(examples=[200], description="examples that a part of the cross-validation has not seen")
+    note: str | None = Field(default=None, description="why there is nothing to show")
+    rows: list[ScoredRow]
+    confusion: Confusion | None = Field(default=None, description="of classes")
+    roc: list[RocCurve] = Field(description="of each class against all others, or of each label")
+    marks: list[MarkRows] | None = Field(default=None, description="of several labels an image")
+    calibration: list[CalibrationBin] | None = None
+    ece: float | None = Field(default=None, description="mean distance of confidence and share right")
 
 
 class PredictionRequest(Request):

@@ -79,7 +79,7 @@ def test_one_step_and_a_faithful_folder(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         vectors = encoder.eval()(cubes)
         torch.testing.assert_close(torch.from_numpy(loaded.embed([cubes[:1], cubes[1:]])), vectors, atol=1e-5, rtol=0)
-        assert loaded.module.patch_features(cubes).shape[0] == 2 and loaded.module.patch_features(cubes).ndim == 4
+        assert loaded.module.patch_maps(cubes).shape[0] == 2 and loaded.module.patch_maps(cubes).ndim == 5
     # MONAI alone can read it, as the model card says
     config = json.loads((tmp_path / "e" / "config.json").read_text())
     module, _, kind = config["class"].rpartition(".")

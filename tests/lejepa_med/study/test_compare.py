@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from data_adapters import create
@@ -16,8 +17,10 @@ from data_adapters.errors import UserError
 from data_adapters.scan import scan_archive
 from lejepa_med.cli import main
 from lejepa_med.models.folder import record_formation
+from lejepa_med.probes.target import ClassTarget
 from lejepa_med.study import compare as study
-from lejepa_med.study.compare import Gain, Study, compare, gain, sentence, sides
+from lejepa_med.study.compare import Gain, Study, compare, gain, sentence
+from lejepa_med.study.labelled import sides
 from lejepa_med.training.loop import pretrain
 from tests.lejepa_med.models.test_warm_start import timm_folder
 from tests.lejepa_med.runs import tiny
@@ -89,7 +92,7 @@ def test_what_has_changed_is_measured_anew(run: Path, tmp_path: Path, measured: 
     both = [str(timm_folder(tmp_path / place / "weights", seed=n)) for n, place in enumerate(("one", "other"))]
     first = compare(mine, out, weights=both, **FEW)
     assert [row.name for row in first.rows[1:3]] == [f"{name} (frozen)" for name in both], "equal names are told apart"
-    assert not np.array_equal(first.rows[1].accuracy["all"], first.rows[2].accuracy["all"])
+    assert not np.array_equal(first.rows[1].answers["all"], first.rows[2].answers["all"])
     measured.clear()
     compare(mine, out, weights=both, **FEW)
     assert measured == []
@@ -104,13 +107,39 @@ def test_what_has_changed_is_measured_anew(run: Path, tmp_path: Path, measured: 
 
 
 def test_a_stop_is_no_traceback(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Study, "_vectors", stop)
+    monkeypatch.setattr(study, "vectors_of", stop)
     with pytest.raises(SystemExit) as end:
         main(["compare", str(run), "--out", str(tmp_path / "out"), "--shots", "2", "--draws", "2"])
     assert end.value.code == 3
+
+
+def test_numbers_and_several_labels_are_compared_too(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = ["path,group,split,brightness,seen"]
+    for row in csv.DictReader((pictures / "labels.csv").read_text().splitlines()):
+        light = float(np.asarray(Image.open(pictures / row["path"])).mean())
+        seen = [row["label"], *(["bright"] if light > 80 else [])]
+        lines.append(f"{row['path']},{row['group']},{row['split']},{light:.3f},{';'.join(seen)}")
+    (catalog := tmp_path / "labels.csv").write_text("\n".join(lines))
+    flags = ["compare", str(run), "--catalog", str(catalog), "--shots", "2,10", "--draws", "3"]
+    main([*flags, "--label-column", "brightness", "--kind", "regression", "--out", str(tmp_path / "numbers")])
+    said = capsys.readouterr().out
+    assert "R2 by number of labelled images" in said and "Left out: 2 labels" in said
+    rows = {row["encoder"]: row for row in csv.DictReader((tmp_path / "numbers/compare.csv").read_text().splitlines())}
+    assert float(rows["8 x 8 pixels"]["all labels"]) > 0.9, "the mean of the pixels is the brightness"
+    main([*flags, "--label-column", "seen", "--kind", "multilabel", "--out", str(tmp_path / "several")])
+    said = capsys.readouterr().out
+    assert "macro AUROC by number of labelled images" in said
+    rows = {row["encoder"]: row for row in csv.DictReader((tmp_path / "several/compare.csv").read_text().splitlines())}
+    assert 0.5 < float(rows["8 x 8 pixels"]["all labels"]) <= 1
+    with pytest.raises(SystemExit):
+        main([*flags, "--label-column", "seen", "--kind", "regression", "--out", str(tmp_path / "wrong")])
+    assert "is no number" in capsys.readouterr().err
 
 
 def test_without_splits_whole_groups_are_scored(run: Path, pictures: Path, tmp_path: Path) -> None:
@@ -163,29 +192,38 @@ def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
         compare(tmp_path / "encoder", tmp_path / "out", **FEW)
 
 
+def answers(target: ClassTarget, hits: np.ndarray) -> np.ndarray:
+    """Probabilities (draws, n, 2) of answers that are right where hits (draws, n) say so."""
+    return np.eye(2)[np.where(hits, target.truth, 1 - target.truth)]
+
+
 def test_the_interval_is_over_groups_and_draws() -> None:
     rng = np.random.default_rng(0)
-    truth, groups = np.repeat([0, 1], 200), np.tile(np.arange(40), 10)
+    target, groups = ClassTarget(["a", "a", "b", "b"], ["a"] * 200 + ["b"] * 200), np.tile(np.arange(40), 10)
     own = rng.random((10, 400)) < 0.9
-    found = gain(own, rng.random((10, 400)) < 0.8, truth, groups)
-    assert found.verdict == 1 and found.low < 10 < found.high and found.mean == pytest.approx(10, abs=3)
-    none = gain(own, own, truth, groups)
+
+    def found(rival: np.ndarray) -> Gain:
+        return gain(target, answers(target, own), answers(target, rival), groups)
+
+    better = found(rng.random((10, 400)) < 0.8)
+    assert better.verdict == 1 and better.low < 10 < better.high and better.mean == pytest.approx(10, abs=3)
+    none = found(own)
     assert (none.mean, none.low, none.high, none.verdict) == (0, 0, 0, 0)
     # one group carries the whole difference: over images it would be certain, over groups it is not
     rival = own.copy()
     rival[:, groups == 7] = False
-    assert gain(own, rival, truth, groups).verdict == 0
+    assert found(rival).verdict == 0
     # one draw of labels carries it
     rival = own.copy()
     rival[3] = False
-    assert gain(own, rival, truth, groups).verdict == 0
+    assert found(rival).verdict == 0
 
 
 def test_unbalanced_classes_count_alike() -> None:
-    truth, groups = np.array([0] * 90 + [1] * 10), np.arange(100)
+    target, groups = ClassTarget(["a", "a", "b", "b"], ["a"] * 90 + ["b"] * 10), np.arange(100)
     own, rival = np.ones((2, 100), bool), np.ones((2, 100), bool)
     rival[:, 90:] = False
-    assert gain(own, rival, truth, groups).mean == pytest.approx(50)
+    assert gain(target, answers(target, own), answers(target, rival), groups).mean == pytest.approx(50)
 
 
 def of(**verdicts: int) -> dict[str, Gain]:

@@ -158,7 +158,7 @@ def test_vit_options_train_and_come_back_from_the_folder(options: dict[str, obje
         assert torch.equal(loaded.module(pixels), encoder.eval()(pixels))
         assert loaded.module(torch.rand(1, 3, 16, 16)).shape == (1, 192)  # a local view
     assert randomised(loaded).module.model_args == encoder.model_args
-    assert encoder.patch_features(pixels).shape == (2, 2, 2, 192)
+    assert encoder.patch_maps(pixels).shape == (2, 2, 2, 192)
 
 
 def test_vit_options_are_refused_elsewhere_before_the_scan() -> None:
