@@ -30,7 +30,7 @@ from app.vectors import normalised
 from data_adapters.base import Adapter, BaseAdapter
 from lejepa_med.client.wire.inspection import MOST_PARTS, InspectedPart, Inspection, Neighbour, ProbePrediction
 from lejepa_med.models.folder import LoadedEncoder
-from lejepa_med.models.patches import attention_maps, patch_maps
+from lejepa_med.models.patches import PATCH_SIDE, attention_maps, patch_maps
 from lejepa_med.models.thumbnails import shown_parts, webp
 from lejepa_med.plot import data_uri
 from lejepa_med.spectrum import pca_rgb
@@ -38,7 +38,8 @@ from lejepa_med.spectrum import pca_rgb
 router = APIRouter(prefix="/v1/inspect", tags=["embeddings"])
 PROBES = 50  # that answer, the newest first
 PARTS = 64  # by default
-FEW = 8  # parts up to which a CNN sees them enlarged, so that its map is fine; beyond, the time would be minutes
+ENLARGED = 8 * PATCH_SIDE**2  # pixels of all parts together to which a CNN's are enlarged, so that its maps are fine
+STRIDE = 32  # of a CNN's last map
 QUALITY = 90  # of WebP: the picture is looked at closely
 FIELDS: dict[str, dict[str, Any]] = {
     **{name: TEXT_FIELDS[name] for name in ("encoder", "region", "mpp")},
@@ -163,8 +164,8 @@ def _look(service: Service, encoder: LoadedEncoder, pixels: Tensor, most: int, *
     if overlay:
         whole = sorted({place // depth for place in places})
         with service.looking:  # one at a time: passes beside those of the encoder's own worker
-            side = {} if len(whole) <= FEW else {"side": pixels.shape[-1]}
-            features = patch_maps(encoder, pixels[whole], **side)
+            side = int((ENLARGED / len(whole)) ** 0.5) // STRIDE * STRIDE
+            features = patch_maps(encoder, pixels[whole], side=min(PATCH_SIDE, side))
             looked = attention_maps(encoder, pixels[whole])
         inside = [(whole.index(place // depth), place % depth) for place in places]
         if features is not None:

@@ -26,6 +26,7 @@ from lejepa_med.cli.quality import CheckCommand, OutliersCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
+    EvaluateCommand,
     PrecisionCommand,
     PretrainCommand,
     SelectCommand,
@@ -95,6 +96,7 @@ Cli = command_line(
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,
+        "evaluate": EvaluateCommand,
         "compare": CompareCommand,
         "latency": LatencyCommand,
         "stability": StabilityCommand,

@@ -138,6 +138,10 @@ class ProbeCommand(Columns):
     seed: int = Field(default=0, ge=0, description="seed of the folds and the interval")
     split: str | None = Field(default=None, description="use only the rows of this split of the CSV")
     exclude: Path | None = Field(default=None, description="CSV with ids of images to leave out, such as outliers.csv")
+    photo_z: bool = Field(
+        default=False,
+        description="of redshifts: also sigma NMAD, the share of outliers and the bias of the out-of-fold values",
+    )
     allow_leak: bool = Field(default=False, description="go on although a group or an equal image lies in two splits")
 
     def cli_cmd(self) -> None:
@@ -147,7 +151,7 @@ class ProbeCommand(Columns):
         from lejepa_med.models.embed import EmbeddingTable
         from lejepa_med.probes.confounders import acquisition_columns
         from lejepa_med.probes.label_table import further_columns, join, read_labels
-        from lejepa_med.probes.output import print_probe
+        from lejepa_med.probes.output import out_of_fold_photo_z, print_probe
         from lejepa_med.probes.probe import fit_probe
 
         console = make_console()
@@ -188,6 +192,8 @@ class ProbeCommand(Columns):
             )
         told = {} if given.leak is None else {"leak": given.leak.report()}
         told |= {"cautions": cautions} if (cautions := table.info.get("cautions")) else {}
+        if self.photo_z:
+            told |= {"photo_z": out_of_fold_photo_z(probe)}
         probe = replace(probe, metrics={**probe.metrics, "table": given.report, **told})
         probe.save(self.out)
         print_probe(probe.metrics)

@@ -70,7 +70,7 @@ def webp(pixels: Pixels, *, longest: int | None = None, quality: int = QUALITY) 
 def _bands(adapter: Adapter) -> list[str]:
     """Names of the channels, where the adapter has an option for them."""
     named: Any = adapter.describe().get("options", {}).get("bands") or ""
-    return [name.strip() for name in named.split(",")] if isinstance(named, str) else []
+    return [name.strip() for name in named.split(",")] if isinstance(named, str) and named else []
 
 
 def write_part(folder: Path, shard: int, ids: Sequence[str], pictures: Sequence[bytes]) -> None:

@@ -32,7 +32,7 @@ DOCUMENTS = [
 ]
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
-ID_NAMES = ("probe_id", "upload_id", "application_id", "job_id", "item_id", "set_id")
+ID_NAMES = ("probe_id", "upload_id", "application_id", "job_id", "item_id", "set_id", "quality_id")
 VARIABLES = {name.upper().removesuffix("_ID"): name for name in ID_NAMES}
 PARTICIPANTS = "participant_id\tsex\nsub-01\tF\n"
 MULTIPART = "multipart/form-data"

@@ -363,7 +363,7 @@ def test_the_document_tells_how_keys_are_sent_and_which_scope_each_operation_nee
     document = client.get("/openapi.json").json()
     app: FastAPI = client.app  # type: ignore[assignment]
     known = {
-        (route.path, method): access_of(route)
+        (route.path_format, method): access_of(route)
         for route in each_route(app.routes)
         if isinstance(route, Route)
         for method in route.methods or ()

@@ -65,7 +65,7 @@ def test_slices_of_a_volume(client: TestClient, tmp_path: Path) -> None:
     sent = files((tmp_path / "head.nii.gz").read_bytes(), name="head.nii.gz")
     told = client.post("/v1/inspect", files=sent, data={"encoder": "mri"}).json()
     assert (told["unit"], told["count"], [one["index"] for one in told["parts"]]) == ("slice", 3, [0, 1, 2])
-    assert told["modality"] == "mri" and len({one["image"] for one in told["parts"]}) == 3
+    assert told["shown"] == "grey" and told["modality"] == "mri" and len({one["image"] for one in told["parts"]}) == 3
     some = client.post("/v1/inspect", files=sent, data={"encoder": "mri", "parts": "2"}).json()
     assert (some["count"], [one["index"] for one in some["parts"]]) == (3, [0, 2])
 
