@@ -26,7 +26,7 @@ export function LineChart({ title, series, x, y, xRange, yRange, diagonal, heigh
   const atX = (value) => LEFT + ((value - x0) / (x1 - x0 || 1)) * (WIDTH - LEFT - 12);
   const atY = (value) => bottom - ((value - y0) / (y1 - y0)) * (bottom - 10);
   return html`<figure class="stack" style="margin:0;gap:0">
-    <svg class="chart" viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label=${`${title}: ${known.map((one) => `${one.name} ends at ${one.points.length ? +one.points.at(-1)[1].toPrecision(3) : "no value"}`).join(", ")}`}>
+    <svg class="chart" viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label=${`${title}: ${known.map((one) => `${one.name}, last value ${one.points.length ? +one.points.at(-1)[1].toPrecision(3) : "no value"}`).join(", ")}`}>
       ${ticks(y0, y1).map((at) => html`<line class="axis" x1=${LEFT} x2=${WIDTH - 12} y1=${atY(at)} y2=${atY(at)} /><text x=${LEFT - 7} y=${atY(at) + 4} text-anchor="end">${label(at)}</text>`)}
       ${ticks(x0, x1).map((at) => html`<text x=${atX(at)} y=${bottom + 17} text-anchor="middle">${label(at)}</text>`)}
       <text x=${(LEFT + WIDTH) / 2} y=${height - 3} text-anchor="middle">${x}</text>

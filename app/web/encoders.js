@@ -37,10 +37,10 @@ function rank(detail) {
   return value == null ? null : `${value.toFixed(0)} of ${detail.dim}`;
 }
 
-function Verdict({ detail }) {
+function Verdict({ detail, isWhole }) {
   if (!detail.verdict) return null;
   const kind = { collapsing: "bad", collapsed: "bad", improving: "good", plateau: "good" }[detail.verdict.state] || "";
-  return html`<p><${Tag} kind=${kind}>${detail.verdict.state}<//> <${Text} text=${detail.verdict.text} /></p>`;
+  return html`<p><${Tag} kind=${kind}>${detail.verdict.state}<//> <${Text} text=${detail.verdict.text} /></p>${isWhole && detail.verdict.notes && detail.verdict.notes.length > 0 && html`<ul class="small">${detail.verdict.notes.map((note) => html`<li>${note}</li>`)}</ul>`}${isWhole && detail.verdict.advice && html`<p class="small">${detail.verdict.advice}</p>`}`;
 }
 
 export function Encoder({ id }) {
@@ -49,7 +49,7 @@ export function Encoder({ id }) {
       ${detail.data && detail.data.report && html`<div class="actions"><${ReportLink} id=${id} path=${detail.data.report} /></div>`}</div>
     <${Show} of=${detail} what="the encoder">${(found) => html`
       <div class="two">
-        <${Card} title="At a glance"><${Verdict} detail=${found} /><${Facts} rows=${[["Modality", MODALITY[found.modality] || found.modality], ["Vectors", found.vectors], ["Length", count(found.dim)], ["Image size", `${found.image_size} px`], ["Channels", found.channels],
+        <${Card} title="At a glance"><${Verdict} detail=${found} isWhole /><${Facts} rows=${[["Modality", MODALITY[found.modality] || found.modality], ["Vectors", found.vectors], ["Length", count(found.dim)], ["Image size", `${found.image_size} px`], ["Channels", found.channels],
           ["Backbone", found.info.backbone], ["Method", found.info.objective && found.info.objective.method], ["Effective rank", rank(found)], ["Precision", found.precision], ["Fingerprint", html`<span class="mono">${found.fingerprint.slice(0, 16)}…</span>`]]} /><//>
         <${Curves} id=${id} />
       </div>

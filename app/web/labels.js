@@ -1,5 +1,5 @@
 // Sets of labels of one archive: kept on the server under a name, changed at once here, and saved in the order of the clicks.
-import { batch, html, plural, signal, useEffect, useRef, useState } from "./core.js";
+import { batch, html, plural, signal, useEffect, useLayoutEffect, useRef, useState } from "./core.js";
 import { announce, download, get, getAll, Refused, request, useAction } from "./api.js";
 import { colourOf, Dialog, Field, Problem, Script, Thumbnail } from "./ui.js";
 
@@ -21,10 +21,10 @@ export class LabelBook {
   }
 
   async load() {
-    this.sets.value = await getAll(`/v1/label-sets?archive=${encodeURIComponent(this.archive)}`, "label_sets");
-    const known = this.sets.value;
+    const known = await getAll(`/v1/label-sets?archive=${encodeURIComponent(this.archive)}`, "label_sets");
     const wanted = localStorage.getItem(`lejepa-med-set:${this.archive}`);
     if (known.length && !this.set.value) await this.open((known.find((one) => one.id === wanted) || known[0]).id);
+    this.sets.value = known; // last: only then the panel is drawn, with the set that is open
   }
 
   async open(id) {
@@ -180,7 +180,8 @@ export function LabelPanel({ book, targets, onDone = () => {}, children }) {
     book.assign(targets, label);
     onDone(label);
   };
-  useEffect(() => {
+  // a layout effect, so that the next key of a fast typist already finds the next image
+  useLayoutEffect(() => {
     const press = (event) => {
       if (event.target.matches("input, select, textarea") || document.querySelector("dialog[open]") || event.altKey) return;
       if ((event.ctrlKey || event.metaKey) && event.key === "z") {
@@ -231,13 +232,20 @@ function Classes({ book, targets, onAssign }) {
   const isOn = (one) => (Array.isArray(current) ? current.includes(one) : current === one);
   return html`<ul class="classes">${set.classes.map((one, index) => html`<li key=${one}>
       ${editing === one
-        ? html`<form class="row" onSubmit=${(event) => { event.preventDefault(); book.rename(one, event.target.elements[0].value.trim()); setEditing(null); }}>
-            <input aria-label=${`New name of ${one}`} value=${one} ref=${(input) => input && !input.dataset.ready && ((input.dataset.ready = "1"), input.select())} onKeyDown=${(event) => event.key === "Escape" && setEditing(null)} /><button class="small">Rename</button></form>`
+        ? html`<${Rename} name=${one} onDone=${(name) => { book.rename(one, name); setEditing(null); }} />`
         : html`<button class="class" aria-pressed=${isOn(one)} disabled=${!targets.length} onClick=${() => onAssign(one)} style=${{ "--colour": colourOf(index) }}>
             ${index < 9 && html`<kbd>${index + 1}</kbd>`}<span class="swatch" style=${{ background: colourOf(index) }}></span><span class="class-name">${one}</span><span class="soft">${counts.get(one) || 0}</span></button>
           <button class="plain small" aria-label=${`Rename ${one}`} title="Rename" onClick=${() => setEditing(one)}>✎</button>`}</li>`)}
     <li><form class="row" onSubmit=${(event) => { event.preventDefault(); book.addClass(name.trim()); setName(""); }}>
       <input aria-label="Name of a new class" placeholder="New class" maxlength="200" value=${name} onInput=${(event) => setName(event.target.value)} /><button class="small" disabled=${!name.trim()}>Add</button></form></li></ul>`;
+}
+
+function Rename({ name, onDone }) {
+  const [value, setValue] = useState(name);
+  const input = useRef(null);
+  useEffect(() => input.current.select(), []);
+  return html`<form class="row" onSubmit=${(event) => { event.preventDefault(); onDone(value.trim()); }}>
+    <input ref=${input} aria-label=${`New name of ${name}`} maxlength="200" value=${value} onInput=${(event) => setValue(event.target.value)} onKeyDown=${(event) => event.key === "Escape" && onDone(name)} /><button class="small">Rename</button></form>`;
 }
 
 function NumberInput({ book, targets, onDone }) {

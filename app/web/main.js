@@ -4,6 +4,7 @@ import { announcement, isActive, jobs, key, keyWanted, setKey, watchJobs } from 
 import { Problem, theme } from "./ui.js";
 import { Archives, NewArchive } from "./archives.js";
 import { Encoder, Encoders } from "./encoders.js";
+import { DropFile } from "./file.js";
 import { Jobs } from "./jobs.js";
 import { Keys } from "./keys.js";
 import { ProbeView, Probes } from "./probes.js";
@@ -14,6 +15,7 @@ const icon = (path) => html`<svg viewBox="0 0 24 24" aria-hidden="true"><path d=
 const PLACES = [
   ["", "Start", "M4 11.5 12 5l8 6.5V19a1 1 0 0 1-1 1h-4.5v-5h-5v5H5a1 1 0 0 1-1-1z"],
   ["archives", "Archives", "M4 5h6v6H4zM14 5h6v6h-6zM4 14h6v6H4zM14 14h6v6h-6z"],
+  ["file", "Drop a file", "M12 4v11m0 0 4-4m-4 4-4-4M5 16v3a1 1 0 0 0 1 1h12a1 1 0 0 0 1-1v-3"],
   ["probes", "Probes", "M4 19h16M6 16V9M11 16V5M16 16v-5M20 16V8"],
   ["encoders", "Encoders", "M12 4 4 8l8 4 8-4zM4 12l8 4 8-4M4 16l8 4 8-4"],
   ["jobs", "Jobs", "M12 7v5l3.5 2M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16z"],
@@ -25,6 +27,7 @@ function view({ parts: [place, name, tab] }) {
   if (place === "archives" && !name) return html`<${Archives} />`;
   if (place === "archives") return html`<${Workspace} key=${name} name=${name} tab=${tab || "map"} />`;
   if (place === "embed") return html`<${NewArchive} />`;
+  if (place === "file") return html`<${DropFile} />`;
   if (place === "encoders") return name ? html`<${Encoder} key=${name} id=${name} />` : html`<${Encoders} />`;
   if (place === "probes") return name ? html`<${ProbeView} key=${name} id=${name} />` : html`<${Probes} />`;
   if (place === "jobs") return html`<${Jobs} />`;

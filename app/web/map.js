@@ -261,7 +261,7 @@ function Item({ archive, data, row, onSimilar }) {
     const wanted = data.columns.filter((one) => one.kind !== "id").slice(0, 6);
     Promise.all(wanted.map((one) => data.column(one.name))).then((columns) => {
       if (isGone) return;
-      setFacts(columns.map((one) => [one.name, one.kind === "number" ? (Number.isNaN(one.codes[row]) ? "–" : String(+one.codes[row].toPrecision(5))) : one.values[one.codes[row]] ?? "–"]));
+      setFacts(columns.map((one) => [one.name, one.kind === "number" ? (Number.isNaN(one.codes[row]) ? "–" : String(+one.codes[row].toPrecision(5))) : nameOf(one, one.codes[row])]));
     }, () => {});
     return () => (isGone = true);
   }, [data, row]);
@@ -273,4 +273,10 @@ function Item({ archive, data, row, onSimilar }) {
   return html`<div class="item"><${Thumbnail} archive=${archive.name} id=${data.id(row)} alt="" />
     <div><dl>${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${name === "group" && value.length > 12 ? `${value.slice(0, 10)}…` : value}</dd></div>`)}<div><dt>id</dt><dd class="mono">${data.id(row).slice(0, 10)}…</dd></div></dl>
       <button class="small" disabled=${similar.isBusy} onClick=${similar.run}>Find similar</button><${Problem} problem=${similar.problem} /></div></div>`;
+}
+
+// Only the most frequent thousand values have names; `group` often has more.
+function nameOf(column, code) {
+  if (column.values[code] !== undefined) return column.values[code];
+  return code === 2 ** (8 * column.codes.BYTES_PER_ELEMENT) - 1 ? "–" : `no. ${count(code + 1)} of ${count(column.distinct)}`;
 }

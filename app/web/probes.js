@@ -94,7 +94,7 @@ export function Confusion({ evaluation }) {
   const { classes, matrix, cells } = evaluation.confusion;
   return html`<${Card} title="What it confuses" aside=${html`<span class="soft small">click a cell to see its images</span>`}>
     <div class="scroll"><table class="confusion"><caption class="hidden">Rows are the true class, columns the probe's answer</caption>
-      <thead><tr><th scope="col"><span class="soft">true ↓ &nbsp; answer →</span></th>${classes.map((name) => html`<th scope="col">${name}</th>`)}<th scope="col" class="soft">found</th></tr></thead>
+      <thead><tr><th scope="col"><span class="soft">true ↓, answer →</span></th>${classes.map((name) => html`<th scope="col">${name}</th>`)}<th scope="col" class="soft">found</th></tr></thead>
       <tbody>${classes.map((truth, row) => {
         const sum = matrix[row].reduce((a, b) => a + b, 0);
         return html`<tr><th scope="row"><span class="swatch" style=${{ background: colourOf(row) }}></span> ${truth}</th>${classes.map((answer, column) => {

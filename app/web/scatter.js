@@ -87,7 +87,7 @@ export class Scatter {
 
   get radius() {
     const zoom = Math.sqrt(this.view.scale / (this.whole || 1));
-    return this.ratio * Math.min(7, Math.max(1, (90 / Math.sqrt(this.count + 300)) * 1.1 * zoom));
+    return this.ratio * Math.min(7, Math.max(1, (150 / Math.sqrt(this.count + 300)) * zoom));
   }
 
   pan(dx, dy) {
@@ -121,6 +121,10 @@ export class Scatter {
     const { scale, x: left, y: top } = this.view;
     const background = pixel(getComputedStyle(this.canvas).backgroundColor);
     this.pixels.fill(background);
+    if (this.picture) {
+      this.context.putImageData(this.frame, 0, 0); // thumbnails take the place of the points
+      return;
+    }
     const paint = (sprite, reach, alpha, wanted) => {
       for (let row = 0, at = 0; row < codes.length; row++, at += 2) {
         if (!wanted(row)) continue;

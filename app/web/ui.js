@@ -111,7 +111,7 @@ export function JobLine({ job, onDone }) {
   const active = job.state === "queued" || job.state === "running";
   return html`<div class="job">
     <div class="job-head"><strong>${jobName(job)}</strong><${Tag} kind=${job.state}>${STATE_WORDS[job.state] || job.state}<//>
-      <span class="soft">${active ? job.stage : ""}</span><span class="job-eta soft">${active && job.eta_seconds != null ? `about ${duration(job.eta_seconds)} left` : ""}</span>
+      <span class="soft">${job.state === "queued" ? "for the jobs before it" : active ? job.stage : ""}</span><span class="job-eta soft">${active && job.eta_seconds != null ? `about ${duration(job.eta_seconds)} left` : ""}</span>
       ${active && html`<button class="small" disabled=${cancel.isBusy} onClick=${cancel.run}>Cancel</button>`}
       ${job.state === "dead" && html`<button class="small" disabled=${retry.isBusy} onClick=${retry.run}>Try again</button>`}
       ${job.state === "succeeded" && onDone}

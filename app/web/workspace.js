@@ -1,16 +1,43 @@
 // One archive: its map, its labels, its quality, and what is known about it.
-import { count, href, html, plural } from "./core.js";
+import { count, href, html, plural, useEffect, useMemo, useState } from "./core.js";
 import { download, remove, useAction, useData } from "./api.js";
 import { ArchiveFailures } from "./archives.js";
-import { Card, Cautions, Confirm, Facts, Problem, Script, Show } from "./ui.js";
+import { ArchiveData } from "./columns.js";
+import { LabelTab } from "./labelling.js";
+import { LabelBook } from "./labels.js";
+import { MapTab } from "./map.js";
+import { QualityTab } from "./quality.js";
+import { Card, Cautions, Confirm, Empty, Facts, Loading, Problem, Script, Show } from "./ui.js";
 
-const TABS = [["about", "About"]];
+const TABS = [["map", "Map"], ["label", "Label and train"], ["quality", "Quality"], ["about", "About"]];
 
 export function Workspace({ name, tab }) {
   const archive = useData(`/v1/archives/${encodeURIComponent(name)}`);
-  return html`<div class="view"><div class="view-head"><div><p class="trail"><a href="#/archives">Archives</a></p><h1 tabindex="-1">${name}</h1></div></div>
-    <nav class="tabs" aria-label="Archive">${TABS.map(([id, text]) => html`<a href=${href("archives", name, id)} aria-current=${tab === id ? "page" : undefined}>${text}</a>`)}</nav>
-    <${Show} of=${archive} what="the archive">${(found) => html`<${About} archive=${found} />`}<//></div>`;
+  const book = useMemo(() => new LabelBook(name), [name]);
+  const [data, setData] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const [selection, setSelection] = useState([]);
+  const content = archive.data && archive.data.content;
+  useEffect(() => {
+    if (!content) return;
+    new ArchiveData(name).load().then(setData, (error) => setProblem(error.problem));
+    book.load().catch((error) => setProblem(error.problem));
+  }, [content, name]);
+  // labels that are not saved yet must not be lost with the tab
+  useEffect(() => {
+    const ask = (event) => book.state.value !== "saved" && event.preventDefault();
+    addEventListener("beforeunload", ask);
+    return () => removeEventListener("beforeunload", ask);
+  }, [book]);
+  const parts = { archive: archive.data, data, book, selection, onSelect: setSelection };
+  return html`<div class="view whole"><div class="view-head"><div><p class="trail"><a href="#/archives">Archives</a></p><h1 tabindex="-1">${name}</h1></div>
+      <nav class="tabs" aria-label="Parts of the archive">${TABS.map(([id, text]) => html`<a href=${href("archives", name, id)} aria-current=${tab === id ? "page" : undefined}>${text}</a>`)}</nav></div>
+    <${Problem} problem=${problem} />
+    <${Show} of=${archive} what="the archive">${(found) =>
+      tab === "about" ? html`<div class="inner"><${About} archive=${found} /></div>`
+      : found.count === 0 ? html`<${Empty} title="This archive is empty"><p>No image of it could be embedded. About says why.</p><//>`
+      : !data || book.sets.value == null ? !problem && html`<${Loading} what="the archive" />`
+      : tab === "label" ? html`<${LabelTab} ...${parts} />` : tab === "quality" ? html`<div class="inner"><${QualityTab} ...${parts} /></div>` : html`<${MapTab} ...${parts} />`}<//></div>`;
 }
 
 function About({ archive }) {

@@ -22,10 +22,11 @@ from lejepa_med.cli.archive import (
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
 from lejepa_med.cli.export import ExportCommand, LatencyCommand
-from lejepa_med.cli.quality import CheckCommand
+from lejepa_med.cli.quality import CheckCommand, OutliersCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
+    EvaluateCommand,
     PrecisionCommand,
     PretrainCommand,
     SelectCommand,
@@ -90,10 +91,12 @@ Cli = command_line(
         "predict": PredictCommand,
         "search": SearchCommand,
         "check": CheckCommand,
+        "outliers": OutliersCommand,
         "export": ExportCommand,
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,
+        "evaluate": EvaluateCommand,
         "compare": CompareCommand,
         "latency": LatencyCommand,
         "stability": StabilityCommand,

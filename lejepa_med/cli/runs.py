@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -192,6 +192,61 @@ class CompareCommand(Columns):
             print("Stopped. The same command goes on from here.", file=sys.stderr)
             sys.exit(STOPPED)
         print(f"wrote {self.out}/compare.html and {self.out}/compare.csv")
+
+
+class EvaluateCommand(Columns):
+    """Evaluate encoders on your labels, from few to all: linear probes, k-NN, and fine-tuning where you ask for it.
+
+    Repeated with the same --out it keeps finished parts and goes on.
+    """
+
+    encoders: CliPositionalArg[list[Path]] = Field(min_length=1, description="run folders, or encoder folders")
+    archive: Path | None = Field(default=None, description="folder with the labelled images; None: the run's archive")
+    catalog: Path | None = Field(
+        default=None, description="CSV or Parquet: path, label, group, split; None: the run's own"
+    )
+    kind: Literal["classification", "regression", "multilabel"] = Field(
+        default="classification", description="of the labels: classes, numbers, or several an image, written a;b"
+    )
+    on: str | None = Field(
+        default=None,
+        description="split to score on; probes learn from 'train'; None: val, else test, else part of the groups",
+    )
+    shots: list[int] = Field(
+        default=[1, 2, 5, 10, 50, 100],
+        min_length=1,
+        description="labels per class (numbers, several labels: labelled images), then all",
+    )
+    draws: int = Field(default=5, ge=2, description="draws of labels for each number")
+    fine_tune: Literal["no", "last", "full", "both"] = Field(
+        default="no", description="also train the last blocks, or all layers, on 50 labels per class and on all"
+    )
+    blocks: int = Field(default=2, ge=1, description="blocks of a ViT, stages of a CNN, that `last` trains")
+    minutes: float = Field(default=3.0, gt=0, description="of each of up to 4 such trainings, at most; or 1,000 steps")
+    rate: float | None = Field(default=None, gt=0, description="learning rate of fine-tuning; None: 5e-4")
+    layer_decay: float | None = Field(
+        default=None, gt=0, le=1, description="factor of the rate from each layer to the one below it; None: 0.75"
+    )
+    smoothing: float = Field(default=0.1, ge=0, lt=1, description="label smoothing of fine-tuning")
+    mixup: float = Field(default=0.2, ge=0, description="mixup of fine-tuning, parameter of the Beta distribution")
+    allow_leak: bool = Field(default=False, description="go on although a group or an equal image lies in two splits")
+    device: str = Field(default="cpu", description="cpu or cuda")
+    out: Path = Field(description="folder of the evaluation: evaluate.html, evaluate.json, parts/")
+
+    def cli_cmd(self) -> None:
+        """Run the command; exit code 3 says that it was stopped and can be repeated."""
+        from lejepa_med.study.evaluate import Tuning, evaluate, print_evaluation
+
+        own = {"blocks", "minutes", "rate", "layer_decay", "smoothing", "mixup"}
+        depths: Any = {"no": (), "both": ("last", "full")}.get(self.fine_tune, (self.fine_tune,))
+        tuned = Tuning(depths=depths, **self.model_dump(include=own))
+        given = self.model_dump(exclude={"encoders", "out", "fine_tune", *own})
+        try:
+            print_evaluation(evaluate(self.encoders, self.out, tuned=tuned, **given))
+        except KeyboardInterrupt:
+            print("Stopped. The same command goes on from here.", file=sys.stderr)
+            sys.exit(STOPPED)
+        print(f"wrote {self.out}/evaluate.html and {self.out}/evaluate.json")
 
 
 class StabilityCommand(CommonSettings):

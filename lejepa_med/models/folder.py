@@ -457,7 +457,12 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def load_encoder(
-    path: Path | str, *, device: str = "cpu", views: int | None = None, trusted: bool = True
+    path: Path | str,
+    *,
+    device: str = "cpu",
+    views: int | None = None,
+    layers: int | None = None,
+    trusted: bool = True,
 ) -> LoadedEncoder:
     """Load RUN/encoder (or RUN), set up to be fast on its device.
 
@@ -465,16 +470,17 @@ def load_encoder(
         path: of the folder.
         device: where it computes.
         views: fixed views that are averaged, in place of those that the folder records; the fingerprint follows.
+        layers: layers that are joined, likewise.
         trusted: whether the Python file of a backbone of somebody's own may be run.
 
     Raises:
         EncoderError: no encoder folder, damaged weights, another version of the preprocessing, or a changed or
             untrusted Python file.
-        ConfigError: views that the modality does not allow.
+        ConfigError: views that the modality, or layers that the architecture does not allow.
     """
     folder = encoder_folder(path)
     info = read_info(folder)
-    formation = _changed(formation_of(info), views=views)
+    formation = _changed(formation_of(info), views=views, layers=layers)
     if formation != formation_of(info):
         check_formation(formation, _adapter(info, formation.size))
         info = {**info, "formation": dataclasses.asdict(formation)}

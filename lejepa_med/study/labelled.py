@@ -166,9 +166,10 @@ def sides(manifest: Manifest, *, on: str | None, allow_leak: bool, kind: Kind = 
         notes.append(f"Probes learn from the split train and are scored on {on}, {len(test):,} images.")
     groups = len(set(test.column("group")))
     if groups < FEW_GROUPS:
-        notes.append(
+        notes.insert(
+            0,
             f"Only {count(groups, 'group', 'is')} scored (patients, slides, fields), of "
-            f"{len(set(labelled.column('group'))):,} in all: so few prove nothing, whatever the intervals say."
+            f"{len(set(labelled.column('group'))):,} in all: so few prove nothing, whatever the intervals say.",
         )
     if groups == len(test):
         notes.append("Each scored image is a group of its own, so intervals are over images.")
@@ -185,8 +186,8 @@ def seen(run: Path, test: Manifest) -> list[str]:
     if not both:
         return []
     return [
-        f"The run was pretrained on {both:,} of the {len(test):,} scored images, without their labels; foreign weights "
-        "have not seen them. Pretrain with --split train to compare on images that are new to both."
+        f"The run was pretrained on {both:,} of the {len(test):,} scored images, without their labels, which other "
+        "weights have not seen. Pretrain with --split train to score images that are new to every encoder."
     ]
 
 

@@ -1,10 +1,12 @@
 """The lab page in Debian's chromium, against a real service on loopback. Without chromium these tests are skipped."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright (pip install -e '.[dev]')")
@@ -13,11 +15,18 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from benchmarks.launcher import Launcher
+from lejepa_med.cli import main as command_line
+from tests.app.helpers import eventually
+from tests.data.images import write_archive
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=20_000)
 
 Open = Callable[..., Page]
+FEW = (
+    "--epochs 2 --views.n-global 2 --views.n-local 0 --views.global-size 32 --backbone resnet10t --objective.slices 16 "
+    "--model.projector-hidden 32 --model.projector-dim 8 --batch-size 8 --train.accelerator cpu --data.workers 0"
+).split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,12 +47,28 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def lab(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a service over `runs` that asks nobody for a key, with a folder that the operator has listed."""
+    """Address of a service that asks nobody for a key, with a folder that the operator has listed.
+
+    It serves `runs`, and the encoder 'trained' with the run that made it, which took four steps.
+    """
     place = tmp_path_factory.mktemp("lab")
     shutil.copytree(runs.parent / "archive", place / "archives" / "ward-3")
+    shutil.copytree(runs, place / "runs", copy_function=os.link)  # weights are large
+    archive = write_archive(place / "pictures", 16)
+    command_line(["pretrain", str(archive), "--modality", "images", "--out", str(place / "runs" / "trained"), *FEW])
     with Launcher(environment={"LEJEPA_SALT": "test", "LEJEPA_CACHE": str(place / "cache")}) as launcher:
-        launcher.use(runs, place / "data", place, archives_dir=str(place / "archives"))
-        yield launcher.service().address
+        launcher.use(place / "runs", place / "data", place, archives_dir=str(place / "archives"))
+        address = launcher.service().address
+        embed(address)
+        yield address
+
+
+def embed(address: str) -> list[str]:
+    """Make the archive 'ward' of the listed folder, with thumbnails; the ids in its order."""
+    wanted = {"name": "ward", "folder": "ward-3", "encoder": "images"}
+    job = httpx.post(f"{address}/v1/archives", json=wanted, timeout=60).json()["id"]
+    assert httpx.get(f"{address}/v1/jobs/{job}?wait=30", timeout=60).json()["state"] == "succeeded"
+    return [item["id"] for item in httpx.get(f"{address}/v1/archives/ward/ids").json()["items"]]
 
 
 @pytest.fixture
@@ -85,3 +110,8 @@ def check_accessible(page: Page) -> None:
     page.wait_for_timeout(50)
     found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
     assert not found, [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found]
+
+
+def until(page: Page, condition: str, *, seconds: float = 20) -> None:
+    """Wait until an expression is true. Playwright's own wait needs eval, which the page's policy forbids."""
+    eventually(lambda: bool(page.evaluate(condition)), seconds=seconds)
