@@ -157,7 +157,7 @@ class CompareCommand(Columns):
     )
     weights: list[str] = Field(
         default=[],
-        description="also these weights, frozen, parted by commas: a timm folder, a .safetensors file, timm:NAME, a run",
+        description="these weights, too, frozen, parted by commas: timm folder, .safetensors file, timm:NAME, run",
     )
     methods: list[str] = Field(
         default=[], description="also encoders that are now trained by simclr,vicreg,barlow,byol,dino or others"
