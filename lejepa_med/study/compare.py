@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from lejepa_med.probes.scores import draws_interval
 from lejepa_med.probes.target import Answers, Target
 from lejepa_med.study.labelled import (
     ALL,
+    FEW_GROUPS,
     SHOTS,
     Sides,
     kept,
@@ -49,6 +51,7 @@ from lejepa_med.study.labelled import (
     slug,
     usable_shots,
     vectors_of,
+    write_back,
 )
 from lejepa_med.study.supervised import SMALL, STEPS, network, predict, train
 from lejepa_med.training.folder import RunFolder
@@ -190,7 +193,23 @@ def compare(
     ]
     result = conclude(rows, parts, notes)
     _publish(out, result, title=f"{run.name} compared")
+    shown = figures(result)
+    write_back(
+        run,
+        "compare",
+        title=f"{result.target.metric[0].upper()}{result.target.metric[1:]} beside other encoders",
+        columns=list(shown[0]),
+        # of a path, which tells where this machine keeps its files, the name alone
+        rows=[[Path(row["encoder"]).name, *list(row.values())[1:]] for row in shown],
+        sentences=[*map(_public, result.sentences), *notes],
+        console=console,
+    )
     return result
+
+
+def _public(sentence: str) -> str:
+    """Without the folders of a path."""
+    return re.sub(r"\S*/(?=\S)", "", sentence)
 
 
 class Study:
@@ -375,6 +394,7 @@ def conclude(rows: Sequence[Measured], parts: Sides, notes: Sequence[str]) -> Co
     """What the rows say: gains with intervals, and sentences."""
     own, *rivals = rows
     target, groups = parts.target, parts.groups
+    scored = len(np.unique(groups))
     gains = {
         rival.name: {
             key: gain(target, own.answers[key][: len(answers)], answers, groups)
@@ -385,7 +405,13 @@ def conclude(rows: Sequence[Measured], parts: Sides, notes: Sequence[str]) -> Co
     return Comparison(
         rows=rows,
         gains=gains,
-        sentences=[sentence(name, found, of=target) for name, found in gains.items()],
+        sentences=[
+            sentence(name, found, of=target)
+            if scored >= FEW_GROUPS
+            else f"Your encoder and {name} cannot be ranked: {count(scored, 'scored group')} "
+            f"prove{'s' if scored == 1 else ''} nothing."
+            for name, found in gains.items()
+        ],
         notes=notes,
         target=target,
     )

@@ -7,7 +7,7 @@ interrupted goes on with the next one.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, roc_curve
+from torch import Tensor
 
 from data_adapters.atomic import write_text
 from lejepa_med import __version__
@@ -45,6 +46,7 @@ from lejepa_med.study.labelled import (
     sides,
     usable_shots,
     vectors_of,
+    write_back,
 )
 from lejepa_med.study.supervised import MIXUP, SMOOTHING, STEPS, Depth, Tuned, predict, train, tuning
 
@@ -53,7 +55,7 @@ NEAREST, SIMILAR = "20-NN", "20-NN, weighted"
 TUNED_SHOTS = 50  # labels at which fine-tuning stands beside the frozen probe, and all of them
 TUNED_DRAWS = 3
 MOST_DOTS = 500
-SHORT = 110  # percent of a bar
+SHORT = 130  # steps of the bar that one network takes: 100 to train, the rest to answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,20 @@ def evaluate(
         study = _Evaluation(path, encoder, shown, parts, out=out, draws=draws, device=device, console=console)
         found.append(study.run(shots, tuned, notes))
     publish(out, found)
+    for path, one in zip(encoders, found, strict=True):
+        keys = list(one.figures[one.target.probe])
+        write_back(
+            path,
+            "evaluate",
+            title=f"{capital(one.target.metric)} by number of {one.target.unit}, {receipt_text(one.receipt)}",
+            columns=["method", *keys],
+            rows=[
+                [method, *(spread(by_shots.get(key, {}).get(one.target.metric)) for key in keys)]
+                for method, by_shots in one.figures.items()
+            ],
+            sentences=one.notes,
+            console=console,
+        )
     return found
 
 
@@ -300,7 +316,7 @@ class _Evaluation:
         wanted.append((None, 0))
         found: dict[str, list[Answers]] = {}
         seconds = []
-        with progress_bar(self.console, f"{self.name}: {tuned.name(depth)}, percent") as bar:
+        with progress_bar(self.console, f"{self.name}: {tuned.name(depth)}") as bar:
             task = bar.add_task("", total=SHORT * len(wanted))
             for number, (k, draw) in enumerate(wanted):
                 rows = target.drawn(k, seed=0, draw=draw)
@@ -325,7 +341,9 @@ class _Evaluation:
                         step_done=lambda share: bar.update(task, completed=int(SHORT * number + 100 * min(share, 1.0))),
                     )
                     spent = time.perf_counter() - began
-                    images = (self.encoder.adapter.prepare(record) for record in self.parts.test.records())
+                    images = self._prepared(
+                        lambda share: bar.update(task, completed=int(SHORT * number + 100 + (SHORT - 100) * share))
+                    )
                     formation = self.encoder.formation
                     given = predict([(trained, rows)], target, images, formation, device=self.device)
                     return {"seconds": spent}, {"answers": given[0]}
@@ -336,6 +354,13 @@ class _Evaluation:
                 seconds.append(facts["seconds"])
                 bar.update(task, completed=SHORT * (number + 1))
         return {key: np.stack(given) for key, given in found.items()}, float(np.mean(seconds))
+
+    def _prepared(self, step: Callable[[float], None]) -> Iterator[Tensor]:
+        """The scored images, one after the other; `step` is told the share that is done."""
+        records = self.parts.test.records()
+        for number, record in enumerate(records, 1):
+            yield self.encoder.adapter.prepare(record)
+            step(number / len(records))
 
 
 def figures(target: Target, answers: Answers, groups: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
@@ -423,12 +448,20 @@ def publish(out: Path, found: Sequence[Evaluated]) -> None:
         render_page(
             "lejepa_med.study",
             "evaluate.html.j2",
-            filters={"spread": spread, "between": between, "capital": capital},
+            filters={"spread": spread, "between": between, "capital": capital, "receipt": receipt_text},
             title=f"{', '.join(one.name for one in found)} evaluated",
             pages=pages,
             together=_curves(together, found[0].target) if together else "",
             target=found[0].target,
         ),
+    )
+
+
+def receipt_text(receipt: dict[str, Any]) -> str:
+    """What was learnt from and scored, as a phrase."""
+    return (
+        f"{receipt['learn']:,} images of {receipt['learn_groups']:,} groups to learn from, {receipt['test']:,} of "
+        f"{receipt['test_groups']:,} groups scored, {receipt['shared_groups']:,} groups on both sides"
     )
 
 
@@ -454,6 +487,7 @@ def between(value: dict[str, Any] | None) -> str:
 
 def _curves(by_name: dict[str, dict[str, Any]], target: Target) -> str:
     """SVG: the headline score by number of labels, with the spread over draws."""
+    low = float("-inf") if target.kind == "regression" else 0.0
     series = []
     for (name, by_shots), colour in zip(by_name.items(), COLOURS * len(by_name), strict=False):
         spots = [
@@ -463,7 +497,7 @@ def _curves(by_name: dict[str, dict[str, Any]], target: Target) -> str:
         series.append(
             Series(
                 points=[(x, mean) for x, mean, _ in known],
-                band=[(x, mean - std, mean + std) for x, mean, std in known],
+                band=[(x, max(mean - std, low), min(mean + std, 1.0)) for x, mean, std in known],
                 label=name,
                 colour=colour,
                 dashed=name in (NEAREST, SIMILAR),
@@ -529,13 +563,7 @@ def print_evaluation(found: Sequence[Evaluated], *, console: Console | None = No
             cells = (between if name == target.metric else spread for name in names)
             rest.add_row(method, *(cell(by_shots[ALL].get(name)) for cell, name in zip(cells, names, strict=True)))
         console.print(rest)
-        receipt = one.receipt
-        console.print(
-            f"receipt: {receipt['learn']:,} images of {receipt['learn_groups']:,} groups to learn from, "
-            f"{receipt['test']:,} of {receipt['test_groups']:,} scored, {receipt['shared_groups']:,} groups on both "
-            f"sides, {receipt['sha256'][:12]}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"receipt: {receipt_text(one.receipt)}, {one.receipt['sha256'][:12]}"
+        console.print(text, highlight=False, soft_wrap=True)
         for note in one.notes:
             console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
