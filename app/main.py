@@ -35,6 +35,7 @@ from app.routes import (
     pages,
     predictions,
     probes,
+    qualities,
     search,
     uploads,
 )
@@ -113,6 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
         folders,
         maps,
         label_sets,
+        qualities,
         search,
         jobs,
         keys,

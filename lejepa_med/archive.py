@@ -14,6 +14,7 @@ from rich.table import Table
 import data_adapters
 from data_adapters.base import Adapter, BaseAdapter, mixed
 from data_adapters.catalog import Catalog, participants_of
+from data_adapters.exclusion import without
 from data_adapters.leaks import NO_GROUPS, Leak, alike
 from data_adapters.manifest import Manifest
 from data_adapters.record import BY_FILE, BY_ROW
@@ -283,11 +284,14 @@ def refusal(adapter: Adapter, result: Scan, *, split: str | None) -> UserError |
 
 
 def of_split(manifest: Manifest, data: DataConfig) -> Manifest:
-    """The rows that a run is to use: all, or those of the settings' split.
+    """The rows that a run is to use: all, or those of the settings' split, without those that are excluded.
 
     Raises:
-        UserError: no row has this split, or a group or an equal image of it lies in another one, which is not allowed.
+        UserError: the list of excluded images fits no row or all of them, no row has this split, or a group or an equal
+            image of it lies in another one, which is not allowed.
     """
+    if data.exclude:
+        manifest = without(manifest, data.exclude)
     if data.split is None:
         return manifest
     chosen = manifest.of_split(data.split)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from pydantic_settings import CliSuppress
 
 from data_adapters.atomic import write_text
+from data_adapters.exclusion import read_exclusion
 from data_adapters.pipeline_file import content_of, summary
 from lejepa_med.errors import ConfigError
 
@@ -56,6 +57,8 @@ class DataConfig(Columns):
     """pretrain only on this split of the catalogue"""
     allow_leak: CliSuppress[bool] = False
     """pretrain although a group or an equal image of this split lies in another one, too"""
+    exclude: CliSuppress[list[str]] = []
+    """CSV with the ids of images to leave out, such as outliers.csv; the run keeps the ids"""
     verify: bool = True
     """decode every file once during scan, so that damage is found before training"""
     workers: int | None = Field(default=None, ge=0)
@@ -64,6 +67,12 @@ class DataConfig(Columns):
     """stop when more than this fraction of reads fails"""
     options: CliSuppress[dict[str, Any]] = {}
     """options of the modality, such as bands=g,r,z or mpp=0.5"""
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _with_ids(cls, exclude: Any) -> Any:
+        """Take the ids of a file into the settings, so that a run does not need the file again."""
+        return read_exclusion(Path(exclude)) if isinstance(exclude, str | Path) else exclude
 
     @field_validator("options")
     @classmethod

@@ -121,6 +121,19 @@ def printed(work: Path, archives: dict[str, Path], environment: dict[str, str]) 
             ["probe", str(table), labels, "--archive", str(archive), "--out", str(probe), "--folds", "2"],
             ["predict", str(probe), str(table), "--out", str(work / "predictions" / f"{modality}.csv")],
         ]
+        for suffix in ("csv", "parquet", "fits"):
+            exported = str(work / "predictions" / f"{modality}-table.{suffix}")
+            steps += [["export", str(table), "--out", exported, "--probe", str(probe), "--vectors"]]
+    tiles, slides = str(work / "runs" / "tiles"), str(archives["histology"])
+    steps += [["embed", str(work / "runs" / "histology"), slides, "--per-tile", "--out", tiles, "--workers", "0"]]
+    steps[-1] += ["--catalog", str(archives["histology"] / "labels.csv")]
+    for suffix in ("h5", "geojson", "png"):
+        steps += [["export", tiles, "--as", suffix, "--out", str(work / "predictions" / suffix)]]
+        steps[-1] += [] if suffix == "h5" else ["--probe", str(work / "probes" / "histology")]
+    model = str(work / "predictions" / "model.onnx")
+    steps += [
+        ["export", str(work / "runs" / "histology"), "--out", model, "--probe", str(work / "probes" / "histology")]
+    ]
     dry = ["--out", str(work / "dry"), *catalog, *verify, *TINY, "--dry-run"]
     page = ["--out", str(work / "predictions" / "diff.html")]
     steps += [["pretrain", *base, *dry], ["diff", *(str(work / "runs" / name) for name in ("images", "mri")), *page]]

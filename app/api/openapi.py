@@ -111,6 +111,8 @@ PARAMETERS: dict[str, Any] = {
     "column": "label",
     "method": "pca",
     "set_id": MADE_UP,
+    "quality_id": MADE_UP,
+    "report": "outliers",
     "points": 500,
     "path": "wing",
     "probe": MADE_UP,
@@ -151,6 +153,8 @@ BODIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         JSON: {"archive": "galaxies-val", "ids": IDS[:2]},
     },
     ("post", "/v1/probes/{probe_id}/applications"): {JSON: {"archive": "galaxies-val"}},
+    ("post", "/v1/archives/{name}/checks"): {JSON: {"columns": ["scanner"]}},
+    ("post", "/v1/archives/{name}/outliers"): {JSON: {"share": 0.01}},
     ("post", "/v1/uploads"): {
         MULTIPART: {"encoder": "galaxies", "name": "night 3", "files": FILES, "catalog": "labels.csv"},
     },

@@ -28,6 +28,7 @@ from app.jobs.base import JobKind
 from app.jobs.embed_archive import EmbedArchive
 from app.jobs.import_upload import ImportUpload
 from app.jobs.map_archive import MapArchive
+from app.jobs.quality import CheckArchive, FindOutliers
 from app.jobs.train_probe import TrainProbe
 from app.jobs.worker import Cleanup, Processes, Worker
 from app.store import UNFINISHED, JobRow, Store, open_store
@@ -112,6 +113,8 @@ class Service:
         self.applying: ApplyProbe
         self.kinds: dict[str, JobKind] = {}
         self.mapping: MapArchive
+        self.checking: CheckArchive
+        self.outliers: FindOutliers
         self.search: Indexes
         self.maps: Maps
         self.waits: JobWaits
@@ -157,7 +160,12 @@ class Service:
         self.applying = ApplyProbe(self.settings, self.store, self.library, self.training)
         self.maps = Maps(self.settings, self.search)
         self.mapping = MapArchive(self.settings, self.store, self.search, self.maps)
-        kinds: tuple[JobKind, ...] = (self.training, self.archiving, self.importing, self.applying, self.mapping)
+        self.checking = CheckArchive(self.settings, self.store, self.library, self.training)
+        self.outliers = FindOutliers(self.settings, self.store, self.library, self.training)
+        kinds: tuple[JobKind, ...] = (
+            *(self.training, self.archiving, self.importing, self.applying),
+            *(self.mapping, self.checking, self.outliers),
+        )
         self.kinds = {kind.kind: kind for kind in kinds}
         self.worker = Worker(
             self.store, self.kinds, threads=self.settings.job_workers, retries=self.settings.job_retries

@@ -1,6 +1,5 @@
 """The job that applies a probe to a whole archive: predicted in chunks, written as one Parquet table."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,11 +20,11 @@ from app.store import PredictionRow, Store, now
 from data_adapters.atomic import new_file, sync
 from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.probes.novelty import seen_counts
-from lejepa_med.probes.probe import Prediction, Probe
+from lejepa_med.probes.output import prediction_columns
+from lejepa_med.probes.probe import Probe
 
 TABLE = "predictions.parquet"
 CELLS = 1 << 26  # cosines of one step, archive rows x labelled images: about a second on one core
-SINGULAR = {"probabilities": "probability"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ class ApplyProbe(JobKind):
                 "The probe in the runs directory was trained anew while it was applied.",
                 remedy="Apply it again.",
             )
-        found = columns(probe.predict(table.vectors[rows], ids=table.ids[rows], groups=table.groups[rows]))
+        found = prediction_columns(probe.predict(table.vectors[rows], ids=table.ids[rows], groups=table.groups[rows]))
         _write(pa.table({"id": pa.array(table.ids[rows], pa.string()), **found}), self._chunk(job_id, start))
 
     def _join(self, job_id: str, chunks: Sequence[Path]) -> None:
@@ -162,27 +161,6 @@ class ApplyProbe(JobKind):
                 tables = [schema.empty_table(), pq.read_table(file)]
                 writer.write_table(pa.concat_tables(tables, promote_options="permissive"))
         sync(target.parent.parent)
-
-
-def columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
-    """Fields of predictions as columns, whatever the kind of the probe.
-
-    A field with a value a class becomes one column a class, `probability CLASS`, and an interval becomes `low` and
-    `high`: the names of `lejepa-med predict`. Fields without any value are left out.
-    """
-    given: dict[str, pa.Array] = {}
-    for one in dataclasses.fields(Prediction):
-        values = [getattr(prediction, one.name) for prediction in found]
-        known = next((value for value in values if value is not None), None)
-        if isinstance(known, dict):
-            for name in known:
-                given[f"{SINGULAR.get(one.name, one.name)} {name}"] = pa.array([value[name] for value in values])
-        elif one.name == "interval" and known is not None:
-            for place, name in enumerate(("low", "high")):
-                given[name] = pa.array([None if value is None else value[place] for value in values], pa.float64())
-        elif known is not None:
-            given[one.name] = pa.array([list(v) if isinstance(v, tuple) else v for v in values])
-    return given
 
 
 def summary(file: Path, probe: Probe) -> dict[str, Any]:

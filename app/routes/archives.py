@@ -116,7 +116,8 @@ def delete_archive(name: str, service: Running) -> Response:
                 remedy="The operator removes its folder.",
             )
         raise not_found("archive", remedy=LIST_TABLES)
-    if any(plan["archive"] == name for plan in service.applying.plans()):
+    reading = (service.applying, service.checking, service.outliers)
+    if any(plan["archive"] == name for kind in reading for plan in kind.plans()):
         raise ProblemError(
             409, "in-use", "A job reads this archive.", remedy="Wait for the job, or cancel it: DELETE /v1/jobs/{id}"
         )

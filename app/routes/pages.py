@@ -102,13 +102,16 @@ def _curls(path: str, method: str, operation: dict[str, Any], base: str) -> list
     address += f"?{urlencode(asked)}" if asked else ""
     content = operation.get("requestBody", {}).get("content", {})
     verb = "" if method == "get" else f" -X {method.upper()}"
+    headers = [p for p in operation.get("parameters", []) if p["in"] == "header"]
+    verb += "".join(f" -H '{one['name']}: {one['example']}'" for one in headers)
     if not content:
         return [f'curl{verb} "{address}"']
     found = []
     for kind, body in content.items():
         example = body["example"]
         if kind == "application/json":
-            found.append(f"curl \"{address}\" -H 'Content-Type: {kind}' -d '{json.dumps(example)}'")
+            told = verb.removeprefix(" -X POST")
+            found.append(f"curl{told} \"{address}\" -H 'Content-Type: {kind}' -d '{json.dumps(example)}'")
             continue
         files = {name for name, field in body["schema"]["properties"].items() if _holds_files(field)}
         parts = []

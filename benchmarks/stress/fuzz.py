@@ -48,6 +48,9 @@ PATHS = {  # parameters of paths, and which of the known values they get
     "application_id": "application",
     "upload_id": "upload",
     "key_id": "key",
+    "set_id": "label_set",
+    "item_id": "item",
+    "column": "column",
 }
 PICTURES = 3  # of each kind that requests send
 PAUSE_SECONDS = 120  # without an answer the service is held to hang
@@ -113,6 +116,9 @@ class Lab:
         application = self._done(self._client.post(f"/v1/probes/{probe}/applications", json={"archive": TABLE}))
         files = [("files", (path.name, path.read_bytes())) for path in self._pictures]
         upload = self._done(self._client.post("/v1/uploads", files=files, data={"encoder": ENCODER}))
+        made = self._client.post("/v1/label-sets", json={"name": "fuzz", "archive": TABLE}).raise_for_status().json()
+        change, address = {"labels": labels}, f"/v1/label-sets/{made['id']}"
+        self._client.patch(address, json=change, headers={"If-Match": "*"}).raise_for_status()
         spare = self._client.post("/v1/keys", json={"name": "spare", "scopes": ["embed"]}).raise_for_status().json()
         return {
             "encoder": ENCODER,
@@ -123,6 +129,9 @@ class Lab:
             "application": application,
             "upload": upload,
             "key": spare["id"],
+            "label_set": made["id"],
+            "item": ids[0],
+            "column": "label",
             "pictures": [str(path) for path in self._pictures],
         }
 

@@ -4,8 +4,8 @@ Made bodies name encoders, tables and items that are not there, and their files 
 end at the first check. Here most fields that name something get what exists; the rest stays as it was made, so what
 comes behind the checks meets odd values too. Each replacement is drawn from the body itself: runs with one seed agree.
 
-`LEJEPA_FUZZ_KNOWN` names a JSON file with encoder, table, ids (of its items), dim (of its vectors), upload, and
-pictures (paths).
+`LEJEPA_FUZZ_KNOWN` names a JSON file with encoder, table, ids (of its items), dim (of its vectors), upload, label_set,
+and pictures (paths).
 """
 
 import json
@@ -35,6 +35,7 @@ class Known:
     ids: list[str]
     dim: int
     upload: str
+    label_set: str
     pictures: list[bytes]
 
 
@@ -68,6 +69,7 @@ JSON_FIELDS: dict[str, Draw] = {
     "encoder": lambda known, rng: rng.choice((known.encoder, None)),
     "ids": lambda known, rng: rng.sample(known.ids, rng.randint(1, len(known.ids))),
     "ids_of": lambda known, rng: None,
+    "label_set": lambda known, rng: known.label_set,
     "labels": labelled,
     "upload": lambda known, rng: known.upload,
     "vectors": lambda known, rng: [[rng.gauss(0, 1) for _ in range(known.dim)] for _ in range(rng.randint(1, 3))],
@@ -86,8 +88,9 @@ LEFT_OUT = {"region", "folder"}  # such pictures have no regions, and this servi
 def changed(body: dict[str, Any], known: Known, rng: random.Random, *, form: bool) -> dict[str, Any]:
     """The body with most of its names replaced by some that exist."""
     found = {name: value for name, value in body.items() if name not in LEFT_OUT or rng.random() > REPLACED}
-    if "ids" in found and "vectors" in found:  # a search takes one of them
-        del found[rng.choice(("ids", "vectors"))]
+    for pair in (("ids", "vectors"), ("labels", "label_set")):  # a request takes one of them
+        if found.keys() >= set(pair):
+            del found[rng.choice(pair)]
     for name, draw in (FORM_FIELDS if form else JSON_FIELDS).items():
         if name in found and rng.random() < REPLACED:
             found[name] = draw(known, rng)

@@ -22,7 +22,7 @@ from lejepa_med.cli.archive import (
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
 from lejepa_med.cli.export import ExportCommand, LatencyCommand
-from lejepa_med.cli.quality import CheckCommand
+from lejepa_med.cli.quality import CheckCommand, OutliersCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
@@ -91,6 +91,7 @@ Cli = command_line(
         "predict": PredictCommand,
         "search": SearchCommand,
         "check": CheckCommand,
+        "outliers": OutliersCommand,
         "export": ExportCommand,
         "names": NamesCommand,
         "select": SelectCommand,

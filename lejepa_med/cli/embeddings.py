@@ -26,6 +26,7 @@ class EmbedCommand(Columns):
         default=None, ge=0, description="processes that read and prepare; None: by the free cores"
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads that compute; None: as cores are free")
+    exclude: Path | None = Field(default=None, description="CSV with ids of images to leave out, such as outliers.csv")
     device: str = Field(default="cpu", description="cpu or cuda")
     random: bool = Field(default=False, description="use fresh random weights instead: the control for every probe")
     views: int | None = Field(
@@ -51,6 +52,7 @@ class EmbedCommand(Columns):
         """Run the command."""
         from rich.markup import escape
 
+        from data_adapters.exclusion import read_exclusion, without
         from data_adapters.manifest import Manifest
         from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
         from lejepa_med.cpu import loader_workers
@@ -83,6 +85,11 @@ class EmbedCommand(Columns):
         else:
             found = scan(encoder.adapter, self.archive, **table, verify=self.verify, of_encoder=True, console=console)
             manifest = found.manifest
+        excluded = [] if self.exclude is None else read_exclusion(self.exclude)
+        if excluded:
+            items = len(manifest)
+            manifest = without(manifest, excluded)
+            print(f"excluded: {items - len(manifest):,} of {items:,} items, by {self.exclude}")
         columns = list(self.columns)
         if self.per_tile:
             items = len(manifest)
@@ -100,6 +107,7 @@ class EmbedCommand(Columns):
                 batch_size=self.batch_size,
                 workers=loader_workers(self.workers, on_gpu=self.device != "cpu"),
                 threads=self.threads,
+                excluded=excluded,
                 columns=columns,
                 thumbnails=self.thumbnails,
                 caution=lambda text: console.print(
@@ -129,15 +137,21 @@ class ProbeCommand(Columns):
     folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
     seed: int = Field(default=0, ge=0, description="seed of the folds and the interval")
     split: str | None = Field(default=None, description="use only the rows of this split of the CSV")
+    exclude: Path | None = Field(default=None, description="CSV with ids of images to leave out, such as outliers.csv")
+    photo_z: bool = Field(
+        default=False,
+        description="of redshifts: also sigma NMAD, the share of outliers and the bias of the out-of-fold values",
+    )
     allow_leak: bool = Field(default=False, description="go on although a group or an equal image lies in two splits")
 
     def cli_cmd(self) -> None:
         """Run the command."""
+        from data_adapters.exclusion import read_exclusion
         from lejepa_med.archive import progress_bar
         from lejepa_med.models.embed import EmbeddingTable
         from lejepa_med.probes.confounders import acquisition_columns
         from lejepa_med.probes.label_table import further_columns, join, read_labels
-        from lejepa_med.probes.output import print_probe
+        from lejepa_med.probes.output import out_of_fold_photo_z, print_probe
         from lejepa_med.probes.probe import fit_probe
 
         console = make_console()
@@ -145,6 +159,8 @@ class ProbeCommand(Columns):
         columns = self.model_dump(include=set(Columns.model_fields))
         labels = read_labels(self.labels, split=self.split, **columns)
         given = join(table, labels, archive=self.archive or self.labels.parent, kind=self.kind)
+        if self.exclude is not None:
+            given = given.without(read_exclusion(self.exclude))
         for note in given.notes:  # before the fit, which may refuse what is left
             print(f"labels: {note}")
         for caution in table.info.get("cautions", []):
@@ -176,6 +192,8 @@ class ProbeCommand(Columns):
             )
         told = {} if given.leak is None else {"leak": given.leak.report()}
         told |= {"cautions": cautions} if (cautions := table.info.get("cautions")) else {}
+        if self.photo_z:
+            told |= {"photo_z": out_of_fold_photo_z(probe)}
         probe = replace(probe, metrics={**probe.metrics, "table": given.report, **told})
         probe.save(self.out)
         print_probe(probe.metrics)

@@ -1,24 +1,44 @@
 """Commands that take encoders and results to other tools: export, latency. Heavy imports wait for the command."""
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from pydantic_settings import CliPositionalArg
 
 from lejepa_med.cli.settings import make_console
 from lejepa_med.config import Columns, Section
 from lejepa_med.errors import UserError
 
+FORMATS = (".onnx", ".csv", ".parquet", ".fits", ".h5", ".geojson", ".html", ".png")
+ONE_SLIDE = (".h5", ".geojson", ".png")  # a file a slide
+
 
 class ExportCommand(Section):
-    """Write an encoder, with or without a probe, in the format of another tool. The ending of --out chooses it.
+    """Write an encoder or a table in the format of another tool. The ending of --out, or --as, chooses it.
 
-    .onnx: normalisation, views, encoder and probe as one graph, compared with PyTorch on real images before it is kept.
+    Of a run or encoder folder: .onnx, normalisation, views, encoder and probe as one graph, compared with PyTorch on
+    real images before it is kept. Of an embedding table: .csv, .parquet and .fits, with the probe's predictions where
+    --probe is given. Of a table with a row for each tile (embed --per-tile): .h5 as TRIDENT and CLAM read it, .geojson
+    of the predictions for QuPath, .html and .png heat maps of the predictions.
     """
 
-    source: CliPositionalArg[Path] = Field(description="run folder, or its encoder folder")
-    out: Path = Field(description="file to write: .onnx")
+    source: CliPositionalArg[Path] = Field(
+        description="run folder or its encoder folder (.onnx), else embedding table of: lejepa-med embed"
+    )
+    out: Path = Field(description=f"file to write: {', '.join(FORMATS)}; a folder with --as, for a file a slide")
+    as_: Literal["onnx", "csv", "parquet", "fits", "h5", "geojson", "html", "png"] | None = Field(
+        default=None, validation_alias=AliasChoices("as"), description="the format, where --out does not end in it"
+    )
     probe: Path | None = Field(default=None, description="probe folder of: lejepa-med probe")
+    names: Path | None = Field(
+        default=None,
+        description="folder of a scan or run: its file names go into tables and names of files, and its slides below "
+        "heat maps. Without it only pseudonyms are written",
+    )
+    vectors: bool = Field(default=False, description=".csv, .parquet, .fits: the vectors, too")
+    of: str | None = Field(default=None, description=".html, .png: the class whose probability is drawn")
+    annotations: bool = Field(default=False, description=".geojson: QuPath annotations in place of tiles (detections)")
     images: Path | None = Field(
         default=None, description=".onnx: folder or manifest of images to compare on; None: the run's own"
     )
@@ -28,14 +48,75 @@ class ExportCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        formats = {".onnx": self._onnx}
-        if self.out.suffix.lower() not in formats:
+        suffix = f".{self.as_}" if self.as_ else self.out.suffix.lower()
+        if suffix not in FORMATS:
             raise UserError(
                 f"--out {self.out} ends in no format that export writes.",
-                remedy=f"Give a file that ends in {', '.join(formats)}.",
+                remedy=f"Give a file that ends in {', '.join(FORMATS)}, or a folder with --as.",
             )
+        if self.as_ and self.out.suffix.lower() != suffix and suffix not in ONE_SLIDE:
+            raise UserError(f"{suffix} is one file.", remedy=f"Name it with its ending: --out {self.out}{suffix}")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        formats[self.out.suffix.lower()]()
+        if suffix == ".onnx":
+            self._onnx()
+        elif suffix in (".csv", ".parquet", ".fits"):
+            self._table()
+        else:
+            self._slides(suffix)
+
+    def _table(self) -> None:
+        from lejepa_med.export.tables import coordinate_note, export_table, write_table
+        from lejepa_med.probes.names import Names
+        from lejepa_med.probes.probe import Probe
+
+        names = None if self.names is None else Names(self.names)
+        probe = None if self.probe is None else Probe.load(self.probe)
+        table = export_table(self.source, probe=probe, names=names, vectors=self.vectors)
+        write_table(self.out, table)
+        if self.out.suffix.lower() == ".fits" and (note := coordinate_note(table)):
+            print(f"note: {note}.")
+        if names is not None:
+            print(f"names: {names.note}")
+        print(f"wrote {table.num_rows:,} rows and {table.num_columns} columns to {self.out}")
+
+    def _slides(self, suffix: str) -> None:
+        from data_adapters.manifest import Manifest
+        from lejepa_med.export import slides as made
+        from lejepa_med.export.tables import predict_table
+        from lejepa_med.models.embed import EmbeddingTable
+        from lejepa_med.probes.names import Names
+        from lejepa_med.probes.probe import Probe
+
+        manifest = None if self.names is None else Manifest.read(Names(self.names).file)
+        found = made.slides_of(self.source, manifest=manifest, pictures=suffix in (".html", ".png"))
+        table = EmbeddingTable.open(self.source)
+        if suffix == ".h5":
+            written = list(made.targets(self.out, found, suffix))
+            for file, one in written:
+                made.write_h5(file, one, table.vectors, encoder=table.encoder)
+            print(f"wrote {len(table.ids):,} tiles of {len(written):,} slides to {self.out}")
+            return
+        if self.probe is None:
+            raise UserError(
+                f"A {suffix} file shows the answers of a probe, and none is given.",
+                remedy="Add --probe FOLDER of: lejepa-med probe",
+            )
+        probe = Probe.load(self.probe)
+        predictions = predict_table(self.source, probe)
+        remarks = [*table.info.get("cautions", []), *probe.remarks(predictions)]
+        if suffix == ".geojson":
+            for file, one in made.targets(self.out, found, suffix):
+                made.write_geojson(file, made.geojson(one, predictions, probe, table.ids, annotations=self.annotations))
+        else:
+            values, what, ends = made.drawn_values(predictions, probe, of=self.of)
+            if suffix == ".html":
+                made.write_heat_page(self.out, found, values, what, ends, notes=remarks)
+            else:
+                for file, one in made.targets(self.out, found, suffix):
+                    made.write_heat_picture(file, one, values, ends)
+        for remark in remarks:
+            print(f"note: {remark.rstrip('.')}.")
+        print(f"wrote {len(table.ids):,} tiles of {len(found):,} slides to {self.out}")
 
     def _onnx(self) -> None:
         from data_adapters.manifest import Manifest

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from lejepa_med.cli.settings import make_console
-from lejepa_med.config import Columns
+from lejepa_med.config import Columns, Section
 from lejepa_med.errors import UserError
 
 
@@ -82,3 +82,84 @@ class CheckCommand(Columns):
             print(f"wrote {self.out}/check.html and {self.out}/check.json")
         if report["confounded"]:
             sys.exit(1)
+
+
+class OutliersCommand(Section):
+    """List images to look at: odd ones, copies across groups, pen marks, empty ones, unusual headers, doubtful labels.
+
+    It needs no labels. Pictures are compared where the table has thumbnails (embed --thumbnails); labels are doubted
+    where a --probe is given. Fill the column `exclude` of outliers.csv, and give it to pretrain, embed or probe as
+    --exclude.
+    """
+
+    embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed --thumbnails")
+    probe: Path | None = Field(default=None, description="classification probe of this table, whose labels are doubted")
+    share: float = Field(default=0.01, gt=0, le=1, description="share of the images that are listed as odd")
+    scan: Path | None = Field(
+        default=None, description="folder of a scan or run whose manifest adds paths and header facts"
+    )
+    out: Path = Field(description="folder for outliers.csv and outliers.html")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.archive import progress_bar
+        from lejepa_med.probes.names import Names
+        from lejepa_med.probes.probe import Probe
+        from lejepa_med.quality.inputs import read_inputs, read_thumbnails
+        from lejepa_med.quality.outliers import describe_pictures, find_outliers
+        from lejepa_med.quality.sheet import rows_of, shown_ids, summary, write_outliers
+
+        console = make_console()
+        given = read_inputs(self.embeddings, None, scan=self.scan)
+        probe = None if self.probe is None else Probe.load(self.probe)
+        if probe is not None and probe.encoder != given.encoder:
+            raise UserError(
+                f"The probe {self.probe} was trained on the vectors of another encoder than {self.embeddings} holds.",
+                remedy="Train a probe on this table: lejepa-med probe",
+            )
+        thumbnails = read_thumbnails(self.embeddings)
+        notes = []
+        if thumbnails is None:
+            notes.append(
+                "The table has no thumbnails, so copies, pen marks and empty images were not looked for. Embed again "
+                "with --thumbnails."
+            )
+        pictures = None
+        with progress_bar(console, "pictures") as bar:
+            task = bar.add_task("", total=len(given.ids))
+            if thumbnails is not None:
+                pictures = describe_pictures(
+                    [thumbnails[row] for row in range(len(thumbnails))],
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+        found = find_outliers(
+            given.vectors,
+            given.groups,
+            ids=given.ids,
+            pictures=pictures,
+            columns=given.columns,
+            probe=probe,
+            share=self.share,
+        )
+        rows = rows_of(found, ids=given.ids, groups=given.groups, labels=given.labels)
+        shown = shown_ids(rows)
+        names = None
+        if self.scan is not None:
+            known = Names(self.scan)
+            names = {
+                name: "/".join(filter(None, cell)) for name, cell in zip(given.ids, known.cells(given.ids), strict=True)
+            }
+            notes.append(f"names: {known.note}") if "no path" in known.note else None
+        small = {name: thumbnails[row] for row, name in enumerate(given.ids) if name in shown} if thumbnails else None
+        write_outliers(
+            rows,
+            self.out,
+            title=f"To look at: {given.name}",
+            images=len(given.ids),
+            notes=notes,
+            thumbnails=small,
+            names=names,
+        )
+        for text in (*notes, *summary(rows, images=len(given.ids))):
+            print(text)
+        print(f"wrote {self.out}/outliers.csv and {self.out}/outliers.html")

@@ -26,7 +26,7 @@ from lejepa_med.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 SHORT = {  # short name -> place in the tree of settings
-    **{name: f"data.{name}" for name in ("catalog", "group_column", "label_column", "split", "allow_leak")},
+    **{name: f"data.{name}" for name in ("catalog", "group_column", "label_column", "split", "exclude", "allow_leak")},
     **{name: f"model.{name}" for name in ("init", "backbone")},
     **{name: f"train.{name}" for name in ("minutes", "epochs", "batch_size", "seed")},
 }
@@ -51,6 +51,7 @@ class CommonSettings(Columns, PretrainConfig):
     group_column: str | None = _short("group_column")
     label_column: str | None = _short("label_column")
     split: str | None = _short("split")
+    exclude: Path | None = _short("exclude")
     allow_leak: bool = Field(default=False, description=DataConfig.model_fields["allow_leak"].description)
     options: dict[str, str] = Field(default={}, validation_alias=OPTIONS, description=ABOUT)
     init: Path | None = _short("init")

@@ -11,6 +11,7 @@ from lejepa_med.client.wire.images import ArchiveMap, Folders, TableColumns, Tra
 from lejepa_med.client.wire.inspection import Inspection
 from lejepa_med.client.wire.labels import ImportedLabels, LabelSet, LabelSetDetail, NextItems
 from lejepa_med.client.wire.probes import Evaluation
+from lejepa_med.client.wire.quality import Quality, QualitySummary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,6 +199,45 @@ class LabClient:
         path = "/v1/probes" if probe is None else f"/v1/probes/{part(probe)}/labels"
         body = {"label_set": label_set, **options}
         return Job.read(self._http.json("POST", path, body=body, repeatable=False))
+
+    # --- quality ----------------------------------------------------------------------------------------------------
+
+    def check_archive(
+        self,
+        archive: str,
+        *,
+        probe: str | None = None,
+        columns: Sequence[str] | None = None,
+        leave_out: str | None = None,
+    ) -> Job:
+        """Measure whether an archive's vectors give away how its images were made. The report has the job's id.
+
+        Args:
+            archive: its name.
+            probe: whose labels are put beside the columns; by default the catalogue's.
+            columns: to measure; by default all.
+            leave_out: a column such as site, for a score on sites that the probe has not seen.
+        """
+        body = given_fields(probe=probe, columns=None if columns is None else list(columns), leave_out=leave_out)
+        return Job.read(self._http.json("POST", f"/v1/archives/{part(archive)}/checks", body=body, repeatable=False))
+
+    def find_outliers(self, archive: str, *, probe: str | None = None, share: float | None = None) -> Job:
+        """List the images of an archive that a person should look at. The report has the job's id."""
+        body = given_fields(probe=probe, share=share)
+        return Job.read(self._http.json("POST", f"/v1/archives/{part(archive)}/outliers", body=body, repeatable=False))
+
+    def qualities(self, archive: str) -> list[QualitySummary]:
+        """Quality reports of an archive, newest first, without their findings."""
+        found = self._http.pages(f"/v1/archives/{part(archive)}/qualities?limit=1000", name="qualities")
+        return [QualitySummary.read(item) for item in found]
+
+    def quality(self, quality: str) -> Quality:
+        """One quality report."""
+        return Quality.read(self._http.json("GET", f"/v1/qualities/{part(quality)}"))
+
+    def remove_quality(self, quality: str) -> None:
+        """Remove a quality report."""
+        self._http.nothing("DELETE", f"/v1/qualities/{part(quality)}")
 
 
 def _match(version: int | None) -> dict[str, str]:

@@ -18,7 +18,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -144,6 +144,7 @@ class TableWriter:
         shard_rows: int = 2048,
         columns: Sequence[str] = (),
         cautions: Sequence[str] = (),
+        excluded: Collection[str] = (),
         thumbnails: bool = False,
     ) -> None:
         """Claim the folder `out` for this encoder and archive.
@@ -157,6 +158,7 @@ class TableWriter:
             shard_rows: rows of the manifest that one Parquet file stands for.
             columns: further facts of each item, see `embed_archive`.
             cautions: what a user of the vectors must hear; kept with the table, and said by what uses it.
+            excluded: ids that a person left out of the manifest; kept with the table.
             thumbnails: keep the features' thumbnails beside the table.
 
         Raises:
@@ -176,6 +178,7 @@ class TableWriter:
             "rows": len(manifest),
             "shard_rows": shard_rows,
             **({"columns": facts.column_names} if columns else {}),
+            **({"excluded": sorted(excluded)} if excluded else {}),
             **({"thumbnails": True} if thumbnails else {}),
         }
         _claim(out, self._plan)
@@ -492,6 +495,7 @@ def embed_archive(
     workers: int = 0,
     threads: int | None = None,
     columns: Sequence[str] = (),
+    excluded: Collection[str] = (),
     thumbnails: bool = False,
     caution: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -509,6 +513,7 @@ def embed_archive(
         columns: further facts of each item that the table carries, so that a search can be narrowed by them: `split`,
             `samples`, or a column of the catalogue or the header such as mpp, ra, dec. They are kept as they are.
         thumbnails: keep a small picture of what the encoder saw of each item beside the table (thumbnails.py).
+        excluded: ids that a person left out of the manifest, which the table keeps.
         caution: called with what a user of the vectors must hear, before they are computed.
         progress: called with (rows done, rows in all).
 
@@ -531,6 +536,7 @@ def embed_archive(
         dim=encoder.dim,
         shard_rows=shard_rows,
         columns=columns,
+        excluded=excluded,
         cautions=cautions,
         thumbnails=thumbnails,
     )

@@ -12,16 +12,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jinja2 import Template
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,7 +29,8 @@ from data_adapters.base import Adapter, Spec
 from lejepa_med import __version__
 from lejepa_med.cpu import keep_freed_memory
 from lejepa_med.errors import EncoderError
-from lejepa_med.models.architectures import adaptation, build, inner_layers_of, is_monai, load, model_arguments, origin
+from lejepa_med.models.architectures import adaptation, build, is_monai, load, model_arguments, origin
+from lejepa_med.models.card import curve_rows, model_card
 from lejepa_med.models.encoder import Encoder, check_embed_size, lay_out
 from lejepa_med.models.formation import LAYERS, VIEWS, Formation, check_formation, formation_of, seen_in
 from lejepa_med.models.own import Code, code_of, pooled
@@ -81,6 +80,8 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
         if encoder.code is not None:
             (draft / encoder.code.file).write_bytes(encoder.code.source)
         info["weights_sha256"] = _sha256(draft / "model.safetensors")
+        if recorded.get("weights_sha256") == info["weights_sha256"] and "results" in recorded:
+            info["results"] = recorded["results"]
         _write_facts(draft, encoder, spec, info, name=_name(folder))
         _check(encoder, draft, spec)
         if recorded and formation_of(recorded) != encoder.formation:
@@ -91,7 +92,7 @@ def save_encoder(encoder: Encoder, adapter: Adapter, folder: Path, *, details: d
 def _write_facts(folder: Path, encoder: Encoder, spec: Spec, info: dict[str, Any], *, name: str) -> None:
     """Write all but the weights; lejepa_med.json, by which everything is read, last."""
     write_text(folder / "config.json", _json(_config(encoder, spec)))
-    write_text(folder / "README.md", _model_card(name, info))
+    write_text(folder / "README.md", model_card(name, info, fingerprint=fingerprint(info)))
     write_text(folder / INFO, _json(info))
 
 
@@ -163,17 +164,6 @@ def _config(encoder: Encoder, spec: Spec) -> dict[str, Any]:
             **adaptation(encoder.name, spec.embed_size),
         },
     }
-
-
-def _model_card(name: str, info: dict[str, Any]) -> str:
-    source = files("lejepa_med.models").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
-    blank: dict[str, Any] = {"objective": {}, "training": {}, "data": {}}
-    formation = formation_of(info)
-    seen = seen_in(formation, dims=info["spec"].get("dims", 2))
-    tokens = formation.layers > 1 and inner_layers_of(info["backbone"]) == "tokens"
-    facts = {"formation": formation, "seen": seen, "tokens": tokens}
-    card: str = Template(source).render(name=name, info={**blank, **info}, **facts)
-    return card + "\n"
 
 
 @torch.no_grad()
@@ -303,7 +293,30 @@ def record_precision(path: Path | str, precision: Precision) -> Path:
     """
     folder = encoder_folder(path)
     info = read_info(folder) | {"precision": precision}
-    write_text(folder / "README.md", _model_card(_name(folder.resolve()), info))
+    write_text(folder / "README.md", model_card(_name(folder.resolve()), info, fingerprint=fingerprint(info)))
+    write_text(folder / INFO, _json(info))
+    return folder
+
+
+def record_results(
+    path: Path | str, kind: str, results: dict[str, Any], *, history: Sequence[Mapping[str, Any]] = ()
+) -> Path:
+    """Record in RUN/encoder (or RUN) what `evaluate` or `compare` measured, for its model card; returns the folder.
+
+    The fingerprint stays. Results belong to it: after the formation or the precision has changed, the card leaves them
+    out. `history`: of metrics.jsonl, for the training curve.
+
+    Raises:
+        EncoderError: no encoder folder.
+        OSError: the folder cannot be written.
+    """
+    folder = encoder_folder(path)
+    info = read_info(folder)
+    mark = fingerprint(info)
+    info["results"] = {**info.get("results", {}), kind: {**results, "fingerprint": mark}}
+    if history:
+        info["curve"] = curve_rows(history)
+    write_text(folder / "README.md", model_card(_name(folder.resolve()), info, fingerprint=mark))
     write_text(folder / INFO, _json(info))
     return folder
 

@@ -4,12 +4,13 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from data_adapters.catalog import SAMPLE, below, is_foreign, participant, prefix_of, spellings, tidy
+from data_adapters.exclusion import check_exclusion
 from data_adapters.identity import PLACE, group_id, place_id
 from data_adapters.leaks import Leak, Placed, alike, find_leak
 from data_adapters.tables import FIRST, NO_LABELS, NUMBER, OWN, PARTICIPANT, Table, count, meaning, one_style
@@ -158,6 +159,27 @@ class Joined:
     notes: list[str]
     leak: Leak | None = None
     relatives: dict[str, str] = field(default_factory=dict)
+
+    def without(self, ids: Collection[str]) -> "Joined":
+        """Leave out the items with these ids; the report counts them.
+
+        Raises:
+            UserError: none of them is among the items, or all are.
+        """
+        left_out = set(ids)
+        kept = [place for place, name in enumerate(self.ids) if name not in left_out]
+        excluded = len(self.ids) - len(kept)
+        check_exclusion(excluded, of=len(self.ids))
+        return replace(
+            self,
+            rows=[self.rows[place] for place in kept],
+            ids=[self.ids[place] for place in kept],
+            labels=[self.labels[place] for place in kept],
+            groups=[self.groups[place] for place in kept],
+            numbers=[self.numbers[place] for place in kept],
+            report={**self.report, "excluded": excluded, "items": len(kept)},
+            notes=[*self.notes, f"{count(excluded, 'labelled item', 'is')} excluded"],
+        )
 
 
 def join(table: EmbeddingTable, labels: Labels, *, archive: Path, kind: Kind = "classification") -> Joined:

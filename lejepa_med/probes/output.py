@@ -1,18 +1,23 @@
 """A probe's scores on the terminal, and its predictions as CSV."""
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from data_adapters.atomic import write_text
+from data_adapters.errors import UserError
 from data_adapters.tables import NO_LABELS
 from lejepa_med.probes.examples import Kind
 from lejepa_med.probes.probe import Prediction, Probe
+from lejepa_med.probes.scores import photo_z
 
 SCORES = {
     "classification": (
@@ -34,6 +39,8 @@ LINEAR = {
     "multilabel": "logistic regressions",
     "regression": "ridge regression",
 }
+PHOTO_Z = {"sigma_nmad": "sigma NMAD", "outlier_rate": "outliers above 0.15", "bias": "bias"}
+SINGULAR = {"probabilities": "probability"}
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "classification": ("label", "knn_label"),
     "multilabel": ("labels", "knn_labels"),
@@ -82,6 +89,8 @@ def print_probe(metrics: dict[str, Any], *, console: Console | None = None) -> N
         measured = found["measured_coverage"]
         held = "" if measured is None else f" (held-out images: {measured:.0%})"
         console.print(f"{found['coverage']:.0%} of predictions within {found['half_width']:.4g}{held}", highlight=False)
+    for name, title in PHOTO_Z.items() if metrics.get("photo_z") else ():
+        console.print(f"{title}: {_cell(metrics['photo_z'], name)}", highlight=False)
     if metrics["split_receipt"] is not None:
         console.print(f"split receipt: {_receipt(metrics['split_receipt'])}", highlight=False, soft_wrap=True)
     for warning in metrics["warnings"]:
@@ -149,3 +158,42 @@ def write_predictions(
         writer.writerow([name, *place, *own, *(f"{score:.6f}" for score in scores)])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, stream.getvalue())
+
+
+def prediction_columns(found: Sequence[Prediction]) -> dict[str, pa.Array]:
+    """Fields of predictions as columns, whatever the kind of the probe.
+
+    A field with a value a class becomes one column a class, `probability CLASS`, and an interval becomes `low` and
+    `high`: the names of `lejepa-med predict`. Fields without any value are left out.
+    """
+    given: dict[str, pa.Array] = {}
+    for one in dataclasses.fields(Prediction):
+        values = [getattr(prediction, one.name) for prediction in found]
+        known = next((value for value in values if value is not None), None)
+        if isinstance(known, dict):
+            for name in known:
+                given[f"{SINGULAR.get(one.name, one.name)} {name}"] = pa.array([value[name] for value in values])
+        elif one.name == "interval" and known is not None:
+            for place, name in enumerate(("low", "high")):
+                given[name] = pa.array([None if value is None else value[place] for value in values], pa.float64())
+        elif known is not None:
+            given[one.name] = pa.array([list(v) if isinstance(v, tuple) else v for v in values])
+    return given
+
+
+def out_of_fold_photo_z(probe: Probe) -> dict[str, Any]:
+    """`scores.photo_z` of a number probe's examples, each answered by the fold that has not seen its group.
+
+    Raises:
+        UserError: another kind of probe, or one without folds.
+    """
+    if probe.kind != "regression" or probe.held_out is None:
+        raise UserError(
+            "Photometric-redshift figures need redshifts as labels, from two groups at least.",
+            remedy="Add --kind regression, or label items of further groups.",
+        )
+    own = probe.examples
+    found = probe.predict(own.vectors, ids=own.ids)
+    codes = np.unique(np.array(own.groups), return_inverse=True)[1]
+    values = np.array([one.value for one in found], np.float64)
+    return photo_z(np.array(own.labels, np.float64), values, codes, seed=int(probe.metrics["seed"]))

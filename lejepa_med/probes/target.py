@@ -210,7 +210,8 @@ class ClassTarget(Target):
 
     def calibration(self, answers: Answers) -> dict[str, Any]:
         """ECE, Brier score and bins, classes weighed alike."""
-        return class_calibration(np.asarray(answers, np.float64), self.truth, class_weights(self.truth, balanced=True))
+        weights = class_weights(self.truth, balanced=True)
+        return class_calibration(_chances(answers), self.truth, weights)
 
 
 class NumberTarget(Target):
@@ -346,7 +347,7 @@ class MarkTarget(Target):
 
     def calibration(self, answers: Answers) -> dict[str, Any]:
         """ECE, Brier score and bins over all labels."""
-        return label_calibration(np.asarray(answers, np.float64), self.truth)
+        return label_calibration(_chances(answers), self.truth)
 
 
 def target_of(kind: Kind, learn: Sequence[str], test: Sequence[str]) -> Target:
@@ -366,6 +367,11 @@ def several(text: str) -> tuple[str, ...]:
     """The labels of an image, written a;b."""
     parts = [] if text == NO_LABELS else [meaning(part) for part in text.split(";") if part.strip()]
     return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def _chances(answers: Answers) -> NDArray[np.float64]:
+    """Probabilities in float64; sums of votes round to a little more than 1, which scikit-learn refuses."""
+    return np.clip(np.asarray(answers, np.float64), 0, 1)
 
 
 def _number(text: str) -> float:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from data_adapters.acquisition import acquisition_facts
 from data_adapters.manifest import Manifest
 from lejepa_med.errors import UserError
-from lejepa_med.models.embed import EmbeddingTable
+from lejepa_med.models.embed import ABOUT, EmbeddingTable
+from lejepa_med.models.thumbnails import FILE, Thumbnails
 from lejepa_med.probes.confounders import Value
 from lejepa_med.probes.examples import Kind
 from lejepa_med.probes.label_table import further_columns, join, read_labels
@@ -99,3 +100,11 @@ def _of_manifest(scan: Path, ids: list[str]) -> dict[str, list[Value]]:
     names = sorted({name for row in facts.values() for name in row})
     found: dict[str, list[Value]] = {name: [facts.get(one, {}).get(name) for one in ids] for name in names}
     return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def read_thumbnails(embeddings: Path) -> Thumbnails | None:
+    """Return the pictures of an embedding table in the order of its rows, or None where it has none."""
+    try:
+        return Thumbnails(embeddings / ABOUT / FILE)
+    except FileNotFoundError:
+        return None

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ from lejepa_med.study.labelled import (
     slug,
     usable_shots,
     vectors_of,
+    write_back,
 )
 from lejepa_med.study.supervised import SMALL, STEPS, network, predict, train
 from lejepa_med.training.folder import RunFolder
@@ -190,7 +192,23 @@ def compare(
     ]
     result = conclude(rows, parts, notes)
     _publish(out, result, title=f"{run.name} compared")
+    shown = figures(result)
+    write_back(
+        run,
+        "compare",
+        title=f"{result.target.metric[0].upper()}{result.target.metric[1:]} beside other encoders",
+        columns=list(shown[0]),
+        # of a path, which tells where this machine keeps its files, the name alone
+        rows=[[Path(row["encoder"]).name, *list(row.values())[1:]] for row in shown],
+        sentences=[*map(_public, result.sentences), *notes],
+        console=console,
+    )
     return result
+
+
+def _public(sentence: str) -> str:
+    """Without the folders of a path."""
+    return re.sub(r"\S*/(?=\S)", "", sentence)
 
 
 class Study:

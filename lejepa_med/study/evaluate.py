@@ -45,6 +45,7 @@ from lejepa_med.study.labelled import (
     sides,
     usable_shots,
     vectors_of,
+    write_back,
 )
 from lejepa_med.study.supervised import MIXUP, SMOOTHING, STEPS, Depth, Tuned, predict, train, tuning
 
@@ -175,6 +176,20 @@ def evaluate(
         study = _Evaluation(path, encoder, shown, parts, out=out, draws=draws, device=device, console=console)
         found.append(study.run(shots, tuned, notes))
     publish(out, found)
+    for path, one in zip(encoders, found, strict=True):
+        keys = list(one.figures[one.target.probe])
+        write_back(
+            path,
+            "evaluate",
+            title=f"{capital(one.target.metric)} by number of {one.target.unit}, {receipt_text(one.receipt)}",
+            columns=["method", *keys],
+            rows=[
+                [method, *(spread(by_shots.get(key, {}).get(one.target.metric)) for key in keys)]
+                for method, by_shots in one.figures.items()
+            ],
+            sentences=one.notes,
+            console=console,
+        )
     return found
 
 
@@ -423,12 +438,20 @@ def publish(out: Path, found: Sequence[Evaluated]) -> None:
         render_page(
             "lejepa_med.study",
             "evaluate.html.j2",
-            filters={"spread": spread, "between": between, "capital": capital},
+            filters={"spread": spread, "between": between, "capital": capital, "receipt": receipt_text},
             title=f"{', '.join(one.name for one in found)} evaluated",
             pages=pages,
             together=_curves(together, found[0].target) if together else "",
             target=found[0].target,
         ),
+    )
+
+
+def receipt_text(receipt: dict[str, Any]) -> str:
+    """What was learnt from and scored, as a phrase."""
+    return (
+        f"{receipt['learn']:,} images of {receipt['learn_groups']:,} groups to learn from, {receipt['test']:,} of "
+        f"{receipt['test_groups']:,} groups scored, {receipt['shared_groups']:,} groups on both sides"
     )
 
 
@@ -454,6 +477,7 @@ def between(value: dict[str, Any] | None) -> str:
 
 def _curves(by_name: dict[str, dict[str, Any]], target: Target) -> str:
     """SVG: the headline score by number of labels, with the spread over draws."""
+    low = float("-inf") if target.kind == "regression" else 0.0
     series = []
     for (name, by_shots), colour in zip(by_name.items(), COLOURS * len(by_name), strict=False):
         spots = [
@@ -463,7 +487,7 @@ def _curves(by_name: dict[str, dict[str, Any]], target: Target) -> str:
         series.append(
             Series(
                 points=[(x, mean) for x, mean, _ in known],
-                band=[(x, mean - std, mean + std) for x, mean, std in known],
+                band=[(x, max(mean - std, low), min(mean + std, 1.0)) for x, mean, std in known],
                 label=name,
                 colour=colour,
                 dashed=name in (NEAREST, SIMILAR),
@@ -529,13 +553,7 @@ def print_evaluation(found: Sequence[Evaluated], *, console: Console | None = No
             cells = (between if name == target.metric else spread for name in names)
             rest.add_row(method, *(cell(by_shots[ALL].get(name)) for cell, name in zip(cells, names, strict=True)))
         console.print(rest)
-        receipt = one.receipt
-        console.print(
-            f"receipt: {receipt['learn']:,} images of {receipt['learn_groups']:,} groups to learn from, "
-            f"{receipt['test']:,} of {receipt['test_groups']:,} scored, {receipt['shared_groups']:,} groups on both "
-            f"sides, {receipt['sha256'][:12]}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"receipt: {receipt_text(one.receipt)}, {one.receipt['sha256'][:12]}"
+        console.print(text, highlight=False, soft_wrap=True)
         for note in one.notes:
             console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)

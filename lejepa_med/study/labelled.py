@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from data_adapters.atomic import new_file
 from data_adapters.manifest import Manifest
 from data_adapters.tables import NUMBER, count
+from lejepa_med import __version__
 from lejepa_med.archive import leak_text, progress_bar, run_catalog, scan
 from lejepa_med.config import LOCAL, PretrainConfig, load_config
 from lejepa_med.data.split import assign
 from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.models.embed import embed_records
-from lejepa_med.models.folder import LoadedEncoder
+from lejepa_med.models.folder import LoadedEncoder, encoder_folder, record_results
 from lejepa_med.probes.examples import Kind
 from lejepa_med.probes.label_table import MOST_GRADES
 from lejepa_med.probes.target import MarkTarget, Target, target_of
-from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.folder import RunFolder, read_lines
 
 SHOTS = (1, 2, 5, 10, 50, 100)
 PARTS = {"train": 0.7, "test": 0.3}  # of the groups, where nothing says what to learn from and what to score on
@@ -257,3 +260,29 @@ def kept(folder: Path, name: str, settings: Sequence[Any], make: Callable[[], tu
             np.savez_compressed(stream, facts=np.array(json.dumps(facts)), **dict(arrays))  # type: ignore[arg-type]
     with np.load(file, allow_pickle=False) as stored:
         return json.loads(str(stored["facts"])), {name: stored[name] for name in stored.files if name != "facts"}
+
+
+def write_back(
+    path: Path,
+    kind: str,
+    *,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    sentences: Sequence[str],
+    console: Console,
+) -> None:
+    """Put a table and sentences into the encoder's model card; a folder that cannot be written is left as it is."""
+    results = {
+        "title": title,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "version": __version__,
+        "columns": list(columns),
+        "rows": [list(row) for row in rows],
+        "sentences": list(sentences),
+    }
+    metrics = RunFolder(encoder_folder(path).resolve().parent).metrics
+    try:
+        record_results(path, kind, results, history=read_lines(metrics))
+    except OSError as error:
+        console.print(f"[yellow]note:[/] the model card in {escape(str(path))} was not renewed ({error.strerror}).")

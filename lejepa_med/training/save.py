@@ -14,11 +14,12 @@ from data_adapters.base import Adapter
 from data_adapters.manifest import Manifest
 from lejepa_med.config import short_name
 from lejepa_med.models.architectures import build
+from lejepa_med.models.card import curve_rows
 from lejepa_med.models.embed import archive_digest
 from lejepa_med.models.encoder import Encoder
 from lejepa_med.models.folder import save_encoder
 from lejepa_med.training.checkpoint import save_checkpoint
-from lejepa_med.training.folder import RunFolder
+from lejepa_med.training.folder import RunFolder, read_lines
 from lejepa_med.training.optimizer import UPDATES
 from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import is_sharded
@@ -126,4 +127,6 @@ class Saver:
             },
             "data": self.data,
             "software": self.software,
+            # at the end only: at every checkpoint of a long run it would take seconds
+            **({"curve": curve_rows(read_lines(self.run.metrics))} if step == steps else {}),
         }

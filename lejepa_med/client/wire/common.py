@@ -35,7 +35,18 @@ def _known_or_newer(value: Any, check: ValidatorFunctionWrapHandler, info: Valid
 
 READING = {"reading": True}
 NEWER = WrapValidator(_known_or_newer)
-JobKind = Annotated[Literal["train-probe", "import-upload", "embed-archive", "apply-probe", "map-archive"], NEWER]
+JobKind = Annotated[
+    Literal[
+        "train-probe",
+        "import-upload",
+        "embed-archive",
+        "apply-probe",
+        "map-archive",
+        "check-archive",
+        "find-outliers",
+    ],
+    NEWER,
+]
 JobState = Annotated[Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"], NEWER]
 ProbeKind = Annotated[Literal["classification", "multilabel", "regression"], NEWER]
 BackendName = Annotated[Literal["exact", "pgvector", "lancedb"], NEWER]

@@ -111,7 +111,7 @@ class NextItems(Answer):
 
     label_set: str
     archive: str
-    probe: str | None
+    probe: str | None = Field(default=None, description="whose uncertainty counts")
     by: Annotated[Literal["uncertainty", "distance"], NEWER] = Field(
         description="uncertainty times distance to what is labelled or listed; without a probe the distance alone"
     )

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
@@ -30,7 +32,7 @@ DOCUMENTS = [
 ]
 # What the examples suppose, out of the tests' runs directory. Files get the contents that the encoder reads.
 RUNS = {"galaxies": "images", "galaxies-val": "table", "heads": "mri", "slides": "histology"}
-ID_NAMES = ("probe_id", "upload_id", "application_id", "job_id", "item_id", "set_id")
+ID_NAMES = ("probe_id", "upload_id", "application_id", "job_id", "item_id", "set_id", "quality_id")
 VARIABLES = {name.upper().removesuffix("_ID"): name for name in ID_NAMES}
 PARTICIPANTS = "participant_id\tsex\nsub-01\tF\n"
 MULTIPART = "multipart/form-data"
@@ -50,6 +52,7 @@ class Place:
         )
         self.application = self.new_application()
         self.upload = self.new_upload()
+        self.quality = self.new_quality()
 
     def made(self, answer: Response) -> str:
         """The id of a job that was accepted, once it succeeded."""
@@ -64,6 +67,9 @@ class Place:
     def new_application(self) -> str:
         body = {"archive": "galaxies-val"}
         return self.made(self.client.post(f"/v1/probes/{self.probe}/applications", json=body))
+
+    def new_quality(self) -> str:
+        return self.made(self.client.post("/v1/archives/galaxies-val/outliers", json={}))
 
     def new_label_set(self) -> str:
         labels = "".join(f"{item},{'ab'[place % 2]}\n" for place, item in enumerate(self.items))
@@ -89,6 +95,8 @@ class Place:
             return self.new_upload() if removes else self.upload
         if name == "application_id" and removes:
             return self.new_application()
+        if name == "quality_id" and removes:
+            return self.new_quality()
         if name == "key_id":
             return make_key(self.service.store, name="gone", scopes=["embed"])[0].id
         if name == "name" and removes:
@@ -102,6 +110,7 @@ class Place:
             "probe_id": self.probe,
             "application_id": self.application,
             "item_id": self.items[0],
+            "quality_id": self.quality,
         }
         return known.get(name)
 
@@ -173,6 +182,9 @@ def place(
     """The service while it asks for keys and has what the examples name; all of it goes at the end."""
     for name, source in RUNS.items():
         shutil.copytree(runs / source, runs / name, copy_function=os.link)
+    names = pq.read_table(runs / "table", columns=["id"]).column("id")
+    told = pa.table({"id": names, "scanner": [f"s{row % 2}" for row in range(len(names))]})
+    pq.write_table(told, runs / "galaxies-val" / "_about" / "context.parquet")
     (runs / "galaxies" / "report.html").write_text("<!doctype html><title>report</title>")
     assert settings.archives_dir is not None
     east = settings.archives_dir / "wing" / "east"

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from PIL import Image
 
 from app.core.settings import Settings
 from data_adapters.scan import scan_archive
+from harness.launcher import Launcher
+from harness.tables import clusters, write_table
 from lejepa_med.models.embed import ABOUT, EmbeddingTable, TableWriter, embed_archive
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.models.thumbnails import Thumbnails, thumbnails_of
-from tests.app.helpers import picture, wait
+from tests.app.helpers import client_of, eventually, picture, wait
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +177,25 @@ def test_thumbnails_are_whole_with_their_shard_after_a_kill(runs: Path, tmp_path
     assert len(pictures) == len(table.ids) == 7
     for row, name in enumerate(table.ids):
         assert pictures[row] == make(encoder.adapter.prepare(manifest.record(rows[name])))
+
+
+@pytest.mark.slow
+def test_a_map_survives_kill_9(launcher: Launcher, runs: Path) -> None:
+    write_table(runs / "many", clusters(1500))
+    try:
+        service = launcher.service()
+        with client_of(service) as client:
+            job = client.post("/v1/archives/many/map").json()["id"]
+            again = client.post("/v1/archives/many/map").json()["id"]
+            assert again == job, "one job for all who ask"
+            eventually(lambda: client.get(f"/v1/jobs/{job}").json()["progress"] > 0)
+            assert service.end(signal.SIGKILL) == -signal.SIGKILL
+        service = launcher.service()
+        with client_of(service) as client:
+            state = client.get("/v1/archives/many/map").json()["methods"][1]
+            assert state["job"] == job and state["state"] in ("queued", "running")
+            assert wait(client, job)["state"] == "succeeded"
+            points = client.get("/v1/archives/many/map/points?method=tsne").content
+            assert np.isfinite(np.frombuffer(points, "<f4")).all() and len(points) == 8 * 1500
+    finally:
+        shutil.rmtree(runs / "many")

@@ -3,8 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from data_adapters.errors import UserError
+from lejepa_med.probes.output import out_of_fold_photo_z
 from lejepa_med.probes.probe import fit_probe
 from lejepa_med.probes.regression import conformal_half_width
+from lejepa_med.probes.scores import photo_z
 
 
 def measured(n=300, dim=20, noise=0.5, seed=0):
@@ -65,3 +68,23 @@ def test_few_measurements_are_told():
     single = fit_probe(*measured(20)[:2], ["p"] * 20)
     assert single.metrics["linear"] is None and any("single group" in w for w in single.metrics["warnings"])
     assert single.predict(measured(20)[0])[0].value == pytest.approx(measured(20)[1][0], abs=3)
+
+
+def test_photo_z_figures_are_those_of_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    truth, groups = rng.uniform(0, 1.5, 801), np.arange(801) // 3
+    given = truth + (1 + truth) * rng.normal(0.01, 0.03, 801)
+    given[:40] += (1 + truth[:40]) * 0.5
+    found = photo_z(truth, given, groups, seed=0)
+    error = (given - truth) / (1 + truth)
+    assert found["sigma_nmad"] == pytest.approx(1.4826 * np.median(np.abs(error - np.median(error))))
+    assert found["outlier_rate"] == pytest.approx(40 / 801) and found["bias"] == pytest.approx(error.mean())
+    for name in ("sigma_nmad", "outlier_rate", "bias"):
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
+    with pytest.raises(UserError, match="figures divide by"):
+        photo_z(truth - 2, given, groups, seed=0)
+    vectors = rng.normal(size=(801, 5)) + truth[:, None]
+    probe = fit_probe(vectors, truth.tolist(), [str(group) for group in groups], folds=3)
+    out = out_of_fold_photo_z(probe)
+    assert 0 < out["sigma_nmad"] < 1 and out["sigma_nmad_interval"] is not None

@@ -12,13 +12,14 @@ import data_adapters
 from data_adapters.catalog import Catalog
 from data_adapters.scan import scan_archive
 from lejepa_med.models.embed import Feature, TableWriter
+from lejepa_med.models.thumbnails import thumbnails_of
 
 PATIENTS, IMAGES = 24, 96
 DIM = 16
 
 
 def write_archive(folder: Path) -> list[dict[str, str]]:
-    """`IMAGES` pictures of 32 px, and labels.csv: class b was taken with scanner s1 alone."""
+    """`IMAGES` pictures of 64 px, and labels.csv: class b was taken with scanner s1 alone."""
     rng = np.random.default_rng(0)
     (folder / "img").mkdir(parents=True)
     rows = []
@@ -27,7 +28,10 @@ def write_archive(folder: Path) -> list[dict[str, str]]:
         label = "b" if patient % 2 else "a"
         scanner = "s1" if label == "b" or patient % 6 == 0 else "s2"
         name = f"img/{number:03d}.png"
-        cv2.imwrite(str(folder / name), cv2.GaussianBlur(rng.integers(0, 255, (32, 32, 3), np.uint8), (5, 5), 0))
+        image = np.full((64, 64, 3), 40, np.uint8)
+        for x, y, size, grey in rng.integers((0, 0, 4, 60), (64, 64, 14, 255), (12, 4)).tolist():
+            cv2.circle(image, (x, y), size, (grey, grey, grey), -1)
+        cv2.imwrite(str(folder / name), image)
         rows.append({"path": name, "label": label, "group": f"p{patient}", "scanner": scanner, "note": f"n{number}"})
     with (folder / "labels.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
@@ -36,14 +40,18 @@ def write_archive(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def write_table(archive: Path, out: Path, vectors: np.ndarray, *, catalog: bool = True) -> None:
-    """An embedding table of the archive with these vectors, (n, dim), in the order of its files."""
+def write_table(archive: Path, out: Path, vectors: np.ndarray) -> None:
+    """An embedding table of the archive with these vectors, (n, dim), in the order of its files, and thumbnails."""
     adapter = data_adapters.create("images", global_size=32, n_global=2, n_local=0)
-    table = Catalog(archive / "labels.csv") if catalog else None
-    manifest = scan_archive(adapter, archive, catalog=table).manifest
+    manifest = scan_archive(adapter, archive, catalog=Catalog(archive / "labels.csv")).manifest
     manifest.write(out.parent / "manifest.parquet")
-    writer = TableWriter(out, manifest, encoder="made", encoder_name="made", dim=vectors.shape[1])
-    writer.write(0, [Feature(index, vector.astype(np.float32)) for index, vector in enumerate(vectors)])
+    writer = TableWriter(out, manifest, encoder="made", encoder_name="made", dim=vectors.shape[1], thumbnails=True)
+    small = thumbnails_of(adapter)
+    features = [
+        Feature(index, vector.astype(np.float32), thumbnail=small(adapter.prepare(manifest.record(index))))
+        for index, vector in enumerate(vectors)
+    ]
+    writer.write(0, features)
     writer.finish()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from data_adapters.manifest import Manifest
 from lejepa_med.cli import main
 from lejepa_med.errors import ConfigError
-from lejepa_med.models.folder import load_encoder
+from lejepa_med.models.folder import load_encoder, record_formation
 from lejepa_med.probes.target import ClassTarget
 from lejepa_med.study import evaluate as study
 from lejepa_med.study.articles import LEAST_STEPS, articles_probe
@@ -60,6 +60,16 @@ def test_every_protocol_is_scored_and_finished_parts_are_kept(
     page = (out / "evaluate.html").read_text()
     assert page.count("<svg") == 3 and "://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert ".png" not in page and ".png" not in json.dumps(found), "no name of an image leaves"
+
+    card = (run / "encoder" / "README.md").read_text()
+    assert "| 20-NN |" in card and "36 images of 18 groups to learn from" in card and "prove nothing" in card
+    assert "| epoch | loss |" in card and "Intended use" in card and "hash of ids and contents" in card
+    assert load_encoder(run).fingerprint == one["fingerprint"], "the encoder is the same one"
+    views = load_encoder(run).formation.views
+    record_formation(run, views=3 - min(views, 2))
+    assert "| 20-NN |" not in (run / "encoder" / "README.md").read_text(), "results of another formation"
+    record_formation(run, views=views)
+    assert (run / "encoder" / "README.md").read_text() == card
 
     before = {file: file.stat().st_mtime_ns for file in (out / "parts").iterdir()}
     (gone,) = (out / "parts").glob("mine-articles-5-*")
