@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
+from harness.tables import clusters, write_table
 from lejepa_med.models.embed import EmbeddingTable
 from tests.app.helpers import client_of, eventually, files, png, wait
-from tests.app.tables import clusters, write_table
 
 COUNT = 300  # 3 chunks
 
