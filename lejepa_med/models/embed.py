@@ -470,7 +470,7 @@ def read_shards(folder: Path) -> pa.Table:
 def whole_ids(folder: Path) -> list[str]:
     """For each row of a finished table the id that a scan of the archive knows: a tile's slide, else the row's own."""
     table = read_shards(folder)
-    own = table.column("id").to_pylist()
+    own: list[str] = table.column("id").to_pylist()
     if "whole" not in table.column_names:
         return own
     return [whole or name for whole, name in zip(table.column("whole").to_pylist(), own, strict=True)]
