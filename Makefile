@@ -9,6 +9,7 @@ READY := $(VENV)/.lejepa-med-ready
 help:
 	@echo "make demo    pretrain on a made archive (or ARCHIVE=... MODALITY=mri|histology|galaxy|images), probe it, serve it"
 	@echo "make test    lint, types and tests"
+	@echo "make test-dicomweb   DICOM objects through a real Orthanc"
 	@echo "make test-postgres   the service's tests with PostgreSQL in place of SQLite"
 	@echo "make test-machines   tests as on other processors: bf16 or none, AVX2 only, one core"
 	@echo "make test-pages   the commands of README and of the walks in docs/, as they are printed"
@@ -58,6 +59,10 @@ test-machines: $(READY)
 	LEJEPA_CPU_BF16=on $(PYTEST) -m "not slow and not gpu and not pages" $(MACHINES)
 	LEJEPA_CPU_BF16=off ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 	  $(PYTEST) -m "not slow and not gpu and not pages" --one-core $(ONE_CORE)
+
+# DICOM objects through a real Orthanc on loopback (Debian's orthanc and orthanc-dicomweb); skipped with a reason without it.
+test-dicomweb: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/lejepa_med/export/test_dicom.py
 
 # The commands of README and of the walks in docs/, as they are printed there.
 test-pages: $(READY)

@@ -21,7 +21,7 @@ from lejepa_med.cli.archive import (
     SplitCommand,
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
-from lejepa_med.cli.export import ExportCommand, LatencyCommand
+from lejepa_med.cli.export import ExportCommand, FetchCommand, LatencyCommand
 from lejepa_med.cli.quality import CheckCommand, OutliersCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
@@ -93,6 +93,7 @@ Cli = command_line(
         "check": CheckCommand,
         "outliers": OutliersCommand,
         "export": ExportCommand,
+        "fetch": FetchCommand,
         "names": NamesCommand,
         "select": SelectCommand,
         "diff": DiffCommand,

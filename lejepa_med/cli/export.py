@@ -10,7 +10,7 @@ from lejepa_med.cli.settings import make_console
 from lejepa_med.config import Columns, Section
 from lejepa_med.errors import UserError
 
-FORMATS = (".onnx", ".csv", ".parquet", ".fits", ".h5", ".geojson", ".html", ".png")
+FORMATS = (".onnx", ".csv", ".parquet", ".fits", ".h5", ".geojson", ".html", ".png", ".dcm")
 ONE_SLIDE = (".h5", ".geojson", ".png")  # a file a slide
 
 
@@ -20,14 +20,15 @@ class ExportCommand(Section):
     Of a run or encoder folder: .onnx, normalisation, views, encoder and probe as one graph, compared with PyTorch on
     real images before it is kept. Of an embedding table: .csv, .parquet and .fits, with the probe's predictions where
     --probe is given. Of a table with a row for each tile (embed --per-tile): .h5 as TRIDENT and CLAM read it, .geojson
-    of the predictions for QuPath, .html and .png heat maps of the predictions.
+    of the predictions for QuPath, .html and .png heat maps of the predictions. Of a run with --probe and --series:
+    .dcm, the probe's answer on a DICOM series as a structured report, or with --as sc as a picture.
     """
 
     source: CliPositionalArg[Path] = Field(
         description="run folder or its encoder folder (.onnx), else embedding table of: lejepa-med embed"
     )
     out: Path = Field(description=f"file to write: {', '.join(FORMATS)}; a folder with --as, for a file a slide")
-    as_: Literal["onnx", "csv", "parquet", "fits", "h5", "geojson", "html", "png"] | None = Field(
+    as_: Literal["onnx", "csv", "parquet", "fits", "h5", "geojson", "html", "png", "sr", "sc"] | None = Field(
         default=None, validation_alias=AliasChoices("as"), description="the format, where --out does not end in it"
     )
     probe: Path | None = Field(default=None, description="probe folder of: lejepa-med probe")
@@ -35,6 +36,10 @@ class ExportCommand(Section):
         default=None,
         description="folder of a scan or run: its file names go into tables and names of files, and its slides below "
         "heat maps. Without it only pseudonyms are written",
+    )
+    series: Path | None = Field(default=None, description=".dcm: folder of the DICOM series that is answered")
+    store: str | None = Field(
+        default=None, description=".dcm: also send it to this DICOMweb server, such as http://localhost:8042/dicom-web"
     )
     vectors: bool = Field(default=False, description=".csv, .parquet, .fits: the vectors, too")
     of: str | None = Field(default=None, description=".html, .png: the class whose probability is drawn")
@@ -48,7 +53,7 @@ class ExportCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        suffix = f".{self.as_}" if self.as_ else self.out.suffix.lower()
+        suffix = ".dcm" if self.as_ in ("sr", "sc") else f".{self.as_}" if self.as_ else self.out.suffix.lower()
         if suffix not in FORMATS:
             raise UserError(
                 f"--out {self.out} ends in no format that export writes.",
@@ -59,10 +64,34 @@ class ExportCommand(Section):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".onnx":
             self._onnx()
+        elif suffix == ".dcm":
+            self._dicom()
         elif suffix in (".csv", ".parquet", ".fits"):
             self._table()
         else:
             self._slides(suffix)
+
+    def _dicom(self) -> None:
+        from lejepa_med.export import dicom
+        from lejepa_med.models.folder import load_encoder
+        from lejepa_med.probes.probe import Probe
+
+        if self.probe is None or self.series is None:
+            raise UserError(
+                "A .dcm file is the answer of a probe on one DICOM series.",
+                remedy="Add --probe FOLDER of: lejepa-med probe, and --series FOLDER with the DICOM files.",
+            )
+        answer = dicom.answer_series(load_encoder(self.source), Probe.load(self.probe), self.series)
+        made = dicom.secondary_capture(answer) if self.as_ == "sc" else dicom.structured_report(answer)
+        dicom.write_dicom(self.out, made)
+        for line in dicom.lines_of(answer):
+            print(line)
+        for remark in answer.probe.remarks([answer.prediction]):
+            print(f"note: {remark.rstrip('.')}.")
+        print(f"wrote {self.out}")
+        if self.store is not None:
+            dicom.store(self.store, made)
+            print(f"sent to {self.store}")
 
     def _table(self) -> None:
         from lejepa_med.export.tables import coordinate_note, export_table, write_table
@@ -177,3 +206,31 @@ class LatencyCommand(Columns):
         if self.out is not None:
             write_latency(self.out, found)
             print(f"wrote {self.out}")
+
+
+class FetchCommand(Section):
+    """List the series of a DICOMweb server, or fetch one into a folder.
+
+    With the environment variable LEJEPA_DICOMWEB_TOKEN, its value is sent as a bearer token.
+    """
+
+    server: CliPositionalArg[str] = Field(description="such as http://localhost:8042/dicom-web")
+    study: str | None = Field(default=None, description="StudyInstanceUID; None: all studies")
+    series: str | None = Field(default=None, description="SeriesInstanceUID of the series to fetch; None: only list")
+    modality: str | None = Field(default=None, description="list only series of this DICOM modality, such as MR")
+    out: Path | None = Field(default=None, description="folder of the fetched files")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        from lejepa_med.export.dicom import fetch_series, find_series
+
+        if self.series is None:
+            for one in find_series(self.server, study=self.study, modality=self.modality):
+                print("  ".join((one["study"], one["series"], one["modality"], one["images"], one["description"])))
+            return
+        if self.study is None or self.out is None:
+            raise UserError(
+                "A series is fetched of a study, into a folder.", remedy="Add --study UID and --out FOLDER."
+            )
+        count = fetch_series(self.server, study=self.study, series=self.series, out=self.out)
+        print(f"wrote {count:,} images to {self.out}")

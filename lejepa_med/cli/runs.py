@@ -156,10 +156,11 @@ class CompareCommand(Columns):
         default=None, description="CSV or Parquet: path, label, group, split; None: the run's own"
     )
     weights: list[str] = Field(
-        default=[], description="also these weights, frozen: a timm folder, a .safetensors file, timm:NAME, a run"
+        default=[],
+        description="these weights, too, frozen, parted by commas: timm folder, .safetensors file, timm:NAME, run",
     )
     methods: list[str] = Field(
-        default=[], description="also encoders that are now trained by simclr, vicreg, barlow, byol, dino or others"
+        default=[], description="also encoders that are now trained by simclr,vicreg,barlow,byol,dino or others"
     )
     minutes: float | None = Field(
         default=None, gt=0, description="of each of these trainings; None: as many epochs as the run"

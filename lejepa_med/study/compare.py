@@ -39,6 +39,7 @@ from lejepa_med.probes.scores import draws_interval
 from lejepa_med.probes.target import Answers, Target
 from lejepa_med.study.labelled import (
     ALL,
+    FEW_GROUPS,
     SHOTS,
     Sides,
     kept,
@@ -393,6 +394,7 @@ def conclude(rows: Sequence[Measured], parts: Sides, notes: Sequence[str]) -> Co
     """What the rows say: gains with intervals, and sentences."""
     own, *rivals = rows
     target, groups = parts.target, parts.groups
+    scored = len(np.unique(groups))
     gains = {
         rival.name: {
             key: gain(target, own.answers[key][: len(answers)], answers, groups)
@@ -403,7 +405,13 @@ def conclude(rows: Sequence[Measured], parts: Sides, notes: Sequence[str]) -> Co
     return Comparison(
         rows=rows,
         gains=gains,
-        sentences=[sentence(name, found, of=target) for name, found in gains.items()],
+        sentences=[
+            sentence(name, found, of=target)
+            if scored >= FEW_GROUPS
+            else f"Your encoder and {name} cannot be ranked: {count(scored, 'scored group')} "
+            f"prove{'s' if scored == 1 else ''} nothing."
+            for name, found in gains.items()
+        ],
         notes=notes,
         target=target,
     )

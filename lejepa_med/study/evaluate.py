@@ -7,7 +7,7 @@ interrupted goes on with the next one.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, roc_curve
+from torch import Tensor
 
 from data_adapters.atomic import write_text
 from lejepa_med import __version__
@@ -54,7 +55,7 @@ NEAREST, SIMILAR = "20-NN", "20-NN, weighted"
 TUNED_SHOTS = 50  # labels at which fine-tuning stands beside the frozen probe, and all of them
 TUNED_DRAWS = 3
 MOST_DOTS = 500
-SHORT = 110  # percent of a bar
+SHORT = 130  # steps of the bar that one network takes: 100 to train, the rest to answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +316,7 @@ class _Evaluation:
         wanted.append((None, 0))
         found: dict[str, list[Answers]] = {}
         seconds = []
-        with progress_bar(self.console, f"{self.name}: {tuned.name(depth)}, percent") as bar:
+        with progress_bar(self.console, f"{self.name}: {tuned.name(depth)}") as bar:
             task = bar.add_task("", total=SHORT * len(wanted))
             for number, (k, draw) in enumerate(wanted):
                 rows = target.drawn(k, seed=0, draw=draw)
@@ -340,7 +341,9 @@ class _Evaluation:
                         step_done=lambda share: bar.update(task, completed=int(SHORT * number + 100 * min(share, 1.0))),
                     )
                     spent = time.perf_counter() - began
-                    images = (self.encoder.adapter.prepare(record) for record in self.parts.test.records())
+                    images = self._prepared(
+                        lambda share: bar.update(task, completed=int(SHORT * number + 100 + (SHORT - 100) * share))
+                    )
                     formation = self.encoder.formation
                     given = predict([(trained, rows)], target, images, formation, device=self.device)
                     return {"seconds": spent}, {"answers": given[0]}
@@ -351,6 +354,13 @@ class _Evaluation:
                 seconds.append(facts["seconds"])
                 bar.update(task, completed=SHORT * (number + 1))
         return {key: np.stack(given) for key, given in found.items()}, float(np.mean(seconds))
+
+    def _prepared(self, step: Callable[[float], None]) -> Iterator[Tensor]:
+        """The scored images, one after the other; `step` is told the share that is done."""
+        records = self.parts.test.records()
+        for number, record in enumerate(records, 1):
+            yield self.encoder.adapter.prepare(record)
+            step(number / len(records))
 
 
 def figures(target: Target, answers: Answers, groups: NDArray[np.int64]) -> dict[str, dict[str, Any]]:

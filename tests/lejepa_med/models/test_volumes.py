@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from monai.networks.nets.swin_unetr import SwinUNETR
 from safetensors.torch import load_file
 from torch import nn
 
@@ -190,3 +191,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(heads: Path, tmp_path: Path, mon
     vectors = [feature.vector for feature in embed_records(encoder, records)]
     assert np.isfinite(np.stack(vectors)).all()
     assert not timm.is_model(encoder.module.name)
+
+
+def test_a_swinunetr_encoder_starts_monais_segmentation_network(tmp_path: Path) -> None:
+    adapter = data_adapters.create("mri3d", global_size=32, local_size=32, n_local=0)
+    encoder = create_encoder("monai:swinunetr_small", adapter.spec)
+    save_encoder(encoder, adapter, tmp_path / "encoder")
+    size = json.loads((tmp_path / "encoder" / "config.json").read_text())["arguments"]["embed_dim"]
+    network = SwinUNETR(in_channels=1, out_channels=2, feature_size=size).eval()
+    network.swinViT.load_state_dict(load_file(tmp_path / "encoder" / "model.safetensors"))  # all keys, no others
+    pixels = torch.rand(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        deepest = network.swinViT(pixels[..., :32, :32, :32], network.normalize)[-1]
+        torch.testing.assert_close(deepest, encoder.eval().backbone.forward_features(pixels[..., :32, :32, :32]))
+        assert network(pixels).shape == (1, 2, 64, 64, 64)  # a class for each voxel

@@ -71,7 +71,7 @@ def test_every_row_learns_from_the_same_labels_and_the_verdict_is_in_words(
     assert [row["encoder"] for row in rows if row["5 labels"] == row["20-NN"] == ""] == [study.SUPERVISED]
     assert {row["dimensions"] for row in rows} == {"512", "192", ""}
     for name in names[1:]:
-        assert re.search(rf"(?i)your encoder (and|is (better|worse) than) {re.escape(name)}", said), name
+        assert f"Your encoder and {name} cannot be ranked: 6 scored groups prove nothing." in said
     assert "scored on val, 12 images" in said and "pretrained on" not in said
     assert "Only 6 groups are scored" in said
     page = (out / "compare.html").read_text()
