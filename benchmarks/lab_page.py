@@ -22,8 +22,8 @@ import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.hardware import cpu_name, publish
-from benchmarks.launcher import Launcher
-from tests.app.tables import write_table
+from harness.launcher import Launcher
+from harness.tables import write_table
 
 SCATTER = "document.querySelector('.canvas-place')?.scatter"
 PAN = """seconds => new Promise(done => {

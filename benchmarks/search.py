@@ -34,9 +34,9 @@ from app.vectors.lance import Lance
 from app.vectors.pgvector import PgVector
 from benchmarks.hardware import cpu_name, publish
 from benchmarks.watch import memory
+from harness.postgres import postgres
+from harness.tables import conditions, query, write_table
 from lejepa_med.search.base import build_base
-from tests.app.postgres import postgres
-from tests.app.tables import conditions, query, write_table
 
 PAGE = """# Search in embedded archives
 

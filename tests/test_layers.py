@@ -44,3 +44,13 @@ def test_no_package_names_one_above_it() -> None:
         for file in (ROOT / package).rglob("*.py"):
             found = re.search(rf"""^\s*(from|import) ({above})\b|["']app[.:]\w""", file.read_text("utf-8"), re.M)
             assert found is None, f"{file}: {found[0]}"
+
+
+def test_tests_and_benchmarks_import_what_they_share_from_harness() -> None:
+    """Only tests/benchmarks, which tests the benchmarks' own code, imports a benchmark; no benchmark imports a test."""
+    for folder, other in (("tests", "benchmarks"), ("benchmarks", "tests"), ("harness", "tests|benchmarks")):
+        for file in (ROOT / folder).rglob("*.py"):
+            if file.parent == ROOT / "tests" / "benchmarks":
+                continue
+            found = re.search(rf"^\s*(from|import) ({other})\b", file.read_text("utf-8"), re.M)
+            assert found is None, f"{file}: {found[0]}"

@@ -72,7 +72,7 @@ def cancel_job(job_id: str, service: Running) -> Job:
     check_owner(row.key_id)
     if not service.cancel_job(job_id):
         raise ProblemError(
-            409, "job-ended", "The job has ended already.", remedy="GET /v1/jobs/{id} tells its outcome."
+            409, "job-ended", "The job has ended already.", remedy="GET /v1/jobs/{id} shows its outcome."
         )
     return to_job(service.store.job(job_id) or row)
 
@@ -86,7 +86,7 @@ def retry_job(job_id: str, service: Running) -> Job:
             409,
             "job-not-dead",
             "Only a job in the state 'dead' can be queued again.",
-            remedy="GET /v1/jobs/{id} tells its state; send what failed or was cancelled anew.",
+            remedy="GET /v1/jobs/{id} shows its state. Send a failed or cancelled one again.",
         )
     return to_job(find_job(service, job_id))
 

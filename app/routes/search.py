@@ -194,7 +194,7 @@ def require_encoder(base: Base, fingerprint: str) -> None:
             422,
             "other-encoder",
             "The archive was embedded with another encoder than the vectors, ids or files that are compared with it.",
-            remedy="GET /v1/archives tells each table's encoder and fingerprint. Embed with that encoder, or search a "
+            remedy="GET /v1/archives lists each table's encoder and fingerprint. Embed with that encoder, or search a "
             "table of yours.",
         )
 

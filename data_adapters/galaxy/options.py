@@ -53,7 +53,7 @@ class GalaxyOptions(AdapterOptions):
         default="border", description="subtract the median of each band's border, or leave the flux as it is"
     )
     pixel_scale: float | None = Field(
-        default=None, gt=0, description="arcsec per pixel; None: from the headers, .262 where they do not tell"
+        default=None, gt=0, description="arcsec per pixel; None: from the headers, or 0.262 without such a header"
     )
     max_side: int = Field(default=2048, ge=64, description="larger frames are refused: sources are to be cut out")
     field: float | None = Field(

@@ -39,14 +39,14 @@ class HistologyOptions(AdapterOptions):
     mpp_range: tuple[float, float] | None = Field(
         default_factory=_training_range,
         validate_default=True,
-        description="um per pixel in training, drawn log-uniformly; none trains at mpp alone (default .8 to 2.2 x mpp)",
+        description="um per pixel in training, drawn log-uniformly; none: mpp alone (default 0.8 to 2.2 x mpp)",
     )
     known_scale: bool | None = Field(
         default=None, description="whether the training images had a known mpp; learnt from the archive"
     )
     stain: Literal["he", "ihc", "any"] = Field(
         default="he",
-        description="how tissue is told from background, and which stains are jittered (he: haematoxylin, eosin and "
+        description="how tissue is found, and which stains are jittered (he: haematoxylin, eosin and "
         "rest; ihc: haematoxylin and DAB; any: none)",
     )
     coords: Path | None = Field(
@@ -54,7 +54,7 @@ class HistologyOptions(AdapterOptions):
         exclude=True,  # a path of this machine: what it said lies in the manifest, not in the encoder
         description="folder of CLAM or TRIDENT patch coordinates (STEM.h5), in place of tissue detection",
     )
-    stain_sigma: float = Field(default=0.05, ge=0, le=0.5, description="HED jitter in optical density; .2 is strong")
+    stain_sigma: float = Field(default=0.05, ge=0, le=0.5, description="HED jitter in optical density; 0.2 is strong")
     tile_px: int = Field(
         default_factory=_region_side,
         ge=16,

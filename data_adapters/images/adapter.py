@@ -62,7 +62,7 @@ class ImagesOptions(AdapterOptions):
         description="dtype8: 8-bit images as they are; percentile: of each image; window: fixed values",
     )
     intensity_range: tuple[float, float] | None = Field(
-        default=None, description="(low, high): percentiles (default .5, 99.5) or values that become 0 and 1"
+        default=None, description="(low, high): percentiles (default 0.5, 99.5) or values that become 0 and 1"
     )
     recipe: Literal["moderate", "natural"] = Field(
         default="moderate", description="moderate: colour kept; natural: LeJEPA's, with grey and solarize"

@@ -78,7 +78,7 @@ class SplitCommand(Columns):
     source: CliPositionalArg[Path] = Field(description="manifest.parquet of scan, or a folder with images")
     out: Path = Field(description="CSV file to write; the receipt is FILE.receipt.txt")
     fractions: dict[str, float] = Field(
-        default={"train": 0.7, "val": 0.15, "test": 0.15}, description="names and parts, such as train=.8 test=.2"
+        default={"train": 0.7, "val": 0.15, "test": 0.15}, description="names and parts, such as train=0.8 test=0.2"
     )
     seed: int = Field(default=0, ge=0, description="seed of the order among groups of equal size")
     modality: str | None = Field(default=None, description="of a folder, which is scanned first")
@@ -137,7 +137,7 @@ class InspectCommand(Looking):
 
     archive: CliPositionalArg[Path] = Field(description="folder with the images, or a manifest.parquet of scan")
     out: Path = Field(description="folder for inspect.html and inspect.png")
-    modality: str = Field(default="", description="as in scan; a manifest or --encoder tells it otherwise")
+    modality: str = Field(default="", description="as in scan; needed only without a manifest and without --encoder")
     encoder: Path | None = Field(default=None, description="run folder: inspect with the preprocessing of its encoder")
     records: int = Field(
         default=8,

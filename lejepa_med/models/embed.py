@@ -280,7 +280,7 @@ def _facts(manifest: Manifest, columns: Sequence[str]) -> pa.Table:
     if refused:
         raise UserError(
             f"An embedding table cannot carry the column '{min(refused)}'.",
-            remedy="Leave it out of --columns: the table has it already, or it tells where a file lies.",
+            remedy="Leave it out of --columns: the table has it already, or it holds the location of a file.",
         )
     meta = [json.loads(text) for text in manifest.column("meta")] if set(columns) - {"split", "samples"} else []
     found = {}

@@ -19,7 +19,7 @@ from lejepa_med.models.folder import INFO, encoder_folder, load_encoder, read_in
 
 HUB, LOCAL = "timm:", "local-dir:"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-CONVERT = "Convert it first: python -m benchmarks.convert_weights FILE.pth WEIGHTS.safetensors"
+CONVERT = "Convert it first: python -m examples.convert_weights FILE.pth WEIGHTS.safetensors"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", ".h5")
 
 

@@ -37,7 +37,7 @@ class Names:
         self.file = scan / "manifest.parquet" if scan.is_dir() else scan
         if not self.file.is_file():
             raise UserError(
-                f"{scan} holds no manifest.parquet, so nothing tells which ids are which files.",
+                f"{scan} holds no manifest.parquet, so ids cannot be matched with files.",
                 remedy="Give the folder of: lejepa-med scan ARCHIVE --modality MODALITY --out FOLDER. "
                 "The same files have the same ids in every scan on this machine. The folder of a run works, too.",
             )

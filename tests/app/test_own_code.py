@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import data_adapters
-from benchmarks.launcher import Launcher
 from data_adapters import Record
+from harness.encoders import SMALL
+from harness.launcher import Launcher
 from lejepa_med.cli import main as command_line
 from lejepa_med.models.encoder import create_encoder
 from lejepa_med.models.folder import INFO, load_encoder, save_encoder
-from tests.app.conftest import SMALL
 from tests.app.helpers import picture, wait
 from tests.data.histology import write_slide
 

@@ -260,7 +260,7 @@ class UploadDetail(Upload):
     reasons: list[Reason] | None = Field(default=None, description="why items were refused, most frequent first")
     refused_items: list[RefusedItem] | None = None
     skipped: int | None = Field(default=None, examples=[1], description=SKIPPED)
-    skipped_files: list[Skipped] | None = Field(default=None, description="these files, told to the sender alone")
+    skipped_files: list[Skipped] | None = Field(default=None, description="these files; only the sender sees them")
     duplicates: int | None = Field(default=None, examples=[0])
     duplicate_items: list[Duplicate] | None = None
     leak: Leak | None = Field(default=None, description="what lies in several splits; null where nothing does")

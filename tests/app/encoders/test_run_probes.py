@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from lejepa_med.cli import main
 from lejepa_med.client import Client, ConflictError, InvalidError
 from lejepa_med.models.embed import EmbeddingTable

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app import store as stores
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from tests.app.helpers import client_of, eventually, files, png, wait
 
 COUNT = 160  # 20 steps

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api import service
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from tests.app.helpers import client_of, eventually, files, png, wait
 
 LONG = 30  # seconds, the most that a request may ask for

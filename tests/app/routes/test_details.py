@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from app.api.keys import make_key
 from app.api.service import Service
 from app.core.settings import Settings
-from tests.app.conftest import make_encoder
+from harness.encoders import make_encoder
 from tests.app.helpers import png, wait
 
 

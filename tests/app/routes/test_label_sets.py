@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.service import Service
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from lejepa_med.models.embed import EmbeddingTable
 from lejepa_med.probes.label_table import join, read_labels
 from lejepa_med.probes.probe import most_different

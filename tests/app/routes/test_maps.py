@@ -14,13 +14,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.core.settings import Settings
-from benchmarks.launcher import Launcher
 from data_adapters.scan import scan_archive
+from harness.launcher import Launcher
+from harness.tables import clusters, write_table
 from lejepa_med.models.embed import ABOUT, EmbeddingTable, TableWriter, embed_archive
 from lejepa_med.models.folder import load_encoder
 from lejepa_med.models.thumbnails import Thumbnails, thumbnails_of
 from tests.app.helpers import client_of, eventually, picture, wait
-from tests.app.tables import clusters, write_table
 
 
 @pytest.fixture(scope="module")

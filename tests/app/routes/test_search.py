@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.core.settings import Settings
+from harness.tables import facts, write_table
 from lejepa_med.models.embed import EmbeddingTable
 from tests.app.helpers import files, picture, png, wait
-from tests.app.tables import facts, write_table
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from app.api.service import Service
 from app.core.settings import Settings
 from app.jobs.worker import HEARTBEAT_SECONDS
 from app.store.backup import MANIFEST, RESTORING, _frozen, backup, restore
-from benchmarks.launcher import Launcher
 from data_adapters.errors import UserError
+from harness.launcher import Launcher
 from lejepa_med.cli import main
 from tests.app.helpers import client_of, eventually, files, png, wait
 

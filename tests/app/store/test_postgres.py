@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
+from harness.postgres import NewDatabase
 from tests.app.helpers import client_of, files, png, wait
-from tests.app.postgres import NewDatabase
 from tests.app.store.test_backup import begin
 
 DOCS = Path(__file__).parents[3] / "docs" / "operations.md"

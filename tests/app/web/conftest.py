@@ -14,7 +14,7 @@ pytest.importorskip("playwright", reason="needs playwright (pip install -e '.[de
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from lejepa_med.cli import main as command_line
 from tests.app.helpers import eventually
 from tests.data.images import write_archive

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from tests.app.web.conftest import Open, check_accessible, until
 
 BRIGHT = """() => {

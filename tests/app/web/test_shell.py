@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from app.api.keys import create
-from benchmarks.launcher import Launcher
+from harness.launcher import Launcher
 from tests.app.helpers import png
 from tests.app.web.conftest import Open, check_accessible
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, group_parameters, save_for_hf
 
 import data_adapters
-from benchmarks.convert_weights import main as convert
 from data_adapters.base import AdapterOptions, BaseAdapter, Spec
 from data_adapters.errors import UserError
+from examples.convert_weights import main as convert
 from lejepa_med.config import PretrainConfig, origins_of, read_settings
 from lejepa_med.errors import ConfigError
 from lejepa_med.models.encoder import Encoder, create_encoder
@@ -322,7 +322,7 @@ def test_unusable_sources_say_what_to_do(tmp_path: Path) -> None:
     assert "give --init timm:resnet18.a1_in1k" in refused("resnet18.a1_in1k")
     assert "does not exist" in refused("nowhere/at/all")
     (tmp_path / "w.pth").write_bytes(b"x")
-    assert "benchmarks.convert_weights" in refused(tmp_path / "w.pth", "resnet18")
+    assert "examples.convert_weights" in refused(tmp_path / "w.pth", "resnet18")
     assert "neither lejepa_med.json" in refused(tmp_path)
     folder = timm_folder(tmp_path / "w")
     whole = (folder / "model.safetensors").read_bytes()

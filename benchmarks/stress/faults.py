@@ -1,6 +1,6 @@
 """Faults of the service in production: what clients were promised, against what became of it.
 
-python -m benchmarks.faults --out benchmarks/results/faults.md
+python -m benchmarks.stress.faults --out benchmarks/results/faults.md
 A short run: --kills 6 --cases kills stall
 """
 
@@ -17,10 +17,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults_case import FAKETIME, Case, Skipped, faked, postgres
-from benchmarks.faults_lab import Lab, Outcome, make_runs
 from benchmarks.hardware import cpu_name, publish
-from benchmarks.launcher import Launcher
+from benchmarks.stress.faults_case import FAKETIME, Case, Skipped, faked
+from benchmarks.stress.faults_lab import Lab, Outcome
+from harness.encoders import make_runs
+from harness.launcher import Launcher
+from harness.postgres import postgres
 
 PAGE = """# The service under faults
 
@@ -35,7 +37,7 @@ of one process.
 {rows}
 
 {notes}
-Again with: `python -m benchmarks.faults --kills {kills} --seed {seed}`
+Again with: `python -m benchmarks.stress.faults --kills {kills} --seed {seed}`
 """
 TAKEN_OVER = "its worker ended; another one takes it over"
 
@@ -206,17 +208,15 @@ def main() -> None:
     rows: list[str] = []
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
-        # Not a folder that only root may enter: PostgreSQL refuses to run as root and takes another user.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True)))
-        place.chmod(0o755)
-        runs = make_runs(place / "runs")
-        server, new = stack.enter_context(postgres(place)) if "postgres" in args.databases else (None, None)
+        runs = make_runs(place, ["images"], rows=0)
+        new = stack.enter_context(postgres()) if "postgres" in args.databases else None
         plain = stack.enter_context(Launcher())
         library = next((path for path in FAKETIME if Path(path).exists()), None)
         stages: dict[str, tuple[str, Callable[[Case], Outcome]]] = {
             "kills": ("kill -9", lambda case: kills(case, count=args.kills, seed=args.seed)),
             "disk": ("disk full", disk_full),
-            "restart": ("PostgreSQL restarted", lambda case: restart(case, server=server)),
+            "restart": ("PostgreSQL restarted", lambda case: restart(case, server=new and new.server)),
             "stall": ("client stalls", lambda case: stall(case, count=args.clients)),
             "clock": ("clock jumps", clock),
         }

@@ -1,4 +1,4 @@
-"""Bodies that lead somewhere: hooks of Schemathesis, for the rounds of `benchmarks.fuzz` that know ids.
+"""Bodies that lead somewhere: hooks of Schemathesis, for the rounds of `benchmarks.stress.fuzz` that know ids.
 
 Made bodies name encoders, tables and items that are not there, and their files are no pictures, so nearly all of them
 end at the first check. Here most fields that name something get what exists; the rest stays as it was made, so what

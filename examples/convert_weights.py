@@ -1,7 +1,7 @@
 """A state dictionary that torch.save wrote (.pth), as a safetensors file or a folder that `--init` takes.
 
-    python -m benchmarks.convert_weights resnet.pth resnet.safetensors
-    python -m benchmarks.convert_weights lite0.pth lite0 --architecture tf_efficientnet_lite0 --mean .498 --std .502 \
+    python -m examples.convert_weights resnet.pth resnet.safetensors
+    python -m examples.convert_weights lite0.pth lite0 --architecture tf_efficientnet_lite0 --mean .498 --std .502 \
         --licence apache-2.0 --reference tf_efficientnet_lite0
 
 The file is read with torch.load(weights_only=True), which runs no code of it. A folder gets timm's config.json as well,

@@ -1,4 +1,4 @@
-"""What `benchmarks.fuzz` counts, from Schemathesis' reports and from the service, and the page that it makes of it."""
+"""Counts from Schemathesis' reports and from the service, and the page of `benchmarks.stress.fuzz`."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def page(tally: Tally, *, rounds: int, seconds: float, seed: int, log: str, data
     lines = [
         "# Fuzzing the service",
         "",
-        f"`python -m benchmarks.fuzz` on {datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, schemathesis "
+        f"`python -m benchmarks.stress.fuzz` on {datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, schemathesis "
         f"{version('schemathesis')}, {database}: {tally.requests:,} requests in {rounds} rounds (seeds {seed} to "
         f"{seed + rounds - 1}), {seconds:.0f} s.",
         "",

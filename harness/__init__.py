@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: real services and databases, made tables, encoders and files. Imports neither."""
