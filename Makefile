@@ -86,6 +86,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.train --out benchmarks/results/train-cpu.md
 	$(BIN)/python -m benchmarks.minutes --out benchmarks/results/minutes-cpu.md
 	$(BIN)/python -m benchmarks.search --out benchmarks/results/search-cpu.md
+	$(BIN)/python -m benchmarks.lab_page --out benchmarks/results/lab-page.md
 	$(BIN)/python -m benchmarks.stress.fuzz --out benchmarks/results/fuzz.md
 	$(BIN)/python -m benchmarks.stress.soak --out benchmarks/results/soak.md
 	$(BIN)/python -m benchmarks.transfer --data "$(LEJEPA_REAL_DATA)"

@@ -13,7 +13,7 @@ from data_adapters.errors import MissingExtraError, UserError, require
 
 ROOT = Path(__file__).parents[1]
 INSTALLED = Path(sys.prefix) / "share" / "lejepa-med"  # where the wheel puts what pyproject.toml lists as data files
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "docs/*.jpg", "docs/*.png", "docs/*.svg", "docs/**/*.webp")
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/**/*.{kind}" for kind in ("md", "jpg", "png", "svg", "webp")))
 RESULTS = "benchmarks/results/*.md"
 
 

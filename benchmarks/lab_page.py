@@ -10,6 +10,7 @@ components that the service computes meanwhile, and the drawing.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -55,11 +56,9 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         runs = Path(place) / "runs"
-        write_table(runs / "large", _vectors(options.points, options.dim), shard_rows=50_000)
+        _make(runs / "large", options.points, options.dim)
         for number in range(options.repeats):
-            write_table(
-                runs / f"first-{number}", _vectors(options.vectors, options.dim, seed=number), shard_rows=10_000
-            )
+            _make(runs / f"first-{number}", options.vectors, options.dim, seed=number)
         with Launcher(environment={"LEJEPA_SALT": "x"}) as launcher, sync_playwright() as playwright:
             launcher.use(runs, Path(place) / "data", Path(place))
             address = launcher.service().address
@@ -73,14 +72,16 @@ def main() -> None:
     publish(_page(options, version, load, first, again, large, rates), options.out)
 
 
-def _vectors(count: int, dim: int, *, seed: int = 0) -> np.ndarray:
-    """(count, dim) float32 in 30 clusters of unequal size."""
+def _make(folder: Path, count: int, dim: int, *, seed: int = 0) -> None:
+    """An embedding table of vectors in 30 clusters of unequal size."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(0, 3, (30, dim)).astype(np.float32)
     sizes = rng.dirichlet(np.ones(30))
     found = rng.standard_normal((count, dim), np.float32)
     found += centres[rng.choice(30, count, p=sizes)]
-    return found
+    write_table(folder, found, shard_rows=50_000)
+    about = folder / "embedding.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "failed": 0}))
 
 
 def _open(browser: Browser, address: str, name: str, points: int) -> tuple[Page, float]:

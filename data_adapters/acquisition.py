@@ -31,10 +31,12 @@ LONGEST = 64  # characters of a text: names of devices and sites, not sentences 
 def acquisition_facts(meta: Mapping[str, Any]) -> dict[str, Fact]:
     """Return those of a record's facts (`Record.meta`) that tell how it was made.
 
-    Sizes and spacings become texts, '224 x 224'; other lists and objects are left out.
+    Sizes and spacings become texts, '224 x 224'; other lists are left out. Facts that a modality keeps as an object
+    under its own name, such as a slide's vendor, count as well.
     """
     found: dict[str, Fact] = {}
-    for name, value in meta.items():
+    own = [value for value in meta.values() if isinstance(value, Mapping)]  # what a modality keeps under its name
+    for name, value in (pair for facts in (*own, meta) for pair in facts.items()):
         if name.lower() not in COLUMNS or isinstance(value, bool) or value is None:
             continue
         if isinstance(value, int | float):

@@ -2,10 +2,13 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_adapters.errors import UserError
-from data_adapters.manifest import Manifest
 from data_adapters.tables import Table, count
+
+if TYPE_CHECKING:
+    from data_adapters.manifest import Manifest  # it loads torch, which --help does without
 
 MARK = "exclude"
 NO = frozenset(("", "no", "n", "0", "false", "keep"))
@@ -36,7 +39,7 @@ def read_exclusion(file: Path) -> list[str]:
     return sorted(ids)
 
 
-def without(manifest: Manifest, ids: Collection[str]) -> Manifest:
+def without(manifest: "Manifest", ids: Collection[str]) -> "Manifest":
     """Return the rows whose id is not among `ids`.
 
     Raises:

@@ -57,7 +57,7 @@ class DataConfig(Columns):
     """pretrain only on this split of the catalogue"""
     allow_leak: CliSuppress[bool] = False
     """pretrain although a group or an equal image of this split lies in another one, too"""
-    exclude: CliSuppress[list[str]] = []
+    exclude: CliSuppress[list[str] | None] = None
     """CSV with the ids of images to leave out, such as outliers.csv; the run keeps the ids"""
     verify: bool = True
     """decode every file once during scan, so that damage is found before training"""

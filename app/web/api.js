@@ -196,6 +196,8 @@ const KINDS = {
   "embed-archive": "Embed an archive",
   "apply-probe": "Apply a probe",
   "map-archive": "Arrange the map",
+  "check-archive": "Check for confounders",
+  "find-outliers": "Find odd images",
 };
 export const jobName = (job) => KINDS[job.kind] || job.kind.replaceAll("-", " ");
 

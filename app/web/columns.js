@@ -1,6 +1,6 @@
 // The data of one archive as the map needs it: ids, points, columns as typed arrays, and colours made of them.
 import { get, request } from "./api.js";
-import { colourOf } from "./ui.js";
+import { colourOf, COLOURS } from "./ui.js";
 import { pixel } from "./scatter.js";
 
 const KINDS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
@@ -60,8 +60,9 @@ export class ArchiveData {
 const OTHER = "#9aa4ae";
 const RAMP = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"]; // viridis
 
-// Codes, palette and legend of a column: nine colours for the most frequent texts, a ramp for numbers.
-export function colouring(column, count) {
+// Codes, palette and legend of a column: nine colours for the most frequent texts, a ramp for numbers. A text that is one
+// of `classes` has its colour, so that a class looks the same on the map and beside its key.
+export function colouring(column, count, classes = []) {
   const codes = new Uint16Array(count);
   if (!column) return { codes, palette: Uint32Array.of(pixel(colourOf(0))), legend: [] };
   if (column.kind === "number") {
@@ -77,9 +78,13 @@ export function colouring(column, count) {
   const top = Math.min(9, column.values.length);
   for (let row = 0; row < count; row++) codes[row] = Math.min(column.codes[row], top); // rarer values and missing ones share a colour
   const rest = count - column.counts.slice(0, top).reduce((a, b) => a + b, 0);
-  const legend = column.values.slice(0, top).map((name, index) => ({ code: index, name, colour: colourOf(index), count: column.counts[index] }));
+  const shown = column.values.slice(0, top);
+  const places = shown.map((name) => classes.indexOf(name));
+  const free = [...Array(COLOURS.length).keys()].filter((place) => !places.includes(place));
+  const colours = places.map((place) => colourOf(place >= 0 ? place : free.shift()));
+  const legend = shown.map((name, index) => ({ code: index, name, colour: colours[index], count: column.counts[index] }));
   if (rest > 0) legend.push({ code: top, name: column.distinct > top ? "other or none" : "none", colour: OTHER, count: rest });
-  return { codes, palette: Uint32Array.from({ length: top + 1 }, (_, index) => pixel(index < top ? colourOf(index) : OTHER)), legend };
+  return { codes, palette: Uint32Array.from({ length: top + 1 }, (_, index) => pixel(index < top ? colours[index] : OTHER)), legend };
 }
 
 // Codes by the labels that the user gave: one colour a class, the rest grey.

@@ -74,7 +74,7 @@ export function LabelTab({ archive, data, book, selection }) {
         : html`<div class="tools"><${Choice} label="Show" value=${source} options=${sources} onChange=${setSource} />
             <span class="soft small">${items && source !== "labelled" ? `${done} of ${items.length} labelled` : ""}</span>
             ${source === "next" && html`<button class="small" onClick=${() => setRound(round + 1)}>Next images</button>`}
-            <span class="push soft small"><kbd>1</kbd>…<kbd>9</kbd> label, arrows move, <kbd>Shift</kbd> several</span></div>
+            <span class="push soft small"><kbd>1</kbd> to <kbd>9</kbd>, arrows, <kbd>u</kbd></span></div>
           <${Problem} problem=${problem} onRetry=${() => setRound(round + 1)} />
           ${!items ? !problem && html`<${Loading} what="images to label" />`
             : items.length ? html`<${LabelGrid} book=${book} archive=${archive.name} ids=${items} focus=${focus} chosen=${chosen} onFocus=${choose} onChoose=${flip} captions=${(id) => notes.get(id)} />`

@@ -45,7 +45,7 @@ export function MapTab({ archive, data, book, selection, onSelect }) {
 
   const labels = book.labels.value;
   const set = book.set.value;
-  const colours = useMemo(() => (colour === YOURS && set ? labelColouring(data, set, labels) : colouring(column, data.count)), [data, column, colour, colour === YOURS && labels, colour === YOURS && set]);
+  const colours = useMemo(() => (colour === YOURS && set ? labelColouring(data, set, labels) : colouring(column, data.count, set ? set.classes : [])), [data, column, colour, colour === YOURS && labels, set]);
   const rows = selection;
   const ids = useMemo(() => rows.slice(0, 2000).map((row) => data.id(row)), [rows, data]);
   useEffect(() => setFocus(0), [rows]);

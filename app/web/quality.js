@@ -3,7 +3,15 @@ import { count, html, plural, score, useState, when } from "./core.js";
 import { announce, download, post, useAction, useData, useJob } from "./api.js";
 import { Card, Cautions, Choice, Empty, JobLine, Problem, Script, Show, Tag, Thumbnail } from "./ui.js";
 
-const FINDINGS = { odd: ["Unlike all others", "Often a scan error, a test image, or another body part."], copy: ["Near-duplicates", "Two images that are almost the same. In two groups, they make scores too high."], label: ["Probably wrong labels", "The image lies among images of another label."] };
+const FINDINGS = {
+  odd: ["Unlike all others", "Often a scan error, a test image, or another body part."],
+  copy: ["Near-duplicates", "Two images that are almost the same. In two groups, they make scores too high."],
+  label: ["Probably wrong labels", "The image lies among images of another label."],
+  layout: ["Another layout", "Screenshots, montages, or exports of another kind."],
+  marked: ["Marks and artefacts", "Pen marks, burnt-in text, or damage of the recording."],
+  empty: ["Nearly empty", "Hardly any signal in what the encoder sees."],
+  header: ["Unusual headers", "The header of the file differs from those of the others."],
+};
 const STATES = { confounded: ["bad", "confounded with the label"], tied: ["busy", "tied to the label"], encoded: ["busy", "visible in the vectors"], clear: ["good", "not visible"], unknown: ["", "cannot be told"] };
 
 export function QualityTab({ archive, data, onSelect }) {
@@ -23,7 +31,7 @@ export function QualityTab({ archive, data, onSelect }) {
     return html`<${Empty} title="This service cannot look for problems itself"><p>The operator can, on its machine: <code>lejepa-med check runs/${archive.name}</code></p><//>`;
   return html`
     <${Card} title="Look for problems in this archive">
-      <div class="row"><button class="primary" disabled=${start.isBusy || active} onClick=${() => start.run("outliers")}>Find odd images, copies and wrong labels</button>
+      <div class="row"><button class="primary" disabled=${start.isBusy || active} onClick=${() => start.run("outliers")}>Find odd images, copies, wrong labels</button>
         <button disabled=${start.isBusy || active} onClick=${() => start.run("checks")}>Check for confounders</button>
         ${fitting.length > 0 && html`<${Choice} label="Labels of" value=${probe} options=${[["", "the catalogue"], ...fitting.map((one) => [one.id, `${one.name}, version ${one.version}`])]} onChange=${setProbe} />`}</div>
       <p class="soft small" style="margin-top:.7rem">A confounder is a fact, such as the scanner or the site, that the vectors show and that goes along with the label: a probe may learn it in place of the disease.</p>
@@ -40,13 +48,13 @@ function Report({ id, archive, data, onSelect }) {
   return html`<${Show} of=${quality} what="the findings">${(found) => html`
     <${Card} title=${found.kind === "check" ? "Confounders" : "Findings"} aside=${found.kind === "outliers" && html`<button class="small" onClick=${() => download(`/v1/qualities/${id}/table`, `${archive.name}-findings.csv`, { Accept: "text/csv" })}>Save all as CSV</button>`}>
       <ul>${found.summary.map((text) => html`<li>${text}</li>`)}</ul><${Cautions} list=${found.report.notes} title="Note" /><//>
-    ${found.kind === "check" ? html`<${Confounders} report=${found.report} />` : Object.keys(FINDINGS).map((kind) => html`<${Findings} kind=${kind} report=${found.report} archive=${archive} data=${data} onSelect=${onSelect} />`)}`}<//>`;
+    ${found.kind === "check" ? html`<${Confounders} report=${found.report} />` : [...new Set(["odd", "copy", "label", ...found.report.findings.map((one) => one.kind)])].map((kind) => html`<${Findings} kind=${kind} report=${found.report} archive=${archive} data=${data} onSelect=${onSelect} />`)}`}<//>`;
 }
 
 function Findings({ kind, report, archive, data, onSelect }) {
   const [limit, setLimit] = useState(24);
   const list = report.findings.filter((one) => one.kind === kind);
-  const [title, text] = FINDINGS[kind];
+  const [title, text] = FINDINGS[kind] || [kind, ""];
   const select = () => {
     const rows = list.flatMap((one) => [one.id, one.other]).filter(Boolean).map((id) => data.row(id)).filter((row) => row >= 0);
     onSelect([...new Set(rows)]);

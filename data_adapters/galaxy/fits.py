@@ -18,6 +18,7 @@ from data_adapters.galaxy.metadata import (
     Bands,
     Cutout,
     CutoutFile,
+    acquisition,
     choose,
     header_band,
     locate,
@@ -59,7 +60,8 @@ def inspect(path: Path, wanted: Bands) -> CutoutFile:
         )
     with _opened(path) as hdus:
         image = _layout(hdus, wanted, None, unnamed=True)
-        place = locate(hdus[image.planes[0][0]].header, hdus[0].header)
+        headers = (hdus[image.planes[0][0]].header, hdus[0].header)
+        place = {**acquisition(*headers), **locate(*headers)}
     return CutoutFile(
         kind="flux",
         planes=image.found,

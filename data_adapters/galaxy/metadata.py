@@ -42,7 +42,8 @@ class Cutout:
     Attributes:
         item: its row in a file of several, else empty.
         label: as the file gives it.
-        facts: of `Record.meta`, as far as the file tells: `ra`, `dec` (degrees), `pixel_scale` (arcsec), `unit`.
+        facts: of `Record.meta`, as far as the file tells: `ra`, `dec` (degrees), `pixel_scale` (arcsec), `unit`, and
+            how it was taken (`acquisition`).
     """
 
     item: str = ""
@@ -71,6 +72,26 @@ class CutoutFile:
     height: int
     bits: int
     images: Sequence[Cutout] = (Cutout(),)
+
+
+ACQUISITION = {  # of FITS headers: keyword -> (key of meta, kind)
+    **{"SURVEY": ("survey", str), "TELESCOP": ("telescope", str), "INSTRUME": ("instrument", str)},
+    **{"SEEING": ("seeing", float), "AIRMASS": ("airmass", float), "EXPTIME": ("exposure_s", float)},
+}
+
+
+def acquisition(*headers: Any) -> dict[str, str | float]:
+    """How the image was taken, by the first header that says so: survey, telescope, seeing (arcsec), exposure (s)."""
+    found: dict[str, str | float] = {}
+    for keyword, (key, kind) in ACQUISITION.items():
+        for header in headers:
+            value = header.get(keyword)
+            if kind is str and isinstance(value, str) and value.strip():
+                found.setdefault(key, value.strip())
+            elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+                if math.isfinite(value) and value > 0:
+                    found.setdefault(key, float(value))
+    return found
 
 
 def header_band(*headers: Any) -> str | None:

@@ -22,7 +22,7 @@ from lejepa_med.cli.archive import (
 )
 from lejepa_med.cli.embeddings import EmbedCommand, PredictCommand, ProbeCommand, SearchCommand
 from lejepa_med.cli.export import ExportCommand, FetchCommand, LatencyCommand
-from lejepa_med.cli.quality import CheckCommand, OutliersCommand
+from lejepa_med.cli.quality import CheckCommand, OutliersCommand, RetrievalCommand
 from lejepa_med.cli.runs import (
     CompareCommand,
     DiffCommand,
@@ -92,6 +92,7 @@ Cli = command_line(
         "search": SearchCommand,
         "check": CheckCommand,
         "outliers": OutliersCommand,
+        "retrieval": RetrievalCommand,
         "export": ExportCommand,
         "fetch": FetchCommand,
         "names": NamesCommand,

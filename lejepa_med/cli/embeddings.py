@@ -215,7 +215,7 @@ class PredictCommand(Section):
 
     def cli_cmd(self) -> None:
         """Run the command."""
-        from lejepa_med.models.embed import EmbeddingTable
+        from lejepa_med.models.embed import EmbeddingTable, whole_ids
         from lejepa_med.probes.names import Names
         from lejepa_med.probes.output import write_predictions
         from lejepa_med.probes.probe import Probe
@@ -232,7 +232,8 @@ class PredictCommand(Section):
             print(f"note: {caution}.")
         names = None if self.names is None else Names(self.names)
         found = probe.predict(table.vectors, ids=table.ids, groups=table.groups)
-        write_predictions(self.out, table.ids, found, probe, names=names)
+        named = None if names is None else whole_ids(self.embeddings)
+        write_predictions(self.out, table.ids, found, probe, names=names, named=named)
         for remark in probe.remarks(found):
             print(f"note: {remark}")
         if names is not None:

@@ -163,3 +163,52 @@ class OutliersCommand(Section):
         for text in (*notes, *summary(rows, images=len(given.ids))):
             print(text)
         print(f"wrote {self.out}/outliers.csv and {self.out}/outliers.html")
+
+
+class RetrievalCommand(Columns):
+    """Measure how often the nearest neighbours share the label: recall@k and mAP by cosine, Euclid and whitened cosine.
+
+    By label the query's own patient, slide or field is left out. By group it shows how far the vectors tell patients
+    apart.
+    """
+
+    embeddings: CliPositionalArg[Path] = Field(description="embedding table of: lejepa-med embed")
+    labels: CliPositionalArg[Path | None] = Field(
+        default=None, description="CSV or Parquet with path or id, and label; None: the table's own labels"
+    )
+    archive: Path | None = Field(default=None, description="the archive's folder, where the CSV names files by path")
+    split: str | None = Field(default=None, description="use only the rows of this split of the CSV")
+    out: Path | None = Field(default=None, description="JSON file to write; None: print only")
+    seed: int = Field(default=0, ge=0, description="seed of the queries and intervals")
+
+    def cli_cmd(self) -> None:
+        """Run the command."""
+        import json
+
+        from rich.console import Console
+
+        from data_adapters.atomic import write_text
+        from lejepa_med.archive import progress_bar
+        from lejepa_med.quality.inputs import read_inputs
+        from lejepa_med.quality.retrieval import measure_retrieval, print_retrieval
+
+        columns = self.model_dump(include=set(Columns.model_fields))
+        given = read_inputs(self.embeddings, self.labels, archive=self.archive, split=self.split, **columns)
+        if given.labels is None:
+            raise UserError(
+                f"The table {self.embeddings} has no labels.", remedy="Give a CSV with path (or id) and label."
+            )
+        with progress_bar(make_console(), "retrieval") as bar:
+            task = bar.add_task("", total=3)
+            report = measure_retrieval(
+                given.vectors,
+                given.labels,
+                given.groups,
+                seed=self.seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        print_retrieval(report, console=Console())
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.out, json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+            print(f"wrote {self.out}")

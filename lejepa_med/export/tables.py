@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data_adapters.atomic import new_file, write_text
 from data_adapters.errors import require
 from lejepa_med.errors import UserError
-from lejepa_med.models.embed import EmbeddingTable, read_shards
+from lejepa_med.models.embed import EmbeddingTable, read_info, read_shards, whole_ids
 from lejepa_med.probes.names import Names
 from lejepa_med.probes.output import prediction_columns
 from lejepa_med.probes.probe import Prediction, Probe
@@ -48,12 +48,12 @@ def export_table(folder: Path, *, probe: Probe | None = None, names: Names | Non
     Raises:
         UserError: no finished table, a probe of another encoder, or names that know none of the ids.
     """
-    found, table = EmbeddingTable.open(folder), read_shards(folder)
+    read_info(folder)  # refuses what is no finished table
+    table = read_shards(folder)
     vector = table.column(VECTOR)
     table = table.drop_columns([VECTOR])
     if names is not None:
-        whole = table.column("whole").to_pylist() if "whole" in table.column_names else [None] * len(found.ids)
-        cells = names.cells([of_slide or own for of_slide, own in zip(whole, found.ids, strict=True)])
+        cells = names.cells(whole_ids(folder))
         for place, name in enumerate(names.columns):
             table = table.append_column(name, pa.array([cell[place] for cell in cells]))
     if probe is not None:

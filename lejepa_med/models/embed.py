@@ -467,6 +467,15 @@ def read_shards(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))])
 
 
+def whole_ids(folder: Path) -> list[str]:
+    """For each row of a finished table the id that a scan of the archive knows: a tile's slide, else the row's own."""
+    table = read_shards(folder)
+    own: list[str] = table.column("id").to_pylist()
+    if "whole" not in table.column_names:
+        return own
+    return [whole or name for whole, name in zip(table.column("whole").to_pylist(), own, strict=True)]
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """Read embedding.json of a finished table; UserError where there is none."""
     try:

@@ -125,16 +125,22 @@ def _confusion(metrics: dict[str, Any]) -> Table:
 
 
 def write_predictions(
-    file: Path, ids: Sequence[str], predictions: Sequence[Prediction], probe: Probe, *, names: Names | None = None
+    file: Path,
+    ids: Sequence[str],
+    predictions: Sequence[Prediction],
+    probe: Probe,
+    *,
+    names: Names | None = None,
+    named: Sequence[str] | None = None,
 ) -> None:
     """Write a CSV of ids, the fields of the probe's kind, what it has seen, novelty, uncertainty and probabilities.
 
-    With `names`, their columns stand behind the id.
+    With `names`, their columns stand behind the id; `named` are the ids that they know, by default `ids`.
 
     Raises:
         UserError: `names` knows none of the ids.
     """
-    places = [()] * len(ids) if names is None else names.cells(ids)
+    places = [()] * len(ids) if names is None else names.cells(ids if named is None else named)
     stream = io.StringIO()
     writer = csv.writer(stream)
     columns = COLUMNS[probe.kind]

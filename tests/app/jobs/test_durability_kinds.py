@@ -6,6 +6,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -119,3 +120,36 @@ def test_kill_9_of_an_application(launcher: Launcher, tmp_path: Path, database_u
         eventually(lambda: not list((data / "jobs").iterdir()))
     (found,) = (data / "predictions").rglob("*.parquet")
     assert pq.read_table(found, columns=["id"]).column("id").to_pylist() == ids
+
+
+@pytest.mark.slow
+def test_kill_9_of_quality_reports(launcher: Launcher, tmp_path: Path, database_url: str | None) -> None:
+    """Both jobs are accepted, their service is killed twice, and each gives one whole report."""
+    data = tmp_path / "data"
+    table = write_table(tmp_path / "runs" / "plates", clusters(6000), labels=["a", "b", "c"] * 2000)
+    names = EmbeddingTable.open(table).ids
+    (table / "_about").mkdir()
+    scanner = [f"s{row % 5}" for row in range(len(names))]
+    pq.write_table(pa.table({"id": names, "scanner": scanner}), table / "_about" / "context.parquet")
+    launcher.use(tmp_path / "runs", data, tmp_path, database_url=database_url)
+    service = launcher.service()
+    with client_of(service) as client:
+        jobs = [client.post(f"/v1/archives/plates/{what}", json={}).json()["id"] for what in ("checks", "outliers")]
+        assert service.end(signal.SIGKILL) == -signal.SIGKILL
+    service = launcher.service()
+    with client_of(service) as client:
+        end = time.monotonic() + 60
+        while client.get(f"/v1/jobs/{jobs[0]}").json()["state"] == "queued":
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    service.end(signal.SIGKILL)
+    service = launcher.service()
+    with client_of(service) as client:
+        ended = [wait(client, job, seconds=120) for job in jobs]
+        assert [job["state"] for job in ended] == ["succeeded", "succeeded"], ended
+        reports = [client.get(job["result"]).json()["report"] for job in ended]
+        assert reports[0]["columns"][0]["column"] == "scanner" and reports[1]["counts"]["odd"] == 60
+        listed = client.get("/v1/archives/plates/qualities").json()["qualities"]
+        assert sorted(one["id"] for one in listed) == sorted(jobs)
+        eventually(lambda: not list((data / "jobs").iterdir()))
+    assert sorted(path.name for path in (data / "quality").iterdir()) == sorted(jobs)

@@ -95,3 +95,16 @@ def test_a_listed_folder_is_chosen_and_embedded(lab: str, open_page: Open) -> No
     expect(page.get_by_role("heading", level=1, name="from-folder is ready")).to_be_visible(timeout=60_000)
     page.get_by_role("link", name="Open the map").click()
     expect(page.get_by_role("application", name=re.compile("Map of 24 images"))).to_be_visible()
+
+
+def test_odd_images_are_found_shown_and_chosen_on_the_map(lab: str, open_page: Open) -> None:
+    page = open_page(lab, "archives/ward/quality")
+    page.get_by_role("button", name="Check for confounders").click()
+    expect(page.get_by_role("alert")).to_contain_text("no column")  # and the remedy
+    page.get_by_role("button", name="Find odd images").click()
+    expect(page.get_by_role("heading", name="Findings")).to_be_visible(timeout=60_000)
+    odd = page.locator("section.card", has=page.get_by_role("heading", name=re.compile("^Unlike all others: [1-9]")))
+    expect(odd.locator("figure img").first).to_be_visible()
+    check_accessible(page)
+    odd.get_by_role("button", name="Choose them on the map").click()
+    expect(page.get_by_role("heading", name=re.compile("images? chosen"))).to_be_visible()

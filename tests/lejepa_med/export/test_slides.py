@@ -197,6 +197,10 @@ def test_tables_as_csv_parquet_and_fits_hold_the_same(work: Path, tmp_path: Path
     assert "Doe" not in files["csv"].read_text()
     export(work, "--out", str(files["csv"]), "--names", str(work / "scan"))
     assert "Doe_0.tif" in files["csv"].read_text()
+    predicted = ["predict", str(work / "probe"), str(work / "tiles"), "--out", str(tmp_path / "predicted.csv")]
+    main([*predicted, "--names", str(work / "scan")])  # a tile has the name of its slide there, too
+    with (tmp_path / "predicted.csv").open() as stream:
+        assert {row["path"] for row in csv.DictReader(stream)} == {"Doe_0.tif", "Doe_1.tif"}
 
 
 def test_what_cannot_be_drawn_is_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
