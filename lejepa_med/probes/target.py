@@ -211,7 +211,8 @@ class ClassTarget(Target):
     def calibration(self, answers: Answers) -> dict[str, Any]:
         """ECE, Brier score and bins, classes weighed alike."""
         weights = class_weights(self.truth, balanced=True)
-        return class_calibration(_chances(answers), self.truth, weights)
+        chances = _chances(answers)  # of float32, they sum to 1 less closely than scikit-learn asks for
+        return class_calibration(chances / chances.sum(1, keepdims=True), self.truth, weights)
 
 
 class NumberTarget(Target):
