@@ -1,24 +1,39 @@
 """The few collective operations of the method, as identities in a single process."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process computes as if it were the only one, so that it waits for no other rank."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
 
 def world_size() -> int:
-    """Number of training processes; 1 without an initialised process group.
+    """Number of training processes; 1 without an initialised process group, or `alone`.
 
     Asked at every call, never remembered: an objective is often built before the process group exists.
     """
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Index of this process in [0, world_size)."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if not _alone and dist.is_available() and dist.is_initialized() else 0
 
 
 def ranks_here() -> int:

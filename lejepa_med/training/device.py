@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from data_adapters.base import Spec
 from lejepa_med.config import Precision, PretrainConfig
 from lejepa_med.cpu import keep_freed_memory
-from lejepa_med.distributed import ranks_here
+from lejepa_med.distributed import alone, ranks_here
 from lejepa_med.errors import ConfigError
 from lejepa_med.training.settings import RunConfig
 from lejepa_med.training.sharding import fsdp_strategy
@@ -128,8 +128,9 @@ def bf16_fault(config: RunConfig, spec: Spec, *, batch: int) -> str:
         for parameter in module.parameters():
             if parameter.ndim == 1 and not parameter.any():
                 parameter.fill_(0.5)  # scales that start at zero would hide the gradients of their whole branch
-    exact = _gradients(module, views, bf16=False)
-    rough = [_gradients(module, views, bf16=True) for _ in range(REPEATS)]
+    with alone():  # one rank checks while the others wait for it
+        exact = _gradients(module, views, bf16=False)
+        rough = [_gradients(module, views, bf16=True) for _ in range(REPEATS)]
     for name, expected in exact.items():
         found = [gradients[name] for gradients in rough]
         if not all(gradient.isfinite().all() for gradient in found):
