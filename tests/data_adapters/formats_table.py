@@ -43,7 +43,7 @@ FITS against astropy, slides against openslide, pictures against tifffile, OpenC
 of the other reader's values, with the header's scaling. Options of the modality, where a line needs some, are behind
 the name.
 
-The beginning of a name tells the origin: {origins}.
+The beginning of a name is its origin: {origins}.
 """
 
 
