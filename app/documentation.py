@@ -28,7 +28,7 @@ def sources() -> Path:
             return folder
     raise UserError(
         f"Neither {ROOT} nor {INSTALLED} holds the pages of the documentation.",
-        remedy="Install the wheel of lejepa-med again, or run this in a checkout.",
+        remedy="Reinstall the wheel, or run this in a checkout.",
     )
 
 

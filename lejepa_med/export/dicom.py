@@ -142,7 +142,7 @@ def structured_report(answer: Answer) -> Any:
     numbers["Novelty, 0 to 1"] = given.novelty
     found = [given.label] if given.label is not None else list(given.labels or ())
     group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=hd.UID(), identifier="lejepa-med prediction"),
+        tracking_identifier=sr.TrackingIdentifier(uid=hd.UID(), identifier="Prediction of lejepa-med"),
         algorithm_id=algorithm,
         measurements=[
             sr.Measurement(name=_code(name, kind="number"), value=float(value), unit=codes.UCUM.NoUnits)

@@ -29,6 +29,8 @@ ERRORS = {
 # Options of other programs that errors and documents name: pip, torchrun, vips, docker.
 FOREIGN = set("--force-reinstall --nproc-per-node --nnodes --pyramid --tile --shm-size --build-arg".split())
 FOREIGN.add("--objective.hidden")  # of the method that docs/method.md shows how to write
+FOREIGN |= {"--clean", "--strict"}  # of the generator that builds the site
+FOREIGN |= {"--starts", "--sets", "--seeds"}  # of python -m benchmarks.methods
 WORDS = {"release", "brings"}  # that follow "lejepa-med" in sentences
 KEY = ("key", "key create", "key list", "key revoke")
 
