@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from benchmarks import convert_weights
 from benchmarks.hardware import cpu_name
 from data_adapters.catalog import Catalog
 from data_adapters.manifest import Manifest
 from data_adapters.scan import scan_archive
+from examples import convert_weights
 from lejepa_med.models.embed import embed_records
 from lejepa_med.models.folder import LoadedEncoder, load_encoder
 from lejepa_med.probes.fewshot import fewshot
