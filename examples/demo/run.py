@@ -186,7 +186,8 @@ class Demo:
         if about(self.place.table, DONE).is_file():
             self.note(f"kept from an earlier demo: {self.place.table}")
         else:
-            self.call(["embed", str(self.place.run), str(self.place.manifest), "--out", str(self.place.table)])
+            command = ["embed", str(self.place.run), str(self.place.manifest), "--out", str(self.place.table)]
+            self.call([*command, "--thumbnails"])  # the lab page shows them
 
     def compare(self, archive: Archive) -> None:
         """`lejepa-med compare`: the encoder beside random weights and raw pixels."""
