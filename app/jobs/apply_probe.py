@@ -14,7 +14,7 @@ from app.core.errors import ProblemError
 from app.core.settings import Settings
 from app.encoders.library import Library
 from app.encoders.run_probes import gone
-from app.jobs.base import JobKind, Step
+from app.jobs.base import JobKind, Step, check_unchanged, content_of
 from app.jobs.train_probe import TrainProbe
 from app.store import PredictionRow, Store, now
 from data_adapters.atomic import new_file, sync
@@ -99,7 +99,7 @@ class ApplyProbe(JobKind):
         plan = Plan(
             probe=probe_id,
             archive=archive,
-            digest=_digest(table),
+            digest=content_of(table),
             chunk=chunk,
             probe_digest=self._probe_digest(probe_id),
             cautions=table.info.get("cautions", []),
@@ -120,13 +120,7 @@ class ApplyProbe(JobKind):
 
     def _table(self, plan: Plan) -> EmbeddingTable:
         table = self._library.table(plan.archive)
-        if _digest(table) != plan.digest:
-            raise ProblemError(
-                422,
-                "archive-changed",
-                "The archive was embedded anew while the job waited or ran.",
-                remedy="Apply the probe again.",
-            )
+        check_unchanged(plan.digest, content_of(table), remedy="Apply the probe again.")
         return table
 
     def _chunk(self, job_id: str, start: int) -> Path:
@@ -189,10 +183,6 @@ def summary(file: Path, probe: Probe) -> dict[str, Any]:
         found["seen"] = seen_counts(table.column("seen").to_pylist(), table.column("in_sample").to_pylist())
         found["notes"] = probe.remarks(found["seen"])
     return found
-
-
-def _digest(table: EmbeddingTable) -> str:
-    return f"{table.encoder} {table.info.get('archive')} {len(table.ids)}"
 
 
 def _write(table: pa.Table, file: Path) -> None:

@@ -23,6 +23,7 @@ from app.core.settings import Settings
 from app.store import UNFINISHED, Store
 from data_adapters.atomic import sync
 from lejepa_med.client.wire.common import Problem
+from lejepa_med.models.embed import EmbeddingTable
 
 T = TypeVar("T")
 PASSING_STATUS = (503, 507)  # a full queue, a database that is away, a full disk
@@ -90,6 +91,22 @@ Step = Callable[[], None]
 REPORT_SECONDS = 0.25  # between two notes of progress in one stage
 OWNER = "owner"  # file in a job's inputs: the process that accepts it
 AGAIN = "POST /v1/jobs/{id}/retry queues the job again, DELETE /v1/jobs/{id} removes what was sent for it."
+
+
+def content_of(table: EmbeddingTable) -> str:
+    """Return what a plan keeps of a table, so that the job notices when the archive was embedded anew."""
+    return f"{table.encoder} {table.info.get('content', table.info.get('archive'))} {len(table.ids)}"
+
+
+def check_unchanged(accepted: str, found: str, *, remedy: str) -> None:
+    """Compare a table's content with what it was when the job was accepted.
+
+    Raises:
+        ProblemError: they differ.
+    """
+    if accepted != found:
+        text = "The archive was embedded anew while the job waited or ran."
+        raise ProblemError(422, "archive-changed", text, remedy=remedy)
 
 
 class JobKind:

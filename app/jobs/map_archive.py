@@ -5,7 +5,7 @@ from functools import partial
 
 from app.core.errors import ProblemError
 from app.core.settings import Settings
-from app.jobs.base import JobKind, Step
+from app.jobs.base import JobKind, Step, check_unchanged
 from app.store import Store
 from app.vectors.indexes import Indexes
 from app.vectors.maps import FOLDER, Maps
@@ -63,11 +63,5 @@ class MapArchive(JobKind):
     def _make(self, job_id: str) -> None:
         plan = self.read_plan(job_id)
         base = self._search.base(plan["archive"])
-        if base.key != plan["key"]:
-            raise ProblemError(
-                422,
-                "archive-changed",
-                "The archive was embedded anew while the job waited or ran.",
-                remedy="Ask for the map again.",
-            )
+        check_unchanged(plan["key"], base.key, remedy="Ask for the map again.")
         self._maps.make(base, progress=lambda share: self.note_progress(job_id, share, "placing"))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from app.core.errors import ProblemError, not_found
 from app.core.settings import Settings
 from app.encoders.library import Library
-from app.jobs.base import JobKind, Step
+from app.jobs.base import JobKind, Step, check_unchanged, content_of
 from app.jobs.train_probe import TrainProbe
 from app.store import Store, now
 from data_adapters.atomic import write_text
@@ -68,7 +68,7 @@ class QualityJob(JobKind):
             ProblemError: 404 or 422, no such archive, probe or column, or a probe of another encoder.
         """
         table = self._library.table(archive)
-        plan = Plan(archive=archive, content=_content(table), **settings)
+        plan = Plan(archive=archive, content=content_of(table), **settings)
         self._probe(plan, table)
         self._refuse(plan, table)
         draft = self._settings.temporary(job_id)
@@ -102,13 +102,7 @@ class QualityJob(JobKind):
         if target.is_file():
             return
         table = self._library.table(plan.archive)
-        if _content(table) != plan.content:
-            raise ProblemError(
-                422,
-                "archive-changed",
-                "The archive was embedded anew while the job waited or ran.",
-                remedy="Ask again.",
-            )
+        check_unchanged(plan.content, content_of(table), remedy="Ask again.")
         self.note_progress(job_id, 0.0, "looking")
         found = self._look(job_id, plan, table, self._probe(plan, table))
         told = found.pop("summary")
@@ -199,9 +193,7 @@ class FindOutliers(QualityJob):
         pictures, notes = None, []
         if folder is not None and (file := about(folder, FILE)).is_file():
             thumbnails = Thumbnails(Path(file))
-            pictures = describe_pictures(
-                [thumbnails[row] for row in range(len(thumbnails))], progress=partial(self._progress, job_id)
-            )
+            pictures = describe_pictures(thumbnails, progress=partial(self._progress, job_id))
         else:
             notes.append(NO_PICTURES)
         found = find_outliers(
@@ -222,7 +214,3 @@ class FindOutliers(QualityJob):
             "findings": [{k: v for k, v in row.items() if k != "exclude"} for row in rows if row["rank"] <= MOST],
             "summary": summary(rows, images=len(table.ids)),
         }
-
-
-def _content(table: EmbeddingTable) -> str:
-    return f"{table.encoder} {table.info.get('content', table.info.get('archive'))} {len(table.ids)}"

@@ -129,7 +129,7 @@ class OutliersCommand(Section):
             task = bar.add_task("", total=len(given.ids))
             if thumbnails is not None:
                 pictures = describe_pictures(
-                    [thumbnails[row] for row in range(len(thumbnails))],
+                    thumbnails,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
                 )
         found = find_outliers(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_adapters.tables import count
 from lejepa_med.errors import UserError
+from lejepa_med.models.thumbnails import Thumbnails
 from lejepa_med.probes.confounders import Value
 from lejepa_med.probes.linear import blas_threads
 from lejepa_med.probes.neighbours import nearest_elsewhere, normalise
@@ -82,13 +83,15 @@ class Pictures:
     is_colour: bool
 
 
-def describe_pictures(pictures: Sequence[bytes], *, progress: Callable[[int, int], None] | None = None) -> Pictures:
-    """Measure encoded thumbnails (WebP, PNG or JPEG)."""
+def describe_pictures(
+    pictures: Sequence[bytes] | Thumbnails, *, progress: Callable[[int, int], None] | None = None
+) -> Pictures:
+    """Measure encoded thumbnails (WebP, PNG or JPEG), one at a time, so that a mapped file stays on the disk."""
     signatures = np.zeros((len(pictures), SIGNATURE, SIGNATURE), np.float32)
     layouts = np.zeros_like(signatures)
     contrast, ink, colour = np.zeros(len(pictures)), np.zeros(len(pictures)), np.zeros(len(pictures))
-    for row, encoded in enumerate(pictures):
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    for row in range(len(pictures)):
+        image = cv2.imdecode(np.frombuffer(pictures[row], np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             continue
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.float32) / 255
