@@ -120,7 +120,10 @@ def test_the_wheel_holds_all_packages_and_their_files(published: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert not wanted - names
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(packages)
+    shared = {name.partition("/share/lejepa-med/")[2] for name in names if ".data/data/" in name}
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.is_file()}
+    assert not {"README.md", "CHANGELOG.md", *pages} - shared  # what `lejepa-med docs` builds its site from
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name and ".data/" not in name} == set(packages)
 
 
 @pytest.mark.parametrize("extra", list(MODALITIES))
